@@ -1,0 +1,263 @@
+// The joint between a compiled model and the runtime: the tables that pvdmc emits as C, and what
+// emitted code and kernels may call. An executable is: emitted tables and kernels, the CPU kernel
+// library, libpvdm.a (which holds main), and a few static libraries; it needs only libc.
+//
+// Addresses. Everything a kernel touches is named by a PvArg, (space, a, c): the address (or, in
+// space PV_VALUE, the number itself) is base[space] + a + c * batch, resolved once a step.
+// Offsets are bytes. All activations are linear in the batch, so one executable serves any batch.
+// Arena buffers that grow with the batch are packed apart from those that do not: the first have
+// a = PvPlan.arena_fixed and c = offset per batch element, the others only a.
+#ifndef PVDM_H
+#define PVDM_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+// Working precision of this executable: PV_REAL64 is defined for --dtype f64.
+#ifdef PV_REAL64
+typedef double PvReal;
+#else
+typedef float PvReal;
+#endif
+
+typedef enum { PV_NONE, PV_BOOL, PV_I64, PV_F16, PV_BF16, PV_F32, PV_F64 } PvDType; // = DType
+
+enum { PV_MAX_RANK = 8 };
+
+typedef struct {
+    uint8_t dtype;
+    uint8_t rank;
+    uint8_t batch_axes;              // bit i: dim[i] is multiplied by the batch
+    int64_t dim[PV_MAX_RANK];
+} PvType;
+
+// ---- step values: numbers known when a step starts ----
+
+typedef union {
+    int64_t i;                       // i64 and bool
+    double f;                        // reals; arithmetic on them is in PvReal
+} PvScalar;
+
+typedef struct PvRandom PvRandom;    // seed, draws so far of each stream, given tensors (random.h)
+
+typedef struct {
+    int64_t batch;
+    const PvScalar *options;         // by PvOption.slot
+    const PvScalar *inputs;          // by index of the entry's input: those of rank 0
+    uint64_t given;                  // bit i: input i is there
+    PvRandom *random;
+} PvStep;
+
+// One number from a stream at its present draw (element 0): what emitted step code calls.
+double pv_draw_normal(const PvStep *step, uint32_t stream);
+double pv_draw_uniform(const PvStep *step, uint32_t stream);                 // [0, 1)
+int64_t pv_draw_int(const PvStep *step, uint32_t stream, int64_t lo, int64_t hi);
+
+// ---- plans ----
+
+typedef enum {
+    PV_VALUE,        // not an address: the number a + c * batch (reals: bits of a double)
+    PV_ARENA,        // activations
+    PV_PARAM,        // parameters and buffers, flat, at PvParam.offset
+    PV_GRAD,         // gradients, at the same offsets
+    PV_CONST,        // constant tables of the model (pv_model.consts)
+    PV_SCALAR,       // step values of the plan, 8 bytes each: PvReal or int64_t in place
+    PV_IO,           // PV_IO + i: input i of the entry; + input_count + k: named output k
+} PvSpace;
+
+typedef struct {
+    int64_t a, c;
+    uint16_t space;
+} PvArg;
+
+// What a kernel gets beside its arguments.
+typedef struct {
+    int64_t batch;
+    int threads;
+    char *scratch;                   // threads * scratch_size bytes, 64-byte aligned
+    int64_t scratch_size;
+    PvStep *step;
+} PvRun;
+
+// `args` are the resolved PvArgs: addresses, numbers. The struct of that kernel is laid over it.
+typedef void PvKernelFn(const PvRun *run, const int64_t *args);
+
+typedef struct {
+    const char *name;                // what it fuses: "add_silu", "conv3x3"
+    PvKernelFn *fn;
+} PvKernel;
+
+typedef struct {
+    uint32_t kernel;                 // index in PvModel.kernels
+    uint32_t arg;                    // first of its arguments in PvPlan.args
+    uint16_t arg_count;
+    uint16_t reserved;
+    uint32_t origin;                 // index in PvModel.origins: "unet.model:20 unet.out.2"
+    double flops_fixed, flops_batch; // predicted
+} PvLaunch;
+
+typedef struct {
+    const char *name;
+    PvType type;
+    PvArg at;                        // where it lies right after launch number `launch`
+    int32_t launch;                  // -1: before the first
+} PvTap;
+
+typedef struct {
+    const PvLaunch *launches;
+    uint32_t launch_count;
+    const PvArg *args;
+    uint32_t arg_count;
+    int64_t arena_fixed, arena_batch;      // bytes; need = arena_fixed + batch * arena_batch
+    int64_t live_fixed, live_batch;        // lower bound: largest live sets of the two packings
+    int64_t scratch_size;                  // bytes a thread
+    uint32_t scalar_count;
+    void (*scalars)(const PvStep *step, PvScalar *out);  // fills space PV_SCALAR
+    const PvTap *taps;                     // of unfused plans
+    uint32_t tap_count;
+    const uint32_t *streams;               // streams this plan draws from
+    uint32_t stream_count;
+    const uint32_t *grads;                 // parameters whose gradients it writes
+    uint32_t grad_count;
+    const uint32_t *instances;             // that it reads: only these need weights
+    uint32_t instance_count;
+} PvPlan;
+
+// ---- entries ----
+
+typedef struct {
+    const char *name;
+    PvType type;
+    bool optional;
+} PvInput;
+
+typedef enum { PV_OUT_NAMED, PV_OUT_GRAD_INPUT, PV_OUT_REPORT, PV_OUT_SETTING } PvOutKind;
+
+// Outputs that are tensors in space PV_IO; all variants of an entry have the same ones.
+typedef struct {
+    uint8_t kind;
+    const char *name;                // "eps", "loss", "grad.x", "pixels", "lr"
+    PvType type;                     // settings and reports: rank 0
+} PvOutput;
+
+typedef enum { PV_PROGRAM, PV_GRAD_OF, PV_MINIMIZE, PV_CALL } PvEntryKind;
+
+typedef struct {
+    uint8_t kind;
+    const char *name;                // "denoise", "diffusion.0"; of PV_GRAD_OF: its program's name
+    const PvInput *inputs;
+    uint32_t input_count;
+    const PvOutput *outputs;
+    uint32_t output_count;
+    const PvPlan *plans;             // one for each variant
+    const PvPlan *plain;             // unfused, with taps; NULL for minimize and calls
+    uint32_t variant_count;
+    uint32_t (*select)(const PvStep *step);   // which variant this step is
+} PvEntry;
+
+// ---- the model ----
+
+typedef enum { PV_ZEROS, PV_ONES, PV_FULL, PV_NORMAL, PV_UNIFORM } PvInit;   // = InitKind
+
+typedef struct {
+    const char *name;                // "unet.out.2.weight"
+    uint32_t instance;
+    PvType type;                     // logical shape; PvReal or i64
+    int64_t offset;                  // bytes into PV_PARAM; multiples of 64
+    int64_t count;                   // elements
+    bool buffer;                     // batch-norm statistics: not trained, but saved
+    uint8_t init;
+    double init_a, init_b;
+} PvParam;
+
+typedef struct {
+    const char *name;
+    uint32_t first, count;           // parameters
+    int64_t offset, size;            // bytes of PV_PARAM, whole instance
+    const char *const *ignored;      // names that checkpoints may carry; a trailing path matches
+    uint32_t ignored_count;
+} PvInstance;
+
+typedef struct {
+    const char *name;
+    const char *stage;               // NULL: global
+    uint8_t dtype;                   // PV_NONE: an optional tensor (of a sampler)
+    bool is_list;
+    uint32_t count;                  // elements; slots are slot .. slot + count - 1
+    uint32_t slot;
+    PvScalar value[8];
+    PvType type;
+} PvOption;
+
+typedef struct {
+    uint32_t entry;
+    uint32_t replay;                 // entry of kind PV_GRAD_OF, or UINT32_MAX
+    const char *optimizer;           // "adamw", "sgd"
+    const uint32_t *instances;       // that move
+    uint32_t instance_count;
+    int64_t accumulate, ema_every;
+    bool clip;
+} PvMinimize;
+
+typedef struct {
+    const char *name;
+    const char *source;              // "clips", "images", "labels", or NULL: no data
+    bool pad;
+    uint32_t frames, height, width;
+    const char *data_name;           // input 0 of every minimize
+    PvType data_type;
+    const PvMinimize *minimize;
+    uint32_t minimize_count;
+} PvStage;
+
+// ---- samplers: emitted host code over this interface (sample.c) ----
+
+typedef struct PvTensor PvTensor;    // reference-counted (tensor.h)
+typedef struct PvHost PvHost;
+
+typedef struct {
+    PvScalar number;
+    PvTensor *tensor;                // or NULL: a number, or nothing
+} PvVar;
+
+// All return 0, or -1 to stop the sampler (Ctrl-C, an error already told).
+void pv_host_set_tensor(PvVar *var, PvTensor *tensor);         // takes the reference; NULL: none
+void pv_host_copy(PvVar *var, const PvVar *from);
+int pv_host_option(PvHost *host, PvVar *var, uint32_t option);
+int pv_host_random(PvHost *host, PvVar *var, uint32_t stream, int kind, const PvType *type);
+// args: one for each input of the entry (numbers in .number, tensors in .tensor, absent: NULL);
+// results: one for each named output.
+int pv_host_call(PvHost *host, uint32_t entry, const PvVar *args, PvVar **results);
+int pv_host_yield(PvHost *host, const PvVar *var);
+int pv_host_report(PvHost *host, const char *name, const PvVar *var);
+const PvStep *pv_host_step(PvHost *host);                      // options, batch, streams
+
+typedef struct {
+    const char *name;                // "ddim"
+    int (*run)(PvHost *host);
+} PvSampler;
+
+typedef struct {
+    const char *name;                // "pvdm"
+    uint8_t real;                    // PV_F32 or PV_F64
+    const char *const *constants;    // "resolution=256"
+    uint32_t constant_count;
+    const PvParam *params;           uint32_t param_count;
+    int64_t param_bytes;
+    const PvInstance *instances;     uint32_t instance_count;
+    const PvOption *options;         uint32_t option_count;
+    uint32_t option_slots;
+    const char *const *streams;      uint32_t stream_count;
+    const PvEntry *entries;          uint32_t entry_count;
+    const PvStage *stages;           uint32_t stage_count;
+    const PvSampler *samplers;       uint32_t sampler_count;
+    const PvKernel *kernels;         uint32_t kernel_count;
+    const char *const *origins;      uint32_t origin_count;
+    const void *consts;              int64_t const_bytes;
+    const char *march;               // what the kernels were compiled for
+} PvModel;
+
+extern const PvModel pv_model;       // emitted
+
+#endif
