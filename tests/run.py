@@ -1,0 +1,103 @@
+#!/usr/bin/env python3
+"""Runs the suites and adds up what they counted.
+
+unit   C unit tests (cmocka), built with the release preset
+cases  dropped-in compiler cases: model text, command line, expected output
+e2e    compiled models: golden tensors, training, kill and resume, sampling, bad input
+asan   the unit tests and the cases once more under AddressSanitizer and UBSan
+"""
+import os
+import re
+import subprocess
+import sys
+import time
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+COUNTS = re.compile(r"^(\d+) passed, (\d+) failed(?:, (\d+) skipped)?$", re.M)
+
+
+def unit(preset):
+    """Runs each cmocka program; counts its tests."""
+    folder = os.path.join(ROOT, "out", preset, "tests")
+    programs = sorted(name for name in os.listdir(folder)
+                      if name.startswith("test_") and os.access(os.path.join(folder, name), os.X_OK)
+                      and os.path.isfile(os.path.join(folder, name)))
+    passed = failed = skipped = 0
+    for name in programs:
+        start = time.time()
+        done = subprocess.run([os.path.join(folder, name)], cwd=ROOT, text=True, errors="replace",
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        ok = len(re.findall(r"^\[       OK \]", done.stdout, re.M))
+        skip = len(re.findall(r"^\[  SKIPPED \] (?!\d+ test)", done.stdout, re.M))
+        bad = len(set(re.findall(r"^\[  FAILED  \] (\w+)", done.stdout, re.M)))
+        if done.returncode != 0 and bad == 0:
+            bad = 1                                  # it crashed
+        if bad:
+            print(done.stdout[-8000:])
+        if ok + skip + bad == 0:
+            print(f"{name}: ran no test")
+            bad = 1
+        print(f"  {preset} {name}: {ok} passed, {bad} failed, {skip} skipped "
+              f"({time.time() - start:.1f} s)", flush=True)
+        passed, failed, skipped = passed + ok, failed + bad, skipped + skip
+    return passed, failed, skipped
+
+
+def script(*command):
+    """Runs a script that ends with `N passed, N failed[, N skipped]`."""
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, text=True, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, errors="replace")
+    counts = COUNTS.findall(done.stdout)
+    body = COUNTS.sub("", done.stdout).strip()
+    if body:
+        print(body)
+    if not counts:
+        print(f"{command[0]}: ended without a count, status {done.returncode}")
+        return 0, 1, 0
+    passed, failed, skipped = (int(n or 0) for n in counts[-1])
+    if done.returncode != 0 and failed == 0:
+        failed = 1
+    print(f"  {' '.join(os.path.relpath(c, ROOT) for c in command[:2])}: {passed} passed, {failed} failed, "
+          f"{skipped} skipped", flush=True)
+    return passed, failed, skipped
+
+
+def build_asan():
+    quiet = {"cwd": ROOT, "stdout": subprocess.DEVNULL}
+    subprocess.run(["cmake", "--preset", "asan"], check=True, **quiet)
+    subprocess.run(["cmake", "--build", "--preset", "asan"], check=True, **quiet)
+
+
+def run_suite(name):
+    release = os.path.join(ROOT, "out", "release", "pvdmc")
+    cases = os.path.join(ROOT, "tests", "run_cases.py")
+    if name == "unit":
+        return unit("release")
+    if name == "cases":
+        return script(cases, release)
+    if name == "e2e":
+        return script(os.path.join(ROOT, "tests", "e2e", "run.py"))
+    if name == "asan":
+        build_asan()
+        first = unit("asan")
+        second = script(cases, os.path.join(ROOT, "out", "asan", "pvdmc"))
+        return tuple(a + b for a, b in zip(first, second))
+    sys.exit(f"run.py: there is no suite '{name}'; suites: unit cases e2e asan")
+
+
+def main():
+    os.environ.setdefault("ASAN_OPTIONS", "detect_leaks=0:allocator_may_return_null=1")
+    os.environ.setdefault("UBSAN_OPTIONS", "halt_on_error=1:print_stacktrace=1")
+    total = [0, 0, 0]
+    for name in sys.argv[1:] or ["unit", "cases", "e2e", "asan"]:
+        start = time.time()
+        print(f"== {name}", flush=True)
+        for i, count in enumerate(run_suite(name)):
+            total[i] += count
+        print(f"== {name}: {time.time() - start:.0f} s", flush=True)
+    passed, failed, skipped = total
+    print(f"{passed} passed, {failed} failed" + (f", {skipped} skipped" if skipped else ""))
+    sys.exit(1 if failed or not passed else 0)
+
+
+main()
