@@ -132,6 +132,8 @@ typedef struct {
     bool optional;
 } PvInput;
 
+// A PV_OUT_SETTING is stored by launches of its own that read only PV_VALUE, PV_SCALAR and PV_CONST
+// and write only settings, so that `train --replay` can run these alone.
 typedef enum { PV_OUT_NAMED, PV_OUT_GRAD_INPUT, PV_OUT_REPORT, PV_OUT_SETTING } PvOutKind;
 
 // Outputs that are tensors in space PV_IO; all variants of an entry have the same ones.
