@@ -105,9 +105,13 @@ struct Ast {
     const char **names; // AST_FOR, AST_LOOP: interned
     Span *name_spans;
     uint32_t name_count;
+    uint32_t depth;     // 1 + the deepest node below; at most AST_DEPTH_LIMIT
     Ast *a, *b, *c;
     AstList list, list2;
 };
+
+// Text that nests deeper is a syntax error, so that a walk of a tree may recurse.
+enum { AST_DEPTH_LIMIT = 256 };
 
 // ---- sources and parsing (grammar/source.c, grammar/model.y) ----
 
@@ -115,10 +119,14 @@ typedef struct Sources Sources;
 
 Sources *sources_new(Arena *arena);
 // Reads a file; 0 (and errno) when it cannot be read. The index is what Span.file holds.
-uint32_t sources_add_file(Sources *sources, const char *path);
+uint32_t sources_add_file(Sources *sources, const char *path);  // at most 16 MiB (EFBIG)
 uint32_t sources_add_text(Sources *sources, const char *path, const char *text);
 const SourceFile *sources_get(const Sources *sources, uint32_t file);
 uint32_t sources_count(const Sources *sources);
+Arena *sources_arena(const Sources *sources);
+// Line and column (in characters) of a place, both from 1.
+void sources_place(const Sources *sources, uint32_t file, uint32_t offset, uint32_t *line,
+                   uint32_t *column);
 
 // Parses one file; syntax errors go to the diagnostics, and a tree of what could be read comes
 // back (never NULL).
