@@ -153,6 +153,14 @@ const Origin *graph_origin(const Graph *graph, NodeId node);
 
 bool graph_is_step(const Graph *graph, Val val);
 
+// ---- type rules (types.c, types_nn.c): what graph_make asks ----
+// Types of the outputs of an operation into out[]; returns their number, or 0 when operands and
+// attributes do not fit (graph_error says why). `given` as in graph_make.
+uint32_t type_infer(Graph *graph, Op op, const Val *in, uint32_t nin, const Attr *attr,
+                    const Type *given, Type out[MAX_OUT]);
+// The number as an element of that type holds it: f32 rounds, i64 and bool are whole.
+double dtype_round(DType dtype, double value);
+
 // ---- short forms (graph_build.c); 0 in, 0 out, so that a chain needs one check ----
 Val g_const(Graph *graph, DType dtype, double value);                   // rank 0
 Val g_full(Graph *graph, const Type *type, double value);
