@@ -17,6 +17,7 @@
 #include <string.h>
 
 #include "compiler/compose.h"
+#include "compiler/rules.h"
 
 enum { MAX_AXES = 24, MAX_SYMBOLS = 64, MAX_OPERANDS = 8, NO_SYMBOL = -1 };
 
@@ -89,18 +90,6 @@ static Val fail(Pattern *pattern, uint32_t begin, uint32_t end, const char *axis
     if (pattern->error)
         *pattern->error = (PatternError){begin, end, axis, false};
     return 0;
-}
-
-// "32", "b" or "16 * b"; the buffer belongs to the caller.
-static const char *dim_text(char buffer[40], Dim dim)
-{
-    if (!dim.batch)
-        snprintf(buffer, 40, "%lld", (long long)dim.n);
-    else if (dim.n == 1)
-        snprintf(buffer, 40, "b");
-    else
-        snprintf(buffer, 40, "%lld * b", (long long)dim.n);
-    return buffer;
 }
 
 static bool dim_multiply(Dim x, Dim y, Dim *product)
@@ -417,10 +406,9 @@ static const char *symbol_text(char buffer[64], const Symbol *symbol)
 static Val fail_size(Pattern *pattern, const Axis *axis, Dim have)
 {
     const Symbol *symbol = &pattern->symbol[axis->symbol];
-    char name[64], in_tensor[40], expected[40];
+    char name[64];
     symbol_text(name, symbol);
-    dim_text(in_tensor, have);
-    dim_text(expected, symbol->size);
+    const char *in_tensor = dim_text(have), *expected = dim_text(symbol->size);
     if (symbol->source == SIZE_NUMBER)
         return fail(pattern, axis->begin, axis->end, NULL,
                     "the axis is %s in the tensor, and %s in the pattern", in_tensor, expected);
@@ -436,7 +424,7 @@ static Val fail_size(Pattern *pattern, const Axis *axis, Dim have)
 // A group whose known sizes do not go with the tensor's: tells the factors.
 static Val fail_group(Pattern *pattern, const Side *side, const Group *group, Dim have)
 {
-    char list[256] = "", in_tensor[40], size[40], name[64];
+    char list[256] = "", name[64];
     for (uint32_t i = group->first; i < group->first + group->count; i++) {
         if (side->axis[i].kind != AXIS_NAMED)
             continue;
@@ -444,10 +432,10 @@ static Val fail_group(Pattern *pattern, const Side *side, const Group *group, Di
         size_t used = strlen(list);
         if (symbol->source == SIZE_NUMBER)
             snprintf(list + used, sizeof list - used, "%s%s", used ? ", " : "",
-                     dim_text(size, symbol->size));
+                     dim_text(symbol->size));
         else if (symbol->source != SIZE_UNKNOWN)
             snprintf(list + used, sizeof list - used, "%s%s = %s", used ? ", " : "",
-                     symbol_text(name, symbol), dim_text(size, symbol->size));
+                     symbol_text(name, symbol), dim_text(symbol->size));
         else
             snprintf(list + used, sizeof list - used, "%s%s unknown", used ? ", " : "",
                      symbol_text(name, symbol));
@@ -455,7 +443,7 @@ static Val fail_group(Pattern *pattern, const Side *side, const Group *group, Di
     return fail(pattern, group->begin, group->end, NULL,
                 "'%.*s' is %s in the tensor, which does not go with %s",
                 (int)(group->end - group->begin), pattern->text + group->begin,
-                dim_text(in_tensor, have), *list ? list : "1");
+                dim_text(have), *list ? list : "1");
 }
 
 // Checks or solves one group against the size of its axis; *solved counts new sizes.
@@ -1039,13 +1027,10 @@ bool pattern_unpack(Graph *graph, const PatternScope *scope, Val x, const char *
         if (!out[i])
             return finish(&pattern, 0);
     }
-    if (!dim_equal(sum, whole)) {
-        char in_tensor[40], in_like[40];
+    if (!dim_equal(sum, whole))
         return fail(&pattern, axis->begin, axis->end, NULL,
                     "'*' is %s in the tensor, and the shapes of 'like' add up to %s%s",
-                    dim_text(in_tensor, whole), dim_text(in_like, sum),
-                    sum.n > whole.n ? " or more" : "");
-    }
+                    dim_text(whole), dim_text(sum), sum.n > whole.n ? " or more" : "");
     return finish(&pattern, x) != 0;
 }
 
