@@ -1,0 +1,514 @@
+// Fusion: which nodes one kernel computes.
+//
+// At -O0 each node that is no view is a kernel of its own. Above that, in two steps:
+//
+// 1. Epilogues. From each contraction, convolution and norm the only reader is followed as long as
+//    the kernel's epilogue can compute it: act(y (1 + scale) + shift), or act(y + bias) + residual.
+//    An intermediate value that something else reads ends the chain, so nothing is computed twice.
+// 2. Elementwise groups. Nodes are taken from the last to the first. One whose readers all belong to
+//    one elementwise group of the same iteration space joins it (smaller ones, which would be computed
+//    again for each element, only if they are cheap). A cheap node with one tensor operand whose
+//    readers are spread over groups is computed in each of them. Every other one starts a group.
+//
+// A member is read only inside its group, and all members lead to the group's result; so no path
+// leaves a group and comes back, and the groups have a topological order.
+//
+// The pass hands over Group records only: what a group holds is the joint at which deeper fusion
+// (reductions with prologues, segments) is added.
+#include <stdlib.h>
+#include <string.h>
+
+#include "compiler/plan.h"
+
+enum { MAX_MEMBERS = 40 };
+
+typedef struct {
+    Work *work;
+    const Graph *graph;
+    size_t group_capacity;
+    uint32_t *size;            // by local number of the group's first result: members so far
+} Fuse;
+
+static const Node *node_at(const Work *work, uint32_t local)
+{
+    return graph_node(work->module->graph, work->nodes[local]);
+}
+
+static bool is_source(const Node *node)
+{
+    return op_info[node->op].class == CLASS_SOURCE && node->op != OP_RANDOM;
+}
+
+// A node that an elementwise kernel computes; swap_pairs is a way to load (element i ^ 1).
+static bool is_pointwise(const Work *work, uint32_t local)
+{
+    const Node *node = node_at(work, local);
+    return !work->step[local] && !work->view[local] &&
+           (op_info[node->op].class == CLASS_ELEMENTWISE || node->op == OP_SWAP_PAIRS);
+}
+
+static bool is_cheap(Op op)
+{
+    switch ((int)op) {
+    case OP_NEG: case OP_ABS: case OP_RELU: case OP_NOT: case OP_CAST: case OP_ADD: case OP_SUB:
+    case OP_MUL: case OP_MIN: case OP_MAX: case OP_EQ: case OP_NE: case OP_LT: case OP_LE:
+    case OP_AND: case OP_OR: case OP_WHERE: case OP_SWAP_PAIRS:
+        return true;
+    default:
+        return false;
+    }
+}
+
+static Group *add_group(Fuse *fuse, GroupKind kind, NodeId anchor)
+{
+    Work *work = fuse->work;
+    work->groups = grow_array(work->groups, &fuse->group_capacity, work->group_count, sizeof(Group));
+    Group *group = &work->groups[work->group_count++];
+    const Node *node = graph_node(fuse->graph, anchor);
+    *group = (Group){.kind = kind, .anchor = anchor, .act = OP_STOP_GRADIENT};
+    group->space = node->type[0];
+    group->result_count = node->nout;
+    work->owner[local_of(work, val_of(anchor, 0))] = work->group_count;
+    return group;
+}
+
+// ---- epilogues ----
+
+// The one node that reads `val`; NULL if it is kept, or read by several or by none.
+static const Node *only_reader(const Work *work, Val val, NodeId *id)
+{
+    uint32_t local = local_of(work, val);
+    if (work->kept[local] || count_users(work, val, id) != 1)
+        return NULL;
+    uint32_t reader = local_of(work, val_of(*id, 0));
+    if (work->owner[reader] || work->step[reader])
+        return NULL;
+    return graph_node(work->module->graph, *id);
+}
+
+// The other operand of a commutative node with two; 0 if both are `val`.
+static Val other_operand(const Node *node, Val val)
+{
+    if (node->in[0] == node->in[1])
+        return 0;
+    return node->in[0] == val ? node->in[1] : node->in[0];
+}
+
+static bool is_activation(Op op)
+{
+    return op == OP_SILU || op == OP_GELU || op == OP_RELU;
+}
+
+// Out labels of a contraction by class: 'x', 'y' (in that operand only), '2' (in both).
+static uint32_t out_classes(const Node *node, char *classes, uint32_t *axes)
+{
+    const int64_t *rank = node->attr->n, *x = rank + 3, *y = x + rank[0], *out = y + rank[1];
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < (uint32_t)rank[2]; i++) {
+        if (dim_is_one(node->type[0]->dim[i]))
+            continue;
+        bool in_x = false, in_y = false;
+        for (int64_t k = 0; k < rank[0]; k++)
+            in_x |= x[k] == out[i];
+        for (int64_t k = 0; k < rank[1]; k++)
+            in_y |= y[k] == out[i];
+        classes[count] = in_x && in_y ? '2' : in_x ? 'x' : 'y';
+        axes[count++] = i;
+    }
+    return count;
+}
+
+// The result's axes come as batch, one operand's, the other's: then the kernel writes it in place.
+bool contract_order_is_simple(const Node *node)
+{
+    char classes[MAX_RANK];
+    uint32_t axes[MAX_RANK], count = out_classes(node, classes, axes), changes = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        if (i > 0 && classes[i] != classes[i - 1])
+            changes++;
+        if (i > 0 && classes[i] == '2' && classes[i - 1] != '2')
+            return false;
+    }
+    return changes <= (count > 0 && classes[0] == '2' ? 2u : 1u);
+}
+
+// Whether the epilogue of `node` can add a vector along `axis` of its result.
+static bool takes_bias(const Node *node, uint32_t axis)
+{
+    if (node->op == OP_CONV || node->op == OP_CONV_DGRAD)
+        return axis == 1;
+    if (node->op != OP_CONTRACT || !contract_order_is_simple(node))
+        return false;
+    char classes[MAX_RANK], class = '2';
+    uint32_t axes[MAX_RANK], count = out_classes(node, classes, axes), same = 0;
+    for (uint32_t i = 0; i < count; i++)
+        if (axes[i] == axis)
+            class = classes[i];
+    for (uint32_t i = 0; i < count; i++)
+        same += classes[i] == class;
+    return class != '2' && same == 1;
+}
+
+// `val` varies along one axis of `type`, densely: a bias. Gives the axis.
+static bool is_vector(const Work *work, Val val, const Type *type, uint32_t *axis)
+{
+    const Type *shape = val_type(work->module->graph, val);
+    if (shape->rank != type->rank || val_is_step(work, val))
+        return false;
+    uint32_t found = 0;
+    for (uint32_t i = 0; i < shape->rank; i++)
+        if (!dim_is_one(shape->dim[i])) {
+            *axis = i;
+            found++;
+        }
+    if (found != 1 || !dim_equal(shape->dim[*axis], type->dim[*axis]) || type->dim[*axis].batch)
+        return false;
+    View view = view_of(work, val);
+    return dim_equal(view.stride[*axis], dim_fixed(1));
+}
+
+// scale and shift of a group norm: [b, c, 1...], channels dense, and both b apart alike.
+static bool is_modulation(const Work *work, Val val, const Type *type, Dim *stride)
+{
+    const Type *shape = val_type(work->module->graph, val);
+    if (shape->rank != type->rank || shape->rank < 2 || val_is_step(work, val))
+        return false;
+    for (uint32_t i = 0; i < shape->rank; i++)
+        if (i < 2 ? !dim_equal(shape->dim[i], type->dim[i]) : !dim_is_one(shape->dim[i]))
+            return false;
+    View view = view_of(work, val);
+    *stride = view.stride[0];
+    return dim_equal(view.stride[1], dim_fixed(1));
+}
+
+static bool is_one(const Graph *graph, Val val)
+{
+    const Node *node = val_get(graph, val);
+    return node->op == OP_CONST && node->attr->real == 1.0;
+}
+
+// Takes `id` into the group as the new end of its chain.
+static Val absorb(Work *work, Group *group, NodeId id)
+{
+    uint32_t number = (uint32_t)(group - work->groups) + 1;
+    work->owner[local_of(work, val_of(id, 0))] = number;
+    return group->results[0] = val_of(id, 0);
+}
+
+// y (1 + scale) + shift after a group norm: all three nodes or none.
+static Val match_modulation(Fuse *fuse, Group *group, Val val)
+{
+    Work *work = fuse->work;
+    const Type *type = val_type(fuse->graph, val);
+    NodeId product_id, sum_id;
+    const Node *product = only_reader(work, val, &product_id);
+    if (!product || product->op != OP_MUL)
+        return val;
+    Val factor = other_operand(product, val);
+    const Node *plus = factor ? val_get(fuse->graph, factor) : NULL;
+    const Node *sum = only_reader(work, val_of(product_id, 0), &sum_id);
+    if (!plus || plus->op != OP_ADD || val_is_step(work, factor) || !sum || sum->op != OP_ADD)
+        return val;
+    Val scale = is_one(fuse->graph, plus->in[0])   ? plus->in[1]
+                : is_one(fuse->graph, plus->in[1]) ? plus->in[0]
+                                                   : 0;
+    Val shift = other_operand(sum, val_of(product_id, 0));
+    Dim scale_stride, shift_stride;
+    if (!scale || !shift || !is_modulation(work, scale, type, &scale_stride) ||
+        !is_modulation(work, shift, type, &shift_stride) || !dim_equal(scale_stride, shift_stride))
+        return val;
+    group->scale = scale;
+    group->shift = shift;
+    absorb(work, group, product_id);
+    return absorb(work, group, sum_id);
+}
+
+static Val match_bias(Fuse *fuse, Group *group, const Node *anchor, Val val)
+{
+    NodeId id;
+    uint32_t axis;
+    const Node *sum = only_reader(fuse->work, val, &id);
+    if (!sum || sum->op != OP_ADD)
+        return val;
+    Val bias = other_operand(sum, val);
+    if (!bias || !is_vector(fuse->work, bias, anchor->type[0], &axis) || !takes_bias(anchor, axis))
+        return val;
+    group->bias = bias;
+    group->bias_axis = axis;
+    return absorb(fuse->work, group, id);
+}
+
+static Val match_activation(Fuse *fuse, Group *group, Val val)
+{
+    NodeId id;
+    const Node *node = only_reader(fuse->work, val, &id);
+    if (!node || !is_activation(node->op))
+        return val;
+    group->act = node->op;
+    return absorb(fuse->work, group, id);
+}
+
+// A sum with a tensor that lies as the result does; reshapes between keep the order.
+static Val match_residual(Fuse *fuse, Group *group, Val val)
+{
+    Work *work = fuse->work;
+    NodeId id, view_ids[4];
+    uint32_t views = 0;
+    Val end = val;
+    const Node *node = only_reader(work, end, &id);
+    while (node && node->op == OP_RESHAPE && views < 4) {
+        view_ids[views++] = id;
+        end = val_of(id, 0);
+        node = only_reader(work, end, &id);
+    }
+    if (!node || node->op != OP_ADD)
+        return val;
+    Val residual = other_operand(node, end);
+    const Type *type = val_type(fuse->graph, end);
+    if (!residual || val_is_step(work, residual) ||
+        !shape_equal(val_type(fuse->graph, residual), type) ||
+        val_get(fuse->graph, residual)->op == OP_CONST)
+        return val;
+    View view = view_of(work, residual);
+    if (!view_is_dense(&view, type))
+        return val;
+    group->residual = residual;
+    for (uint32_t i = 0; i < views; i++)
+        absorb(work, group, view_ids[i]);
+    return absorb(work, group, id);
+}
+
+static void match_epilogue(Fuse *fuse, Group *group)
+{
+    const Node *anchor = graph_node(fuse->graph, group->anchor);
+    Val val = val_of(group->anchor, 0);
+    switch ((int)anchor->op) {
+    case OP_GROUP_NORM:
+        val = match_modulation(fuse, group, val);
+        match_activation(fuse, group, val);
+        break;
+    case OP_LAYER_NORM:
+        match_activation(fuse, group, val);
+        break;
+    case OP_CONTRACT:
+        if (!contract_order_is_simple(anchor))
+            break;
+        // fall through
+    case OP_CONV:
+        val = match_bias(fuse, group, anchor, val);
+        val = match_activation(fuse, group, val);
+        match_residual(fuse, group, val);
+        break;
+    case OP_CONV_DGRAD:
+        match_bias(fuse, group, anchor, val);
+        break;
+    default:
+        break;
+    }
+}
+
+// Outputs of the anchor that something reads.
+static void choose_results(Work *work, Group *group)
+{
+    const Node *anchor = graph_node(work->module->graph, group->anchor);
+    NodeId user;
+    for (uint32_t out = 0; out < anchor->nout; out++) {
+        Val val = val_of(group->anchor, out);
+        if (out == 0 || count_users(work, val, &user) > 0 ||
+            (work->kept[local_of(work, val)] && anchor->nout > 1))
+            group->results[out] = val;
+    }
+}
+
+static void group_libraries(Fuse *fuse)
+{
+    Work *work = fuse->work;
+    for (uint32_t local = 0; local < work->count; local++) {
+        const Node *node = node_at(work, local);
+        if (work->step[local] || work->view[local] || work->owner[local] || is_source(node) ||
+            is_pointwise(work, local))
+            continue;
+        Group *group = add_group(fuse, GROUP_LIBRARY, work->nodes[local]);
+        choose_results(work, group);
+        if (work->level > 0)
+            match_epilogue(fuse, group);
+    }
+}
+
+// ---- elementwise groups ----
+
+// The elementwise group that all readers of node `local` belong to; 0 if there is none, and then
+// *pointwise tells whether all readers are elementwise nodes.
+static uint32_t common_group(const Work *work, uint32_t local, bool *pointwise)
+{
+    uint32_t group = 0;
+    bool same = true;
+    *pointwise = true;
+    uint32_t begin = work->user_first[local], end = work->user_first[local + 1];
+    for (uint32_t i = begin; i < end; i++) {
+        uint32_t user = local_of(work, val_of(work->users[i], 0)), owner = work->owner[user];
+        if (!is_pointwise(work, user) || node_at(work, user)->op == OP_SWAP_PAIRS ||
+            (owner && work->groups[owner - 1].kind != GROUP_ELEMENTWISE)) {
+            *pointwise = false;
+            return 0;
+        }
+        if (i == begin)
+            group = owner;
+        same &= owner == group && owner != 0;
+    }
+    return same ? group : 0;
+}
+
+static uint32_t count_tensors(const Work *work, const Node *node)
+{
+    uint32_t tensors = 0;
+    for (uint32_t i = 0; i < node->nin; i++)
+        tensors += !val_is_step(work, node->in[i]) &&
+                   val_get(work->module->graph, node->in[i])->op != OP_CONST;
+    return tensors;
+}
+
+static void group_pointwise(Fuse *fuse)
+{
+    Work *work = fuse->work;
+    for (uint32_t local = work->count; local-- > 0;) {
+        if (work->owner[local] || !is_pointwise(work, local))
+            continue;
+        const Node *node = node_at(work, local);
+        bool pointwise = false;
+        uint32_t group = 0;
+        bool inside = work->level > 0 && !work->kept[local];
+        if (inside)
+            group = common_group(work, local, &pointwise);
+        inside &= pointwise && work->user_first[local] < work->user_first[local + 1];
+        if (inside && node->op == OP_SWAP_PAIRS)
+            continue;
+        if (inside && group && fuse->size[group] < MAX_MEMBERS &&
+            (shape_equal(node->type[0], work->groups[group - 1].space) || is_cheap(node->op))) {
+            work->owner[local] = group;
+            fuse->size[group]++;
+        } else if (!(inside && is_cheap(node->op) && count_tensors(work, node) <= 1)) {
+            Group *made = add_group(fuse, GROUP_ELEMENTWISE, work->nodes[local]);
+            made->results[0] = val_of(work->nodes[local], 0);
+            fuse->size[work->group_count] = 1;
+        }
+    }
+}
+
+bool group_inlines(const Work *work, uint32_t group, Val val)
+{
+    uint32_t local = local_of(work, val);
+    return is_pointwise(work, local) &&
+           (work->owner[local] == 0 || work->owner[local] == group + 1);
+}
+
+// ---- members and reads ----
+
+typedef struct {
+    Val *at;
+    size_t capacity;
+    uint32_t count;
+} ValList;
+
+static void list_add(ValList *list, Val val)
+{
+    for (uint32_t i = 0; i < list->count; i++)
+        if (list->at[i] == val)
+            return;
+    list->at = grow_array(list->at, &list->capacity, list->count, sizeof *list->at);
+    list->at[list->count++] = val;
+}
+
+static void walk_pointwise(const Work *work, uint32_t group, Val val, ValList *reads, ValList *members)
+{
+    for (uint32_t i = 0; i < members->count; i++)
+        if (members->at[i] == val_node(val))
+            return;
+    list_add(members, val_node(val));
+    const Node *node = val_get(work->module->graph, val);
+    for (uint32_t i = 0; i < node->nin; i++) {
+        if (node->op != OP_SWAP_PAIRS && group_inlines(work, group, node->in[i]))
+            walk_pointwise(work, group, node->in[i], reads, members);
+        else
+            list_add(reads, node->in[i]);
+    }
+}
+
+static int compare_nodes(const void *x, const void *y)
+{
+    NodeId left = *(const NodeId *)x, right = *(const NodeId *)y;
+    return left < right ? -1 : left > right;
+}
+
+static void finish_group(Work *work, uint32_t number)
+{
+    Group *group = &work->groups[number];
+    ValList reads = {.count = 0}, members = {.count = 0};
+    if (group->kind == GROUP_ELEMENTWISE) {
+        for (uint32_t i = 0; i < group->result_count; i++)
+            walk_pointwise(work, number, group->results[i], &reads, &members);
+    } else {
+        const Node *node = graph_node(work->module->graph, group->anchor);
+        list_add(&members, group->anchor);
+        for (uint32_t i = 0; i < node->nin; i++)
+            list_add(&reads, node->in[i]);
+        Val extra[4] = {group->bias, group->residual, group->scale, group->shift};
+        for (uint32_t i = 0; i < 4; i++)
+            if (extra[i])
+                list_add(&reads, extra[i]);
+    }
+    qsort(members.at, members.count, sizeof *members.at, compare_nodes);
+    group->reads = arena_alloc(work->arena, (reads.count + 1) * sizeof(Val));
+    group->members = arena_alloc(work->arena, (members.count + 1) * sizeof(NodeId));
+    if (reads.count)
+        memcpy(group->reads, reads.at, reads.count * sizeof(Val));
+    memcpy(group->members, members.at, members.count * sizeof(NodeId));
+    group->read_count = reads.count;
+    group->member_count = members.count;
+    free(reads.at);
+    free(members.at);
+}
+
+void fuse_groups(Work *work)
+{
+    Fuse fuse = {.work = work, .graph = work->module->graph};
+    work->owner = arena_alloc(work->arena, (work->count + 1) * sizeof *work->owner);
+    fuse.size = arena_alloc(work->arena, (work->count + 2) * sizeof *fuse.size);
+    group_libraries(&fuse);
+    group_pointwise(&fuse);
+    if (work->groups) {        // from the heap to the plan's arena
+        Group *groups = arena_alloc(work->arena, work->group_count * sizeof *groups);
+        memcpy(groups, work->groups, work->group_count * sizeof *groups);
+        free(work->groups);
+        work->groups = groups;
+    }
+    for (uint32_t i = 0; i < work->group_count; i++)
+        finish_group(work, i);
+}
+
+void print_groups(FILE *out, const Work *work)
+{
+    const Graph *graph = work->module->graph;
+    fprintf(out, "plan %s -O%d: %u nodes, %u groups\n", work->entry->name, work->level, work->count,
+            work->group_count);
+    for (uint32_t i = 0; i < work->group_count; i++) {
+        const Group *group = &work->groups[work->schedule ? work->schedule[i] : i];
+        fprintf(out, "  ");
+        for (uint32_t k = 0; k < group->result_count; k++)
+            if (group->results[k])
+                fprintf(out, "%%%u.%u %s ", val_node(group->results[k]), val_out(group->results[k]),
+                        type_text(val_type(graph, group->results[k])));
+        fprintf(out, "=");
+        for (uint32_t k = 0; k < group->member_count; k++)
+            fprintf(out, " %s", op_info[graph_node(graph, group->members[k])->op].name);
+        fprintf(out, "%s%s%s", group->scale ? " scale+shift" : "", group->bias ? " bias" : "",
+                group->residual ? " residual" : "");
+        if (group->act != OP_STOP_GRADIENT)
+            fprintf(out, " %s", op_info[group->act].name);
+        fprintf(out, " (");
+        for (uint32_t k = 0; k < group->read_count; k++)
+            fprintf(out, "%s%%%u.%u", k ? " " : "", val_node(group->reads[k]),
+                    val_out(group->reads[k]));
+        fprintf(out, ")\n");
+    }
+}

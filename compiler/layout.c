@@ -1,0 +1,369 @@
+// Layout: which values are views of other values' storage.
+//
+// A movement that only renames addresses (reshape, transpose, expand, slice, flip) costs nothing if
+// its readers can walk with strides: the value becomes (base, offset, strides). A reshape of a
+// strided view is a view again if each group of axes that it joins lies at one common stride;
+// otherwise it is a copy, and later values are views of that copy. What layouts a reader takes is
+// the reader's business (codegen/emit_launch.c): it asks for a dense copy where it needs one.
+//
+// Strides are sizes in the sense of Dim, n or n * b, because an axis to the left of the batch axis
+// lies a multiple of b apart. Since b enters a shape once, products stay linear in b.
+//
+// Attention writes any strides, so its result is stored in the order its reader wants: [b, n, h, d]
+// for a [b, h, n, d] that is transposed next, which makes transpose and reshape free.
+#include <stdlib.h>
+#include <string.h>
+
+#include "compiler/plan.h"
+
+size_t element_size(const Module *module, DType dtype)
+{
+    if (dtype_is_float(dtype))
+        return module->real == DT_F64 ? 8 : 4;
+    return dtype == DT_BOOL ? 1 : 8;
+}
+
+uint32_t local_of(const Work *work, Val val)
+{
+    uint32_t local = work->local[val_node(val)];
+    if (local == 0)
+        bug("value %%%u.%u is not part of the plan", val_node(val), val_out(val));
+    return local - 1;
+}
+
+bool val_is_step(const Work *work, Val val)
+{
+    return work->step[local_of(work, val)];
+}
+
+Dim dim_product(Dim x, Dim y)
+{
+    Dim product = {x.n * y.n, x.batch + y.batch};
+    if (product.n == 0)
+        product.batch = 0;
+    return product;
+}
+
+bool axes_merge(Dim stride, Dim inner_stride, Dim inner_size)
+{
+    return dim_equal(stride, dim_product(inner_stride, inner_size));
+}
+
+void dense_strides(const Type *type, Dim *stride)
+{
+    Dim next = dim_fixed(1);
+    for (uint32_t axis = type->rank; axis-- > 0;) {
+        stride[axis] = dim_is_one(type->dim[axis]) ? dim_fixed(0) : next;
+        next = dim_product(next, type->dim[axis]);
+    }
+}
+
+bool view_is_dense(const View *view, const Type *type)
+{
+    Dim stride[MAX_RANK];
+    dense_strides(type, stride);
+    for (uint32_t axis = 0; axis < type->rank; axis++)
+        if (!dim_equal(stride[axis], view->stride[axis]))
+            return false;
+    return true;
+}
+
+uint32_t count_users(const Work *work, Val val, NodeId *user)
+{
+    uint32_t local = local_of(work, val), count = 0;
+    for (uint32_t i = work->user_first[local]; i < work->user_first[local + 1]; i++) {
+        const Node *node = graph_node(work->module->graph, work->users[i]);
+        bool reads = false;
+        for (uint32_t k = 0; k < node->nin; k++)
+            reads |= node->in[k] == val;
+        if (reads) {
+            count++;
+            *user = work->users[i];
+        }
+    }
+    return count;
+}
+
+View view_of(const Work *work, Val val)
+{
+    uint32_t local = local_of(work, val);
+    if (work->view[local])
+        return *work->view[local];
+    const Node *node = val_get(work->module->graph, val);
+    const Type *type = node->type[val_out(val)];
+    View view = {.base = val};
+    if (node->op == OP_CONST)
+        return view;           // one element, every stride 0
+    const uint32_t *order = work->order[local];
+    if (!order || type->rank != node->type[0]->rank) {
+        dense_strides(type, view.stride);
+        return view;
+    }
+    Dim next = dim_fixed(1);
+    for (uint32_t i = type->rank; i-- > 0;) {
+        uint32_t axis = order[i];
+        view.stride[axis] = dim_is_one(type->dim[axis]) ? dim_fixed(0) : next;
+        next = dim_product(next, type->dim[axis]);
+    }
+    return view;
+}
+
+// ---- views of views ----
+
+static double rough(Dim dim)
+{
+    return (double)dim.n * (dim.batch ? 1000003.0 : 1.0);
+}
+
+typedef struct {
+    Dim size[MAX_RANK];
+    uint32_t axis[MAX_RANK];
+    uint32_t count;
+} Sizes;
+
+static Sizes true_axes(const Type *type)
+{
+    Sizes sizes = {.count = 0};
+    for (uint32_t axis = 0; axis < type->rank; axis++)
+        if (!dim_is_one(type->dim[axis])) {
+            sizes.axis[sizes.count] = axis;
+            sizes.size[sizes.count++] = type->dim[axis];
+        }
+    return sizes;
+}
+
+// Strides of `to` over the elements that `x` shows as `from`, both row-major; false if there are
+// none. Walks both shapes, and closes a group of axes wherever the products of sizes agree.
+static bool reshape_view(const View *x, const Type *from, const Type *to, View *out)
+{
+    Sizes old = true_axes(from), new = true_axes(to);
+    *out = (View){.base = x->base, .offset = x->offset};
+    uint32_t i = 0, j = 0;
+    while (i < old.count && j < new.count) {
+        uint32_t old_first = i, new_first = j;
+        Dim have = old.size[i++], want = new.size[j++];
+        while (!dim_equal(have, want)) {
+            if (rough(have) < rough(want)) {
+                if (i == old.count)
+                    return false;
+                have = dim_product(have, old.size[i++]);
+            } else {
+                if (j == new.count)
+                    return false;
+                want = dim_product(want, new.size[j++]);
+            }
+        }
+        for (uint32_t k = old_first; k + 1 < i; k++)
+            if (!axes_merge(x->stride[old.axis[k]], x->stride[old.axis[k + 1]], old.size[k + 1]))
+                return false;
+        Dim stride = x->stride[old.axis[i - 1]];
+        for (uint32_t k = j; k-- > new_first;) {
+            out->stride[new.axis[k]] = stride;
+            stride = dim_product(stride, new.size[k]);
+        }
+    }
+    return i == old.count && j == new.count;
+}
+
+static void move_offset(Affine *offset, Dim stride, Dim steps)
+{
+    Dim move = dim_product(stride, steps);
+    if (move.batch > 1)
+        bug("an offset grows with the square of the batch");
+    if (move.batch)
+        offset->batch += move.n;
+    else
+        offset->fixed += move.n;
+}
+
+static bool same_machine_type(DType x, DType y)
+{
+    return x == y || (dtype_is_float(x) && dtype_is_float(y));
+}
+
+// The view that a movement is; false: its elements have to be moved.
+static bool node_view(const Work *work, const Node *node, View *out)
+{
+    const Type *to = node->type[0];
+    const Graph *graph = work->module->graph;
+    switch ((int)node->op) {
+    case OP_RESHAPE: {
+        View x = view_of(work, node->in[0]);
+        return reshape_view(&x, val_type(graph, node->in[0]), to, out);
+    }
+    case OP_TRANSPOSE: {
+        View x = view_of(work, node->in[0]);
+        *out = x;
+        for (uint32_t axis = 0; axis < to->rank; axis++)
+            out->stride[axis] = x.stride[node->attr->n[axis]];
+        return true;
+    }
+    case OP_EXPAND:
+        *out = view_of(work, node->in[0]);
+        return true;           // a size-1 axis has stride 0 already
+    case OP_SLICE: {
+        *out = view_of(work, node->in[0]);
+        uint32_t axis = (uint32_t)node->attr->n[0];
+        Dim start = {node->attr->n[1], val_type(graph, node->in[0])->dim[axis].batch};
+        move_offset(&out->offset, out->stride[axis], start);
+        if (dim_is_one(to->dim[axis]))
+            out->stride[axis] = dim_fixed(0);
+        return true;
+    }
+    case OP_FLIP: {
+        *out = view_of(work, node->in[0]);
+        Dim *stride = &out->stride[node->attr->n[0]];
+        move_offset(&out->offset, *stride, to->dim[node->attr->n[0]]);
+        stride->n = -stride->n;
+        move_offset(&out->offset, *stride, dim_fixed(1));
+        return true;
+    }
+    case OP_STOP_GRADIENT:
+        *out = view_of(work, node->in[0]);
+        return true;
+    case OP_CAST:
+        if (!same_machine_type(val_type(graph, node->in[0])->dtype, to->dtype))
+            return false;
+        *out = view_of(work, node->in[0]);
+        return true;
+    default:
+        return false;
+    }
+}
+
+// Storage order of an attention's result: that of the transpose which alone reads it.
+static uint32_t *storage_order(const Work *work, NodeId id)
+{
+    const Node *node = graph_node(work->module->graph, id);
+    uint32_t local = local_of(work, val_of(id, 0)), rank = node->type[0]->rank;
+    if (node->op != OP_ATTENTION || work->level == 0 || work->kept[local] || rank > 4)
+        return NULL;
+    const int64_t *perm = NULL;
+    for (uint32_t i = work->user_first[local]; i < work->user_first[local + 1]; i++) {
+        const Node *user = graph_node(work->module->graph, work->users[i]);
+        if (user->op == OP_ATTENTION_GRAD)
+            continue;
+        if (user->op != OP_TRANSPOSE || (perm && memcmp(perm, user->attr->n, rank * sizeof *perm)))
+            return NULL;
+        perm = user->attr->n;
+    }
+    if (!perm || (uint32_t)perm[rank - 1] + 2 < rank)
+        return NULL;           // n or d has to lie densely
+    uint32_t *order = arena_alloc(work->arena, rank * sizeof *order);
+    for (uint32_t i = 0; i < rank; i++)
+        order[i] = (uint32_t)perm[i];
+    return order;
+}
+
+// ---- the needed nodes ----
+
+static bool is_step(const Graph *graph, NodeId id)
+{
+    const Node *node = graph_node(graph, id);
+    return node->nout == 1 && node->type[0]->rank == 0 && graph_is_step(graph, val_of(id, 0));
+}
+
+// Marks what `val` needs, without recursion; work->local holds 1 for marked nodes meanwhile.
+static void mark(Work *work, Val val, NodeId **stack, size_t *capacity, size_t *found)
+{
+    const Graph *graph = work->module->graph;
+    size_t depth = 0;
+    *stack = grow_array(*stack, capacity, depth, sizeof **stack);
+    (*stack)[depth++] = val_node(val);
+    while (depth > 0) {
+        NodeId id = (*stack)[--depth];
+        if (work->local[id])
+            continue;
+        work->local[id] = 1;
+        ++*found;
+        if (is_step(graph, id))
+            continue;
+        const Node *node = graph_node(graph, id);
+        for (uint32_t i = 0; i < node->nin; i++) {
+            *stack = grow_array(*stack, capacity, depth, sizeof **stack);
+            (*stack)[depth++] = val_node(node->in[i]);
+        }
+    }
+}
+
+static void collect_nodes(Work *work)
+{
+    const Graph *graph = work->module->graph;
+    const Variant *variant = work->variant;
+    uint32_t total = graph_count(graph);
+    work->local = arena_alloc(work->arena, total * sizeof *work->local);
+    NodeId *stack = NULL;
+    size_t capacity = 0, found = 0;
+    for (uint32_t i = 0; i < variant->output_count; i++)
+        mark(work, variant->outputs[i].val, &stack, &capacity, &found);
+    for (uint32_t i = 0; work->taps && i < variant->tap_count; i++)
+        mark(work, variant->taps[i].val, &stack, &capacity, &found);
+    free(stack);
+    work->nodes = arena_alloc(work->arena, (found + 1) * sizeof *work->nodes);
+    work->step = arena_alloc(work->arena, (found + 1) * sizeof *work->step);
+    for (NodeId id = 1; id < total; id++)
+        if (work->local[id]) {
+            work->step[work->count] = is_step(graph, id);
+            work->nodes[work->count++] = id;
+            work->local[id] = work->count;
+        }
+    work->kept = arena_alloc(work->arena, (found + 1) * sizeof *work->kept);
+    for (uint32_t i = 0; i < variant->output_count; i++)
+        work->kept[local_of(work, variant->outputs[i].val)] = true;
+    for (uint32_t i = 0; work->taps && i < variant->tap_count; i++)
+        work->kept[local_of(work, variant->taps[i].val)] = true;
+}
+
+static bool is_first_mention(const Node *node, uint32_t operand)
+{
+    for (uint32_t i = 0; i < operand; i++)
+        if (val_node(node->in[i]) == val_node(node->in[operand]))
+            return false;
+    return true;
+}
+
+static void collect_users(Work *work)
+{
+    const Graph *graph = work->module->graph;
+    uint32_t *first = arena_alloc(work->arena, (work->count + 2) * sizeof *first);
+    for (int pass = 0; pass < 2; pass++) {
+        for (uint32_t local = 0; local < work->count; local++) {
+            const Node *node = graph_node(graph, work->nodes[local]);
+            for (uint32_t i = 0; !work->step[local] && i < node->nin; i++) {
+                if (!is_first_mention(node, i))
+                    continue;
+                uint32_t operand = local_of(work, node->in[i]);
+                if (pass == 0)
+                    first[operand + 2]++;
+                else
+                    work->users[first[operand + 1]++] = work->nodes[local];
+            }
+        }
+        if (pass == 0) {
+            for (uint32_t local = 0; local < work->count; local++)
+                first[local + 2] += first[local + 1];
+            uint32_t total = first[work->count + 1];
+            work->users = arena_alloc(work->arena, (total + 1) * sizeof *work->users);
+        }
+    }
+    work->user_first = first;
+}
+
+void find_layout(Work *work)
+{
+    const Graph *graph = work->module->graph;
+    collect_nodes(work);
+    collect_users(work);
+    work->view = arena_alloc(work->arena, (work->count + 1) * sizeof *work->view);
+    work->order = arena_alloc(work->arena, (work->count + 1) * sizeof *work->order);
+    for (uint32_t local = 0; local < work->count; local++) {
+        const Node *node = graph_node(graph, work->nodes[local]);
+        View view;
+        if (!work->step[local] && node_view(work, node, &view)) {
+            work->view[local] = arena_alloc(work->arena, sizeof view);
+            *work->view[local] = view;
+        } else {
+            work->order[local] = storage_order(work, work->nodes[local]);
+        }
+    }
+}

@@ -1,0 +1,167 @@
+// The back end's data: from the graph of one variant to a plan, the list of launches with addresses.
+//
+//   layout    which values are views, that is (storage of another value, offset, strides)
+//   fuse      groups: what one kernel computes
+//   schedule  the order of groups
+//   lower     groups to launches (codegen/emit_launch.c: it knows the kernels of a target)
+//   plan      lifetimes and offsets of buffers
+//
+// One Work holds one plan while it is made. Nodes are numbered anew, densely, in it (`local`), since
+// one graph holds the nodes of all programs. A value that is not a view has storage of its own: an
+// arena buffer, or a place in parameters, gradients, inputs, outputs, constants or step values.
+#ifndef PVDMC_PLAN_H
+#define PVDMC_PLAN_H
+
+#include "compiler/program.h"
+#include "runtime/pvdm.h"
+
+typedef struct {
+    int64_t fixed, batch;      // the number fixed + batch * b
+} Affine;
+
+// Element (i0, i1, ...) of a value lies at offset + sum i * stride in the storage of `base`, all in
+// elements. The stride of an axis of size 1 is 0; an axis outside the batch axis has a multiple of b.
+typedef struct {
+    Val base;
+    Affine offset;
+    Dim stride[MAX_RANK];
+} View;
+
+typedef enum { GROUP_ELEMENTWISE, GROUP_LIBRARY } GroupKind;
+
+// What one kernel computes. Elementwise: the expression trees of `results`, over one iteration space,
+// down to values that other groups store. Library: `anchor`, and what its epilogue takes in.
+typedef struct {
+    GroupKind kind;
+    NodeId anchor;             // library: the node of the kernel; elementwise: the last result's
+    const Type *space;         // elementwise: the iteration space
+    Val results[MAX_OUT];      // values it stores; library: by output of the anchor, 0 = not wanted
+    uint32_t result_count;
+    Val *reads;                // values from outside, views not resolved
+    uint32_t read_count;
+    NodeId *members;           // nodes computed here, ascending, the anchor included
+    uint32_t member_count;
+    // epilogue: act((y (1 + scale) + shift) + bias) + residual, each 0 if absent
+    Val bias, residual, scale, shift;
+    uint32_t bias_axis;        // axis of the anchor's result along which the bias runs
+    Op act;                    // OP_STOP_GRADIENT: none
+} Group;
+
+typedef struct {
+    int64_t a, c;              // as in PvArg; in PV_ARENA relative to the buffer
+    uint16_t space;            // PvSpace
+    uint32_t buffer;           // PV_ARENA: buffer number + 1
+} PlanArg;
+
+typedef struct {
+    uint32_t kernel;
+    uint32_t arg, arg_count;   // in Work.args
+    NodeId origin;
+    double flops_fixed, flops_batch;
+    // An elementwise result (buffer + 1) that may overwrite an operand (buffer + 1); 0: none.
+    uint32_t inplace_out, inplace_in;
+} PlanLaunch;
+
+typedef struct {
+    int64_t bytes;             // rounded up to 256; a batch element's if `batch`
+    bool batch;
+    int32_t first, last;       // launches that touch it
+    uint32_t alias;            // it lies where this buffer (+ 1) lies; 0: by itself
+    int64_t offset;
+} Buffer;
+
+typedef struct {
+    const char *name;
+    const Type *type;
+    PlanArg at;
+    int32_t launch;
+} PlanTap;
+
+typedef struct {
+    Module *module;
+    Entry *entry;
+    Variant *variant;
+    uint32_t entry_index;
+    int level;                 // 0, 1, 2
+    bool taps;
+    Arena *arena;
+
+    // the nodes that outputs (and taps) need; step values stand here, what they need does not
+    uint32_t count;
+    NodeId *nodes;             // by local number, ascending
+    uint32_t *local;           // by NodeId: local number + 1, 0 = not needed
+    bool *step;                // by local number: a step value
+    bool *kept;                // an output or tap reads it
+    uint32_t *user_first;      // users of local number i: users[user_first[i] .. user_first[i + 1]]
+    NodeId *users;
+    View **view;               // by local number: NULL = it has storage of its own
+    uint32_t **order;          // by local number: axes of the storage, outermost first; NULL: 0, 1, ...
+
+    Group *groups;
+    uint32_t group_count;
+    uint32_t *owner;           // by local number: group + 1, 0 = none (view, source, inlined)
+    uint32_t *schedule;        // group numbers in order
+
+    PlanArg *place;            // by local number * MAX_OUT + output: where storage lies
+    bool *placed;
+    PlanArg *dense;            // a row-major copy of a view, made by an earlier launch
+    bool *has_dense;
+    Val *scalars;              // slot -> step value
+    uint32_t scalar_count;
+    PlanLaunch *launches;
+    uint32_t launch_count;
+    PlanArg *args;
+    uint32_t arg_count;
+    Buffer *buffers;
+    uint32_t buffer_count;
+    PlanTap *tap_list;
+    uint32_t tap_count;
+    uint32_t *streams, stream_count;
+    uint32_t *grads, grad_count;
+    uint32_t *instances, instance_count;
+    int64_t scratch;           // bytes a thread
+    int64_t arena_fixed, arena_batch;
+    int64_t live_fixed, live_batch;
+} Work;
+
+size_t element_size(const Module *module, DType dtype);   // reals are all PvReal
+
+/* layout.c */
+// Collects the needed nodes, their users, and finds the views. Needs the variant, level and taps.
+void find_layout(Work *work);
+uint32_t local_of(const Work *work, Val val);
+View view_of(const Work *work, Val val);              // of a needed value
+bool view_is_dense(const View *view, const Type *type);
+bool val_is_step(const Work *work, Val val);
+Dim dim_product(Dim x, Dim y);
+// stride == inner stride * inner size: two axes are one.
+bool axes_merge(Dim stride, Dim inner_stride, Dim inner_size);
+void dense_strides(const Type *type, Dim *stride);
+// Nodes that read `val` among the needed ones: how many, and one of them.
+uint32_t count_users(const Work *work, Val val, NodeId *user);
+
+/* fuse.c */
+// Groups. -O0: one for each node that is no view.
+void fuse_groups(Work *work);
+bool group_inlines(const Work *work, uint32_t group, Val val);
+bool contract_order_is_simple(const Node *node);
+void print_groups(FILE *out, const Work *work);
+
+/* schedule.c */
+// Orders the groups: topological, live sets small. -O2: merges neighbours of one iteration space.
+void schedule_groups(Work *work);
+
+/* plan.c */
+// Lifetimes, in-place results, offsets. Needs launches; fills offsets, arena_* and live_*.
+void plan_memory(Work *work);
+typedef struct {
+    int64_t size, offset;
+    int32_t first, last;       // alive in first .. last
+} Interval;
+// Packs intervals without overlap of live ones; returns the bytes needed.
+int64_t pack_intervals(Arena *arena, Interval *items, uint32_t count);
+int64_t live_bound(Arena *arena, const Interval *items, uint32_t count);   // largest live set
+PvArg resolve_arg(const Work *work, const PlanArg *arg);
+void print_plan(FILE *out, const Work *work, const char *(*kernel_name)(uint32_t kernel));
+
+#endif
