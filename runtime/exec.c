@@ -1,0 +1,324 @@
+// Running a plan: addresses are resolved once (base of the space + a + c * batch), the numbers of
+// the step are computed by the emitted function `scalars`, and then the launches run in their
+// order, each parallel inside. Taps are copied right after the launch that makes them, because
+// the planner may give their bytes to a later value.
+#include "runtime/exec.h"
+
+#include <omp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+
+char *pv_space_new(int64_t bytes)
+{
+    size_t size = bytes > 0 ? (size_t)bytes : 1;
+    void *space = mmap(NULL, size, PROT_READ | PROT_WRITE,
+                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (space == MAP_FAILED)
+        return NULL;
+    madvise(space, size, MADV_HUGEPAGE);             // a wish: failing costs only speed
+    return space;
+}
+
+void pv_space_free(char *space, int64_t bytes)
+{
+    if (space)
+        munmap(space, bytes > 0 ? (size_t)bytes : 1);
+}
+
+PvExec *pv_exec_new(const PvModel *model, int threads, PvError *error)
+{
+    PvExec *exec = pv_alloc(sizeof *exec);
+    exec->model = model;
+    exec->threads = threads > 0 ? threads : omp_get_max_threads();
+    exec->params = pv_space_new(model->param_bytes);
+    exec->grads = pv_space_new(model->param_bytes);
+    if (exec->params && exec->grads)
+        return exec;
+    char text[32];
+    pv_error(error, PV_MACHINE, "no address space for the parameters: twice %s",
+             pv_size_text(text, (double)model->param_bytes));
+    pv_exec_free(exec);
+    return NULL;
+}
+
+void pv_exec_free(PvExec *exec)
+{
+    if (!exec)
+        return;
+    pv_space_free(exec->params, exec->model->param_bytes);
+    pv_space_free(exec->grads, exec->model->param_bytes);
+    pv_space_free(exec->arena, exec->arena_bytes);
+    pv_space_free(exec->scratch, exec->scratch_each * exec->threads);
+    free(exec->args);
+    free(exec->scalars);
+    free(exec->times);
+    free(exec);
+}
+
+bool pv_exec_measure(PvExec *exec, PvError *error)
+{
+    if (!exec->times)
+        exec->times = pv_try_alloc((exec->model->kernel_count + 1u) * sizeof *exec->times,
+                                   "the times of kernels", error);
+    return exec->times != NULL;
+}
+
+static double now(void)
+{
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
+}
+
+static const PvExec *sorted_exec;                    // for qsort
+
+static int slower_first(const void *x, const void *y)
+{
+    uint32_t first = *(const uint32_t *)x, second = *(const uint32_t *)y;
+    double difference = sorted_exec->times[second].seconds - sorted_exec->times[first].seconds;
+    return difference > 0 ? 1 : difference < 0 ? -1 : (int)first - (int)second;
+}
+
+void pv_exec_print_times(const PvExec *exec)
+{
+    uint32_t count = exec->model->kernel_count;
+    uint32_t *order = pv_alloc((count + 1u) * sizeof *order);
+    double total = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        order[i] = i;
+        total += exec->times[i].seconds;
+    }
+    sorted_exec = exec;
+    qsort(order, count, sizeof *order, slower_first);
+    fprintf(stderr, "%10s %6s %8s %10s  kernel\n", "seconds", "share", "calls", "GFLOP/s");
+    for (uint32_t i = 0; i < count; i++) {
+        const PvKernelTime *time = &exec->times[order[i]];
+        if (time->calls == 0)
+            continue;
+        fprintf(stderr, "%10.4f %5.1f%% %8lld %10.1f  %s\n", time->seconds,
+                total > 0 ? 100 * time->seconds / total : 0, (long long)time->calls,
+                time->seconds > 0 ? time->flops / time->seconds * 1e-9 : 0,
+                exec->model->kernels[order[i]].name);
+    }
+    fprintf(stderr, "%10.4f seconds in kernels, %d threads\n", total, exec->threads);
+    free(order);
+}
+
+uint32_t pv_exec_variant(const PvEntry *entry, const PvStep *step)
+{
+    return entry->variant_count > 1 && entry->select ? entry->select(step) : 0;
+}
+
+// ---- bytes ----
+
+static int64_t round_up(int64_t bytes, int64_t unit)
+{
+    return (bytes + unit - 1) / unit * unit;
+}
+
+int64_t pv_type_bytes(const PvType *type, int64_t batch)
+{
+    int64_t bytes = pv_dtype_size(type->dtype);
+    for (uint32_t i = 0; i < type->rank; i++)
+        bytes *= type->dim[i] * (type->batch_axes >> i & 1 ? batch : 1);
+    return bytes;
+}
+
+PvMemoryItem pv_exec_need(const PvExec *exec, const PvEntry *entry, const PvPlan *plan)
+{
+    PvMemoryItem need = {"activations", plan->arena_fixed + plan->scratch_size * exec->threads,
+                         plan->arena_batch};
+    for (uint32_t i = 0; i < entry->input_count + entry->output_count; i++) {
+        const PvType *type = i < entry->input_count ? &entry->inputs[i].type
+                                                    : &entry->outputs[i - entry->input_count].type;
+        int64_t one = pv_type_bytes(type, 1);
+        *(type->batch_axes ? &need.per_batch : &need.fixed) += one;
+    }
+    return need;
+}
+
+int64_t pv_exec_param_bytes(const PvModel *model, const bool *instances)
+{
+    int64_t bytes = 0;
+    for (uint32_t i = 0; i < model->instance_count; i++)
+        bytes += instances[i] ? model->instances[i].size : 0;
+    return bytes;
+}
+
+void pv_plan_instances(const PvPlan *plan, bool *needed)
+{
+    for (uint32_t i = 0; i < plan->instance_count; i++)
+        needed[plan->instances[i]] = true;
+}
+
+// ---- a step ----
+
+// Arena, scratch and argument room for a plan at a batch.
+static bool make_room(PvExec *exec, const PvPlan *plan, int64_t batch, PvError *error)
+{
+    int64_t arena = plan->arena_fixed + batch * plan->arena_batch;
+    if (arena > exec->arena_bytes) {
+        pv_space_free(exec->arena, exec->arena_bytes);
+        exec->arena_bytes = 0;
+        exec->arena = pv_space_new(arena);
+        if (!exec->arena) {
+            char text[32];
+            return pv_error(error, PV_MACHINE, "no memory for activations: %s at batch %lld",
+                            pv_size_text(text, (double)arena), (long long)batch);
+        }
+        exec->arena_bytes = arena;
+    }
+    int64_t each = round_up(plan->scratch_size, 64);
+    if (each > exec->scratch_each) {
+        pv_space_free(exec->scratch, exec->scratch_each * exec->threads);
+        exec->scratch_each = 0;
+        exec->scratch = pv_space_new(each * exec->threads);
+        if (!exec->scratch)
+            return pv_error(error, PV_MACHINE, "no memory for the scratch of %d threads",
+                            exec->threads);
+        exec->scratch_each = each;
+    }
+    if (plan->arg_count > exec->arg_capacity) {
+        free(exec->args);
+        exec->args = pv_alloc(plan->arg_count * sizeof *exec->args);
+        exec->arg_capacity = plan->arg_count;
+    }
+    if (plan->scalar_count > exec->scalar_capacity) {
+        free(exec->scalars);
+        exec->scalars = pv_alloc(plan->scalar_count * sizeof *exec->scalars);
+        exec->scalar_capacity = plan->scalar_count;
+    }
+    return true;
+}
+
+static int64_t resolve(const PvExec *exec, const PvExecStep *step, const PvArg *arg)
+{
+    int64_t base = 0;
+    switch (arg->space) {
+    case PV_VALUE:
+        break;
+    case PV_ARENA:
+        base = (int64_t)(intptr_t)exec->arena;
+        break;
+    case PV_PARAM:
+        base = (int64_t)(intptr_t)exec->params;
+        break;
+    case PV_GRAD:
+        base = (int64_t)(intptr_t)exec->grads;
+        break;
+    case PV_CONST:
+        base = (int64_t)(intptr_t)exec->model->consts;
+        break;
+    case PV_SCALAR:
+        base = (int64_t)(intptr_t)exec->scalars;
+        break;
+    default:
+        base = (int64_t)(intptr_t)step->io[arg->space - PV_IO];
+    }
+    return base + arg->a + arg->c * step->step->batch;
+}
+
+static void launch(PvExec *exec, const PvRun *run, const PvPlan *plan, uint32_t index)
+{
+    const PvLaunch *at = &plan->launches[index];
+    PvKernelFn *fn = exec->model->kernels[at->kernel].fn;
+    if (!exec->times) {
+        fn(run, exec->args + at->arg);
+        return;
+    }
+    double start = now();
+    fn(run, exec->args + at->arg);
+    PvKernelTime *time = &exec->times[at->kernel];
+    time->seconds += now() - start;
+    time->flops += at->flops_fixed + at->flops_batch * (double)run->batch;
+    time->calls++;
+}
+
+// Copies the wanted taps that lie still right after launch `index`.
+static void copy_taps(const PvExec *exec, const PvExecStep *step, int32_t index)
+{
+    for (uint32_t i = 0; i < step->tap_count; i++) {
+        const PvTap *tap = &step->plan->taps[step->taps[i]];
+        if (tap->launch != index)
+            continue;
+        PvTensor *to = step->tap_tensors[i];
+        int64_t from = resolve(exec, step, &tap->at);
+        if (tap->at.space != PV_VALUE) {
+            memcpy(to->data, (const void *)(intptr_t)from, (size_t)to->bytes);
+        } else if (pv_dtype_is_real(tap->type.dtype)) {
+            double value;
+            memcpy(&value, &from, sizeof value);
+            pv_convert(to->data, to->dtype, &value, PV_F64, 1);
+        } else {
+            pv_convert(to->data, to->dtype, &from, PV_I64, 1);
+        }
+    }
+}
+
+// Everything before the first launch.
+static bool prepare(PvExec *exec, const PvExecStep *step, PvError *error)
+{
+    const PvPlan *plan = step->plan;
+    if (!make_room(exec, plan, step->step->batch, error))
+        return false;
+    if (plan->scalars && plan->scalar_count > 0)
+        plan->scalars(step->step, exec->scalars);
+    for (uint32_t i = 0; i < plan->arg_count; i++)
+        exec->args[i] = resolve(exec, step, &plan->args[i]);
+    return true;
+}
+
+static PvRun run_of(const PvExec *exec, const PvExecStep *step)
+{
+    return (PvRun){step->step->batch, exec->threads, exec->scratch, exec->scratch_each,
+                   step->step};
+}
+
+bool pv_exec_run(PvExec *exec, const PvExecStep *step, PvError *error)
+{
+    if (!prepare(exec, step, error))
+        return false;
+    PvRun run = run_of(exec, step);
+    if (step->tap_count > 0)
+        copy_taps(exec, step, -1);
+    for (uint32_t i = 0; i < step->plan->launch_count; i++) {
+        launch(exec, &run, step->plan, i);
+        if (step->tap_count > 0)
+            copy_taps(exec, step, (int32_t)i);
+    }
+    return true;
+}
+
+// Does a launch touch settings, and nothing that a step has to make first?
+static bool stores_setting(const PvEntry *entry, const PvPlan *plan, const PvLaunch *at)
+{
+    bool setting = false;
+    for (uint32_t i = 0; i < at->arg_count; i++) {
+        const PvArg *arg = &plan->args[at->arg + i];
+        if (arg->space < PV_IO) {
+            if (arg->space == PV_ARENA || arg->space == PV_PARAM || arg->space == PV_GRAD)
+                return false;
+            continue;
+        }
+        uint32_t index = (uint32_t)arg->space - PV_IO;
+        if (index < entry->input_count ||
+            entry->outputs[index - entry->input_count].kind != PV_OUT_SETTING)
+            return false;
+        setting = true;
+    }
+    return setting;
+}
+
+bool pv_exec_settings(PvExec *exec, const PvExecStep *step, PvError *error)
+{
+    if (!prepare(exec, step, error))
+        return false;
+    PvRun run = run_of(exec, step);
+    for (uint32_t i = 0; i < step->plan->launch_count; i++)
+        if (stores_setting(step->entry, step->plan, &step->plan->launches[i]))
+            launch(exec, &run, step->plan, i);
+    return true;
+}
