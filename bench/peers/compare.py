@@ -112,7 +112,7 @@ def run_torch(case, threads):
     print(json.dumps({"seconds": seconds, "empty": empty, "version": torch.__version__}))
 
 
-def prepare(rounds_need):
+def prepare():
     """Random weights (not zero where the initialiser says zero: all work must count) and inputs."""
     import torch
     sys.path.insert(0, HERE)
@@ -130,27 +130,7 @@ def prepare(rounds_need):
     inputs["x"] = inputs["x"].clamp(-1, 1)
     inputs["video"] = torch.rand(1, 3, 16, 256, 256) * 2 - 1
     inputs["t"] = torch.tensor([500])
-    header = {k: v for k, v in inputs.items()}
-    header["t"] = header["t"].float()
-    peer.write_safetensors(f"{WORK}/inputs.safetensors", header)
-    fix_integers(f"{WORK}/inputs.safetensors", inputs)
-
-
-def fix_integers(path, inputs):
-    """Writes the file again with `t` as I64."""
-    import struct
-    header, blobs, at = {}, [], 0
-    for name, tensor in inputs.items():
-        raw = tensor.contiguous().numpy().tobytes()
-        header[name] = {"dtype": "I64" if name == "t" else "F32", "shape": list(tensor.shape),
-                        "data_offsets": [at, at + len(raw)]}
-        blobs.append(raw)
-        at += len(raw)
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with open(path, "wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        file.writelines(blobs)
+    peer.write_safetensors(f"{WORK}/inputs.safetensors", inputs)
 
 
 def sgemm_rate(threads):
@@ -173,7 +153,7 @@ def main():
     args = parser.parse_args()
     if args.torch:
         return run_torch(args.torch, args.threads)
-    prepare(args.rounds)
+    prepare()
     exe = f"{WORK}/pvdm-s"
     subprocess.run([f"{ROOT}/out/release/pvdmc", f"{ROOT}/models/pvdm.model", *SMALL, "-o", exe], check=True)
     report = {}

@@ -131,7 +131,8 @@ class Transformer(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    def __init__(self, resolution=256, frames=16, patch=8, channels=384, embed=4, depth=8, heads=8, width=64):
+    def __init__(self, resolution=256, frames=16, patch=8, channels=384, embed=4, depth=8, heads=8, width=64,
+                 planes="sum"):
         super().__init__()
         self.t, self.g, self.p = frames, resolution // patch, patch
         t, g = frames, self.g
@@ -143,7 +144,10 @@ class Autoencoder(nn.Module):
             setattr(self, plane + "_pos_embedding", nn.Parameter(torch.randn(1, n + 1, channels)))
             setattr(self, plane + "_quant_attn", Transformer(channels, 4, 4, channels // 8, 512))
             setattr(self, "pre_" + plane, nn.Conv2d(channels, embed, 1))
-            setattr(self, "post_" + plane, nn.Conv2d(embed, channels, 1))
+            if planes == "sum":
+                setattr(self, "post_" + plane, nn.Conv2d(embed, channels, 1))
+        if planes == "concat":
+            self.post = nn.Conv3d(3 * embed, channels, 1)
 
     def project(self, x, plane):                               # [s, n, c] -> [s, c]
         token = getattr(self, plane + "_token").expand(x.shape[0], -1, -1)
@@ -165,8 +169,13 @@ class Autoencoder(nn.Module):
     def decode(self, z):
         b, t, g, p = z.shape[0], self.t, self.g, self.p
         xy, yt, xt = z.split((g * g, t * g, t * g), dim=2)
-        y = (self.post_xy(xy.view(b, -1, g, g))[:, :, None] + self.post_yt(yt.view(b, -1, t, g))[:, :, :, None]
-             + self.post_xt(xt.view(b, -1, t, g))[..., None])
+        xy, yt, xt = xy.view(b, -1, g, g), yt.view(b, -1, t, g), xt.view(b, -1, t, g)
+        if hasattr(self, "post"):
+            whole = (-1, -1, t, g, g)
+            y = self.post(torch.cat((xy[:, :, None].expand(whole), yt[:, :, :, None].expand(whole),
+                                     xt[..., None].expand(whole)), dim=1))
+        else:
+            y = self.post_xy(xy)[:, :, None] + self.post_yt(yt)[:, :, :, None] + self.post_xt(xt)[..., None]
         y = self.decoder(y.permute(0, 2, 3, 4, 1).reshape(b, t * g * g, -1))
         y = self.to_pixel(y.reshape(b * t, g, g, -1).permute(0, 3, 1, 2))
         return (2 * torch.sigmoid(y) - 1).view(b, t, 3, g * p, g * p).transpose(1, 2)
@@ -178,11 +187,11 @@ class Autoencoder(nn.Module):
 # ---- U-Net ----
 
 class ResBlock(nn.Module):
-    def __init__(self, c_in, c_out, c_emb, resample=None):
+    def __init__(self, c_in, c_out, c_emb, resample=None, scale_shift=True):
         super().__init__()
-        self.resample = resample
+        self.resample, self.scale_shift = resample, scale_shift
         self.in_layers = nn.Sequential(nn.GroupNorm(32, c_in), nn.SiLU(), nn.Conv2d(c_in, c_out, 3, padding=1))
-        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(c_emb, 2 * c_out))
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(c_emb, (2 if scale_shift else 1) * c_out))
         self.out_layers = nn.Sequential(nn.GroupNorm(32, c_out), nn.SiLU(), nn.Identity(),
                                         nn.Conv2d(c_out, c_out, 3, padding=1))
         self.skip_connection = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
@@ -192,9 +201,13 @@ class ResBlock(nn.Module):
         if self.resample is not None:
             x, y = self.resample(x), self.resample(y)
         y = self.in_layers[2](y)
-        scale, shift = self.emb_layers(emb)[:, :, None, None].chunk(2, dim=1)
-        y = self.out_layers[0](y) * (1 + scale) + shift
-        return self.skip_connection(x) + self.out_layers[1:](y)
+        e = self.emb_layers(emb)[:, :, None, None]
+        if self.scale_shift:
+            scale, shift = e.chunk(2, dim=1)
+            y = self.out_layers[1:](self.out_layers[0](y) * (1 + scale) + shift)
+        else:
+            y = self.out_layers(y + e)
+        return self.skip_connection(x) + y
 
 
 class AttentionBlock(nn.Module):
@@ -216,8 +229,26 @@ class AttentionBlock(nn.Module):
 class Stage(nn.ModuleList):
     def forward(self, x, emb):
         for layer in self:
-            x = layer(x) if isinstance(layer, nn.Conv2d) else layer(x, emb)
+            x = layer(x, emb) if isinstance(layer, (ResBlock, AttentionBlock)) else layer(x)
         return x
+
+
+class Downsample(nn.Module):
+    def __init__(self, c):
+        super().__init__()
+        self.op = nn.Conv2d(c, c, 3, stride=2, padding=1)
+
+    def forward(self, x):
+        return self.op(x)
+
+
+class Upsample(nn.Module):
+    def __init__(self, c):
+        super().__init__()
+        self.conv = nn.Conv2d(c, c, 3, padding=1)
+
+    def forward(self, x):
+        return self.conv(grow(x))
 
 
 def shrink(x):
@@ -230,37 +261,41 @@ def grow(x):
 
 class UNet(nn.Module):
     def __init__(self, width=256, mult=(1, 2, 4, 4), blocks=2, attention=(4, 2, 1), heads=8, embed=4,
-                 sizes=((32, 32), (16, 32), (16, 32))):
+                 sizes=((32, 32), (16, 32), (16, 32)), scale_shift=True, updown=True, cond_model=True):
         super().__init__()
-        self.width, self.sizes = width, sizes
+        self.width, self.sizes, self.cond_model = width, sizes, cond_model
         c_emb = 4 * width
+
+        def residual(c_in, c_out, resample=None):
+            return ResBlock(c_in, c_out, c_emb, resample, scale_shift)
+
         self.time_embed = nn.Sequential(nn.Linear(width, c_emb), nn.SiLU(), nn.Linear(c_emb, c_emb))
-        self.input_blocks = nn.ModuleList([Stage([nn.Conv2d(2 * embed, width, 3, padding=1)])])
+        self.input_blocks = nn.ModuleList([Stage([nn.Conv2d((2 if cond_model else 1) * embed, width, 3, padding=1)])])
         self.input_attns = nn.ModuleList([nn.Identity()])
         ch, skips = width, [width]
         for level, factor in enumerate(mult):
             c = factor * width
             for _ in range(blocks):
                 inside = [AttentionBlock(c, heads)] if 2 ** level in attention else []
-                self.input_blocks.append(Stage([ResBlock(ch, c, c_emb)] + inside))
+                self.input_blocks.append(Stage([residual(ch, c)] + inside))
                 self.input_attns.append(AttentionBlock(c, heads))
                 skips.append(c)
                 ch = c
             if level + 1 < len(mult):
-                self.input_blocks.append(Stage([ResBlock(ch, ch, c_emb, shrink)]))
+                self.input_blocks.append(Stage([residual(ch, ch, shrink) if updown else Downsample(ch)]))
                 self.input_attns.append(AttentionBlock(ch, heads))
                 skips.append(ch)
-        self.middle_block = Stage([ResBlock(ch, ch, c_emb), AttentionBlock(ch, heads), ResBlock(ch, ch, c_emb)])
+        self.middle_block = Stage([residual(ch, ch), AttentionBlock(ch, heads), residual(ch, ch)])
         self.mid_attn = AttentionBlock(ch, heads)
         self.output_blocks, self.output_attns = nn.ModuleList(), nn.ModuleList()
         for level, factor in reversed(list(enumerate(mult))):
             c = factor * width
             for i in range(blocks + 1):
-                layers = [ResBlock(ch + skips.pop(), c, c_emb)]
+                layers = [residual(ch + skips.pop(), c)]
                 if 2 ** level in attention:
                     layers.append(AttentionBlock(c, heads))
                 if level and i == blocks:
-                    layers.append(ResBlock(c, c, c_emb, grow))
+                    layers.append(residual(c, c, grow) if updown else Upsample(c))
                 self.output_blocks.append(Stage(layers))
                 self.output_attns.append(AttentionBlock(c, heads))
                 ch = c
@@ -271,7 +306,8 @@ class UNet(nn.Module):
         frequency = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
         angle = t.float()[:, None] * frequency[None]
         emb = self.time_embed(torch.cat((angle.cos(), angle.sin()), dim=1))
-        x = torch.cat((x, torch.zeros_like(x) if cond is None else cond), dim=1)
+        if self.cond_model:
+            x = torch.cat((x, torch.zeros_like(x) if cond is None else cond), dim=1)
         b = x.shape[0]
         planes = [part.view(b, -1, h, w) for part, (h, w) in
                   zip(x.split([h * w for h, w in self.sizes], dim=2), self.sizes)]
@@ -312,17 +348,19 @@ def read_safetensors(path):
 
 
 def write_safetensors(path, tensors):
-    header, at = {}, 0
+    """{name: tensor of f32 or i64}"""
+    header, blobs, at = {}, [], 0
     for name, tensor in tensors.items():
-        size = tensor.numel() * 4
-        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [at, at + size]}
-        at += size
+        raw = tensor.detach().contiguous().numpy().tobytes()
+        header[name] = {"dtype": "I64" if tensor.dtype == torch.int64 else "F32",
+                        "shape": list(tensor.shape), "data_offsets": [at, at + len(raw)]}
+        blobs.append(raw)
+        at += len(raw)
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     with open(path, "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
-        for tensor in tensors.values():
-            file.write(tensor.detach().float().contiguous().numpy().tobytes())
+        file.writelines(blobs)
 
 
 def load(module, tensors, prefix):
