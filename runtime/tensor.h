@@ -81,6 +81,10 @@ typedef struct {
 PvTensor *pv_set_find(const PvTensorSet *set, const char *name);  // not held; NULL: none
 // Takes the reference. A name that is there already gets the new tensor.
 void pv_set_add(PvTensorSet *set, const char *name, PvTensor *tensor);
+// For readers of long files: append in any order, then sort, which gives a name that is there
+// twice, or NULL. Nothing may be looked up in between.
+void pv_set_append(PvTensorSet *set, const char *name, PvTensor *tensor);
+const char *pv_set_sort(PvTensorSet *set);
 const char *pv_set_metadata(const PvTensorSet *set, const char *key);      // or NULL
 void pv_set_add_metadata(PvTensorSet *set, const char *key, const char *value);  // or replaces
 void pv_set_free(PvTensorSet *set);      // and makes it empty
