@@ -305,7 +305,7 @@ class UNet(nn.Module):
         half = self.width // 2
         frequency = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
         angle = t.float()[:, None] * frequency[None]
-        emb = self.time_embed(torch.cat((angle.cos(), angle.sin()), dim=1))
+        emb = self.time_embed(torch.cat((angle.cos(), angle.sin()), dim=1).to(x.dtype))
         if self.cond_model:
             x = torch.cat((x, torch.zeros_like(x) if cond is None else cond), dim=1)
         b = x.shape[0]
