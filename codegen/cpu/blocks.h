@@ -1,0 +1,44 @@
+// Block sizes of the CPU kernels, shared by the kernels and by the formulas that say at compile
+// time how much scratch they need (scratch.c). The compiler does not know the vector width of the
+// machine that a model is compiled for, so everything here is in bytes or an upper bound.
+#ifndef PV_BLOCKS_H
+#define PV_BLOCKS_H
+
+#include <stdint.h>
+
+enum {
+    PV_MAX_ROWS = 12,                        // rows of a register tile, at most
+    PV_MAX_TILE = 128,                       // bytes of a row of a register tile, at most
+    PV_PANELS = 16,                          // column panels of a block of a product
+    PV_ROW_PANELS = 20,                      // row panels of a block, if k needs several blocks
+    PV_K_BLOCK = 384,                        // longest run of k between two visits of the result
+    PV_QUERIES = 512,                        // queries of a task of attention
+    PV_KEYS = 240,                           // keys of a block of attention: a multiple of 12
+    PV_GRAD_QUERIES = 128,                   // queries of a block of its gradient
+    PV_GRAD_KEYS = 120,                      // keys of a block of its gradient
+    PV_NORM_PARTS = 32,                      // parts of the rows in sums over rows
+    PV_REDUCE_PARTIALS = 32768,              // partial results of a reduction, at most
+    PV_SLACK = 256,                          // bytes behind a buffer that may be touched
+};
+
+static inline int64_t pv_align(int64_t bytes)
+{
+    return (bytes + 63) & ~(int64_t)63;
+}
+
+static inline int64_t pv_least(int64_t x, int64_t y)
+{
+    return x < y ? x : y;
+}
+
+static inline int64_t pv_most(int64_t x, int64_t y)
+{
+    return x > y ? x : y;
+}
+
+static inline int64_t pv_ceil_div(int64_t x, int64_t y)
+{
+    return (x + y - 1) / y;
+}
+
+#endif

@@ -1,0 +1,204 @@
+// pv_gemm and the loops of product.h.
+//
+// Small matrices cost no more than their panels: every batch element is a task of its own. With
+// sum_batch the batch axes are a part of k, (i0, i1, k) in this order, so blocks of k run across
+// batch elements. Goto's algorithm with the roles that suit a tile of few rows and wide columns.
+#include "codegen/cpu/product.h"
+#include "codegen/cpu/pv_math.h"
+
+ProductCut pv_product_cut(int64_t m, int64_t n, int64_t k_blocks, int64_t batches, int threads)
+{
+    int64_t rows = k_blocks > 1 ? PV_ROW_PANELS * PV_ROWS : 4 * PV_ROW_PANELS * PV_ROWS;
+    int64_t columns = PV_PANELS * PV_LANES;
+    ProductCut cut;
+    for (;;) {
+        // even blocks
+        int64_t row_blocks = pv_ceil_div(m, rows), column_blocks = pv_ceil_div(n, columns);
+        cut.rows = pv_ceil_div(pv_ceil_div(m, row_blocks), PV_ROWS) * PV_ROWS;
+        cut.columns = pv_ceil_div(pv_ceil_div(n, column_blocks), PV_LANES) * PV_LANES;
+        cut.row_blocks = pv_ceil_div(m, cut.rows);
+        cut.column_blocks = pv_ceil_div(n, cut.columns);
+        if (threads == 1 || batches * cut.row_blocks * cut.column_blocks >= 4 * (int64_t)threads)
+            return cut;
+        if (cut.rows >= cut.columns && cut.rows > 2 * PV_ROWS)
+            rows = cut.rows / 2;
+        else if (cut.columns > 2 * PV_LANES)
+            columns = cut.columns / 2;
+        else if (cut.rows > 2 * PV_ROWS)
+            rows = cut.rows / 2;
+        else
+            return cut;
+    }
+}
+
+void pv_product_block(Product *product, int64_t m0, int64_t m1, int64_t n0, int64_t n1,
+                      char *scratch)
+{
+    PvReal *left = (PvReal *)scratch;                     // [k][PV_ROWS]
+    scratch += pv_align((PV_K_BLOCK * PV_ROWS) * (int64_t)sizeof(PvReal) + PV_SLACK);
+    int64_t panels = pv_ceil_div(n1 - n0, PV_LANES);
+    PvReal *right = (PvReal *)scratch;                    // [panel][k][PV_LANES]
+    scratch += panels * PV_K_BLOCK * PV_LANES * (int64_t)sizeof(PvReal);
+    PvReal *sums = (PvReal *)scratch;                     // [row panel][panel][PV_ROWS][PV_LANES]
+    bool whole = product->k_blocks == 1;
+    for (int64_t block = 0; block < product->k_blocks; block++) {
+        int64_t k = product->begin(product, block, n0, n1);
+        bool last = block + 1 == product->k_blocks;
+        for (int64_t j = 0; j < panels; j++) {
+            int64_t n = n0 + j * PV_LANES;
+            product->pack_columns(product, n, pv_least(n1 - n, PV_LANES),
+                                  right + j * PV_K_BLOCK * PV_LANES);
+        }
+        for (int64_t m = m0; m < m1; m += PV_ROWS) {
+            int64_t rows = pv_least(m1 - m, PV_ROWS);
+            product->pack_rows(product, m, rows, left);
+            for (int64_t j = 0; j < panels; j++) {
+                int64_t n = n0 + j * PV_LANES, columns = pv_least(n1 - n, PV_LANES);
+                int64_t number = whole ? 0 : (m - m0) / PV_ROWS * panels + j;
+                PvReal *tile = sums + number * PV_ROWS * PV_LANES;
+                tile_multiply(rows, columns, k, left, right + j * PV_K_BLOCK * PV_LANES, PV_LANES,
+                              tile, PV_LANES, block > 0);
+                if (last)
+                    product->store(product, m, rows, n, columns, tile);
+            }
+        }
+    }
+}
+
+void pv_product_finish(PvReal *out, const PvReal *sum, int64_t count, PvReal bias,
+                       const PvReal *bias_n, const PvReal *residual, PvAct act)
+{
+    PvReal value[PV_LANES];
+    for (int i = 0; i < PV_LANES; i++)
+        value[i] = sum[i] + bias;
+    if (bias_n) {
+        for (int64_t i = 0; i < count; i++)
+            value[i] += bias_n[i];
+    }
+    switch (act) {
+    case PV_ACT_NONE:
+        break;
+    case PV_ACT_SILU:
+        for (int i = 0; i < PV_LANES; i++)
+            value[i] = pv_silu(value[i]);
+        break;
+    case PV_ACT_GELU:
+        for (int i = 0; i < PV_LANES; i++)
+            value[i] = pv_gelu(value[i]);
+        break;
+    case PV_ACT_RELU:
+        for (int i = 0; i < PV_LANES; i++)
+            value[i] = pv_relu(value[i]);
+        break;
+    }
+    if (residual) {
+        for (int64_t i = 0; i < count; i++)
+            value[i] += residual[i];
+    }
+    if (count == PV_LANES)
+        memcpy(out, value, sizeof value);
+    else
+        memcpy(out, value, (size_t)count * sizeof *out);
+}
+
+typedef struct {
+    Product base;
+    const GemmArgs *args;
+    const PvReal *a, *b;         // of this batch element, or with sum_batch of the first
+    PvReal *c;
+    const PvReal *residual;
+    int64_t k_total, k_step;     // of k with the summed batches; block length
+    int64_t k0, k;               // present block
+} GemmProduct;
+
+static int64_t gemm_begin(Product *base, int64_t block, int64_t n0, int64_t n1)
+{
+    GemmProduct *product = (GemmProduct *)base;
+    (void)n0, (void)n1;
+    product->k0 = block * product->k_step;
+    product->k = pv_least(product->k_step, product->k_total - product->k0);
+    return product->k;
+}
+
+// One panel out of the batch elements that the present block of k runs across.
+PV_INLINE void gemm_pack(const GemmProduct *product, int width, const PvReal *from,
+                         int64_t row_step, int64_t k_step, int64_t batch0, int64_t batch1,
+                         int64_t rows, PvReal *panel)
+{
+    const GemmArgs *args = product->args;
+    if (!args->sum_batch) {
+        pack_panel(panel, width, from + product->k0 * k_step, row_step, k_step, rows, product->k);
+        return;
+    }
+    for (int64_t done = 0; done < product->k;) {
+        int64_t batch = (product->k0 + done) / args->k, k = (product->k0 + done) % args->k;
+        int64_t count = pv_least(args->k - k, product->k - done);
+        const PvReal *at = from + batch / args->batch1 * batch0 + batch % args->batch1 * batch1;
+        pack_panel(panel + done * width, width, at + k * k_step, row_step, k_step, rows, count);
+        done += count;
+    }
+}
+
+static void gemm_pack_rows(Product *base, int64_t m0, int64_t rows, PvReal *panel)
+{
+    GemmProduct *product = (GemmProduct *)base;
+    const GemmArgs *args = product->args;
+    gemm_pack(product, PV_ROWS, product->a + m0 * args->a_m, args->a_m, args->a_k, args->a0,
+              args->a1, rows, panel);
+}
+
+static void gemm_pack_columns(Product *base, int64_t n0, int64_t columns, PvReal *panel)
+{
+    GemmProduct *product = (GemmProduct *)base;
+    const GemmArgs *args = product->args;
+    gemm_pack(product, PV_LANES, product->b + n0 * args->b_n, args->b_n, args->b_k, args->b0,
+              args->b1, columns, panel);
+}
+
+static void gemm_store(Product *base, int64_t m0, int64_t rows, int64_t n0, int64_t columns,
+                       const PvReal *tile)
+{
+    GemmProduct *product = (GemmProduct *)base;
+    const GemmArgs *args = product->args;
+    const PvReal *bias = (const PvReal *)args->bias;
+    for (int64_t i = 0; i < rows; i++) {
+        int64_t at = (m0 + i) * args->c_m + n0;
+        PvReal bias_m = bias && args->bias_axis ? bias[m0 + i] : 0;
+        pv_product_finish(product->c + at, tile + i * PV_LANES, columns, bias_m,
+                          bias && !args->bias_axis ? bias + n0 : NULL,
+                          product->residual ? product->residual + at : NULL, (PvAct)args->act);
+    }
+}
+
+void pv_gemm(const PvRun *run, const int64_t *raw)
+{
+    const GemmArgs *args = (const GemmArgs *)raw;
+    int64_t batches = args->sum_batch ? 1 : args->batch0 * args->batch1;
+    int64_t k_total = args->sum_batch ? args->k * args->batch0 * args->batch1 : args->k;
+    if (args->m == 0 || args->n == 0 || batches == 0)
+        return;
+    int64_t k_blocks = pv_most(1, pv_ceil_div(k_total, PV_K_BLOCK));
+    ProductCut cut = pv_product_cut(args->m, args->n, k_blocks, batches, run->threads);
+    int64_t blocks = cut.row_blocks * cut.column_blocks;
+#pragma omp parallel for schedule(dynamic) num_threads(run->threads) if (batches * blocks > 1)
+    for (int64_t task = 0; task < batches * blocks; task++) {
+        int64_t batch = task / blocks, block = task % blocks;
+        int64_t i0 = args->sum_batch ? 0 : batch / args->batch1;
+        int64_t i1 = args->sum_batch ? 0 : batch % args->batch1;
+        int64_t m0 = block % cut.row_blocks * cut.rows;
+        int64_t n0 = block / cut.row_blocks * cut.columns;
+        int64_t c = i0 * args->c0 + i1 * args->c1;
+        GemmProduct product = {
+            .base = {k_blocks, gemm_begin, gemm_pack_rows, gemm_pack_columns, gemm_store},
+            .args = args,
+            .a = (const PvReal *)args->a + i0 * args->a0 + i1 * args->a1,
+            .b = (const PvReal *)args->b + i0 * args->b0 + i1 * args->b1,
+            .c = (PvReal *)args->c + c,
+            .residual = args->residual ? (const PvReal *)args->residual + c : NULL,
+            .k_total = k_total,
+            .k_step = pv_ceil_div(k_total, k_blocks),
+        };
+        pv_product_block(&product.base, m0, pv_least(m0 + cut.rows, args->m), n0,
+                         pv_least(n0 + cut.columns, args->n), pv_thread_scratch(run));
+    }
+}

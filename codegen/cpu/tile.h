@@ -1,0 +1,224 @@
+// The register tile: what products of matrices, convolutions and attention are made of.
+//
+// tile[rows][lanes] = (or +=) sum over k of a[k][row] b[k][lane]. a is a packed panel, PV_ROWS
+// numbers for each k, of which each is broadcast; b is a panel of vectors, `b_step` elements from
+// k to k + 1 (PV_LANES when packed). The tile stays in registers over the whole run of k. With
+// AVX-512 it is 12 rows of 2 vectors: 24 accumulators, 2 vectors of b and a broadcast in 32
+// registers, and 14 loads for 24 multiply-adds. Smaller variants serve the edges, in thirds of the
+// rows and one or two vectors. Each number is one chain of fused multiply-adds in the order of k,
+// so it does not depend on the variant nor on the cut into blocks of rows and columns.
+// See Goto and van de Geijn, "Anatomy of high-performance matrix multiplication" (2008).
+#ifndef PV_TILE_H
+#define PV_TILE_H
+
+#include <omp.h>
+#include <string.h>
+
+#include "codegen/cpu/blocks.h"
+#include "codegen/cpu/kernels.h"
+
+// Without this the accumulation below would be a multiplication and an addition.
+#ifdef __clang__
+#pragma clang fp contract(fast)
+#else
+#pragma GCC optimize("fp-contract=fast")
+#endif
+
+#if defined __AVX512F__
+enum { PV_VECTOR_BYTES = 64, PV_ROWS = 12 };
+#elif defined __AVX__
+enum { PV_VECTOR_BYTES = 32, PV_ROWS = 6 };
+#else
+enum { PV_VECTOR_BYTES = 16, PV_ROWS = 6 };
+#endif
+enum { PV_WIDTH = PV_VECTOR_BYTES / sizeof(PvReal), PV_LANES = 2 * PV_WIDTH };
+
+#ifdef PV_REAL64
+typedef int64_t PvIndex;
+#else
+typedef int32_t PvIndex;
+#endif
+typedef PvReal PvVec __attribute__((vector_size(PV_VECTOR_BYTES)));
+// the same at any address
+typedef PvReal PvVecU __attribute__((vector_size(PV_VECTOR_BYTES), aligned(sizeof(PvReal)),
+                                     may_alias));
+typedef PvIndex PvMask __attribute__((vector_size(PV_VECTOR_BYTES)));
+
+#define PV_INLINE static inline __attribute__((always_inline, unused))
+
+PV_INLINE PvVec vec_load(const PvReal *at)
+{
+    return *(const PvVecU *)at;
+}
+
+PV_INLINE void vec_store(PvReal *at, PvVec value)
+{
+    *(PvVecU *)at = value;
+}
+
+PV_INLINE PvVec vec_all(PvReal value)
+{
+    return value - (PvVec){0};
+}
+
+// The present thread's part of run->scratch.
+PV_INLINE char *pv_thread_scratch(const PvRun *run)
+{
+    return run->scratch + omp_get_thread_num() * run->scratch_size;
+}
+
+// One variant; rows and vectors are constants where it is inlined.
+PV_INLINE void tile_body(int rows, int vectors, int64_t k, const PvReal *a, const PvReal *b,
+                         int64_t b_step, PvReal *c, int64_t c_step, bool add)
+{
+    PvVec sum[PV_ROWS][2];
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; i++) {
+#pragma GCC unroll 2
+        for (int j = 0; j < vectors; j++)
+            sum[i][j] = (PvVec){0};
+    }
+    for (int64_t p = 0; p < k; p++) {
+        PvVec right[2];
+#pragma GCC unroll 2
+        for (int j = 0; j < vectors; j++)
+            right[j] = vec_load(b + j * PV_WIDTH);
+#pragma GCC unroll 16
+        for (int i = 0; i < rows; i++) {
+            PvVec left = vec_all(a[i]);
+#pragma GCC unroll 2
+            for (int j = 0; j < vectors; j++)
+                sum[i][j] += left * right[j];
+        }
+        a += PV_ROWS;
+        b += b_step;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; i++) {
+#pragma GCC unroll 2
+        for (int j = 0; j < vectors; j++) {
+            PvReal *at = c + i * c_step + j * PV_WIDTH;
+            vec_store(at, add ? vec_load(at) + sum[i][j] : sum[i][j]);
+        }
+    }
+}
+
+// c[rows][lanes] (+)= sum over k of a[k][rows] b[k][lanes]. Writes whole vectors and `rows`
+// rounded up to a third of PV_ROWS.
+static __attribute__((noinline, unused)) void
+tile_multiply(int64_t rows, int64_t lanes, int64_t k, const PvReal *a, const PvReal *b,
+              int64_t b_step, PvReal *c, int64_t c_step, bool add)
+{
+    if (lanes > PV_WIDTH) {
+        if (rows > 2 * PV_ROWS / 3)
+            tile_body(PV_ROWS, 2, k, a, b, b_step, c, c_step, add);
+        else if (rows > PV_ROWS / 3)
+            tile_body(2 * PV_ROWS / 3, 2, k, a, b, b_step, c, c_step, add);
+        else
+            tile_body(PV_ROWS / 3, 2, k, a, b, b_step, c, c_step, add);
+    } else {
+        if (rows > 2 * PV_ROWS / 3)
+            tile_body(PV_ROWS, 1, k, a, b, b_step, c, c_step, add);
+        else if (rows > PV_ROWS / 3)
+            tile_body(2 * PV_ROWS / 3, 1, k, a, b, b_step, c, c_step, add);
+        else
+            tile_body(PV_ROWS / 3, 1, k, a, b, b_step, c, c_step, add);
+    }
+}
+
+// ---- packing ----
+
+PV_INLINE PvVec vec_interleave_low(PvVec x, PvVec y)
+{
+    PvMask mask = {0};
+    for (int i = 0; i < PV_WIDTH; i++)
+        mask[i] = i / 2 + (i & 1) * PV_WIDTH;
+    return __builtin_shuffle(x, y, mask);
+}
+
+PV_INLINE PvVec vec_interleave_high(PvVec x, PvVec y)
+{
+    PvMask mask = {0};
+    for (int i = 0; i < PV_WIDTH; i++)
+        mask[i] = (i + PV_WIDTH) / 2 + (i & 1) * PV_WIDTH;
+    return __builtin_shuffle(x, y, mask);
+}
+
+// The square x[PV_WIDTH] transposed: log2 PV_WIDTH perfect shuffles of its rows.
+PV_INLINE void vec_transpose(PvVec *x)
+{
+    PvVec y[PV_WIDTH];
+#pragma GCC unroll 4
+    for (int step = 1; step < PV_WIDTH; step *= 2) {
+#pragma GCC unroll 8
+        for (int i = 0; i < PV_WIDTH / 2; i++) {
+            y[2 * i] = vec_interleave_low(x[i], x[i + PV_WIDTH / 2]);
+            y[2 * i + 1] = vec_interleave_high(x[i], x[i + PV_WIDTH / 2]);
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < PV_WIDTH; i++)
+            x[i] = y[i];
+    }
+}
+
+// to[k][width] = from[i * step + k], i < rows; zero from there to `width`, PV_ROWS or PV_LANES.
+// May write PV_WIDTH - 1 elements behind the panel.
+PV_INLINE void pack_transposed(PvReal *to, int width, const PvReal *from, int64_t step,
+                               int64_t rows, int64_t k)
+{
+    enum { MOST = (PV_LANES + PV_WIDTH - 1) / PV_WIDTH > (PV_ROWS + PV_WIDTH - 1) / PV_WIDTH
+               ? (PV_LANES + PV_WIDTH - 1) / PV_WIDTH : (PV_ROWS + PV_WIDTH - 1) / PV_WIDTH };
+    int blocks = (width + PV_WIDTH - 1) / PV_WIDTH;
+    for (int64_t first = 0; first < k; first += PV_WIDTH) {
+        PvVec x[MOST][PV_WIDTH];
+        int64_t count = k - first < PV_WIDTH ? k - first : PV_WIDTH;
+#pragma GCC unroll 4
+        for (int block = 0; block < blocks; block++) {
+#pragma GCC unroll 16
+            for (int i = 0; i < PV_WIDTH; i++) {
+                int row = block * PV_WIDTH + i;
+                x[block][i] = (PvVec){0};
+                if (row < width && row < rows) {
+                    const PvReal *at = from + row * step + first;
+                    if (count == PV_WIDTH)
+                        x[block][i] = vec_load(at);
+                    else
+                        memcpy(&x[block][i], at, (size_t)count * sizeof(PvReal));
+                }
+            }
+            vec_transpose(x[block]);
+        }
+        for (int64_t i = 0; i < count; i++) {
+#pragma GCC unroll 4
+            for (int block = 0; block < blocks; block++)
+                vec_store(to + (first + i) * width + block * PV_WIDTH, x[block][i]);
+        }
+    }
+}
+
+// to[k][width] = from[k * step + i], i < rows; zero from there to `width`.
+PV_INLINE void pack_straight(PvReal *to, int width, const PvReal *from, int64_t step, int64_t rows,
+                             int64_t k)
+{
+    if (rows >= width) {
+        for (int64_t p = 0; p < k; p++)
+            memcpy(to + p * width, from + p * step, (size_t)width * sizeof(PvReal));
+        return;
+    }
+    for (int64_t p = 0; p < k; p++) {
+        for (int64_t i = 0; i < width; i++)
+            to[p * width + i] = i < rows ? from[p * step + i] : 0;
+    }
+}
+
+// A panel of either layout: one of the strides of k and of rows is 1.
+PV_INLINE void pack_panel(PvReal *to, int width, const PvReal *from, int64_t row_step,
+                          int64_t k_step, int64_t rows, int64_t k)
+{
+    if (row_step == 1)
+        pack_straight(to, width, from, k_step, rows, k);
+    else
+        pack_transposed(to, width, from, row_step, rows, k);
+}
+
+#endif
