@@ -17,7 +17,7 @@ enum { ALIGNMENT = 16, FIRST_CHUNK = 64 * 1024, LARGEST_CHUNK = 16 * 1024 * 1024
 typedef struct Chunk Chunk;
 struct Chunk {
     Chunk *before;
-    size_t size;  // bytes behind the header
+    size_t size; // bytes behind the header
     size_t used;
 };
 
@@ -92,6 +92,8 @@ void *arena_alloc(Arena *arena, size_t size)
 
 char *arena_printf(Arena *arena, const char *format, ...)
 {
+    if (!format)
+        bug("there is no format");
     va_list args, again;
     va_start(args, format);
     va_copy(again, args);
@@ -116,7 +118,7 @@ void *arena_copy(Arena *arena, const void *data, size_t size)
 // ---- interned strings ----
 
 typedef struct {
-    const char *text;  // NULL: an empty slot
+    const char *text; // NULL: an empty slot
     size_t length;
     uint64_t hash;
 } Interned;
@@ -124,7 +126,7 @@ typedef struct {
 static struct {
     Arena *arena;
     Interned *slots;
-    size_t slot_count;  // a power of two
+    size_t slot_count; // a power of two
     size_t used;
 } strings;
 

@@ -154,8 +154,7 @@ Ast *ast_apply(Parser *parser, Span span, AstKind kind, Ast *a, NodeList *list)
     return finish(parser, node);
 }
 
-Ast *ast_named(Parser *parser, Span span, AstKind kind, const char *text, Span name, Ast *a,
-               Ast *b)
+Ast *ast_named(Parser *parser, Span span, AstKind kind, const char *text, Span name, Ast *a, Ast *b)
 {
     Ast *node = new_node(parser, span, kind);
     node->text = text;
@@ -328,10 +327,10 @@ static const KindText kinds[] = {
 const char *operator_text(Operator op)
 {
     static const char *const texts[] = {
-        [OPR_NONE] = "",   [OPR_ADD] = "+",   [OPR_SUB] = "-",   [OPR_MUL] = "*",  [OPR_DIV] = "/",
-        [OPR_MOD] = "%",   [OPR_POW] = "^",   [OPR_NEG] = "-",   [OPR_NOT] = "not",
-        [OPR_AND] = "and", [OPR_OR] = "or",   [OPR_EQ] = "==",   [OPR_NE] = "!=",  [OPR_LT] = "<",
-        [OPR_LE] = "<=",   [OPR_GT] = ">",    [OPR_GE] = ">=",   [OPR_IN] = "in",  [OPR_PIPE] = "|>",
+        [OPR_NONE] = "", [OPR_ADD] = "+", [OPR_SUB] = "-", [OPR_MUL] = "*",   [OPR_DIV] = "/",
+        [OPR_MOD] = "%", [OPR_POW] = "^", [OPR_NEG] = "-", [OPR_NOT] = "not", [OPR_AND] = "and",
+        [OPR_OR] = "or", [OPR_EQ] = "==", [OPR_NE] = "!=", [OPR_LT] = "<",    [OPR_LE] = "<=",
+        [OPR_GT] = ">",  [OPR_GE] = ">=", [OPR_IN] = "in", [OPR_PIPE] = "|>",
     };
     return texts[op];
 }
@@ -358,7 +357,8 @@ static void print_head(FILE *out, const Ast *ast)
     fprintf(out, "%s%s", ast->override ? "override " : "", kinds[ast->kind].name);
     if (ast->op != OPR_NONE)
         fprintf(out, " %s", operator_text(ast->op));
-    if (ast->text && (ast->kind == AST_STRING || ast->kind == AST_IMPORT || ast->kind == AST_ASSERT))
+    if (ast->text &&
+        (ast->kind == AST_STRING || ast->kind == AST_IMPORT || ast->kind == AST_ASSERT))
         print_quoted(out, ast->text);
     else if (ast->text)
         fprintf(out, " %s", ast->text);

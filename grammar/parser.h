@@ -20,21 +20,26 @@ typedef struct {
     uint32_t count, capacity;
 } NameList;
 
-typedef struct {
-    const char *text;  // of names and strings: interned, escapes resolved
+// What a symbol of the grammar stands for.
+typedef union {
+    const char *text; // names and strings: interned, escapes resolved
     int64_t integer;
     double real;
-} TokenValue;
+    Ast *node;
+    NodeList *list;
+    NameList *names;
+    Operator op;
+} SymbolValue;
 
 typedef struct {
-    int kind;          // as the parser numbers tokens
-    TokenValue value;
+    int kind; // as the parser numbers tokens
+    SymbolValue value;
     Span span;
-    bool first;        // on its line
+    bool first; // on its line
 } Token;
 
 typedef struct {
-    char open;         // ( [ {
+    char open; // ( [ {
     Span span;
 } Bracket;
 
@@ -42,19 +47,20 @@ typedef struct Parser {
     Sources *sources;
     Arena *arena;
     uint32_t file;
-    const char *text;        // of the file; `size` bytes and a NUL
+    const char *text; // of the file; `size` bytes and a NUL
     uint32_t size;
     void *scanner;
-    uint32_t offset;         // where the scanner is
-    Token last;              // handed to the parser most recently: its lookahead
-    Span before;             // the token in front of it; end 0: none
-    Bracket *brackets;       // open in front of `last`
+    uint32_t offset;   // where the scanner is
+    Token scanned;     // what it found last
+    Token last;        // handed to the parser most recently: its lookahead
+    Span before;       // the token in front of it; end 0: none
+    Bracket *brackets; // open in front of `last`
     size_t bracket_count, bracket_capacity;
-    Token again;             // after an error: handed out anew, when `again_closers` blocks are
-    bool has_again;          //   closed
+    Token again;    // after an error: handed out anew, when `again_closers` blocks are
+    bool has_again; //   closed
     size_t again_closers;
-    uint32_t resumed_at;     // offset where parsing went on after the last error
-    uint32_t told_at;        // offset of the last message, if any
+    uint32_t resumed_at; // offset where parsing went on after the last error
+    uint32_t told_at;    // offset of the last message, if any
     bool told, too_deep, stop;
     Ast *tree;
 } Parser;
@@ -65,20 +71,23 @@ void parser_syntax_error(Parser *parser, const char *const *expected, int count)
 // Skips to where parsing can go on; false: there is nothing left to parse.
 bool parser_resync(Parser *parser);
 void parser_too_deep(Parser *parser, Span span);
-// Messages of the scanner. They return what stands in the token's place.
-void parser_lexical_error(Parser *parser, Span span, const char *help, const char *format, ...)
-    __attribute__((format(printf, 4, 5)));
-int parser_foreign(Parser *parser, Span span, int kind, const char *wanted, const char *help);
-const char *parser_string(Parser *parser, Span span, const char *text, size_t length);
-int64_t parser_integer(Parser *parser, Span span, const char *text);
-double parser_real(Parser *parser, Span span, const char *text);
-void parser_bad_byte(Parser *parser, Span span, const char *text);
+void parser_wrong_pipe(Parser *parser, Span piped, Span op, Span operand);
+void parser_wrong_chain(Parser *parser, Span op);
+// The scanner's part of the work: values of tokens, and what is no token. They look at
+// parser->scanned, whose text is `text`; `help` may be NULL.
+void parser_lexical_error(Parser *parser, const char *help, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+int parser_foreign(Parser *parser, int kind, const char *wanted, const char *help);
+void parser_string(Parser *parser, const char *text, size_t length);
+void parser_integer(Parser *parser, const char *text);
+void parser_real(Parser *parser, const char *text);
+void parser_bad_character(Parser *parser, const char *text);
 
 /* ast.c: every builder returns a new node; a list may be NULL (empty) */
-NodeList *ast_append(Parser *parser, NodeList *list, Ast *node);  // list NULL: a new one
+NodeList *ast_append(Parser *parser, NodeList *list, Ast *node); // list NULL: a new one
 NameList *ast_append_name(Parser *parser, NameList *names, const char *text, Span span);
-Ast *ast_leaf(Parser *parser, Span span, AstKind kind);           // NONE, ELLIPSIS, ERROR
-Ast *ast_text(Parser *parser, Span span, AstKind kind, const char *text);  // NAME, STRING
+Ast *ast_leaf(Parser *parser, Span span, AstKind kind);                   // NONE, ELLIPSIS, ERROR
+Ast *ast_text(Parser *parser, Span span, AstKind kind, const char *text); // NAME, STRING
 Ast *ast_int(Parser *parser, Span span, int64_t value);
 Ast *ast_real(Parser *parser, Span span, double value);
 Ast *ast_bool(Parser *parser, Span span, bool value);
@@ -100,7 +109,7 @@ Ast *ast_module(Parser *parser, Span span, const char *name, Span where, NodeLis
                 bool parentheses, Ast *block);
 Ast *ast_signature(Parser *parser, Span span, const char *name, Span where, NodeList *parameters,
                    NodeList *results, Ast *value, Ast *block);
-Ast *ast_become(Ast *node, AstKind kind, Span span);   // def and program share their signature
+Ast *ast_become(Ast *node, AstKind kind, Span span); // def and program share their signature
 Ast *ast_override(Ast *declaration, Span span);
 
 #endif

@@ -107,7 +107,7 @@ void sources_place(const Sources *sources, uint32_t file, uint32_t offset, uint3
         if (byte == '\n') {
             *line += 1;
             *column = 1;
-        } else if ((byte & 0xc0) != 0x80) {  // not the middle of a UTF-8 character
+        } else if ((byte & 0xc0) != 0x80) { // not the middle of a UTF-8 character
             *column += 1;
         }
     }
