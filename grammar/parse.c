@@ -353,11 +353,11 @@ bool parser_resync(Parser *parser)
         parser->before = token.span;
         token = scan_token(parser, token.span.end);
     }
+    if (parser->bracket_count > base)
+        parser->bracket_count = base;
     bool closes = token.kind == T_END || only_declares(token.kind);
     for (size_t i = 0; closes && i < parser->bracket_count; i++)
         parser->again_closers += parser->brackets[i].open == '{';
-    if (parser->bracket_count > base)
-        parser->bracket_count = base;
     parser->resumed_at = token.span.begin + 1;
     parser->again = token;
     parser->has_again = true;
