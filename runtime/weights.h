@@ -39,7 +39,8 @@ enum { PV_MAX_MINIMIZE = 8 };
 typedef struct {
     char *params;
     char *ema, *adam_m, *adam_v;         // or NULL
-    const bool *has_ema, *has_moments;   // by instance: what the file holds
+    const bool *has_params;              // by instance: what the file holds; NULL: all
+    const bool *has_ema, *has_moments;   // the same of averages and moments
     const char *stage;
     int64_t step;
     uint64_t seed;
@@ -55,8 +56,9 @@ typedef struct {
 bool pv_checkpoint_write(const PvModel *model, const char *path, const PvCheckpoint *state,
                          PvError *error);
 // Fills the buffers and counters for which `state` has room, all or nothing; `stage` is compared
-// (NULL: any), the model's constants too. All parameters must be there and fit, and the moments
-// and averages of the instances marked in has_moments, has_ema.
+// (NULL: any), the model's constants too. The parameters of the instances marked in has_params must
+// be there and fit (other instances are passed over), and so must moments and averages of those
+// marked in has_moments, has_ema.
 bool pv_checkpoint_read(const PvModel *model, const char *path, PvCheckpoint *state,
                         PvError *error);
 
