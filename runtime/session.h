@@ -1,0 +1,53 @@
+// What the commands that run a model share: the executor, the values of options, random streams,
+// mounted weights.
+#ifndef PV_SESSION_H
+#define PV_SESSION_H
+
+#include "runtime/call.h"
+#include "runtime/options.h"
+#include "runtime/weights.h"
+
+typedef struct {
+    // from the command line
+    PvWords weights, sets;
+    int64_t threads;
+    bool profile;
+    // made by pv_session_open
+    const PvModel *model;
+    PvExec *exec;
+    PvConfig config;                 // of --set; a command may read a file into it before
+    PvScalar *options;
+    PvRandom *random;
+    bool *loaded;                    // [instance_count]: weights were mounted
+} PvSession;                         // starts as {0}
+
+// Flags that every such command has: --threads, --profile, --set.
+#define PV_SESSION_FLAGS(session)                                                                  \
+    {"--set", "NAME=VALUE", PV_FLAG_WORDS, &(session)->sets, "value of an option of the model"},   \
+        {"--threads", "N", PV_FLAG_INT, &(session)->threads,                                       \
+         "threads to use (default: OMP_NUM_THREADS, or all cores)"},                               \
+    {"--profile", NULL, PV_FLAG_BOOL, &(session)->profile, "time every kernel, print a table"}
+
+// Makes the executor and the streams, and puts --set into `config` and the options of `stage`
+// (NULL: the global ones). Opens no file.
+bool pv_session_open(PvSession *session, const PvModel *model, const char *stage, uint64_t seed,
+                     PvError *error);
+void pv_session_close(PvSession *session);           // prints the times if they were measured
+
+// An error for settings that nothing asked for. `more` are names that the command knows itself.
+bool pv_session_check_settings(PvSession *session, const char *stage, const PvWords *more,
+                               PvError *error);
+
+// Mounts --weights on the instances marked in `needed` ([instance_count]). Those marked in
+// `may_miss` (or NULL) may be found in no file; all others must be, or the error names them.
+// `command` is who needs them: "denoise".
+bool pv_session_mount(PvSession *session, const char *command, const bool *needed,
+                      const bool *may_miss, bool ema, PvError *error);
+
+// First values of one instance (PvParam.init).
+void pv_instance_init(const PvModel *model, uint32_t instance, uint64_t seed, char *params);
+
+// Index of a program (kind PV_PROGRAM) or of its gradient (PV_GRAD_OF); -1 with an error.
+int pv_find_program(const PvModel *model, const char *name, PvEntryKind kind, PvError *error);
+
+#endif

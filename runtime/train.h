@@ -1,0 +1,66 @@
+// Training: the course of one step of a stage. Its minimizes take turns in the order written; a
+// turn is `accumulate` micro-steps, whose gradients are averaged, and one update.
+#ifndef PV_TRAIN_H
+#define PV_TRAIN_H
+
+#include "runtime/optimizer.h"
+#include "runtime/session.h"
+
+typedef struct PvTrain PvTrain;
+
+// Sets the inputs of a micro-step of a turn (all but streams).
+typedef bool PvFeed(void *context, PvTrain *train, uint32_t turn, PvError *error);
+
+typedef struct {
+    PvCall *call;
+    PvCall *settings_call;           // where settings come from when the call has none (replay)
+    int64_t accumulate, ema_every;
+    int64_t micro;                   // micro-steps so far
+    double loss, norm;               // of the last step: means over the micro-steps
+    double *reports;                 // [output_count], those of kind PV_OUT_REPORT
+    PvOptimizerSettings settings;
+} PvTurn;
+
+struct PvTrain {
+    PvSession *session;
+    const PvStage *stage;
+    PvOptimizer *optimizer;
+    PvTurn turns[PV_MAX_MINIMIZE];
+    PvFeed *feed;
+    void *feed_context;
+    int64_t batch;                   // of the data
+    int64_t step;                    // steps done
+    bool *present, *seen;            // [param_count]: have a gradient in this micro-step, update
+    bool *needed;                    // [instance_count]: parameters are read or moved
+    bool *moves;                     // [instance_count]
+};
+
+const PvStage *pv_find_stage(const PvModel *model, const char *name, PvError *error);
+
+// accumulate, ema_every: replace the model's where > 0. replay: run programs' gradients where a
+// minimize is the call of a program. NULL with an error.
+PvTrain *pv_train_new(PvSession *session, const PvStage *stage, int64_t accumulate,
+                      int64_t ema_every, bool replay, PvError *error);
+void pv_train_free(PvTrain *train);  // NULL is fine
+
+// What training needs, in at most PV_TRAIN_ITEMS parts; activations are those of the largest
+// variant at this batch.
+enum { PV_TRAIN_ITEMS = 6 };
+uint32_t pv_train_need(const PvTrain *train, int64_t batch, PvMemoryItem items[PV_TRAIN_ITEMS]);
+
+// Weights are in place: gives first values to what moves and was not mounted, starts averages.
+void pv_train_start(PvTrain *train, uint64_t seed);
+// One step. False: wrong inputs, or a loss or gradient that is not finite; parameters are then
+// those of the step before, but for turns that were done.
+bool pv_train_step(PvTrain *train, PvError *error);
+
+// ---- checkpoint.c ----
+
+// Writes folder/step-NNNNNNNN.safetensors and removes all but the last `keep`.
+bool pv_train_save(const PvTrain *train, const char *folder, int64_t keep, int64_t data_position,
+                   PvError *error);
+// Takes up a checkpoint: parameters, moments, averages, streams, counters. *seed, *data_position.
+bool pv_train_resume(PvTrain *train, const char *path, uint64_t *seed, int64_t *data_position,
+                     PvError *error);
+
+#endif
