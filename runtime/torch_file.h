@@ -13,10 +13,11 @@
 bool pv_torch_read(const char *path, PvTensorSet *set, PvError *error);
 
 // Runs a pickle; `storage` gives the tensor of a persistent storage id: a new reference to a
-// rank-1 tensor of exactly `count` elements of `dtype`, or NULL with an error.
+// rank-1 tensor of at least `count` elements of `dtype`, or NULL with an error. Dense copies of
+// views take at most copy_limit bytes.
 typedef PvTensor *PvStorageFn(void *context, const char *key, int dtype, int64_t count,
                               PvError *error);
 bool pv_pickle_read(const char *name, const uint8_t *data, size_t size, PvStorageFn *storage,
-                    void *context, PvTensorSet *set, PvError *error);
+                    void *context, int64_t copy_limit, PvTensorSet *set, PvError *error);
 
 #endif
