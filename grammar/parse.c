@@ -188,6 +188,21 @@ void parser_real(Parser *parser, const char *text)
     parser->scanned.value.real = value;
 }
 
+void parser_bad_number(Parser *parser, const char *text)
+{
+    parser_lexical_error(parser,
+                         "a number is written 1_000, 0.5 or 1e-4; a name starts with a letter",
+                         "'%s' is neither a number nor a name", text);
+    parser->scanned.value.integer = 0;
+}
+
+// A second one on a line is the other end of the first.
+void parser_unclosed_string(Parser *parser)
+{
+    if (!line_is_told(parser, parser->scanned.span.begin))
+        parser_lexical_error(parser, "a string ends on its line", "the string is not closed");
+}
+
 void parser_bad_character(Parser *parser, const char *text)
 {
     static const struct {
@@ -391,20 +406,21 @@ static bool is_one_of(const char *name, const char *const *list)
     return false;
 }
 
-static const char *const operators[] = {"or",  "and", "==", "!=",  "<=",  ">=",  "'<'",
-                                        "'>'", "in",  "..", "'+'", "'-'", "'*'", "'/'",
-                                        "'%'", "'^'", "|>", "'('", "'['", "'.'", NULL};
+// clang-format off
+static const char *const operators[] = {
+    "or", "and", "==", "!=", "<=", ">=", "'<'", "'>'", "in", "..", "'+'", "'-'", "'*'", "'/'",
+    "'%'", "'^'", "|>", NULL};
+static const char *const starts_postfix[] = {"'('", "'['", "'.'", NULL};
 static const char *const starts_expression[] = {
-    "an integer", "a number", "a string", "true", "false",  "none", "'('",
-    "'['",        "'-'",      "not",      "if",   "a name", NULL};
-static const char *const starts_statement[] = {"return", "for",    "if",    "minimize", "data",
-                                               "ignore", "report", "yield", "def",      "option",
-                                               "assert", "a name", "';'",   NULL};
+    "an integer", "a number", "a string", "true", "false", "none", "'('", "'['", "'-'", "not",
+    "if", "a name", NULL};
+static const char *const starts_statement[] = {
+    "return", "for", "if", "minimize", "data", "ignore", "report", "yield", "def", "option",
+    "assert", "a name", "';'", "'}'", NULL};
 static const char *const starts_declaration[] = {
-    "const",   "let",    "type",   "model",  "module",
-    "program", "train",  "sample", "import", "override",
-    "def",     "option", "assert", "';'",    "the end of the file",
-    NULL};
+    "const", "let", "type", "model", "module", "program", "train", "sample", "import",
+    "override", "def", "option", "assert", "';'", "the end of the file", NULL};
+// clang-format on
 
 typedef struct {
     const char *at[8];
@@ -417,25 +433,27 @@ static void add_phrase(Phrases *phrases, const char *phrase)
         phrases->at[phrases->count++] = phrase;
 }
 
-// What was expected, in few words: whole classes of tokens have a name.
-static Phrases phrase_expected(const Expected *expected, int found)
+// What was expected, in few words: whole classes of tokens have a name. A token that is the first
+// on its line was not meant to go on with the line above.
+static Phrases phrase_expected(const Expected *expected, const Token *found)
 {
     bool ended = expects(expected, "|>"); // an expression may end here
     bool expression = expects(expected, "an integer") && !ended;
     bool statement = expects(expected, "return");
     bool declaration = expects(expected, "const");
+    bool postfix = expects(expected, "'.'");
     Phrases phrases = {.count = 0};
     if (expects(expected, "+=")) {
         add_phrase(&phrases, "=");
         return phrases;
     }
-    if (statement && !expression && (found == T_END || only_declares(found))) {
+    if (statement && !expression && (found->kind == T_END || only_declares(found->kind))) {
         add_phrase(&phrases, "'}'");
         return phrases;
     }
     if (expression)
         add_phrase(&phrases, "an expression");
-    if (expects(expected, "','") && !expression)
+    else if (expects(expected, "','"))
         add_phrase(&phrases, "','");
     for (int i = 0; i < expected->count; i++) {
         const char *name = expected->names[i];
@@ -443,11 +461,12 @@ static Phrases phrase_expected(const Expected *expected, int found)
                       (expression && is_one_of(name, starts_expression)) ||
                       (statement && is_one_of(name, starts_statement)) ||
                       (declaration && is_one_of(name, starts_declaration)) ||
-                      (ended && is_one_of(name, operators));
+                      (ended && is_one_of(name, operators)) ||
+                      (postfix && is_one_of(name, starts_postfix));
         if (!hidden)
             add_phrase(&phrases, name);
     }
-    if (ended && (statement || declaration) && phrases.count <= 1)
+    if (ended && (statement || declaration) && phrases.count <= 1 && !found->first)
         add_phrase(&phrases, "an operator");
     if (statement)
         add_phrase(&phrases, "a statement");
@@ -517,94 +536,136 @@ static bool floor_divides(const Parser *parser)
     return strncmp(at, "//=", 3) == 0;
 }
 
-// The mend, where the slip is a known one; else NULL.
-static const char *syntax_help(Parser *parser, const Expected *expected, int found)
+// Whether only space stands in front of a token on its line.
+static bool begins_line(const Parser *parser, Span span)
 {
-    Span before = parser->before;
-    bool ended = expects(expected, "|>");
-    const char *word = foreign_word(parser, before);
+    uint32_t at = span.begin;
+    while (at > 0 && (parser->text[at - 1] == ' ' || parser->text[at - 1] == '\t'))
+        at--;
+    return at == 0 || parser->text[at - 1] == '\n';
+}
+
+// The mend of a slip in which the token that was found says what was meant; else NULL.
+static const char *help_by_token(Parser *parser, const Expected *expected)
+{
+    bool ended = expects(expected, "|>"), binds = expects(expected, "+=");
+    switch (parser->last.kind) {
+    case '=':
+        if (ended && begins_line(parser, parser->before))
+            return arena_printf(parser->arena, "what stands above is not complete: it takes %s in",
+                                token_text(parser, parser->before));
+        return ended ? "'==' compares; '=' binds a name" : NULL;
+    case '(':
+        return binds ? "the value of a call is bound, y = f(x), or returned; a call alone has no "
+                       "effect"
+                     : NULL;
+    case '[':
+    case '.':
+        if (binds)
+            return "nothing is changed in place: bind a new list, tensor or module";
+        return expects(expected, "an integer")
+                   ? "a number has a digit on both sides of its point: 0.5"
+                   : NULL;
+    case ':':
+        if (expects(expected, "'{'"))
+            return "a block stands in braces: { ... }";
+        return expects(expected, "']'")
+                   ? "the name of an element is a name or a string: [norm: a, \"net{i}\": b]"
+                   : NULL;
+    case ',':
+        return expects(expected, "')'") && !expects(expected, "','")
+                   ? "several values are a list: [a, b]"
+                   : NULL;
+    case T_ARROW:
+        return expects(expected, "')'") ? "results follow the parameters: f(x) -> y" : NULL;
+    case T_ELSE:
+    case T_IF:
+        return ended || expects(expected, "'{'") ? "a choice is written: if condition then a else b"
+                                                 : NULL;
+    case T_INT:
+        return is_word(parser, parser->before, ".") ? "an element is read by its index: layers[0]"
+                                                    : NULL;
+    case '+':
+        return expects(expected, "an integer") ? "there is no unary '+'" : NULL;
+    case T_NAME:
+        if (is_word(parser, parser->before, "import"))
+            return "the name of a file stands in quotes: import \"unet.model\"";
+        return expects(expected, "const") ? "a file binds a name with 'let' or 'const'" : NULL;
+    default:
+        return NULL;
+    }
+}
+
+// The mend, where the slip is a known one; else NULL.
+static const char *syntax_help(Parser *parser, const Expected *expected)
+{
+    const char *word = foreign_word(parser, parser->before);
     if (!word)
         word = foreign_word(parser, parser->last.span);
     if (word)
         return word;
     if (floor_divides(parser))
         return "'//' starts a comment; x = div(x, y) rounds down";
-    if (found == '=' && expects(expected, "=="))
-        return "'==' compares; '=' binds a name";
-    if (expects(expected, "+=") && found == '(')
-        return "the value of a call is bound, y = f(x), or returned; a call alone has no effect";
-    if (expects(expected, "+=") && (found == '[' || found == '.'))
-        return "nothing is changed in place: bind a new list, tensor or module";
-    if (found == ':' && expects(expected, "'{'"))
-        return "a block stands in braces: { ... }";
-    if (expects(expected, "'{'") && (ended || is_word(parser, before, "else")))
+    const char *help = help_by_token(parser, expected);
+    if (help)
+        return help;
+    if (expects(expected, "'{'") && !expects(expected, "','") && !expects(expected, "'='"))
         return "a block stands in braces, also one of a single statement";
-    if (found == ',' && expects(expected, "')'") && !expects(expected, "','"))
-        return "several values are a list: [a, b]";
     if (expects(expected, "else"))
         return "only an element of a list may lack its 'else'";
-    if (is_word(parser, before, "..") && !expects(expected, "..."))
+    if (is_word(parser, parser->before, "..") && !expects(expected, "..."))
         return "only a range inside an index is open: x[1..]";
-    if (found == T_ARROW && expects(expected, "')'"))
-        return "results follow the parameters: f(x) -> y";
-    if (found == ':' && expects(expected, "']'"))
-        return "the name of an element is a name or a string: [norm: a, \"net{i}\": b]";
-    if (found == '.' && ended == false && expects(expected, "an integer"))
-        return "a number has a digit on both sides of its point: 0.5";
-    if (found == T_INT && is_word(parser, before, "."))
-        return "an element is read by its index: layers[0]";
-    if (found == '+' && expects(expected, "an integer"))
-        return "there is no unary '+'";
-    if (found == T_NAME && expects(expected, "const") && !ended)
-        return "a file binds a name with 'let' or 'const'";
-    if (expects(expected, "a name") && !expects(expected, "an integer") &&
-        !expects(expected, "return") &&
-        isalpha((unsigned char)parser->text[parser->last.span.begin]))
+    Span span = parser->last.span;
+    bool name = expects(expected, "a name") && !expects(expected, "an integer") &&
+                !expects(expected, "return");
+    if (name && span.end > span.begin && isalpha((unsigned char)parser->text[span.begin]))
         return arena_printf(parser->arena, "%s is a word of the language and names nothing else",
-                            token_text(parser, parser->last.span));
+                            token_text(parser, span));
     return NULL;
 }
 
-// The bracket whose closer was expected, if it was opened on another line than that of the token
-// that was found; or NULL.
-static const Bracket *unclosed(const Parser *parser, const Expected *expected)
+// The bracket whose closer was expected, when that is the only thing, and when it was opened on
+// another line than `at`; or NULL.
+static const Bracket *unclosed(const Parser *parser, const Phrases *phrases, uint32_t at)
 {
     if (parser->bracket_count == 0)
         return NULL;
     const Bracket *bracket = &parser->brackets[parser->bracket_count - 1];
     char name[] = {'\'', closer_of(bracket->open), '\'', '\0'};
-    uint32_t begin = bracket->span.begin, end = parser->last.span.begin;
-    bool other_line = parser->last.kind == T_END || memchr(parser->text + begin, '\n', end - begin);
-    return other_line && expects(expected, name) ? bracket : NULL;
+    bool wanted = false;
+    for (int i = 0; i < phrases->count; i++)
+        wanted = wanted || strcmp(phrases->at[i], name) == 0;
+    uint32_t begin = bracket->span.begin;
+    return wanted && memchr(parser->text + begin, '\n', at - begin) ? bracket : NULL;
 }
 
 void parser_syntax_error(Parser *parser, const char *const *names, int count)
 {
     Expected expected = {names, count};
-    Span before = parser->before, span = parser->last.span;
-    int found = parser->last.kind;
-    const char *found_text = token_text(parser, span);
-    bool earlier = before.end > 0 && (found == T_END || parser->last.first);
-    if (earlier)
-        span = (Span){parser->file, before.end, before.end};
-    if (parser->stop || line_is_told(parser, span.begin) ||
-        line_is_told(parser, parser->last.span.begin))
+    Token *found = &parser->last;
+    Span before = parser->before, span = found->span;
+    bool next_thing = found->kind != T_END && expects(&expected, "|>") &&
+                      (expects(&expected, "const") || expects(&expected, "return"));
+    if (before.end > 0 && (found->kind == T_END || (found->first && !next_thing)))
+        span = (Span){parser->file, before.end, before.end}; // where something is missing
+    if (parser->stop || line_is_told(parser, span.begin) || line_is_told(parser, found->span.begin))
         return;
-    if (found == '}' && expects(&expected, "const") && parser->told)
+    if (found->kind == '}' && expects(&expected, "const") && parser->told)
         return; // the end of a block that an earlier error swallowed
     Phrases phrases = phrase_expected(&expected, found);
     const char *wanted = join_phrases(parser, &phrases);
+    const char *found_text = token_text(parser, found->span);
     if (phrases.count == 0)
         diag_error(span, "%s does not fit here", found_text);
-    else if (before.end > 0)
+    else if (before.end > 0 && !(next_thing && found->first))
         diag_error(span, "expected %s after %s, found %s", wanted, token_text(parser, before),
                    found_text);
     else
         diag_error(span, "expected %s, found %s", wanted, found_text);
-    const Bracket *bracket = unclosed(parser, &expected);
+    const Bracket *bracket = unclosed(parser, &phrases, span.begin);
     if (bracket)
         diag_note(bracket->span, "opened here");
-    const char *help = syntax_help(parser, &expected, found);
+    const char *help = syntax_help(parser, &expected);
     if (help)
         diag_help((Span){0}, "%s", help);
     set_told(parser, span);

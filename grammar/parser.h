@@ -81,6 +81,8 @@ int parser_foreign(Parser *parser, int kind, const char *wanted, const char *hel
 void parser_string(Parser *parser, const char *text, size_t length);
 void parser_integer(Parser *parser, const char *text);
 void parser_real(Parser *parser, const char *text);
+void parser_bad_number(Parser *parser, const char *text);
+void parser_unclosed_string(Parser *parser);
 void parser_bad_character(Parser *parser, const char *text);
 
 /* ast.c: every builder returns a new node; a list may be NULL (empty) */
