@@ -1,82 +1,262 @@
-// Checkpoints of training: the state that makes a run go on with the same bits as if it had never
-// stopped. That is: parameters and buffers, moments and averages of what moves, how often each
-// minimize updated, the seed and how often each stream was drawn, and the position in the data.
+// Checkpoints: parameters, averages, moments and counters of a training run. See weights.h.
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
-#include "runtime/train.h"
+#include "runtime/file.h"
+#include "runtime/safetensors.h"
+#include "runtime/weights.h"
 
-// By instance: has averages, has moments.
-typedef struct {
-    bool *ema, *moments;
-} Marks;
+// The buffers of a state, by the front of their names in files.
+enum { BUFFER_COUNT = 4 };
+static const char *const fronts[BUFFER_COUNT] = { "", "ema.", "adam_m.", "adam_v." };
 
-static Marks mark(const PvTrain *train)
+static void buffers_of(const PvCheckpoint *state, char *buffers[BUFFER_COUNT])
 {
-    uint32_t count = train->session->model->instance_count;
-    Marks marks = {pv_alloc(count + 1u), pv_alloc(count + 1u)};
-    for (uint32_t i = 0; i < train->stage->minimize_count; i++) {
-        const PvMinimize *minimize = &train->stage->minimize[i];
-        for (uint32_t k = 0; k < minimize->instance_count; k++) {
-            marks.moments[minimize->instances[k]] = true;
-            if (train->turns[i].ema_every > 0)
-                marks.ema[minimize->instances[k]] = true;
+    buffers[0] = state->params;
+    buffers[1] = state->ema;
+    buffers[2] = state->adam_m;
+    buffers[3] = state->adam_v;
+}
+
+// Does buffer `kind` of a state hold this parameter?
+static bool holds(const PvCheckpoint *state, int kind, const PvParam *param)
+{
+    if (kind == 0) return true;
+    const bool *marks = kind == 1 ? state->has_ema : state->has_moments;
+    return !param->buffer && marks && marks[param->instance];
+}
+
+static int param_dtype(const PvParam *param)
+{
+    return param->type.dtype == PV_I64 ? PV_I64 : PV_REAL_DTYPE;
+}
+
+// ---- writing ----
+
+static void add_number(PvWriter *writer, const char *key, int64_t index, int64_t value)
+{
+    char name[64], text[32];
+    if (index >= 0) snprintf(name, sizeof name, "%s.%" PRId64, key, index);
+    else snprintf(name, sizeof name, "%s", key);
+    snprintf(text, sizeof text, "%" PRId64, value);
+    pv_writer_metadata(writer, name, text);
+}
+
+static void add_metadata(const PvModel *model, const PvCheckpoint *state, PvWriter *writer)
+{
+    char *name, text[32];
+    pv_writer_metadata(writer, "model", model->name);
+    pv_writer_metadata(writer, "real", pv_dtype_name(model->real));
+    for (uint32_t i = 0; i < model->constant_count; i++) {
+        const char *equals = strchr(model->constants[i], '=');
+        if (!equals) continue;
+        name = pv_printf("constant.%.*s", (int)(equals - model->constants[i]), model->constants[i]);
+        pv_writer_metadata(writer, name, equals + 1);
+        free(name);
+    }
+    if (state->stage) pv_writer_metadata(writer, "stage", state->stage);
+    add_number(writer, "step", -1, state->step);
+    snprintf(text, sizeof text, "%" PRIu64, state->seed);
+    pv_writer_metadata(writer, "seed", text);
+    add_number(writer, "data_position", -1, state->data_position);
+    for (uint32_t i = 0; state->draws && i < model->stream_count; i++) {
+        name = pv_printf("draws.%s", model->streams[i]);
+        snprintf(text, sizeof text, "%" PRIu64, state->draws[i]);
+        pv_writer_metadata(writer, name, text);
+        free(name);
+    }
+    for (int i = 0; i < PV_MAX_MINIMIZE; i++) {
+        if (state->updates[i]) add_number(writer, "updates", i, state->updates[i]);
+        if (state->ema_updates[i]) add_number(writer, "ema_updates", i, state->ema_updates[i]);
+    }
+    for (size_t i = 0; i < state->extra_count; i++)
+        pv_writer_metadata(writer, state->extra[i].key, state->extra[i].value);
+}
+
+bool pv_checkpoint_write(const PvModel *model, const char *path, const PvCheckpoint *state,
+                         PvError *error)
+{
+    char *buffers[BUFFER_COUNT];
+    buffers_of(state, buffers);
+    PvWriter *writer = pv_writer_new();
+    add_metadata(model, state, writer);
+    for (int kind = 0; kind < BUFFER_COUNT; kind++) {
+        for (uint32_t i = 0; buffers[kind] && i < model->param_count; i++) {
+            const PvParam *param = &model->params[i];
+            if (!holds(state, kind, param)) continue;
+            char *name = pv_printf("%s%s", fronts[kind], param->name);
+            int dtype = param_dtype(param);
+            pv_writer_add(writer, name, dtype, param->type.rank, param->type.dim,
+                          buffers[kind] + param->offset, dtype);
+            free(name);
         }
     }
-    return marks;
+    return pv_writer_finish(writer, path, error);
 }
 
-static PvCheckpoint describe(const PvTrain *train, const Marks *marks)
+// ---- reading ----
+
+static int64_t read_number(const PvTensorSet *set, const char *key, int64_t otherwise)
 {
-    PvCheckpoint state = {
-        .params = train->session->exec->params,
-        .ema = train->optimizer->ema,
-        .adam_m = train->optimizer->m,
-        .adam_v = train->optimizer->v,
-        .has_params = train->needed,
-        .has_ema = marks->ema,
-        .has_moments = marks->moments,
-        .stage = train->stage->name,
-        .step = train->step,
-        .seed = train->session->random->seed,
-        .draws = train->session->random->draws,
-    };
-    memcpy(state.updates, train->optimizer->updates, sizeof state.updates);
-    memcpy(state.ema_updates, train->optimizer->ema_updates, sizeof state.ema_updates);
-    return state;
+    const char *text = pv_set_metadata(set, key);
+    if (!text) return otherwise;
+    char *end;
+    errno = 0;
+    long long value = strtoll(text, &end, 10);
+    return errno || *end || end == text ? otherwise : value;
 }
 
-bool pv_train_save(const PvTrain *train, const char *folder, int64_t keep, int64_t data_position,
-                   PvError *error)
+static uint64_t read_unsigned(const PvTensorSet *set, const char *key)
 {
-    Marks marks = mark(train);
-    PvCheckpoint state = describe(train, &marks);
-    state.data_position = data_position;
-    char *path = pv_checkpoint_path(folder, train->step);
-    bool good = pv_checkpoint_write(train->session->model, path, &state, error);
-    if (good && keep > 0)
-        pv_checkpoint_keep(folder, (int)keep);
-    free(path);
-    free(marks.ema);
-    free(marks.moments);
-    return good;
+    const char *text = pv_set_metadata(set, key);
+    return text ? strtoull(text, NULL, 10) : 0;
 }
 
-bool pv_train_resume(PvTrain *train, const char *path, uint64_t *seed, int64_t *data_position,
-                     PvError *error)
+// Is it a checkpoint of this model and stage?
+static bool check_origin(const PvModel *model, const char *path, const PvTensorSet *set,
+                         const char *stage, PvError *error)
 {
-    Marks marks = mark(train);
-    PvCheckpoint state = describe(train, &marks);
-    bool good = pv_checkpoint_read(train->session->model, path, &state, error);
-    if (good) {
-        train->step = state.step;
-        train->session->random->seed = state.seed;
-        memcpy(train->optimizer->updates, state.updates, sizeof state.updates);
-        memcpy(train->optimizer->ema_updates, state.ema_updates, sizeof state.ema_updates);
-        *seed = state.seed;
-        *data_position = state.data_position;
+    bool fine = true;
+    if (read_number(set, "step", -1) < 0)
+        return pv_error(error, PV_WRONG, "%s is not a checkpoint: it says no step", path);
+    const char *its_stage = pv_set_metadata(set, "stage");
+    if (stage && its_stage && strcmp(stage, its_stage)) {
+        return pv_error(error, PV_WRONG, "%s is a checkpoint of stage '%s', not of '%s'", path,
+                        its_stage, stage);
     }
-    free(marks.ema);
-    free(marks.moments);
-    return good;
+    for (uint32_t i = 0; i < model->constant_count; i++) {
+        const char *equals = strchr(model->constants[i], '=');
+        if (!equals) continue;
+        char *key = pv_printf("constant.%.*s", (int)(equals - model->constants[i]),
+                              model->constants[i]);
+        const char *value = pv_set_metadata(set, key);
+        if (value && strcmp(value, equals + 1)) {
+            if (fine) pv_error(error, PV_WRONG, "%s belongs to a model with other constants:", path);
+            fine = pv_error_append(error, "\n  %s=%s, here %s", key + strlen("constant."), value,
+                                   equals + 1);
+        }
+        free(key);
+    }
+    return fine;
+}
+
+// Checks (to NULL) or copies the tensors of one buffer. false: some are missing or do not fit.
+static bool read_buffer(const PvModel *model, const PvTensorSet *set, const PvCheckpoint *state,
+                        int kind, char *to, PvError *error)
+{
+    bool fine = true;
+    for (uint32_t i = 0; i < model->param_count; i++) {
+        const PvParam *param = &model->params[i];
+        if (!holds(state, kind, param)) continue;
+        char *name = pv_printf("%s%s", fronts[kind], param->name);
+        const PvTensor *tensor = pv_set_find(set, name);
+        if (to) {
+            pv_convert(to + param->offset, param_dtype(param), tensor->data, tensor->dtype,
+                       param->count);
+        } else if (!tensor || !pv_tensor_fits(tensor, &param->type, 1)) {
+            char shape[PV_SHAPE_TEXT];
+            if (!error->text) pv_error(error, PV_WRONG, "%s does not fit the model:", set->path);
+            fine = pv_error_append(error, "\n  '%s' %s", name, tensor ? "is " : "is missing");
+            if (tensor)
+                pv_error_append(error, "%s", pv_shape_text(shape, tensor->rank, tensor->dim));
+        }
+        free(name);
+    }
+    return fine;
+}
+
+static void read_counters(const PvModel *model, const PvTensorSet *set, PvCheckpoint *state)
+{
+    char key[64];
+    state->step = read_number(set, "step", 0);
+    state->seed = read_unsigned(set, "seed");
+    state->data_position = read_number(set, "data_position", 0);
+    for (uint32_t i = 0; state->draws && i < model->stream_count; i++) {
+        char *name = pv_printf("draws.%s", model->streams[i]);
+        state->draws[i] = read_unsigned(set, name);
+        free(name);
+    }
+    for (int i = 0; i < PV_MAX_MINIMIZE; i++) {
+        snprintf(key, sizeof key, "updates.%d", i);
+        state->updates[i] = read_number(set, key, 0);
+        snprintf(key, sizeof key, "ema_updates.%d", i);
+        state->ema_updates[i] = read_number(set, key, 0);
+    }
+}
+
+bool pv_checkpoint_read(const PvModel *model, const char *path, PvCheckpoint *state,
+                        PvError *error)
+{
+    char *buffers[BUFFER_COUNT];
+    PvTensorSet set = { 0 };
+    buffers_of(state, buffers);
+    if (!pv_safetensors_read(path, &set, error)) return false;
+    bool fine = check_origin(model, path, &set, state->stage, error);
+    for (int kind = 0; kind < BUFFER_COUNT && fine; kind++) {
+        if (buffers[kind]) fine = read_buffer(model, &set, state, kind, NULL, error);
+    }
+    for (int kind = 0; kind < BUFFER_COUNT && fine; kind++) {
+        if (buffers[kind]) read_buffer(model, &set, state, kind, buffers[kind], error);
+    }
+    if (fine) read_counters(model, &set, state);
+    pv_set_free(&set);
+    return fine;
+}
+
+// ---- files of a run ----
+
+// The step in "step-00001000.safetensors", or -1.
+static int64_t step_of(const char *name)
+{
+    int64_t step;
+    int end = 0;
+    if (sscanf(name, "step-%" SCNd64 ".safetensors%n", &step, &end) != 1) return -1;
+    return end > 0 && name[end] == 0 && step >= 0 ? step : -1;
+}
+
+char *pv_checkpoint_path(const char *folder, int64_t step)
+{
+    char name[64];
+    snprintf(name, sizeof name, "step-%08" PRId64 ".safetensors", step);
+    return pv_join(folder, name);
+}
+
+char *pv_checkpoint_latest(const char *folder, PvError *error)
+{
+    char **names, *path = NULL;
+    size_t count;
+    int64_t latest = -1;
+    if (!pv_is_folder(folder) || !pv_list_folder(folder, &names, &count, error)) return NULL;
+    for (size_t i = 0; i < count; i++) {
+        if (step_of(names[i]) <= latest) continue;
+        latest = step_of(names[i]);
+        free(path);
+        path = pv_join(folder, names[i]);
+    }
+    pv_names_free(names, count);
+    return path;
+}
+
+void pv_checkpoint_keep(const char *folder, int keep)
+{
+    PvError error = { 0 };
+    char **names;
+    size_t count;
+    if (!pv_list_folder(folder, &names, &count, &error)) {
+        pv_error_free(&error);
+        return;
+    }
+    for (size_t i = 0; i < count; i++) {
+        int newer = 0;
+        for (size_t k = 0; k < count; k++) newer += step_of(names[k]) > step_of(names[i]);
+        if (step_of(names[i]) < 0 || newer < keep) continue;
+        char *path = pv_join(folder, names[i]);
+        unlink(path);
+        free(path);
+    }
+    pv_names_free(names, count);
 }

@@ -70,9 +70,9 @@ static PvTensor *inflate_member(Archive *archive, const char *member, const unz_
         if (got <= 0) break;
         done += got;
     }
-    if (tensor && done == size) return tensor;
+    if (!tensor || done == size) return tensor;
+    damaged(archive, member, error);
     pv_tensor_drop(tensor);
-    if (tensor) damaged(archive, member, error);
     return NULL;
 }
 
