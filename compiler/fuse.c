@@ -219,6 +219,10 @@ static Val match_modulation(Fuse *fuse, Group *group, Val val)
         return val;
     group->scale = scale;
     group->shift = shift;
+    NodeId reader;
+    uint32_t plus_local = local_of(work, factor);
+    if (count_users(work, factor, &reader) == 1 && !work->kept[plus_local])
+        work->owner[plus_local] = work->owner[local_of(work, val_of(group->anchor, 0))];
     absorb(work, group, product_id);
     return absorb(work, group, sum_id);
 }

@@ -106,6 +106,8 @@ typedef struct {
     bool *placed;
     PlanArg *dense;            // a row-major copy of a view, made by an earlier launch
     bool *has_dense;
+    int32_t *made_at;          // launch after which storage, or a dense copy, holds the value
+    int32_t *dense_at;
     Val *scalars;              // slot -> step value
     uint32_t scalar_count;
     PlanLaunch *launches;

@@ -1,0 +1,154 @@
+// Code generation for the CPU: groups to launches, launches and graphs to C text, C to an executable.
+//
+// One Codegen holds what all plans share: the kernels (library ones by symbol, emitted ones by text:
+// equal texts are one kernel), and the data section (constant tables, arguments, launches), which
+// goes into the executable as bytes, so that the C compiler sees kernels and little else.
+#ifndef PVDMC_CODEGEN_H
+#define PVDMC_CODEGEN_H
+
+#include "codegen/cpu/kernels.h"
+#include "compiler/plan.h"
+
+typedef struct {
+    const char *name;        // what it computes: "add_silu", "conv"
+    const char *symbol;      // "k12", "pv_conv"
+    const char *text;        // emitted: everything behind the symbol; NULL: library
+} Kernel;
+
+typedef struct {
+    Module *module;
+    Sources *sources;
+    Arena *arena;
+    const char *march;
+    Kernel *kernels;
+    uint32_t kernel_count;
+    size_t kernel_capacity;
+    uint32_t *kernel_table;  // hash table of kernel + 1
+    uint32_t kernel_table_size;
+    char *data;              // the data section
+    size_t data_size, data_capacity;
+    uint32_t *data_table;    // blobs already there, by content: index in data_items + 1
+    uint32_t data_table_size;
+    struct DataItem {
+        uint64_t hash;
+        size_t offset, size;
+    } *data_items;
+    uint32_t data_count;
+    size_t data_item_capacity;
+    Work **plans;            // all plans, in the order of entries and variants: fused, then plain
+    uint32_t plan_count;
+    size_t plan_capacity;
+    // by entry: first index in `plans` of its variants' fused and plain plans (UINT32_MAX: none)
+    uint32_t *fused_first, *plain_first;
+    uint32_t *option_slot;   // by option
+    uint32_t option_slots;
+    int64_t *param_offset;   // by parameter, bytes
+    int64_t param_bytes;
+    struct EntryOutputs {    // tensors of an entry in space PV_IO, the same for all variants
+        Output *at;
+        uint32_t count;
+    } *outputs;
+} Codegen;
+
+Codegen *codegen_new(Module *module, Sources *sources, const char *march);
+// Offset of `size` bytes in the data section, which holds equal blobs once. Aligned to 64.
+size_t data_add(Codegen *cg, const void *bytes, size_t size);
+size_t data_table(Codegen *cg, const Node *table);       // of op `table`, in machine types
+uint32_t kernel_library(Codegen *cg, const char *symbol);
+uint32_t kernel_emitted(Codegen *cg, const char *name, const char *text);
+uint32_t stream_index(const Codegen *cg, const char *name);
+// Output index (space PV_IO, behind the inputs) of an output; UINT32_MAX: it is not in PV_IO.
+uint32_t output_index(const Codegen *cg, uint32_t entry, const Output *output);
+
+/* emit_expr.c: operations as C expressions; step values as C statements */
+const char *c_type(DType dtype);                         // "PvReal", "int64_t", "bool"
+void write_real(FILE *out, double value);                // a literal of type PvReal
+// `node` as an expression of the operands' texts.
+void write_op(FILE *out, const Graph *graph, const Node *node, const char *const *args);
+// Statements that define v<node> for step values, each once in a scope.
+typedef struct {
+    Codegen *cg;
+    FILE *out;
+    int indent;
+    Val *known;
+    size_t capacity;
+    uint32_t count;                                      // cut back to leave a block
+} StepScope;
+void write_step(StepScope *scope, Val val);
+
+/* emit_elementwise.c: one kernel for a group of elementwise nodes */
+typedef struct Lower Lower;
+void lower_elementwise(Lower *lower, const Group *group, uint32_t number);
+
+/* emit_launch.c: groups to launches; emit_contract.c, emit_composite.c: of those classes */
+struct Lower {
+    Codegen *cg;
+    Work *work;
+    const Graph *graph;
+    const Group *group;      // being lowered
+    size_t launch_capacity, arg_capacity, buffer_capacity, scalar_capacity;
+};
+void lower_groups(Codegen *cg, Work *work);
+
+typedef struct {
+    uint32_t rank;
+    Dim size[MAX_RANK], x[MAX_RANK], y[MAX_RANK];
+} CopyShape;
+
+void launch_begin(Lower *lower, const char *symbol, uint32_t arg_count);
+void launch_begin_kernel(Lower *lower, uint32_t kernel, uint32_t arg_count);
+void set_arg(Lower *lower, size_t index, PlanArg value);
+void set_dim(Lower *lower, size_t index, Dim value);
+void set_int(Lower *lower, size_t index, int64_t value);
+void set_real(Lower *lower, size_t index, double value);
+// The launch's arguments as numbers, for a *_scratch function; what depends on the batch is 0.
+const void *launch_numbers(Lower *lower);
+void need_scratch(Lower *lower, int64_t bytes);
+#define ARG(type, field) (offsetof(type, field) / sizeof(int64_t))
+
+PlanArg arg_none(void);
+PlanArg arg_offset(PlanArg arg, Affine elements, size_t element_size);
+PlanArg new_buffer(Lower *lower, Dim count, size_t element_size);
+PlanArg result_place(Lower *lower, Val val);             // storage of a result (made if need be)
+PlanArg wanted_place(Lower *lower, const Group *group, uint32_t out);   // a dummy if not wanted
+PlanArg view_place(Lower *lower, const View *view, DType dtype);        // where a view begins
+PlanArg dense_place(Lower *lower, Val val);              // row-major, copied if need be
+// Row-major behind axis 0, which may have any stride (*stride); copied if need be.
+PlanArg image_place(Lower *lower, Val val, Dim *stride);
+void launch_copy(Lower *lower, PlanArg y, PlanArg x, const CopyShape *shape, size_t element_size);
+Dim count_of(const Type *type);
+size_t size_of(const Lower *lower, Val val);             // bytes of an element
+const Node *anchor_of(const Lower *lower, const Group *group);
+int64_t activation(Op op);                               // PvAct
+
+void lower_contract(Lower *lower, const Group *group);
+void lower_conv(Lower *lower, const Group *group);
+void lower_attention(Lower *lower, const Group *group);
+void lower_attention_grad(Lower *lower, const Group *group);
+void lower_norm(Lower *lower, const Group *group);       // norms, their gradients, softmax
+
+/* emit_host.c: samplers; which variant a step is */
+void emit_select(Codegen *cg, FILE *out, uint32_t entry);
+void emit_samplers(Codegen *cg, FILE *out);
+
+/* emit_c.c: the tables and the files */
+typedef struct {
+    const char **paths;      // C files
+    uint32_t count;
+} CFiles;
+// Writes the C files (and the data section) into `folder`. false: errno tells.
+bool emit_files(Codegen *cg, const char *folder, CFiles *files);
+void emit_text(Codegen *cg, FILE *out);                  // all C text, for --emit c
+const char *kernel_name(const Codegen *cg, uint32_t kernel);
+
+/* link.c: runs the C compiler */
+typedef struct {
+    const char *output;
+    const char *march;
+    bool real64;
+    bool verbose;
+} LinkOptions;
+// 0; 1: the C compiler failed (its messages are out); 3: something of the machine is missing.
+int link_executable(Codegen *cg, const LinkOptions *options);
+
+#endif

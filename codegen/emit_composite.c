@@ -1,0 +1,438 @@
+// Convolutions, attention and norms: their arguments, layouts and epilogues.
+//
+// Convolutions and group norms want images whose channels and positions are dense; attention takes
+// any strides with one of its two inner axes dense, over two axes of problems (images and heads), so
+// leading axes are joined first; layer norm and softmax want rows.
+#include <string.h>
+
+#include "codegen/codegen.h"
+
+static int64_t real_size(const Lower *lower)
+{
+    return (int64_t)element_size(lower->cg->module, DT_F32);
+}
+
+static Dim dims_between(const Type *type, uint32_t begin, uint32_t end)
+{
+    Dim product = dim_fixed(1);
+    for (uint32_t i = begin; i < end; i++)
+        product = dim_product(product, type->dim[i]);
+    return product;
+}
+
+// ---- convolutions ----
+
+// x [b, c_in, s...], y [b, c_out, s...], w: the tensors of the forward convolution.
+static void conv_sizes(Lower *lower, const Node *node, const Type *x, const Type *y, const Type *w)
+{
+    const int64_t *n = node->attr->n;
+    uint32_t axes = (uint32_t)n[0], skip = 3 - axes;
+    set_dim(lower, ARG(ConvArgs, images), x->dim[0]);
+    set_dim(lower, ARG(ConvArgs, c_in), x->dim[1]);
+    set_dim(lower, ARG(ConvArgs, c_out), y->dim[1]);
+    set_int(lower, ARG(ConvArgs, groups), n[1]);
+    for (uint32_t i = 0; i < 3; i++) {
+        bool there = i >= skip;
+        uint32_t axis = there ? i - skip : 0;
+        set_int(lower, ARG(ConvArgs, in) + i, there ? x->dim[2 + axis].n : 1);
+        set_int(lower, ARG(ConvArgs, out) + i, there ? y->dim[2 + axis].n : 1);
+        set_int(lower, ARG(ConvArgs, kernel) + i, there ? w->dim[2 + axis].n : 1);
+        set_int(lower, ARG(ConvArgs, stride) + i, there ? n[2 + axis] : 1);
+        set_int(lower, ARG(ConvArgs, pad) + i, there ? n[5 + axis] : 0);
+    }
+}
+
+void lower_conv(Lower *lower, const Group *group)
+{
+    const Node *node = anchor_of(lower, group);
+    Dim stride[3], dense[MAX_RANK];    // x, y, w
+    PlanArg place[3];
+    const Type *type[3];
+    // which of x, y, w is written, and which the operands are
+    int written = node->op == OP_CONV ? 1 : node->op == OP_CONV_DGRAD ? 0 : 2;
+    int first = node->op == OP_CONV_DGRAD ? 1 : 0, second = node->op == OP_CONV_WGRAD ? 1 : 2;
+    type[first] = val_type(lower->graph, node->in[0]);
+    type[second] = val_type(lower->graph, node->in[1]);
+    type[written] = node->type[0];
+    place[first] = image_place(lower, node->in[0], &stride[first]);
+    if (second == 2)
+        place[2] = dense_place(lower, node->in[1]);
+    else
+        place[second] = image_place(lower, node->in[1], &stride[second]);
+    dense_strides(type[written], dense);
+    stride[written] = dense[0];
+    PlanArg bias = group->bias ? dense_place(lower, group->bias) : arg_none();
+    PlanArg residual = group->residual ? dense_place(lower, group->residual) : arg_none();
+    place[written] = result_place(lower, group->results[0]);
+
+    launch_begin(lower, node->op == OP_CONV ? "pv_conv"
+                        : node->op == OP_CONV_DGRAD ? "pv_conv_dgrad" : "pv_conv_wgrad",
+                 sizeof(ConvArgs) / 8);
+    set_arg(lower, ARG(ConvArgs, x), place[0]);
+    set_arg(lower, ARG(ConvArgs, y), place[1]);
+    set_arg(lower, ARG(ConvArgs, w), place[2]);
+    set_arg(lower, ARG(ConvArgs, bias), bias);
+    set_arg(lower, ARG(ConvArgs, residual), residual);
+    set_dim(lower, ARG(ConvArgs, x_image), stride[0]);
+    set_dim(lower, ARG(ConvArgs, y_image), stride[1]);
+    set_int(lower, ARG(ConvArgs, act), activation(group->act));
+    conv_sizes(lower, node, type[0], type[1], type[2]);
+    const void *numbers = launch_numbers(lower);
+    need_scratch(lower, node->op == OP_CONV ? pv_conv_scratch(numbers, real_size(lower))
+                        : node->op == OP_CONV_DGRAD
+                            ? pv_conv_dgrad_scratch(numbers, real_size(lower))
+                            : pv_conv_wgrad_scratch(numbers, real_size(lower)));
+}
+
+// ---- attention ----
+
+enum { Q, K, V, O, MASK, DO, DQ, DK, DV, TENSORS };
+
+typedef struct {
+    PlanArg place[TENSORS];
+    bool there[TENSORS];
+    uint32_t rank;
+    Dim stride[TENSORS][MAX_RANK];
+    Dim size[MAX_RANK];        // of the leading axes
+    uint32_t lead;             // leading axes that are left
+} Attention;
+
+static void take_tensor(Lower *lower, Attention *at, int which, Val val, bool copied)
+{
+    const Type *type = val_type(lower->graph, val);
+    View view = view_of(lower->work, val);
+    at->there[which] = true;
+    at->rank = type->rank;
+    if (copied) {
+        at->place[which] = dense_place(lower, val);
+        dense_strides(type, at->stride[which]);
+    } else {
+        at->place[which] = view_place(lower, &view, type->dtype);
+        memcpy(at->stride[which], view.stride, sizeof view.stride);
+    }
+}
+
+// One of the inner strides has to be 1 (axes of size 1 have none).
+static bool inner_is_dense(const Attention *at, int which, const Type *type)
+{
+    uint32_t n = type->rank - 2, d = type->rank - 1;
+    const Dim *stride = at->stride[which];
+    return stride[d].n >= 0 && stride[n].n >= 0 &&
+           (dim_equal(stride[d], dim_fixed(1)) || dim_equal(stride[n], dim_fixed(1)));
+}
+
+// Joins leading axes that lie at common strides in every tensor; lse and the like are row-major.
+static void join_leading(Attention *at, const Type *type)
+{
+    at->lead = 0;
+    for (uint32_t axis = 0; axis + 2 < type->rank; axis++) {
+        if (dim_is_one(type->dim[axis]))
+            continue;
+        bool join = at->lead > 0;
+        for (int i = 0; join && i < TENSORS; i++)
+            join = !at->there[i] ||
+                   axes_merge(at->stride[i][at->lead - 1], at->stride[i][axis], type->dim[axis]);
+        uint32_t to = join ? at->lead - 1 : at->lead++;
+        at->size[to] = join ? dim_product(at->size[to], type->dim[axis]) : type->dim[axis];
+        // in place: `to` is never behind `axis`
+        for (int i = 0; i < TENSORS; i++)
+            at->stride[i][to] = at->stride[i][axis];
+    }
+}
+
+static void set_strides(Lower *lower, const Attention *at, int which, size_t first)
+{
+    if (!at->there[which])
+        return;
+    const Dim *stride = at->stride[which];
+    set_dim(lower, first, at->lead > 0 ? stride[0] : dim_fixed(0));
+    set_dim(lower, first + 1, at->lead > 1 ? stride[1] : dim_fixed(0));
+    set_dim(lower, first + 2, stride[at->rank - 2]);
+    set_dim(lower, first + 3, stride[at->rank - 1]);
+}
+
+// The fields that forward and backward share; the launch has begun.
+static void set_attention(Lower *lower, const Node *node, const Attention *at, PlanArg lse,
+                          const Type *q, const Type *v)
+{
+    uint32_t n = q->rank - 2;
+    set_arg(lower, ARG(AttentionArgs, o), at->place[O]);
+    set_arg(lower, ARG(AttentionArgs, lse), lse);
+    set_arg(lower, ARG(AttentionArgs, q), at->place[Q]);
+    set_arg(lower, ARG(AttentionArgs, k), at->place[K]);
+    set_arg(lower, ARG(AttentionArgs, v), at->place[V]);
+    if (at->there[MASK])
+        set_arg(lower, ARG(AttentionArgs, mask), at->place[MASK]);
+    set_dim(lower, ARG(AttentionArgs, batch0), at->lead > 0 ? at->size[0] : dim_fixed(1));
+    set_dim(lower, ARG(AttentionArgs, batch1), at->lead > 1 ? at->size[1] : dim_fixed(1));
+    set_dim(lower, ARG(AttentionArgs, n), q->dim[n]);
+    set_dim(lower, ARG(AttentionArgs, m), v->dim[n]);
+    set_dim(lower, ARG(AttentionArgs, d), q->dim[n + 1]);
+    set_dim(lower, ARG(AttentionArgs, e), v->dim[n + 1]);
+    set_strides(lower, at, Q, ARG(AttentionArgs, q0));
+    set_strides(lower, at, K, ARG(AttentionArgs, k0));
+    set_strides(lower, at, V, ARG(AttentionArgs, v0));
+    set_strides(lower, at, O, ARG(AttentionArgs, o0));
+    set_strides(lower, at, MASK, ARG(AttentionArgs, mask0));
+    set_real(lower, ARG(AttentionArgs, scale), node->attr->real);
+    set_int(lower, ARG(AttentionArgs, causal), node->attr->n[0]);
+}
+
+// Operands in the numbers of `Attention`; those that do not fit are copied, then all of them.
+static void take_operands(Lower *lower, Attention *at, const Val *vals, const Type *q)
+{
+    for (int i = 0; i < TENSORS; i++) {
+        if (!vals[i])
+            continue;
+        const Type *type = val_type(lower->graph, vals[i]);
+        take_tensor(lower, at, i, vals[i], false);
+        if (i != MASK && !inner_is_dense(at, i, type))
+            take_tensor(lower, at, i, vals[i], true);
+    }
+    Attention joined = *at;
+    join_leading(&joined, q);
+    if (joined.lead <= 2)
+        return;
+    for (int i = 0; i < TENSORS; i++)
+        if (vals[i])
+            take_tensor(lower, at, i, vals[i], true);
+}
+
+void lower_attention(Lower *lower, const Group *group)
+{
+    const Node *node = anchor_of(lower, group);
+    const Type *q = val_type(lower->graph, node->in[0]), *v = val_type(lower->graph, node->in[2]);
+    Attention at = {.lead = 0};
+    Val vals[TENSORS] = {node->in[0], node->in[1], node->in[2]};
+    vals[MASK] = node->nin > 3 ? node->in[3] : 0;
+    take_operands(lower, &at, vals, q);
+    at.there[O] = true;
+    at.place[O] = result_place(lower, group->results[0]);
+    View o = view_of(lower->work, val_of(group->anchor, 0));
+    memcpy(at.stride[O], o.stride, sizeof o.stride);
+    PlanArg lse = wanted_place(lower, group, 1);
+    join_leading(&at, q);
+    if (at.lead > 2)
+        bug("attention over more than two axes of problems: %s", type_text(q));
+    launch_begin(lower, "pv_attention", sizeof(AttentionArgs) / 8);
+    set_attention(lower, node, &at, lse, q, v);
+    need_scratch(lower, pv_attention_scratch(launch_numbers(lower), real_size(lower)));
+}
+
+// The gradient of o in the very layout of o: copied if it lies otherwise.
+static void match_layout(Lower *lower, Attention *at, Val grad)
+{
+    const Type *type = val_type(lower->graph, grad);
+    bool same = true;
+    for (uint32_t i = 0; i < type->rank; i++)
+        same &= dim_equal(at->stride[DO][i], at->stride[O][i]);
+    if (same)
+        return;
+    CopyShape shape = {.rank = type->rank};
+    memcpy(shape.size, type->dim, sizeof shape.size);
+    memcpy(shape.x, at->stride[DO], sizeof shape.x);
+    memcpy(shape.y, at->stride[O], sizeof shape.y);
+    PlanArg y = new_buffer(lower, count_of(type), size_of(lower, grad));
+    launch_copy(lower, y, at->place[DO], &shape, size_of(lower, grad));
+    at->place[DO] = y;
+    memcpy(at->stride[DO], at->stride[O], sizeof at->stride[O]);
+}
+
+// Operands: do, q, k, v, o, lse (and mask).
+void lower_attention_grad(Lower *lower, const Group *group)
+{
+    const Node *node = anchor_of(lower, group);
+    const Type *q = val_type(lower->graph, node->in[1]), *v = val_type(lower->graph, node->in[3]);
+    Attention at = {.lead = 0};
+    Val vals[TENSORS] = {[Q] = node->in[1], [K] = node->in[2], [V] = node->in[3], [O] = node->in[4]};
+    vals[MASK] = node->nin > 6 ? node->in[6] : 0;
+    take_operands(lower, &at, vals, q);
+    // o may be a part of something larger: then its copy could not have the same strides
+    View o = view_of(lower->work, node->in[4]);
+    if (val_get(lower->graph, o.base)->op != OP_ATTENTION)
+        take_tensor(lower, &at, O, node->in[4], true);
+    take_tensor(lower, &at, DO, node->in[0], false);
+    match_layout(lower, &at, node->in[0]);
+    PlanArg lse = dense_place(lower, node->in[5]);
+    for (uint32_t i = 0; i < 3; i++) {
+        at.there[DQ + i] = true;
+        at.place[DQ + i] = wanted_place(lower, group, i);
+        dense_strides(node->type[i], at.stride[DQ + i]);
+    }
+    join_leading(&at, q);
+    if (at.lead > 2)
+        bug("attention over more than two axes of problems: %s", type_text(q));
+    launch_begin(lower, "pv_attention_grad", sizeof(AttentionGradArgs) / 8);
+    set_attention(lower, node, &at, lse, q, v);
+    set_arg(lower, ARG(AttentionGradArgs, d_o), at.place[DO]);
+    set_arg(lower, ARG(AttentionGradArgs, dq), at.place[DQ]);
+    set_arg(lower, ARG(AttentionGradArgs, dk), at.place[DK]);
+    set_arg(lower, ARG(AttentionGradArgs, dv), at.place[DV]);
+    set_strides(lower, &at, DQ, ARG(AttentionGradArgs, dq0));
+    set_strides(lower, &at, DK, ARG(AttentionGradArgs, dk0));
+    set_strides(lower, &at, DV, ARG(AttentionGradArgs, dv0));
+    need_scratch(lower, pv_attention_grad_scratch(launch_numbers(lower), real_size(lower)));
+}
+
+// ---- norms ----
+
+static PlanArg optional_result(Lower *lower, const Group *group, uint32_t out)
+{
+    return group->results[out] ? result_place(lower, group->results[out]) : arg_none();
+}
+
+static void lower_group_norm(Lower *lower, const Group *group)
+{
+    const Node *node = anchor_of(lower, group);
+    const Type *type = node->type[0];
+    Dim x_stride, y_stride[MAX_RANK], mod_stride = dim_fixed(0);
+    PlanArg x = image_place(lower, node->in[0], &x_stride);
+    PlanArg gamma = dense_place(lower, node->in[1]), beta = dense_place(lower, node->in[2]);
+    PlanArg scale = arg_none(), shift = arg_none();
+    if (group->scale) {
+        View scale_view = view_of(lower->work, group->scale);
+        View shift_view = view_of(lower->work, group->shift);
+        scale = view_place(lower, &scale_view, type->dtype);
+        shift = view_place(lower, &shift_view, type->dtype);
+        mod_stride = scale_view.stride[0];
+    }
+    dense_strides(type, y_stride);
+    PlanArg y = result_place(lower, group->results[0]);
+    PlanArg mean = optional_result(lower, group, 1), rstd = optional_result(lower, group, 2);
+    launch_begin(lower, "pv_group_norm", sizeof(GroupNormArgs) / 8);
+    set_arg(lower, ARG(GroupNormArgs, y), y);
+    set_arg(lower, ARG(GroupNormArgs, mean), mean);
+    set_arg(lower, ARG(GroupNormArgs, rstd), rstd);
+    set_arg(lower, ARG(GroupNormArgs, x), x);
+    set_arg(lower, ARG(GroupNormArgs, gamma), gamma);
+    set_arg(lower, ARG(GroupNormArgs, beta), beta);
+    set_arg(lower, ARG(GroupNormArgs, scale), scale);
+    set_arg(lower, ARG(GroupNormArgs, shift), shift);
+    set_dim(lower, ARG(GroupNormArgs, images), type->dim[0]);
+    set_dim(lower, ARG(GroupNormArgs, c), type->dim[1]);
+    set_dim(lower, ARG(GroupNormArgs, positions), dims_between(type, 2, type->rank));
+    set_int(lower, ARG(GroupNormArgs, groups), node->attr->n[0]);
+    set_dim(lower, ARG(GroupNormArgs, x_image), x_stride);
+    set_dim(lower, ARG(GroupNormArgs, y_image), y_stride[0]);
+    set_dim(lower, ARG(GroupNormArgs, mod_image), mod_stride);
+    set_real(lower, ARG(GroupNormArgs, eps), node->attr->real);
+    set_int(lower, ARG(GroupNormArgs, act), activation(group->act));
+    need_scratch(lower, pv_norm_scratch(type->dim[1].n, real_size(lower)));
+}
+
+// Operands: dy, x, mean, rstd, gamma.
+static void lower_group_norm_grad(Lower *lower, const Group *group)
+{
+    const Node *node = anchor_of(lower, group);
+    const Type *type = node->type[0];
+    Dim x_stride, dy_stride, dx_stride[MAX_RANK];
+    PlanArg dy = image_place(lower, node->in[0], &dy_stride);
+    PlanArg x = image_place(lower, node->in[1], &x_stride);
+    PlanArg mean = dense_place(lower, node->in[2]), rstd = dense_place(lower, node->in[3]);
+    PlanArg gamma = dense_place(lower, node->in[4]);
+    PlanArg dx = result_place(lower, group->results[0]);
+    PlanArg dgamma = wanted_place(lower, group, 1), dbeta = wanted_place(lower, group, 2);
+    dense_strides(type, dx_stride);
+    launch_begin(lower, "pv_group_norm_grad", sizeof(GroupNormGradArgs) / 8);
+    set_arg(lower, ARG(GroupNormGradArgs, dx), dx);
+    set_arg(lower, ARG(GroupNormGradArgs, dgamma), dgamma);
+    set_arg(lower, ARG(GroupNormGradArgs, dbeta), dbeta);
+    set_arg(lower, ARG(GroupNormGradArgs, dy), dy);
+    set_arg(lower, ARG(GroupNormGradArgs, x), x);
+    set_arg(lower, ARG(GroupNormGradArgs, mean), mean);
+    set_arg(lower, ARG(GroupNormGradArgs, rstd), rstd);
+    set_arg(lower, ARG(GroupNormGradArgs, gamma), gamma);
+    set_dim(lower, ARG(GroupNormGradArgs, images), type->dim[0]);
+    set_dim(lower, ARG(GroupNormGradArgs, c), type->dim[1]);
+    set_dim(lower, ARG(GroupNormGradArgs, positions), dims_between(type, 2, type->rank));
+    set_int(lower, ARG(GroupNormGradArgs, groups), node->attr->n[0]);
+    set_dim(lower, ARG(GroupNormGradArgs, x_image), x_stride);
+    set_dim(lower, ARG(GroupNormGradArgs, dy_image), dy_stride);
+    set_dim(lower, ARG(GroupNormGradArgs, dx_image), dx_stride[0]);
+    need_scratch(lower, pv_norm_scratch(type->dim[1].n, real_size(lower)));
+}
+
+static void lower_layer_norm(Lower *lower, const Group *group)
+{
+    const Node *node = anchor_of(lower, group);
+    const Type *type = node->type[0];
+    PlanArg x = dense_place(lower, node->in[0]), gamma = arg_none(), beta = arg_none();
+    if (node->nin > 1) {
+        gamma = dense_place(lower, node->in[1]);
+        beta = dense_place(lower, node->in[2]);
+    }
+    PlanArg y = result_place(lower, group->results[0]);
+    PlanArg mean = optional_result(lower, group, 1), rstd = optional_result(lower, group, 2);
+    launch_begin(lower, "pv_layer_norm", sizeof(LayerNormArgs) / 8);
+    set_arg(lower, ARG(LayerNormArgs, y), y);
+    set_arg(lower, ARG(LayerNormArgs, mean), mean);
+    set_arg(lower, ARG(LayerNormArgs, rstd), rstd);
+    set_arg(lower, ARG(LayerNormArgs, x), x);
+    set_arg(lower, ARG(LayerNormArgs, gamma), gamma);
+    set_arg(lower, ARG(LayerNormArgs, beta), beta);
+    set_dim(lower, ARG(LayerNormArgs, rows), dims_between(type, 0, type->rank - 1));
+    set_dim(lower, ARG(LayerNormArgs, c), type->dim[type->rank - 1]);
+    set_real(lower, ARG(LayerNormArgs, eps), node->attr->real);
+    set_int(lower, ARG(LayerNormArgs, act), activation(group->act));
+    need_scratch(lower, pv_norm_scratch(type->dim[type->rank - 1].n, real_size(lower)));
+}
+
+// Operands: dy, x, mean, rstd (and gamma).
+static void lower_layer_norm_grad(Lower *lower, const Group *group)
+{
+    const Node *node = anchor_of(lower, group);
+    const Type *type = node->type[0];
+    bool affine = node->nin > 4;
+    PlanArg in[5] = {arg_none(), arg_none(), arg_none(), arg_none(), arg_none()};
+    for (uint32_t i = 0; i < node->nin; i++)
+        in[i] = dense_place(lower, node->in[i]);
+    PlanArg dx = result_place(lower, group->results[0]);
+    PlanArg dgamma = affine ? wanted_place(lower, group, 1) : arg_none();
+    PlanArg dbeta = affine ? wanted_place(lower, group, 2) : arg_none();
+    launch_begin(lower, "pv_layer_norm_grad", sizeof(LayerNormGradArgs) / 8);
+    set_arg(lower, ARG(LayerNormGradArgs, dx), dx);
+    set_arg(lower, ARG(LayerNormGradArgs, dgamma), dgamma);
+    set_arg(lower, ARG(LayerNormGradArgs, dbeta), dbeta);
+    set_arg(lower, ARG(LayerNormGradArgs, dy), in[0]);
+    set_arg(lower, ARG(LayerNormGradArgs, x), in[1]);
+    set_arg(lower, ARG(LayerNormGradArgs, mean), in[2]);
+    set_arg(lower, ARG(LayerNormGradArgs, rstd), in[3]);
+    set_arg(lower, ARG(LayerNormGradArgs, gamma), in[4]);
+    set_dim(lower, ARG(LayerNormGradArgs, rows), dims_between(type, 0, type->rank - 1));
+    set_dim(lower, ARG(LayerNormGradArgs, c), type->dim[type->rank - 1]);
+    need_scratch(lower, pv_norm_scratch(type->dim[type->rank - 1].n, real_size(lower)));
+}
+
+static void lower_softmax(Lower *lower, const Group *group)
+{
+    const Node *node = anchor_of(lower, group);
+    const Type *type = node->type[0];
+    PlanArg x = dense_place(lower, node->in[0]);
+    PlanArg y = result_place(lower, group->results[0]);
+    launch_begin(lower, "pv_softmax", sizeof(SoftmaxArgs) / 8);
+    set_arg(lower, ARG(SoftmaxArgs, y), y);
+    set_arg(lower, ARG(SoftmaxArgs, x), x);
+    set_dim(lower, ARG(SoftmaxArgs, rows), dims_between(type, 0, type->rank - 1));
+    set_dim(lower, ARG(SoftmaxArgs, c), type->dim[type->rank - 1]);
+}
+
+void lower_norm(Lower *lower, const Group *group)
+{
+    switch ((int)anchor_of(lower, group)->op) {
+    case OP_GROUP_NORM:
+        lower_group_norm(lower, group);
+        return;
+    case OP_GROUP_NORM_GRAD:
+        lower_group_norm_grad(lower, group);
+        return;
+    case OP_LAYER_NORM:
+        lower_layer_norm(lower, group);
+        return;
+    case OP_LAYER_NORM_GRAD:
+        lower_layer_norm_grad(lower, group);
+        return;
+    default:
+        lower_softmax(lower, group);
+        return;
+    }
+}

@@ -1,0 +1,389 @@
+// One kernel for a group of elementwise nodes.
+//
+// The iteration space is the group's; every operand is a pointer with strides. Neighbouring axes are
+// joined where all pointers allow it, so most kernels have one or two axes left. The last one is the
+// inner loop, cut into blocks, `omp simd`; (rows x blocks) are shared out among threads. Baked into
+// the text: the expression, the number of axes, and how each pointer moves along the inner axis
+// (not at all, densely, by a stride). Sizes, strides and unusual constants are arguments, so
+// layers of different sizes share a kernel; equal texts are one.
+//
+// All loads of an element come before its stores, and each result is dense; so a result may lie where
+// an operand of the same layout dies. Which one, is told to the planner.
+#include <stdlib.h>
+#include <string.h>
+
+#include "codegen/codegen.h"
+
+enum { MAX_POINTERS = 96, BLOCK = 4096, PARALLEL = 16384 };
+
+typedef enum { INNER_FIXED, INNER_DENSE, INNER_STRIDED } Inner;
+
+typedef struct {
+    Val val;
+    bool swap;                 // element i ^ 1
+    bool result;
+    DType dtype;
+    PlanArg place;
+    Dim stride[MAX_RANK];      // by axis of the (joined) space
+    Inner inner;
+} Pointer;
+
+typedef struct {
+    Lower *lower;
+    const Group *group;
+    uint32_t number;
+    Pointer pointers[MAX_POINTERS];    // results first
+    uint32_t pointer_count;
+    double reals[MAX_POINTERS];        // constants that are arguments
+    uint32_t real_count;
+    Dim size[MAX_RANK];
+    uint32_t rank;
+} Kern;
+
+static Pointer *find_pointer(Kern *kern, Val val, bool swap)
+{
+    for (uint32_t i = kern->group->result_count; i < kern->pointer_count; i++)
+        if (kern->pointers[i].val == val && kern->pointers[i].swap == swap)
+            return &kern->pointers[i];
+    return NULL;
+}
+
+static Pointer *add_pointer(Kern *kern, Val val)
+{
+    if (kern->pointer_count == MAX_POINTERS)
+        bug("an elementwise kernel with more than %d operands", MAX_POINTERS);
+    Pointer *pointer = &kern->pointers[kern->pointer_count++];
+    *pointer = (Pointer){.val = val, .dtype = val_type(kern->lower->graph, val)->dtype};
+    return pointer;
+}
+
+static void add_load(Kern *kern, Val val, bool swap)
+{
+    if (val_get(kern->lower->graph, val)->op == OP_CONST || find_pointer(kern, val, swap))
+        return;
+    const Type *type = val_type(kern->lower->graph, val);
+    View view = view_of(kern->lower->work, val);
+    Pointer *pointer = add_pointer(kern, val);
+    pointer->swap = swap;
+    pointer->place = view_place(kern->lower, &view, type->dtype);
+    for (uint32_t axis = 0; type->rank > 0 && axis < type->rank; axis++)
+        pointer->stride[axis] = view.stride[axis];
+}
+
+static void add_pointers(Kern *kern)
+{
+    Lower *lower = kern->lower;
+    const Group *group = kern->group;
+    for (uint32_t i = 0; i < group->result_count; i++) {
+        Pointer *pointer = add_pointer(kern, group->results[i]);
+        pointer->result = true;
+        pointer->place = result_place(lower, group->results[i]);
+        dense_strides(group->space, pointer->stride);
+    }
+    for (uint32_t i = 0; i < group->member_count; i++) {
+        const Node *node = graph_node(lower->graph, group->members[i]);
+        for (uint32_t k = 0; k < node->nin; k++)
+            if (node->op == OP_SWAP_PAIRS || !group_inlines(lower->work, kern->number, node->in[k]))
+                add_load(kern, node->in[k], node->op == OP_SWAP_PAIRS);
+    }
+}
+
+// ---- axes ----
+
+static bool joins(const Kern *kern, uint32_t outer, uint32_t inner)
+{
+    for (uint32_t i = 0; i < kern->pointer_count; i++)
+        if (!axes_merge(kern->pointers[i].stride[outer], kern->pointers[i].stride[inner],
+                        kern->size[inner]))
+            return false;
+    return true;
+}
+
+static void move_axis(Kern *kern, uint32_t to, uint32_t from)
+{
+    kern->size[to] = kern->size[from];
+    for (uint32_t i = 0; i < kern->pointer_count; i++)
+        kern->pointers[i].stride[to] = kern->pointers[i].stride[from];
+}
+
+static void join_axes(Kern *kern)
+{
+    const Type *space = kern->group->space;
+    for (uint32_t axis = 0; axis < space->rank; axis++) {
+        kern->size[axis] = space->dim[axis];
+        if (dim_is_one(space->dim[axis]))
+            continue;
+        if (kern->rank > 0 && joins(kern, kern->rank - 1, axis)) {
+            Dim size = dim_product(kern->size[kern->rank - 1], kern->size[axis]);
+            move_axis(kern, kern->rank - 1, axis);
+            kern->size[kern->rank - 1] = size;
+        } else {
+            move_axis(kern, kern->rank++, axis);
+        }
+    }
+    if (kern->rank == 0) {
+        kern->rank = 1;
+        kern->size[0] = dim_fixed(1);
+        for (uint32_t i = 0; i < kern->pointer_count; i++)
+            kern->pointers[i].stride[0] = dim_fixed(i < kern->group->result_count);
+    }
+    for (uint32_t i = 0; i < kern->pointer_count; i++) {
+        Dim stride = kern->pointers[i].stride[kern->rank - 1];
+        kern->pointers[i].inner = stride.n == 0                          ? INNER_FIXED
+                                  : dim_equal(stride, dim_fixed(1)) ? INNER_DENSE
+                                                                         : INNER_STRIDED;
+    }
+}
+
+// ---- text ----
+
+static const char *storage_type(DType dtype)
+{
+    return dtype == DT_BOOL ? "uint8_t" : c_type(dtype);
+}
+
+static void write_pointers(Kern *kern, FILE *out)
+{
+    for (uint32_t i = 0; i < kern->pointer_count; i++) {
+        const Pointer *pointer = &kern->pointers[i];
+        fprintf(out, "    %s%s *p%u = (%s%s *)args[%u];\n", pointer->result ? "" : "const ",
+                storage_type(pointer->dtype), i, pointer->result ? "" : "const ",
+                storage_type(pointer->dtype), i);
+    }
+}
+
+// Names of the constants; literals where they are small.
+static bool is_plain(double value)
+{
+    return value == 0 || value == 1 || value == -1 || value == 2 || value == 0.5 || value == -2;
+}
+
+static void write_load(const Kern *kern, FILE *out, const char *indent, uint32_t i)
+{
+    const Pointer *pointer = &kern->pointers[i];
+    const char *index = pointer->swap ? "(i ^ 1)" : "i";
+    fprintf(out, "%sconst %s x%u = r%u[", indent, c_type(pointer->dtype), i, i);
+    if (pointer->inner == INNER_FIXED)
+        fprintf(out, "0]");
+    else if (pointer->inner == INNER_DENSE)
+        fprintf(out, "%s]", index);
+    else
+        fprintf(out, "%s * s%u]", index, i);
+    fprintf(out, "%s;\n", pointer->dtype == DT_BOOL ? " != 0" : "");
+}
+
+static void name_operand(Kern *kern, const Node *reader, Val val, char *name, size_t size)
+{
+    const Graph *graph = kern->lower->graph;
+    const Node *node = val_get(graph, val);
+    if (node->op == OP_CONST && !dtype_is_float(node->type[0]->dtype)) {
+        snprintf(name, size, "INT64_C(%lld)", (long long)node->attr->real);
+    } else if (node->op == OP_CONST && is_plain(node->attr->real)) {
+        snprintf(name, size, "(PvReal)%g", node->attr->real);
+    } else if (node->op == OP_CONST) {
+        uint32_t i = 0;
+        while (i < kern->real_count && kern->reals[i] != node->attr->real)
+            i++;
+        if (i == MAX_POINTERS)
+            bug("an elementwise kernel with more than %d constants", MAX_POINTERS);
+        if (i == kern->real_count)
+            kern->reals[kern->real_count++] = node->attr->real;
+        snprintf(name, size, "c%u", i);
+    } else if (reader->op == OP_SWAP_PAIRS || !group_inlines(kern->lower->work, kern->number, val)) {
+        const Pointer *pointer = find_pointer(kern, val, reader->op == OP_SWAP_PAIRS);
+        snprintf(name, size, "x%u", (unsigned)(pointer - kern->pointers));
+    } else {
+        const Group *group = kern->group;
+        uint32_t i = 0;
+        while (group->members[i] != val_node(val))
+            i++;
+        snprintf(name, size, "t%u", i);
+    }
+}
+
+// The statements of one element.
+static void write_body(Kern *kern, FILE *out)
+{
+    const Graph *graph = kern->lower->graph;
+    const Group *group = kern->group;
+    const char *indent = "            ";
+    for (uint32_t i = group->result_count; i < kern->pointer_count; i++)
+        if (kern->pointers[i].inner != INNER_FIXED)
+            write_load(kern, out, indent, i);
+    for (uint32_t i = 0; i < group->member_count; i++) {
+        const Node *node = graph_node(graph, group->members[i]);
+        char names[3][40];
+        const char *args[3] = {names[0], names[1], names[2]};
+        for (uint32_t k = 0; k < node->nin && k < 3; k++)
+            name_operand(kern, node, node->in[k], names[k], sizeof names[k]);
+        fprintf(out, "%sconst %s t%u = ", indent, c_type(node->type[0]->dtype), i);
+        if (node->op == OP_SWAP_PAIRS)
+            fprintf(out, "%s", args[0]);
+        else
+            write_op(out, graph, node, args);
+        fprintf(out, ";\n");
+    }
+    for (uint32_t i = 0; i < group->result_count; i++) {
+        uint32_t k = 0;
+        while (group->members[k] != val_node(group->results[i]))
+            k++;
+        fprintf(out, "%sr%u[i] = t%u;\n", indent, i, k);
+    }
+}
+
+// Rows: where each pointer begins for the outer axes of this task.
+static void write_rows(const Kern *kern, FILE *out)
+{
+    uint32_t outer = kern->rank - 1;
+    for (uint32_t axis = outer; axis-- > 0;) {
+        if (axis > 0)
+            fprintf(out, "        const int64_t i%u = row %% n%u;\n        row /= n%u;\n", axis, axis,
+                    axis);
+        else
+            fprintf(out, "        const int64_t i0 = row;\n");
+    }
+    for (uint32_t i = 0; i < kern->pointer_count; i++) {
+        const Pointer *pointer = &kern->pointers[i];
+        fprintf(out, "        %s%s *r%u = p%u", pointer->result ? "" : "const ",
+                storage_type(pointer->dtype), i, i);
+        for (uint32_t axis = 0; axis < outer; axis++)
+            if (pointer->stride[axis].n != 0)
+                fprintf(out, " + i%u * a%u_%u", axis, i, axis);
+        fprintf(out, ";\n");
+        if (pointer->inner == INNER_FIXED && !pointer->result)
+            write_load(kern, out, "        ", i);
+    }
+}
+
+static void write_kernel(Kern *kern, FILE *out)
+{
+    char *body = NULL;
+    size_t body_size = 0;
+    FILE *body_out = open_memstream(&body, &body_size);
+    write_body(kern, body_out);
+    fclose(body_out);
+
+    uint32_t arg = kern->pointer_count, inner = kern->rank - 1;
+    fprintf(out, "(const PvRun *run, const int64_t *args)\n{\n");
+    write_pointers(kern, out);
+    for (uint32_t i = 0; i < kern->real_count; i++)
+        fprintf(out, "    const PvReal c%u = pv_real(args[%u]);\n", i, arg++);
+    for (uint32_t axis = 0; axis < kern->rank; axis++)
+        fprintf(out, "    const int64_t n%u = args[%u];\n", axis, arg++);
+    for (uint32_t i = 0; i < kern->pointer_count; i++) {
+        for (uint32_t axis = 0; axis < inner; axis++)
+            if (kern->pointers[i].stride[axis].n != 0)
+                fprintf(out, "    const int64_t a%u_%u = args[%u];\n", i, axis, arg++);
+        if (kern->pointers[i].inner == INNER_STRIDED)
+            fprintf(out, "    const int64_t s%u = args[%u];\n", i, arg++);
+    }
+    fprintf(out, "    const int64_t blocks = (n%u + %d) / %d;\n", inner, BLOCK - 1, BLOCK);
+    fprintf(out, "    const int64_t rows = 1");
+    for (uint32_t axis = 0; axis < inner; axis++)
+        fprintf(out, " * n%u", axis);
+    fprintf(out, ";\n#pragma omp parallel for schedule(static) num_threads(run->threads) "
+                 "if (rows * n%u > %d)\n", inner, PARALLEL);
+    fprintf(out, "    for (int64_t task = 0; task < rows * blocks; task++) {\n");
+    if (inner > 0)
+        fprintf(out, "        int64_t row = task / blocks;\n");
+    fprintf(out, "        const int64_t begin = task %% blocks * %d;\n", BLOCK);
+    fprintf(out, "        const int64_t end = begin + %d < n%u ? begin + %d : n%u;\n", BLOCK, inner,
+            BLOCK, inner);
+    write_rows(kern, out);
+    fprintf(out, "#pragma omp simd\n        for (int64_t i = begin; i < end; i++) {\n%s", body);
+    fprintf(out, "        }\n    }\n}\n");
+    free(body);
+}
+
+// "add_silu": the last operations, in order.
+static const char *kernel_title(const Kern *kern)
+{
+    const Group *group = kern->group;
+    uint32_t first = group->member_count > 4 ? group->member_count - 4 : 0;
+    const char *title = "";
+    for (uint32_t i = first; i < group->member_count; i++)
+        title = arena_printf(kern->lower->work->arena, "%s%s%s", title, i > first ? "_" : "",
+                             op_info[graph_node(kern->lower->graph, group->members[i])->op].name);
+    return title;
+}
+
+// ---- in place ----
+
+static bool same_walk(const Kern *kern, const Pointer *x, const Pointer *y)
+{
+    if (x->place.a != y->place.a || x->place.c != y->place.c || x->swap || y->swap)
+        return false;
+    for (uint32_t axis = 0; axis < kern->rank; axis++)
+        if (!dim_equal(x->stride[axis], y->stride[axis]))
+            return false;
+    return true;
+}
+
+// A result may overwrite an operand whose buffer every pointer walks exactly as the result will.
+static void find_inplace(const Kern *kern, PlanLaunch *launch)
+{
+    const Codegen *cg = kern->lower->cg;
+    for (uint32_t i = 0; i < kern->group->result_count; i++) {
+        const Pointer *result = &kern->pointers[i];
+        if (result->place.space != PV_ARENA)
+            continue;
+        for (uint32_t k = kern->group->result_count; k < kern->pointer_count; k++) {
+            const Pointer *operand = &kern->pointers[k];
+            if (operand->place.space != PV_ARENA || operand->place.a || operand->place.c ||
+                element_size(cg->module, operand->dtype) !=
+                    element_size(cg->module, result->dtype))
+                continue;
+            Pointer there = *result;
+            there.place = operand->place;
+            bool fits = true;
+            for (uint32_t j = kern->group->result_count; j < kern->pointer_count; j++)
+                if (kern->pointers[j].place.space == PV_ARENA &&
+                    kern->pointers[j].place.buffer == operand->place.buffer)
+                    fits &= same_walk(kern, &there, &kern->pointers[j]);
+            if (fits) {
+                launch->inplace_out = result->place.buffer;
+                launch->inplace_in = operand->place.buffer;
+                return;
+            }
+        }
+    }
+}
+
+void lower_elementwise(Lower *lower, const Group *group, uint32_t number)
+{
+    Kern *kern = arena_alloc(lower->work->arena, sizeof *kern);
+    kern->lower = lower;
+    kern->group = group;
+    kern->number = number;
+    add_pointers(kern);
+    join_axes(kern);
+    char *text = NULL;
+    size_t text_size = 0;
+    FILE *out = open_memstream(&text, &text_size);
+    write_kernel(kern, out);
+    fclose(out);
+    uint32_t kernel = kernel_emitted(lower->cg, kernel_title(kern), text);
+    free(text);
+
+    uint32_t arg = 0, count = kern->pointer_count + kern->real_count + kern->rank, inner = kern->rank - 1;
+    for (uint32_t i = 0; i < kern->pointer_count; i++) {
+        for (uint32_t axis = 0; axis < inner; axis++)
+            count += kern->pointers[i].stride[axis].n != 0;
+        count += kern->pointers[i].inner == INNER_STRIDED;
+    }
+    launch_begin_kernel(lower, kernel, count);
+    for (uint32_t i = 0; i < kern->pointer_count; i++)
+        set_arg(lower, arg++, kern->pointers[i].place);
+    for (uint32_t i = 0; i < kern->real_count; i++)
+        set_real(lower, arg++, kern->reals[i]);
+    for (uint32_t axis = 0; axis < kern->rank; axis++)
+        set_dim(lower, arg++, kern->size[axis]);
+    for (uint32_t i = 0; i < kern->pointer_count; i++) {
+        for (uint32_t axis = 0; axis < inner; axis++)
+            if (kern->pointers[i].stride[axis].n != 0)
+                set_dim(lower, arg++, kern->pointers[i].stride[axis]);
+        if (kern->pointers[i].inner == INNER_STRIDED)
+            set_dim(lower, arg++, kern->pointers[i].stride[inner]);
+    }
+    find_inplace(kern, &lower->work->launches[lower->work->launch_count - 1]);
+}

@@ -1,0 +1,700 @@
+// From groups to launches: which kernel computes a group, and with what arguments.
+//
+// Groups are lowered in the order of the schedule. A result gets its storage when its group comes: an
+// arena buffer, unless it is an output that can be written where it is wanted (space PV_IO or
+// PV_GRAD). Operands are views; a kernel that does not take a view's layout asks for a dense copy,
+// which is made by a launch before it, once for all later readers. The memory planner needs nothing
+// but the list: a buffer lives from the first launch that names it to the last.
+//
+// The struct of a library kernel (cpu/kernels.h) is laid over the arguments, so arguments are set by
+// field: ARG(GemmArgs, m). Emitted kernels name theirs by number.
+#include <stdlib.h>
+#include <string.h>
+
+#include "codegen/codegen.h"
+
+// ---- launches ----
+
+void launch_begin_kernel(Lower *lower, uint32_t kernel, uint32_t arg_count)
+{
+    Work *work = lower->work;
+    work->launches = grow_array(work->launches, &lower->launch_capacity, work->launch_count,
+                                sizeof *work->launches);
+    PlanLaunch *launch = &work->launches[work->launch_count++];
+    *launch = (PlanLaunch){.kernel = kernel, .arg = work->arg_count, .arg_count = arg_count};
+    launch->origin = lower->group ? lower->group->anchor : 0;
+    for (uint32_t i = 0; i < arg_count; i++) {
+        work->args = grow_array(work->args, &lower->arg_capacity, work->arg_count,
+                                sizeof *work->args);
+        work->args[work->arg_count++] = arg_none();
+    }
+}
+
+void launch_begin(Lower *lower, const char *symbol, uint32_t arg_count)
+{
+    launch_begin_kernel(lower, kernel_library(lower->cg, symbol), arg_count);
+}
+
+void set_arg(Lower *lower, size_t index, PlanArg value)
+{
+    const PlanLaunch *launch = &lower->work->launches[lower->work->launch_count - 1];
+    if (index >= launch->arg_count)
+        bug("argument %zu of a kernel with %u", index, launch->arg_count);
+    lower->work->args[launch->arg + index] = value;
+}
+
+void set_dim(Lower *lower, size_t index, Dim value)
+{
+    PlanArg arg = {.space = PV_VALUE};
+    *(value.batch ? &arg.c : &arg.a) = value.n;
+    set_arg(lower, index, arg);
+}
+
+void set_int(Lower *lower, size_t index, int64_t value)
+{
+    set_dim(lower, index, dim_fixed(value));
+}
+
+void set_real(Lower *lower, size_t index, double value)
+{
+    int64_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    set_int(lower, index, bits);
+}
+
+const void *launch_numbers(Lower *lower)
+{
+    const PlanLaunch *launch = &lower->work->launches[lower->work->launch_count - 1];
+    int64_t *numbers = arena_alloc(lower->work->arena, launch->arg_count * sizeof *numbers);
+    for (uint32_t i = 0; i < launch->arg_count; i++) {
+        const PlanArg *arg = &lower->work->args[launch->arg + i];
+        if (arg->space != PV_VALUE)
+            numbers[i] = 1;        // an address: there
+        else if (arg->c == 0)
+            numbers[i] = arg->a;
+    }
+    return numbers;
+}
+
+void need_scratch(Lower *lower, int64_t bytes)
+{
+    bytes = (bytes + 63) / 64 * 64;
+    if (bytes > lower->work->scratch)
+        lower->work->scratch = bytes;
+}
+
+// ---- places ----
+
+PlanArg arg_none(void)
+{
+    return (PlanArg){.space = PV_VALUE};
+}
+
+PlanArg arg_offset(PlanArg arg, Affine elements, size_t element_size)
+{
+    arg.a += elements.fixed * (int64_t)element_size;
+    arg.c += elements.batch * (int64_t)element_size;
+    return arg;
+}
+
+Dim count_of(const Type *type)
+{
+    Dim count;
+    if (!type_count(type, &count))
+        bug("the size of %s is not linear in the batch", type_text(type));
+    return count;
+}
+
+size_t size_of(const Lower *lower, Val val)
+{
+    return element_size(lower->cg->module, val_type(lower->graph, val)->dtype);
+}
+
+const Node *anchor_of(const Lower *lower, const Group *group)
+{
+    return graph_node(lower->graph, group->anchor);
+}
+
+int64_t activation(Op op)
+{
+    return op == OP_SILU ? PV_ACT_SILU : op == OP_GELU ? PV_ACT_GELU
+           : op == OP_RELU ? PV_ACT_RELU : PV_ACT_NONE;
+}
+
+PlanArg new_buffer(Lower *lower, Dim count, size_t size)
+{
+    Work *work = lower->work;
+    work->buffers = grow_array(work->buffers, &lower->buffer_capacity, work->buffer_count,
+                               sizeof *work->buffers);
+    Buffer *buffer = &work->buffers[work->buffer_count++];
+    *buffer = (Buffer){.bytes = (count.n * (int64_t)size + 255) / 256 * 256, .first = -1};
+    buffer->batch = count.batch;
+    return (PlanArg){.space = PV_ARENA, .buffer = work->buffer_count};
+}
+
+static uint32_t place_index(const Lower *lower, Val val)
+{
+    return local_of(lower->work, val) * MAX_OUT + val_out(val);
+}
+
+PlanArg result_place(Lower *lower, Val val)
+{
+    uint32_t index = place_index(lower, val);
+    if (!lower->work->placed[index]) {
+        lower->work->placed[index] = true;
+        lower->work->place[index] =
+            new_buffer(lower, count_of(val_type(lower->graph, val)), size_of(lower, val));
+    }
+    return lower->work->place[index];
+}
+
+PlanArg wanted_place(Lower *lower, const Group *group, uint32_t out)
+{
+    if (group->results[out])
+        return result_place(lower, group->results[out]);
+    const Type *type = anchor_of(lower, group)->type[out];
+    return new_buffer(lower, count_of(type), element_size(lower->cg->module, type->dtype));
+}
+
+static PlanArg scalar_place(Lower *lower, Val val)
+{
+    Work *work = lower->work;
+    uint32_t slot = 0;
+    while (slot < work->scalar_count && work->scalars[slot] != val)
+        slot++;
+    if (slot == work->scalar_count) {
+        work->scalars = grow_array(work->scalars, &lower->scalar_capacity, slot,
+                                   sizeof *work->scalars);
+        work->scalars[work->scalar_count++] = val;
+    }
+    return (PlanArg){.space = PV_SCALAR, .a = (int64_t)slot * 8};
+}
+
+// Bytes of one element of `dtype` with that value.
+static size_t element_bits(const Lower *lower, DType dtype, double value, int64_t *bits)
+{
+    size_t size = element_size(lower->cg->module, dtype);
+    *bits = 0;
+    if (dtype_is_float(dtype) && size == 8) {
+        memcpy(bits, &value, 8);
+    } else if (dtype_is_float(dtype)) {
+        float single = (float)value;
+        memcpy(bits, &single, 4);
+    } else {
+        *bits = (int64_t)value;
+    }
+    return size;
+}
+
+// Where the storage of a base begins.
+static PlanArg base_place(Lower *lower, Val base)
+{
+    Codegen *cg = lower->cg;
+    const Node *node = val_get(lower->graph, base);
+    uint32_t index = place_index(lower, base);
+    if (lower->work->placed[index])
+        return lower->work->place[index];
+    if (node->op == OP_CONST) {
+        int64_t bits;
+        size_t size = element_bits(lower, node->type[0]->dtype, node->attr->real, &bits);
+        return (PlanArg){.space = PV_CONST, .a = (int64_t)data_add(cg, &bits, size)};
+    }
+    if (val_is_step(lower->work, base))
+        return scalar_place(lower, base);
+    if (node->op == OP_TABLE)
+        return (PlanArg){.space = PV_CONST, .a = (int64_t)data_table(cg, node)};
+    if (node->op == OP_PARAM)
+        return (PlanArg){.space = PV_PARAM, .a = cg->param_offset[node->attr->n[0]]};
+    if (node->op == OP_INPUT)
+        return (PlanArg){.space = (uint16_t)(PV_IO + node->attr->n[1])};
+    bug("%%%u (%s) is read before it is computed", val_node(base), op_info[node->op].name);
+}
+
+PlanArg view_place(Lower *lower, const View *view, DType dtype)
+{
+    return arg_offset(base_place(lower, view->base), view->offset,
+                      element_size(lower->cg->module, dtype));
+}
+
+void launch_copy(Lower *lower, PlanArg y, PlanArg x, const CopyShape *shape, size_t size)
+{
+    CopyShape axes = {.rank = 0};
+    for (uint32_t i = 0; i < shape->rank; i++) {
+        uint32_t last = axes.rank - 1;
+        if (dim_is_one(shape->size[i]))
+            continue;
+        if (axes.rank > 0 && axes_merge(axes.x[last], shape->x[i], shape->size[i]) &&
+            axes_merge(axes.y[last], shape->y[i], shape->size[i])) {
+            axes.size[last] = dim_product(axes.size[last], shape->size[i]);
+        } else {
+            last = axes.rank++;
+            axes.size[last] = shape->size[i];
+        }
+        axes.x[last] = shape->x[i];
+        axes.y[last] = shape->y[i];
+    }
+    if (axes.rank == 0) {
+        axes.rank = 1;
+        axes.size[0] = dim_fixed(1);
+    }
+    launch_begin(lower, "pv_copy", sizeof(CopyArgs) / 8);
+    set_arg(lower, ARG(CopyArgs, y), y);
+    set_arg(lower, ARG(CopyArgs, x), x);
+    set_int(lower, ARG(CopyArgs, bytes), (int64_t)size);
+    set_int(lower, ARG(CopyArgs, axes), axes.rank);
+    for (uint32_t i = 0; i < axes.rank; i++) {
+        set_dim(lower, ARG(CopyArgs, size) + i, axes.size[i]);
+        set_dim(lower, ARG(CopyArgs, x_stride) + i, axes.x[i]);
+        set_dim(lower, ARG(CopyArgs, y_stride) + i, axes.y[i]);
+    }
+}
+
+// Copies what `val` shows to `y`, whose axes lie at `stride`.
+static void copy_val(Lower *lower, Val val, PlanArg y, const Dim *stride)
+{
+    const Type *type = val_type(lower->graph, val);
+    View view = view_of(lower->work, val);
+    CopyShape shape = {.rank = type->rank};
+    memcpy(shape.size, type->dim, sizeof shape.size);
+    memcpy(shape.x, view.stride, sizeof shape.x);
+    memcpy(shape.y, stride, type->rank * sizeof *stride);
+    launch_copy(lower, y, view_place(lower, &view, type->dtype), &shape, size_of(lower, val));
+}
+
+PlanArg dense_place(Lower *lower, Val val)
+{
+    const Type *type = val_type(lower->graph, val);
+    View view = view_of(lower->work, val);
+    if (view_is_dense(&view, type))
+        return view_place(lower, &view, type->dtype);
+    uint32_t index = place_index(lower, val);
+    if (!lower->work->has_dense[index]) {
+        Dim stride[MAX_RANK];
+        dense_strides(type, stride);
+        PlanArg y = new_buffer(lower, count_of(type), size_of(lower, val));
+        copy_val(lower, val, y, stride);
+        lower->work->has_dense[index] = true;
+        lower->work->dense[index] = y;
+        lower->work->dense_at[index] = (int32_t)lower->work->launch_count - 1;
+    }
+    return lower->work->dense[index];
+}
+
+PlanArg image_place(Lower *lower, Val val, Dim *stride)
+{
+    const Type *type = val_type(lower->graph, val);
+    View view = view_of(lower->work, val);
+    Dim dense[MAX_RANK];
+    dense_strides(type, dense);
+    *stride = dense[0];
+    bool fits = view.stride[0].n >= 0;
+    for (uint32_t axis = 1; axis < type->rank; axis++)
+        fits &= dim_equal(dense[axis], view.stride[axis]);
+    if (!fits)
+        return dense_place(lower, val);
+    *stride = view.stride[0];
+    return view_place(lower, &view, type->dtype);
+}
+
+// ---- movement ----
+
+static void launch_fill(Lower *lower, PlanArg y, const Type *type, double value)
+{
+    int64_t bits;
+    size_t size = element_bits(lower, type->dtype, value, &bits);
+    launch_begin(lower, "pv_fill", sizeof(FillArgs) / 8);
+    set_arg(lower, ARG(FillArgs, y), y);
+    set_dim(lower, ARG(FillArgs, count), count_of(type));
+    set_int(lower, ARG(FillArgs, bytes), (int64_t)size);
+    set_int(lower, ARG(FillArgs, value), bits);
+}
+
+static void move_by(Affine *offset, Dim stride, Dim steps)
+{
+    Dim move = dim_product(stride, steps);
+    *(move.batch ? &offset->batch : &offset->fixed) += move.n;
+}
+
+static void lower_concat(Lower *lower, const Group *group)
+{
+    const Node *node = anchor_of(lower, group);
+    uint32_t axis = (uint32_t)node->attr->n[0];
+    PlanArg y = result_place(lower, group->results[0]);
+    Dim stride[MAX_RANK], step = dim_fixed(1);
+    dense_strides(node->type[0], stride);
+    for (uint32_t i = axis + 1; i < node->type[0]->rank; i++)
+        step = dim_product(step, node->type[0]->dim[i]);
+    Affine offset = {0, 0};
+    for (uint32_t i = 0; i < node->nin; i++) {
+        copy_val(lower, node->in[i], arg_offset(y, offset, size_of(lower, node->in[i])), stride);
+        move_by(&offset, step, val_type(lower->graph, node->in[i])->dim[axis]);
+    }
+}
+
+static void lower_pad(Lower *lower, const Group *group)
+{
+    const Node *node = anchor_of(lower, group);
+    uint32_t axis = (uint32_t)node->attr->n[0];
+    PlanArg y = result_place(lower, group->results[0]);
+    launch_fill(lower, y, node->type[0], node->attr->real);
+    Dim stride[MAX_RANK];
+    dense_strides(node->type[0], stride);
+    Affine offset = {0, 0};
+    move_by(&offset, stride[axis], (Dim){node->attr->n[1], node->type[0]->dim[axis].batch});
+    copy_val(lower, node->in[0], arg_offset(y, offset, size_of(lower, node->in[0])), stride);
+}
+
+// y[..., i, ...] = x[..., start + i, ...], or back into zeros (window_grad).
+static void lower_window(Lower *lower, const Group *group)
+{
+    const Node *node = anchor_of(lower, group);
+    bool back = node->op == OP_WINDOW_GRAD;
+    uint32_t axis = (uint32_t)node->attr->n[0];
+    const Type *large = back ? node->type[0] : val_type(lower->graph, node->in[0]);
+    const Type *small = back ? val_type(lower->graph, node->in[0]) : node->type[0];
+    PlanArg y = result_place(lower, group->results[0]);
+    if (back)
+        launch_fill(lower, y, node->type[0], 0);
+    PlanArg start = dense_place(lower, node->in[1]);
+    View x = view_of(lower->work, node->in[0]);
+    Dim y_stride[MAX_RANK];
+    dense_strides(node->type[0], y_stride);
+    PlanArg x_place = view_place(lower, &x, small->dtype);
+    launch_begin(lower, back ? "pv_copy_to" : "pv_copy", sizeof(CopyArgs) / 8);
+    set_arg(lower, ARG(CopyArgs, y), y);
+    set_arg(lower, ARG(CopyArgs, x), x_place);
+    set_int(lower, ARG(CopyArgs, bytes), (int64_t)size_of(lower, node->in[0]));
+    set_int(lower, ARG(CopyArgs, axes), small->rank);
+    set_arg(lower, ARG(CopyArgs, offset), start);
+    set_dim(lower, ARG(CopyArgs, offset_stride), back ? y_stride[axis] : x.stride[axis]);
+    set_int(lower, ARG(CopyArgs, offset_max), large->dim[axis].n - small->dim[axis].n);
+    for (uint32_t i = 0; i < small->rank; i++) {
+        set_dim(lower, ARG(CopyArgs, size) + i, small->dim[i]);
+        set_dim(lower, ARG(CopyArgs, y_stride) + i, y_stride[i]);
+        set_dim(lower, ARG(CopyArgs, x_stride) + i, x.stride[i]);
+    }
+}
+
+static Dim product_of(const Type *type, uint32_t begin, uint32_t end)
+{
+    Dim product = dim_fixed(1);
+    for (uint32_t i = begin; i < end; i++)
+        product = dim_product(product, type->dim[i]);
+    return product;
+}
+
+// pick: y small, x large; pick_grad: y = dy, x = dx, written.
+static void lower_pick(Lower *lower, const Group *group)
+{
+    const Node *node = anchor_of(lower, group);
+    bool back = node->op == OP_PICK_GRAD;
+    uint32_t axis = (uint32_t)node->attr->n[0];
+    const Type *large = back ? node->type[0] : val_type(lower->graph, node->in[0]);
+    PlanArg operand = dense_place(lower, node->in[0]), k = dense_place(lower, node->in[1]);
+    PlanArg result = result_place(lower, group->results[0]);
+    launch_begin(lower, back ? "pv_pick_grad" : "pv_pick", sizeof(PickArgs) / 8);
+    set_arg(lower, ARG(PickArgs, y), back ? operand : result);
+    set_arg(lower, ARG(PickArgs, x), back ? result : operand);
+    set_arg(lower, ARG(PickArgs, k), k);
+    set_dim(lower, ARG(PickArgs, outer), product_of(large, 0, axis));
+    set_dim(lower, ARG(PickArgs, per), product_of(large, 1, axis));
+    set_dim(lower, ARG(PickArgs, axis), large->dim[axis]);
+    set_dim(lower, ARG(PickArgs, inner), product_of(large, axis + 1, large->rank));
+}
+
+static void lower_gather(Lower *lower, const Group *group)
+{
+    const Node *node = anchor_of(lower, group);
+    bool back = node->op == OP_GATHER_GRAD;
+    const Type *table = back ? node->type[0] : val_type(lower->graph, node->in[0]);
+    PlanArg operand = dense_place(lower, node->in[0]), k = dense_place(lower, node->in[1]);
+    PlanArg result = result_place(lower, group->results[0]);
+    launch_begin(lower, back ? "pv_gather_grad" : "pv_gather", sizeof(GatherArgs) / 8);
+    set_arg(lower, ARG(GatherArgs, y), back ? operand : result);
+    set_arg(lower, ARG(GatherArgs, x), back ? result : operand);
+    set_arg(lower, ARG(GatherArgs, k), k);
+    set_dim(lower, ARG(GatherArgs, count), count_of(val_type(lower->graph, node->in[1])));
+    set_dim(lower, ARG(GatherArgs, rows), table->dim[0]);
+    set_dim(lower, ARG(GatherArgs, inner), product_of(table, 1, table->rank));
+}
+
+static void lower_random(Lower *lower, const Group *group)
+{
+    const Node *node = anchor_of(lower, group);
+    PlanArg y = result_place(lower, group->results[0]);
+    launch_begin(lower, "pv_random", sizeof(RandomArgs) / 8);
+    set_arg(lower, ARG(RandomArgs, y), y);
+    set_dim(lower, ARG(RandomArgs, count), count_of(node->type[0]));
+    set_int(lower, ARG(RandomArgs, stream), stream_index(lower->cg, node->attr->text));
+    set_int(lower, ARG(RandomArgs, kind), node->attr->n[0]);
+    set_int(lower, ARG(RandomArgs, lo), node->attr->n[1]);
+    set_int(lower, ARG(RandomArgs, hi), node->attr->n[2]);
+}
+
+// Axes of one kind (kept, reduced) of `x` into the arguments from `at` on; neighbours are joined.
+static uint32_t reduce_axes(Lower *lower, const Node *node, const View *x, bool reduced, uint32_t at)
+{
+    const Type *type = val_type(lower->graph, node->in[0]);
+    Dim size = dim_fixed(1), stride = dim_fixed(0);
+    uint32_t count = 0;
+    for (uint32_t axis = 0; axis < type->rank; axis++) {
+        if (((node->attr->n[0] >> axis & 1) != 0) != reduced || dim_is_one(type->dim[axis]))
+            continue;
+        if (count > 0 && axes_merge(stride, x->stride[axis], type->dim[axis])) {
+            size = dim_product(size, type->dim[axis]);
+        } else {
+            size = type->dim[axis];
+            count++;
+        }
+        stride = x->stride[axis];
+        set_dim(lower, ARG(ReduceArgs, size) + at + count - 1, size);
+        set_dim(lower, ARG(ReduceArgs, stride) + at + count - 1, stride);
+    }
+    return count;
+}
+
+static void lower_reduce(Lower *lower, const Group *group)
+{
+    const Node *node = anchor_of(lower, group);
+    View x = view_of(lower->work, node->in[0]);
+    PlanArg place = view_place(lower, &x, node->type[0]->dtype);
+    PlanArg y = result_place(lower, group->results[0]);
+    launch_begin(lower, "pv_reduce", sizeof(ReduceArgs) / 8);
+    set_arg(lower, ARG(ReduceArgs, out), y);
+    set_arg(lower, ARG(ReduceArgs, x), place);
+    set_int(lower, ARG(ReduceArgs, op), node->op == OP_REDUCE_SUM ? 0 : node->op == OP_REDUCE_MAX ? 1 : 2);
+    uint32_t kept = reduce_axes(lower, node, &x, false, 0);
+    set_int(lower, ARG(ReduceArgs, kept), kept);
+    set_int(lower, ARG(ReduceArgs, reduced), reduce_axes(lower, node, &x, true, kept));
+    need_scratch(lower, pv_reduce_scratch(launch_numbers(lower),
+                                          (int64_t)element_size(lower->cg->module, DT_F32)));
+}
+
+// A value that is made by moving elements in row-major order (a reshape that is no view).
+static void lower_move(Lower *lower, const Group *group)
+{
+    const Node *node = anchor_of(lower, group);
+    Dim stride[MAX_RANK];
+    dense_strides(val_type(lower->graph, node->in[0]), stride);
+    copy_val(lower, node->in[0], result_place(lower, group->results[0]), stride);
+}
+
+static void lower_library(Lower *lower, const Group *group)
+{
+    switch (anchor_of(lower, group)->op) {
+    case OP_CONCAT:
+        lower_concat(lower, group);
+        return;
+    case OP_PAD:
+        lower_pad(lower, group);
+        return;
+    case OP_WINDOW: case OP_WINDOW_GRAD:
+        lower_window(lower, group);
+        return;
+    case OP_PICK: case OP_PICK_GRAD:
+        lower_pick(lower, group);
+        return;
+    case OP_GATHER: case OP_GATHER_GRAD:
+        lower_gather(lower, group);
+        return;
+    case OP_RANDOM:
+        lower_random(lower, group);
+        return;
+    case OP_REDUCE_SUM: case OP_REDUCE_MAX: case OP_REDUCE_MIN:
+        lower_reduce(lower, group);
+        return;
+    case OP_RESHAPE:
+        lower_move(lower, group);
+        return;
+    case OP_CONTRACT:
+        lower_contract(lower, group);
+        return;
+    case OP_CONV: case OP_CONV_DGRAD: case OP_CONV_WGRAD:
+        lower_conv(lower, group);
+        return;
+    case OP_ATTENTION:
+        lower_attention(lower, group);
+        return;
+    case OP_ATTENTION_GRAD:
+        lower_attention_grad(lower, group);
+        return;
+    case OP_SOFTMAX: case OP_LAYER_NORM: case OP_LAYER_NORM_GRAD: case OP_GROUP_NORM:
+    case OP_GROUP_NORM_GRAD:
+        lower_norm(lower, group);
+        return;
+    case OP_CONST: case OP_TABLE: case OP_INPUT: case OP_PARAM: case OP_OPTION: case OP_BATCH:
+    case OP_GIVEN: case OP_VAR: case OP_NEG: case OP_ABS: case OP_SIGN: case OP_SQRT: case OP_RSQRT:
+    case OP_EXP: case OP_LOG: case OP_SIN: case OP_COS: case OP_TANH: case OP_ERF: case OP_SIGMOID:
+    case OP_SOFTPLUS: case OP_RELU: case OP_SILU: case OP_GELU: case OP_GELU_TANH: case OP_FLOOR:
+    case OP_NOT: case OP_CAST: case OP_STOP_GRADIENT: case OP_ADD: case OP_SUB: case OP_MUL:
+    case OP_DIV: case OP_MOD: case OP_POW: case OP_MIN: case OP_MAX: case OP_EQ: case OP_NE:
+    case OP_LT: case OP_LE: case OP_AND: case OP_OR: case OP_WHERE: case OP_TRANSPOSE:
+    case OP_EXPAND: case OP_SLICE: case OP_FLIP: case OP_SWAP_PAIRS: case OP_COUNT:
+        break;
+    }
+    bug("%s has no kernel of the library", op_info[anchor_of(lower, group)->op].name);
+}
+
+// ---- outputs and taps ----
+
+static PlanArg output_place(const Lower *lower, const Output *output)
+{
+    const Codegen *cg = lower->cg;
+    if (output->kind == OUT_GRAD)
+        return (PlanArg){.space = PV_GRAD, .a = cg->param_offset[output->param]};
+    if (output->kind == OUT_STATE)
+        return (PlanArg){.space = PV_PARAM, .a = cg->param_offset[output->param]};
+    uint32_t index = output_index(cg, lower->work->entry_index, output);
+    return (PlanArg){.space = (uint16_t)(PV_IO + lower->work->entry->input_count + index)};
+}
+
+// Results that are outputs get their storage where they are wanted. State is stored at the end,
+// since the step reads the old one.
+static void place_outputs(Lower *lower, bool *direct)
+{
+    Work *work = lower->work;
+    for (uint32_t i = 0; i < work->variant->output_count; i++) {
+        const Output *output = &work->variant->outputs[i];
+        uint32_t local = local_of(work, output->val), index = place_index(lower, output->val);
+        const Node *node = val_get(lower->graph, output->val);
+        bool source = op_info[node->op].class == CLASS_SOURCE && node->op != OP_RANDOM;
+        if (output->kind == OUT_STATE || work->view[local] || work->order[local] ||
+            work->step[local] || source || work->placed[index])
+            continue;
+        work->placed[index] = direct[i] = true;
+        work->place[index] = output_place(lower, output);
+    }
+}
+
+static void store_outputs(Lower *lower, const bool *direct)
+{
+    Work *work = lower->work;
+    for (int state = 0; state < 2; state++)
+        for (uint32_t i = 0; i < work->variant->output_count; i++) {
+            const Output *output = &work->variant->outputs[i];
+            if (direct[i] || (output->kind == OUT_STATE) != (state != 0))
+                continue;
+            Dim stride[MAX_RANK];
+            dense_strides(val_type(lower->graph, output->val), stride);
+            copy_val(lower, output->val, output_place(lower, output), stride);
+        }
+    const struct EntryOutputs *all = &lower->cg->outputs[work->entry_index];
+    for (uint32_t k = 0; k < all->count; k++) {
+        bool there = false;
+        for (uint32_t i = 0; i < work->variant->output_count; i++)
+            there |= output_index(lower->cg, work->entry_index, &work->variant->outputs[i]) == k;
+        PlanArg at = {.space = (uint16_t)(PV_IO + work->entry->input_count + k)};
+        if (!there)            // this variant's loss does not depend on that input
+            launch_fill(lower, at, val_type(lower->graph, all->at[k].val), 0);
+    }
+}
+
+static void place_taps(Lower *lower)
+{
+    Work *work = lower->work;
+    const Variant *variant = work->variant;
+    if (!work->taps || variant->tap_count == 0)
+        return;
+    work->tap_list = arena_alloc(work->arena, variant->tap_count * sizeof(PlanTap));
+    for (uint32_t i = 0; i < variant->tap_count; i++) {
+        const Tap *tap = &variant->taps[i];
+        PlanTap *out = &work->tap_list[work->tap_count++];
+        *out = (PlanTap){.name = tap->name, .type = val_type(lower->graph, tap->val)};
+        View view = view_of(work, tap->val);
+        bool dense = view_is_dense(&view, out->type);
+        out->at = dense_place(lower, tap->val);
+        out->launch = dense ? work->made_at[place_index(lower, view.base)]
+                            : work->dense_at[place_index(lower, tap->val)];
+    }
+}
+
+// ---- what a plan draws, writes, reads ----
+
+static void add_number(Work *work, uint32_t **list, uint32_t *count, uint32_t limit, uint32_t number)
+{
+    if (!*list)
+        *list = arena_alloc(work->arena, (limit + 1) * sizeof **list);
+    for (uint32_t i = 0; i < *count; i++)
+        if ((*list)[i] == number)
+            return;
+    (*list)[(*count)++] = number;
+}
+
+static void list_step_streams(Lower *lower, Val val)
+{
+    const Node *node = val_get(lower->graph, val);
+    if (node->op == OP_RANDOM)
+        add_number(lower->work, &lower->work->streams, &lower->work->stream_count,
+                   lower->cg->module->stream_count, stream_index(lower->cg, node->attr->text));
+    for (uint32_t i = 0; i < node->nin; i++)
+        list_step_streams(lower, node->in[i]);
+}
+
+static void list_uses(Lower *lower)
+{
+    Work *work = lower->work;
+    const Module *module = lower->cg->module;
+    for (uint32_t local = 0; local < work->count; local++) {
+        const Node *node = graph_node(lower->graph, work->nodes[local]);
+        if (work->step[local])
+            list_step_streams(lower, val_of(work->nodes[local], 0));
+        else if (node->op == OP_RANDOM)
+            add_number(work, &work->streams, &work->stream_count, module->stream_count,
+                       stream_index(lower->cg, node->attr->text));
+        else if (node->op == OP_PARAM)
+            add_number(work, &work->instances, &work->instance_count, module->instance_count,
+                       module->params[node->attr->n[0]].instance);
+    }
+    for (uint32_t i = 0; i < work->variant->path_count; i++)
+        list_step_streams(lower, work->variant->path[i].cond);
+    for (uint32_t i = 0; i < work->variant->output_count; i++) {
+        const Output *output = &work->variant->outputs[i];
+        if (output->kind == OUT_GRAD)
+            add_number(work, &work->grads, &work->grad_count, module->param_count, output->param);
+        if (output->kind == OUT_STATE || output->kind == OUT_GRAD)
+            add_number(work, &work->instances, &work->instance_count, module->instance_count,
+                       module->params[output->param].instance);
+    }
+}
+
+void lower_groups(Codegen *cg, Work *work)
+{
+    Lower lower = {.cg = cg, .work = work, .graph = cg->module->graph};
+    size_t slots = ((size_t)work->count + 1) * MAX_OUT;
+    work->place = arena_alloc(work->arena, slots * sizeof *work->place);
+    work->placed = arena_alloc(work->arena, slots * sizeof *work->placed);
+    work->dense = arena_alloc(work->arena, slots * sizeof *work->dense);
+    work->has_dense = arena_alloc(work->arena, slots * sizeof *work->has_dense);
+    work->made_at = arena_alloc(work->arena, slots * sizeof *work->made_at);
+    work->dense_at = arena_alloc(work->arena, slots * sizeof *work->dense_at);
+    memset(work->made_at, 0xff, slots * sizeof *work->made_at);      // -1: before the first launch
+    bool *direct = arena_alloc(work->arena, work->variant->output_count + 1);
+    place_outputs(&lower, direct);
+    for (uint32_t i = 0; i < work->group_count; i++) {
+        uint32_t number = work->schedule[i];
+        const Group *group = &work->groups[number];
+        lower.group = group;
+        uint32_t first = work->launch_count;
+        if (group->kind == GROUP_ELEMENTWISE)
+            lower_elementwise(&lower, group, number);
+        else
+            lower_library(&lower, group);
+        PlanLaunch *last = &work->launches[work->launch_count - 1];
+        if (work->launch_count == first)
+            bug("a group without a launch");
+        for (uint32_t k = 0; k < group->result_count; k++)
+            if (group->results[k])
+                work->made_at[place_index(&lower, group->results[k])] =
+                    (int32_t)work->launch_count - 1;
+        for (uint32_t k = 0; k < group->member_count; k++) {
+            double fixed, per_batch;
+            node_flops(cg->module->graph, group->members[k], &fixed, &per_batch);
+            last->flops_fixed += fixed;
+            last->flops_batch += per_batch;
+        }
+    }
+    lower.group = NULL;
+    place_taps(&lower);
+    store_outputs(&lower, direct);
+    list_uses(&lower);
+}

@@ -1,0 +1,316 @@
+// Schedule: the order of groups.
+//
+// The numbers of nodes are an order already, that of the model's text, and backward passes follow in
+// reverse: a good one for memory. So groups run in the order of their last node, with one exception:
+// a group that frees at least as many bytes of the arena as it allocates runs as soon as it can. The
+// gradients of parameters are such groups (their results lie outside the arena, and activations die
+// with them), and so are most reductions.
+//
+// The ready groups wait in a heap; a group is looked at again whenever one of the values it reads has
+// lost its last other reader, so the pass is near linear.
+//
+// At -O2 neighbours in the order that are elementwise, of one iteration space, and share a value
+// become one kernel: merging neighbours of a topological order cannot make a cycle.
+#include <stdlib.h>
+#include <string.h>
+
+#include "compiler/plan.h"
+
+enum { TYPICAL_BATCH = 4, MAX_MERGED_READS = 16 };
+
+typedef struct {
+    Work *work;
+    uint32_t *maker;           // by local number of a base: group + 1
+    uint32_t *readers_left;    // by local number of a base: groups that still read it
+    uint32_t **readers;        // by local number of a base: those groups
+    uint32_t *reader_count;
+    uint32_t *waits;           // by group: groups it waits for
+    uint32_t **bases;          // by group: local numbers of the bases it reads, each once
+    uint32_t *base_count;
+    bool *in_grad;             // by local number: stored outside the arena
+    bool *done;
+    NodeId *rank;              // by group: place in the natural order
+    uint32_t *heap;
+    uint32_t heap_count;
+} Scheduler;
+
+static bool before(const Scheduler *s, uint32_t x, uint32_t y)
+{
+    return s->rank[x] != s->rank[y] ? s->rank[x] < s->rank[y] : x < y;
+}
+
+static void heap_push(Scheduler *s, uint32_t group)
+{
+    uint32_t at = s->heap_count++;
+    while (at > 0 && before(s, group, s->heap[(at - 1) / 2])) {
+        s->heap[at] = s->heap[(at - 1) / 2];
+        at = (at - 1) / 2;
+    }
+    s->heap[at] = group;
+}
+
+static uint32_t heap_pop(Scheduler *s)
+{
+    uint32_t top = s->heap[0], last = s->heap[--s->heap_count], at = 0;
+    for (;;) {
+        uint32_t child = 2 * at + 1;
+        if (child >= s->heap_count)
+            break;
+        if (child + 1 < s->heap_count && before(s, s->heap[child + 1], s->heap[child]))
+            child++;
+        if (before(s, last, s->heap[child]))
+            break;
+        s->heap[at] = s->heap[child];
+        at = child;
+    }
+    s->heap[at] = last;
+    return top;
+}
+
+static int64_t val_bytes(const Work *work, Val val)
+{
+    const Type *type = val_type(work->module->graph, val);
+    Dim count;
+    if (!type_count(type, &count))
+        bug("a value's size is not linear in the batch");
+    int64_t bytes = count.n * (int64_t)element_size(work->module, type->dtype);
+    return count.batch ? bytes * TYPICAL_BATCH : bytes;
+}
+
+// What running `group` now adds to the arena, less what dies with it.
+static int64_t growth(const Scheduler *s, uint32_t group)
+{
+    const Work *work = s->work;
+    const Group *at = &work->groups[group];
+    int64_t bytes = 0;
+    for (uint32_t i = 0; i < at->result_count; i++)
+        if (at->results[i] && !s->in_grad[local_of(work, at->results[i])])
+            bytes += val_bytes(work, at->results[i]);
+    for (uint32_t i = 0; i < s->base_count[group]; i++) {
+        uint32_t base = s->bases[group][i];
+        if (s->readers_left[base] == 1 && s->maker[base] && !work->kept[base])
+            bytes -= val_bytes(work, val_of(work->nodes[base], 0));
+    }
+    return bytes;
+}
+
+// The bases that a group reads and the groups that make them.
+static void connect(Scheduler *s, uint32_t group)
+{
+    Work *work = s->work;
+    const Group *at = &work->groups[group];
+    s->bases[group] = arena_alloc(work->arena, (at->read_count + 1) * sizeof(uint32_t));
+    for (uint32_t i = 0; i < at->read_count; i++) {
+        uint32_t base = local_of(work, view_of(work, at->reads[i]).base);
+        bool seen = false;
+        for (uint32_t k = 0; k < s->base_count[group]; k++)
+            seen |= s->bases[group][k] == base;
+        if (!seen && s->maker[base] && s->maker[base] != group + 1) {
+            s->bases[group][s->base_count[group]++] = base;
+            s->reader_count[base]++;
+        }
+    }
+}
+
+static void prepare(Scheduler *s)
+{
+    Work *work = s->work;
+    uint32_t groups = work->group_count + 1, nodes = work->count + 1;
+    Arena *arena = work->arena;
+    s->maker = arena_alloc(arena, nodes * sizeof(uint32_t));
+    s->readers_left = arena_alloc(arena, nodes * sizeof(uint32_t));
+    s->reader_count = arena_alloc(arena, nodes * sizeof(uint32_t));
+    s->readers = arena_alloc(arena, nodes * sizeof(uint32_t *));
+    s->in_grad = arena_alloc(arena, nodes * sizeof(bool));
+    s->waits = arena_alloc(arena, groups * sizeof(uint32_t));
+    s->bases = arena_alloc(arena, groups * sizeof(uint32_t *));
+    s->base_count = arena_alloc(arena, groups * sizeof(uint32_t));
+    s->done = arena_alloc(arena, groups * sizeof(bool));
+    s->rank = arena_alloc(arena, groups * sizeof(NodeId));
+    s->heap = arena_alloc(arena, groups * sizeof(uint32_t));
+    for (uint32_t g = 0; g < work->group_count; g++) {
+        const Group *group = &work->groups[g];
+        for (uint32_t i = 0; i < group->result_count; i++)
+            if (group->results[i])
+                s->maker[local_of(work, group->results[i])] = g + 1;
+        s->rank[g] = group->members[group->member_count - 1];
+    }
+    for (uint32_t i = 0; i < work->variant->output_count; i++)
+        if (work->variant->outputs[i].kind == OUT_GRAD)
+            s->in_grad[local_of(work, work->variant->outputs[i].val)] = true;
+    for (uint32_t g = 0; g < work->group_count; g++)
+        connect(s, g);
+    for (uint32_t local = 0; local < work->count; local++)
+        s->readers[local] = arena_alloc(arena, (s->reader_count[local] + 1) * sizeof(uint32_t));
+    for (uint32_t g = 0; g < work->group_count; g++) {
+        for (uint32_t i = 0; i < s->base_count[g]; i++) {
+            uint32_t base = s->bases[g][i];
+            s->readers[base][s->readers_left[base]++] = g;
+        }
+        s->waits[g] = s->base_count[g];
+    }
+}
+
+// Runs `first`, then every ready group that does not grow the arena, from a stack.
+static uint32_t run_from(Scheduler *s, uint32_t first, uint32_t position, uint32_t *stack)
+{
+    Work *work = s->work;
+    uint32_t depth = 0;
+    stack[depth++] = first;
+    while (depth > 0) {
+        uint32_t group = stack[--depth];
+        if (s->done[group])
+            continue;
+        s->done[group] = true;
+        work->schedule[position++] = group;
+        const Group *at = &work->groups[group];
+        for (uint32_t i = 0; i < at->result_count; i++) {
+            uint32_t local = at->results[i] ? local_of(work, at->results[i]) : 0;
+            if (!at->results[i] || s->maker[local] != group + 1)
+                continue;
+            bool again = false;    // two results of one node share its readers
+            for (uint32_t k = 0; k < i; k++)
+                again |= at->results[k] && local_of(work, at->results[k]) == local;
+            for (uint32_t k = 0; !again && k < s->reader_count[local]; k++) {
+                uint32_t reader = s->readers[local][k];
+                if (--s->waits[reader] > 0)
+                    continue;
+                if (growth(s, reader) <= 0)
+                    stack[depth++] = reader;
+                else
+                    heap_push(s, reader);
+            }
+        }
+        for (uint32_t i = 0; i < s->base_count[group]; i++) {
+            uint32_t base = s->bases[group][i];
+            if (--s->readers_left[base] != 1)
+                continue;
+            for (uint32_t k = 0; k < s->reader_count[base]; k++) {
+                uint32_t reader = s->readers[base][k];
+                if (!s->done[reader] && s->waits[reader] == 0 && growth(s, reader) <= 0)
+                    stack[depth++] = reader;
+            }
+        }
+    }
+    return position;
+}
+
+// ---- neighbours of one iteration space ----
+
+static bool share_value(const Group *x, const Group *y)
+{
+    for (uint32_t i = 0; i < y->read_count; i++) {
+        for (uint32_t k = 0; k < x->read_count; k++)
+            if (x->reads[k] == y->reads[i])
+                return true;
+        for (uint32_t k = 0; k < x->result_count; k++)
+            if (x->results[k] == y->reads[i])
+                return true;
+    }
+    return false;
+}
+
+// No view of a result of `x` other than the result itself may be read by `y`.
+static bool reads_other_view(const Work *work, const Group *x, const Group *y)
+{
+    for (uint32_t i = 0; i < y->read_count; i++) {
+        Val base = view_of(work, y->reads[i]).base;
+        for (uint32_t k = 0; k < x->result_count; k++)
+            if (base == x->results[k] && y->reads[i] != base)
+                return true;
+    }
+    return false;
+}
+
+static bool swaps_result(const Work *work, const Group *x, const Group *y)
+{
+    for (uint32_t i = 0; i < y->member_count; i++) {
+        const Node *node = graph_node(work->module->graph, y->members[i]);
+        for (uint32_t k = 0; node->op == OP_SWAP_PAIRS && k < x->result_count; k++)
+            if (node->in[0] == x->results[k])
+                return true;
+    }
+    return false;
+}
+
+// Moves the results of `x` into `y`; values that `y` read from `x` are computed inside.
+static bool merge(Work *work, uint32_t x_number, uint32_t y_number)
+{
+    Group *x = &work->groups[x_number], *y = &work->groups[y_number];
+    if (x->kind != GROUP_ELEMENTWISE || y->kind != GROUP_ELEMENTWISE ||
+        !shape_equal(x->space, y->space) || !share_value(x, y) ||
+        x->result_count + y->result_count > MAX_OUT ||
+        x->read_count + y->read_count > MAX_MERGED_READS || reads_other_view(work, x, y) ||
+        swaps_result(work, x, y))
+        return false;
+    Val *reads = arena_alloc(work->arena, (x->read_count + y->read_count) * sizeof *reads);
+    NodeId *members =
+        arena_alloc(work->arena, (x->member_count + y->member_count) * sizeof *members);
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < x->read_count; i++)
+        reads[count++] = x->reads[i];
+    for (uint32_t i = 0; i < y->read_count; i++) {
+        bool known = false;
+        for (uint32_t k = 0; k < count; k++)
+            known |= reads[k] == y->reads[i];
+        for (uint32_t k = 0; k < x->result_count; k++)
+            known |= x->results[k] == y->reads[i];
+        if (!known)
+            reads[count++] = y->reads[i];
+    }
+    uint32_t i = 0, k = 0, total = 0;          // both lists ascend
+    while (i < x->member_count || k < y->member_count) {
+        NodeId left = i < x->member_count ? x->members[i] : UINT32_MAX;
+        NodeId right = k < y->member_count ? y->members[k] : UINT32_MAX;
+        members[total++] = left < right ? left : right;
+        i += left <= right;
+        k += right <= left;
+    }
+    memmove(y->results + x->result_count, y->results, y->result_count * sizeof *y->results);
+    memcpy(y->results, x->results, x->result_count * sizeof *x->results);
+    y->result_count += x->result_count;
+    y->reads = reads;
+    y->read_count = count;
+    y->members = members;
+    y->member_count = total;
+    for (uint32_t m = 0; m < total; m++)
+        if (work->owner[local_of(work, val_of(members[m], 0))] == x_number + 1)
+            work->owner[local_of(work, val_of(members[m], 0))] = y_number + 1;
+    return true;
+}
+
+static void merge_neighbours(Work *work, uint32_t count)
+{
+    uint32_t kept = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        if (kept > 0 && merge(work, work->schedule[kept - 1], work->schedule[i]))
+            kept--;
+        work->schedule[kept++] = work->schedule[i];
+    }
+    work->group_count = kept;
+}
+
+void schedule_groups(Work *work)
+{
+    Scheduler s = {.work = work};
+    prepare(&s);
+    work->schedule = arena_alloc(work->arena, (work->group_count + 1) * sizeof(uint32_t));
+    size_t edges = work->group_count + 1;
+    for (uint32_t g = 0; g < work->group_count; g++)
+        edges += 2 * (size_t)s.base_count[g];
+    uint32_t *stack = arena_alloc(work->arena, 2 * edges * sizeof *stack);
+    for (uint32_t g = 0; g < work->group_count; g++)
+        if (s.waits[g] == 0)
+            heap_push(&s, g);
+    uint32_t position = 0;
+    while (s.heap_count > 0) {
+        uint32_t group = heap_pop(&s);
+        if (!s.done[group])
+            position = run_from(&s, group, position, stack);
+    }
+    if (position != work->group_count)
+        bug("%u of %u groups wait for each other", work->group_count - position,
+            work->group_count);
+    if (work->level >= 2)
+        merge_neighbours(work, position);
+}
