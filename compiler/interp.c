@@ -2,11 +2,10 @@
 //
 // interp_run collects the nodes that the wanted values depend on, evaluates them in the order of
 // their numbers (a topological order), and frees each value after its last use. Reals are held as
-// doubles; every result of a node is rounded to its dtype (with InterpOptions.real f64, an f32 value
-// is rounded only where it leaves the evaluator). One operation + - * / or sqrt done in
-// double and rounded once to float is what float arithmetic gives (a double has more than twice
-// the digits), so folded constants agree bit by bit with generated code on these; sums and
-// contractions add up in double, which makes this the more exact side of a comparison.
+// doubles, and every result of a node is rounded to its dtype; with InterpOptions.real f64, an f32
+// value is rounded only where it leaves the evaluator. Elementwise functions are the very ones of
+// generated code, so folded constants agree with it bit by bit; sums and contractions add up in
+// double, which makes this the more exact side of a comparison.
 //
 // This file: the order of evaluation, sources, conversion at the edges. Others: interp_math.c
 // elementwise and reductions, interp_move.c movement, interp_nn.c contractions and composites.
@@ -224,7 +223,7 @@ static void round_output(Tensor *out, DType real)
 static int evaluate_slot(Run *run, Slot *slot)
 {
     const Node *node = graph_node(run->graph, slot->id);
-    Task task = {.node = node};
+    Task task = {.node = node, .real = run->options->real};
     task.in = interp_alloc(node->nin, sizeof *task.in);
     for (uint32_t i = 0; i < node->nin; i++)
         task.in[i] = &find_slot(run, node->in[i])->out[val_out(node->in[i])];

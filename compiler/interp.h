@@ -23,12 +23,17 @@ typedef struct {
 // One node to be evaluated: outputs are allocated and zero.
 typedef struct {
     const Node *node;
+    DType real;              // InterpOptions.real
     const Tensor **in;
     Tensor *out[MAX_OUT];
 } Task;
 
 void *interp_alloc(int64_t count, size_t size);          // zeroed; freed by the caller
 void interp_strides(const Tensor *tensor, int64_t stride[MAX_RANK]);    // in elements
+
+// One real element, in float or double arithmetic (interp_f32.c, interp_f64.c).
+double interp_scalar_f32(Op op, double x, double y);
+double interp_scalar_f64(Op op, double x, double y);
 
 /* interp_math.c */
 void interp_elementwise(Task *task);
