@@ -411,6 +411,8 @@ static const char *const operators[] = {
     "or", "and", "==", "!=", "<=", ">=", "'<'", "'>'", "in", "..", "'+'", "'-'", "'*'", "'/'",
     "'%'", "'^'", "|>", NULL};
 static const char *const starts_postfix[] = {"'('", "'['", "'.'", NULL};
+static const char *const index_only[] = {"..", "...", NULL};
+static const char *const only_in_lists[] = {"for", "':'", NULL};
 static const char *const starts_expression[] = {
     "an integer", "a number", "a string", "true", "false", "none", "'('", "'['", "'-'", "not",
     "if", "a name", NULL};
@@ -433,15 +435,35 @@ static void add_phrase(Phrases *phrases, const char *phrase)
         phrases->at[phrases->count++] = phrase;
 }
 
-// What was expected, in few words: whole classes of tokens have a name. A token that is the first
-// on its line was not meant to go on with the line above.
+// What goes without saying: the members of a class that is named as a whole, ...
+static bool is_hidden(const Expected *expected, const char *name)
+{
+    bool ended = expects(expected, "|>"), expression = expects(expected, "an integer") && !ended;
+    if (expression && (is_one_of(name, starts_expression) || is_one_of(name, index_only)))
+        return true;
+    if (expects(expected, "return") && is_one_of(name, starts_statement))
+        return true;
+    if (expects(expected, "const") && is_one_of(name, starts_declaration))
+        return true;
+    if (ended && (is_one_of(name, operators) || is_one_of(name, only_in_lists)))
+        return true;
+    if (expects(expected, "'.'") && is_one_of(name, starts_postfix))
+        return true;
+    // ... and the type and the default that may follow a name
+    bool parameter = expects(expected, "','") && expects(expected, "')'");
+    if (strcmp(name, "':'") == 0)
+        return expects(expected, "'='");
+    return strcmp(name, "'='") == 0 && parameter;
+}
+
+// What was expected, in few words. A token that is the first on its line was not meant to go on
+// with the line above, so that operators are not named.
 static Phrases phrase_expected(const Expected *expected, const Token *found)
 {
     bool ended = expects(expected, "|>"); // an expression may end here
     bool expression = expects(expected, "an integer") && !ended;
     bool statement = expects(expected, "return");
     bool declaration = expects(expected, "const");
-    bool postfix = expects(expected, "'.'");
     Phrases phrases = {.count = 0};
     if (expects(expected, "+=")) {
         add_phrase(&phrases, "=");
@@ -457,13 +479,7 @@ static Phrases phrase_expected(const Expected *expected, const Token *found)
         add_phrase(&phrases, "','");
     for (int i = 0; i < expected->count; i++) {
         const char *name = expected->names[i];
-        bool hidden = strcmp(name, "','") == 0 || (ended && strcmp(name, "for") == 0) ||
-                      (expression && is_one_of(name, starts_expression)) ||
-                      (statement && is_one_of(name, starts_statement)) ||
-                      (declaration && is_one_of(name, starts_declaration)) ||
-                      (ended && is_one_of(name, operators)) ||
-                      (postfix && is_one_of(name, starts_postfix));
-        if (!hidden)
+        if (strcmp(name, "','") != 0 && !is_hidden(expected, name))
             add_phrase(&phrases, name);
     }
     if (ended && (statement || declaration) && phrases.count <= 1 && !found->first)
@@ -573,7 +589,7 @@ static const char *help_by_token(Parser *parser, const Expected *expected)
                    ? "the name of an element is a name or a string: [norm: a, \"net{i}\": b]"
                    : NULL;
     case ',':
-        return expects(expected, "')'") && !expects(expected, "','")
+        return ended && expects(expected, "')'") && !expects(expected, "','")
                    ? "several values are a list: [a, b]"
                    : NULL;
     case T_ARROW:
@@ -600,7 +616,7 @@ static const char *help_by_token(Parser *parser, const Expected *expected)
 static const char *syntax_help(Parser *parser, const Expected *expected)
 {
     const char *word = foreign_word(parser, parser->before);
-    if (!word)
+    if (!word && expects(expected, "const"))
         word = foreign_word(parser, parser->last.span);
     if (word)
         return word;
@@ -624,6 +640,21 @@ static const char *syntax_help(Parser *parser, const Expected *expected)
     return NULL;
 }
 
+// Whether a token is a closer without an open bracket of its kind in the same block.
+static bool closes_nothing(const Parser *parser, int kind)
+{
+    if (kind != ')' && kind != ']' && kind != '}')
+        return false;
+    for (size_t i = parser->bracket_count; i > 0; i--) {
+        char open = parser->brackets[i - 1].open;
+        if (closer_of(open) == kind)
+            return false;
+        if (open == '{')
+            return true;
+    }
+    return true;
+}
+
 // The bracket whose closer was expected, when that is the only thing, and when it was opened on
 // another line than `at`; or NULL.
 static const Bracket *unclosed(const Parser *parser, const Phrases *phrases, uint32_t at)
@@ -644,7 +675,8 @@ void parser_syntax_error(Parser *parser, const char *const *names, int count)
     Expected expected = {names, count};
     Token *found = &parser->last;
     Span before = parser->before, span = found->span;
-    bool next_thing = found->kind != T_END && expects(&expected, "|>") &&
+    bool complete = expects(&expected, "|>") || !expects(&expected, "an integer");
+    bool next_thing = found->kind != T_END && complete &&
                       (expects(&expected, "const") || expects(&expected, "return"));
     if (before.end > 0 && (found->kind == T_END || (found->first && !next_thing)))
         span = (Span){parser->file, before.end, before.end}; // where something is missing
@@ -652,6 +684,11 @@ void parser_syntax_error(Parser *parser, const char *const *names, int count)
         return;
     if (found->kind == '}' && expects(&expected, "const") && parser->told)
         return; // the end of a block that an earlier error swallowed
+    if (closes_nothing(parser, found->kind)) {
+        diag_error(found->span, "%s closes nothing", token_text(parser, found->span));
+        set_told(parser, found->span);
+        return;
+    }
     Phrases phrases = phrase_expected(&expected, found);
     const char *wanted = join_phrases(parser, &phrases);
     const char *found_text = token_text(parser, found->span);
