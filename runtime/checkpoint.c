@@ -25,7 +25,7 @@ static void buffers_of(const PvCheckpoint *state, char *buffers[BUFFER_COUNT])
 // Does buffer `kind` of a state hold this parameter?
 static bool holds(const PvCheckpoint *state, int kind, const PvParam *param)
 {
-    if (kind == 0) return true;
+    if (kind == 0) return !state->has_params || state->has_params[param->instance];
     const bool *marks = kind == 1 ? state->has_ema : state->has_moments;
     return !param->buffer && marks && marks[param->instance];
 }

@@ -54,7 +54,7 @@ void pv_train_start(PvTrain *train, uint64_t seed);
 // those of the step before, but for turns that were done.
 bool pv_train_step(PvTrain *train, PvError *error);
 
-// ---- checkpoint.c ----
+// ---- train_state.c ----
 
 // Writes folder/step-NNNNNNNN.safetensors and removes all but the last `keep`.
 bool pv_train_save(const PvTrain *train, const char *folder, int64_t keep, int64_t data_position,

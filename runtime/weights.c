@@ -53,6 +53,7 @@ typedef struct {
     bool *named;                         // by instance: some spec says INSTANCE=
     bool *touched;                       // by instance: some row was filled
     bool ema;
+    bool absent_is_fine;                 // an instance that no file covers is the caller's affair
     Lines missing, surplus, misshapen, twice;
     PvError *error;
 } Mount;
@@ -325,6 +326,7 @@ static void list_missing(Mount *mount)
         const PvInstance *instance = &mount->model->instances[i];
         if (!mount->targets[i] || instance->count == 0) continue;
         if (!mount->touched[i]) {
+            if (mount->absent_is_fine) continue;
             add_line(&mount->missing, "all %u of '%s'", instance->count, instance->name);
             continue;
         }
@@ -390,6 +392,7 @@ bool pv_weights_mount(const PvModel *model, const char *const *specs, size_t spe
 {
     Mount mount = {
         .model = model, .order = sort_params(model), .ema = ema, .error = error,
+        .absent_is_fine = loaded != NULL,
         .rows = pv_alloc(model->param_count * sizeof(Row)),
         .targets = pv_alloc(model->instance_count), .named = pv_alloc(model->instance_count),
         .touched = pv_alloc(model->instance_count),

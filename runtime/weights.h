@@ -28,7 +28,8 @@ bool pv_tensors_read(const char *path, PvTensorSet *set, PvError *error);
 // - PvInstance.ignored names, and num_batches_tracked where the model has no such buffer, may be
 //   surplus. Tensors of other instances and of optimizers are no surplus.
 // wanted: indices of the instances that need weights, count of them.
-// loaded (or NULL): set to true for every instance that was mounted, by index of pv_model.
+// loaded (or NULL): set to true for every instance that was mounted, by index of pv_model; a wanted
+// instance that no file covers is then no error, and the caller looks at `loaded`.
 bool pv_weights_mount(const PvModel *model, const char *const *specs, size_t spec_count,
                       const uint32_t *wanted, uint32_t wanted_count, bool ema, char *params,
                       bool *loaded, PvError *error);
