@@ -4,6 +4,7 @@
 #ifndef PV_BLOCKS_H
 #define PV_BLOCKS_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 enum {
@@ -12,6 +13,7 @@ enum {
     PV_PANELS = 16,                          // column panels of a block of a product
     PV_ROW_PANELS = 20,                      // row panels of a block, if k needs several blocks
     PV_K_BLOCK = 384,                        // longest run of k between two visits of the result
+    PV_POINTWISE = 256,                      // positions from which a 1 x 1 kernel is a plain product
     PV_QUERIES = 512,                        // queries of a task of attention
     PV_KEYS = 240,                           // keys of a block of attention: a multiple of 12
     PV_GRAD_QUERIES = 128,                   // queries of a block of its gradient
@@ -39,6 +41,15 @@ static inline int64_t pv_most(int64_t x, int64_t y)
 static inline int64_t pv_ceil_div(int64_t x, int64_t y)
 {
     return (x + y - 1) / y;
+}
+
+// Scratch of pv_product_block for a block whose rows have `row` bytes, whole panels; `cut`: k may
+// need several blocks.
+static inline int64_t pv_product_bytes(int64_t row, int64_t real, bool cut)
+{
+    int64_t left = pv_align(PV_K_BLOCK * PV_MAX_ROWS * real + PV_SLACK);
+    int64_t sums = cut ? PV_ROW_PANELS * PV_MAX_ROWS * row : PV_MAX_ROWS * PV_MAX_TILE;
+    return left + PV_K_BLOCK * row + sums + PV_SLACK;
 }
 
 #endif

@@ -161,37 +161,50 @@ PV_INLINE void vec_transpose(PvVec *x)
     }
 }
 
+// to[k * to_step + i] = from[i * step + k], i < rows; zero from there to PV_WIDTH
+PV_INLINE void pack_square(PvReal *to, int64_t to_step, const PvReal *from, int64_t step,
+                           int64_t rows, int64_t k)
+{
+    for (int64_t first = 0; first < k; first += PV_WIDTH) {
+        PvVec x[PV_WIDTH];
+        int64_t count = k - first < PV_WIDTH ? k - first : PV_WIDTH;
+        if (count == PV_WIDTH) {
+#pragma GCC unroll 16
+            for (int i = 0; i < PV_WIDTH; i++)
+                x[i] = i < rows ? vec_load(from + i * step + first) : (PvVec){0};
+        } else {
+            memset(x, 0, sizeof x);
+            for (int64_t i = 0; i < pv_least(rows, PV_WIDTH); i++)
+                memcpy(&x[i], from + i * step + first, (size_t)count * sizeof(PvReal));
+        }
+        vec_transpose(x);
+        for (int64_t i = 0; i < count; i++)
+            vec_store(to + (first + i) * to_step, x[i]);
+    }
+}
+
 // to[k][width] = from[i * step + k], i < rows; zero from there to `width`, PV_ROWS or PV_LANES.
-// May write PV_WIDTH - 1 elements behind the panel.
+// Writes whole vectors: PV_ROWS is not a multiple of their width, what comes too far is overwritten
+// by the next k, and less than a vector goes behind the panel.
 PV_INLINE void pack_transposed(PvReal *to, int width, const PvReal *from, int64_t step,
                                int64_t rows, int64_t k)
 {
-    enum { MOST = (PV_LANES + PV_WIDTH - 1) / PV_WIDTH > (PV_ROWS + PV_WIDTH - 1) / PV_WIDTH
-               ? (PV_LANES + PV_WIDTH - 1) / PV_WIDTH : (PV_ROWS + PV_WIDTH - 1) / PV_WIDTH };
-    int blocks = (width + PV_WIDTH - 1) / PV_WIDTH;
+    enum { BLOCKS = (PV_ROWS + PV_WIDTH - 1) / PV_WIDTH };
+    if (width == PV_LANES) {
+        for (int64_t i = 0; i < PV_LANES; i += PV_WIDTH)
+            pack_square(to + i, PV_LANES, from + i * step, step, rows - i, k);
+        return;
+    }
     for (int64_t first = 0; first < k; first += PV_WIDTH) {
-        PvVec x[MOST][PV_WIDTH];
+        PvReal square[BLOCKS][PV_WIDTH * PV_WIDTH] __attribute__((aligned(64)));
         int64_t count = k - first < PV_WIDTH ? k - first : PV_WIDTH;
-#pragma GCC unroll 4
-        for (int block = 0; block < blocks; block++) {
-#pragma GCC unroll 16
-            for (int i = 0; i < PV_WIDTH; i++) {
-                int row = block * PV_WIDTH + i;
-                x[block][i] = (PvVec){0};
-                if (row < width && row < rows) {
-                    const PvReal *at = from + row * step + first;
-                    if (count == PV_WIDTH)
-                        x[block][i] = vec_load(at);
-                    else
-                        memcpy(&x[block][i], at, (size_t)count * sizeof(PvReal));
-                }
-            }
-            vec_transpose(x[block]);
-        }
+        for (int block = 0; block < BLOCKS; block++)
+            pack_square(square[block], PV_WIDTH, from + block * PV_WIDTH * step + first, step,
+                        pv_least(rows, PV_ROWS) - block * PV_WIDTH, count);
         for (int64_t i = 0; i < count; i++) {
-#pragma GCC unroll 4
-            for (int block = 0; block < blocks; block++)
-                vec_store(to + (first + i) * width + block * PV_WIDTH, x[block][i]);
+            for (int block = 0; block < BLOCKS; block++)
+                vec_store(to + (first + i) * PV_ROWS + block * PV_WIDTH,
+                          vec_load(square[block] + i * PV_WIDTH));
         }
     }
 }
@@ -211,14 +224,20 @@ PV_INLINE void pack_straight(PvReal *to, int width, const PvReal *from, int64_t 
     }
 }
 
-// A panel of either layout: one of the strides of k and of rows is 1.
+// A panel of any layout; fast where one of the strides of k and of rows is 1.
 PV_INLINE void pack_panel(PvReal *to, int width, const PvReal *from, int64_t row_step,
                           int64_t k_step, int64_t rows, int64_t k)
 {
-    if (row_step == 1)
+    if (row_step == 1) {
         pack_straight(to, width, from, k_step, rows, k);
-    else
+    } else if (k_step == 1) {
         pack_transposed(to, width, from, row_step, rows, k);
+    } else {
+        for (int64_t p = 0; p < k; p++) {
+            for (int64_t i = 0; i < width; i++)
+                to[p * width + i] = i < rows ? from[i * row_step + p * k_step] : 0;
+        }
+    }
 }
 
 #endif

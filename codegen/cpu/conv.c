@@ -1,0 +1,702 @@
+// Convolutions of one to three axes as products of matrices whose columns are never laid out whole.
+//
+//   forward  y[o, p] = sum over (c, tap) of w[o, (c, tap)] x[c, p stride + tap - pad]
+//   dgrad    the positions of x fall into stride^axes phases; in each phase only some taps reach y,
+//            and dx[c, p] = sum over (o, tap) of w[o, c, tap] dy[o, p - tap + shift] is a forward
+//            convolution of stride 1. Where no two taps meet (kernel <= stride, no padding) it is
+//            instead one product with rows (c, tap), whose results are scattered.
+//   wgrad    dw[o, (c, tap)] = sum over positions p of dy[o, p] x[c, p stride + tap - pad]
+//
+// Positions are cut into boxes (images, depth, height, width). For a box and the channels at hand
+// the part of x that it sees is copied once, with its zero border, into a patch in scratch; a
+// column of the implicit matrix is then one offset into the patch, a row another, and panels are
+// packed by adding the two. Without padding x itself serves as the patch.
+#include "codegen/cpu/pv_math.h"
+#include "codegen/cpu/product.h"
+
+typedef struct {
+    int64_t image, count;            // images
+    int64_t first[3], size[3];       // positions
+    int64_t columns;                 // images x positions
+} Box;
+
+// The implicit matrix: element (channel, tap; position) of a source [image][channel][in...] is at
+// position * step + tap - low, zero outside.
+typedef struct {
+    const PvReal *source;
+    int64_t image_step, channel_step;
+    int64_t in[3], out[3], taps[3], step[3], low[3];
+    int64_t images, tap_count;
+    int64_t box[3], box_images, boxes[3], box_count;     // size and number of boxes
+    bool padded;
+    // of the box at hand; all of them in scratch
+    Box at;
+    PvReal *patch;
+    const PvReal *base;              // the patch, or the source
+    int64_t base_channel;            // from channel to channel of base
+    int64_t base_first;              // channel that base starts with
+    int32_t *tap_offset;             // [tap_count]
+    int32_t *offset;                 // [columns] into base
+} Unfold;
+
+static void unfold_cut(Unfold *unfold, int64_t columns)
+{
+    int64_t room = columns;
+    bool whole = true;
+    for (int axis = 2; axis >= 0; axis--) {
+        int64_t most = whole ? pv_most(1, pv_least(unfold->out[axis], room)) : 1;
+        unfold->boxes[axis] = pv_ceil_div(unfold->out[axis], most);
+        unfold->box[axis] = pv_ceil_div(unfold->out[axis], unfold->boxes[axis]);
+        whole = whole && most == unfold->out[axis];
+        room /= most;
+    }
+    unfold->box_images = whole ? pv_most(1, pv_least(unfold->images, room)) : 1;
+    unfold->box_count = pv_ceil_div(unfold->images, unfold->box_images) * unfold->boxes[0] *
+                        unfold->boxes[1] * unfold->boxes[2];
+}
+
+static void unfold_init(Unfold *unfold, int64_t columns)
+{
+    unfold->tap_count = unfold->taps[0] * unfold->taps[1] * unfold->taps[2];
+    unfold->padded = false;
+    for (int axis = 0; axis < 3; axis++) {
+        int64_t last = (unfold->out[axis] - 1) * unfold->step[axis] + unfold->taps[axis] - 1;
+        if (unfold->low[axis] > 0 || last - unfold->low[axis] >= unfold->in[axis])
+            unfold->padded = true;
+    }
+    unfold_cut(unfold, columns);
+}
+
+static Box unfold_box(const Unfold *unfold, int64_t number)
+{
+    Box box;
+    box.columns = 1;
+    for (int axis = 2; axis >= 0; axis--) {
+        box.first[axis] = number % unfold->boxes[axis] * unfold->box[axis];
+        box.size[axis] = pv_least(unfold->box[axis], unfold->out[axis] - box.first[axis]);
+        number /= unfold->boxes[axis];
+        box.columns *= box.size[axis];
+    }
+    box.image = number * unfold->box_images;
+    box.count = pv_least(unfold->box_images, unfold->images - box.image);
+    box.columns *= box.count;
+    return box;
+}
+
+// Sizes of the patch of one channel and image.
+static void patch_size(const Unfold *unfold, int64_t size[3])
+{
+    for (int axis = 0; axis < 3; axis++)
+        size[axis] = (unfold->at.size[axis] - 1) * unfold->step[axis] + unfold->taps[axis];
+}
+
+// Takes box `number`: its tables, not yet the patch. *scratch moves on.
+static void unfold_open(Unfold *unfold, int64_t number)
+{
+    unfold->at = unfold_box(unfold, number);
+    const Box *box = &unfold->at;
+    int64_t size[3], image_step = unfold->image_step;
+    patch_size(unfold, size);
+    const int64_t *extent = unfold->padded ? size : unfold->in;
+    int64_t plane = extent[0] * extent[1] * extent[2];
+    if (unfold->padded) {
+        unfold->base_channel = plane * box->count;
+        image_step = plane;
+    } else {
+        unfold->base_channel = unfold->channel_step;
+        unfold->base_first = 0;
+        unfold->base = unfold->source + box->image * unfold->image_step;
+        int64_t start = 0;
+        for (int axis = 0; axis < 3; axis++)
+            start = start * unfold->in[axis] + box->first[axis] * unfold->step[axis] -
+                    unfold->low[axis];
+        unfold->base += start;
+    }
+    int64_t column = 0;
+    for (int64_t image = 0; image < box->count; image++) {
+        for (int64_t d = 0; d < box->size[0]; d++) {
+            for (int64_t h = 0; h < box->size[1]; h++) {
+                int64_t at = image * image_step +
+                             (d * unfold->step[0] * extent[1] + h * unfold->step[1]) * extent[2];
+                for (int64_t w = 0; w < box->size[2]; w++)
+                    unfold->offset[column++] = (int32_t)(at + w * unfold->step[2]);
+            }
+        }
+    }
+    int64_t tap = 0;
+    for (int64_t d = 0; d < unfold->taps[0]; d++) {
+        for (int64_t h = 0; h < unfold->taps[1]; h++) {
+            for (int64_t w = 0; w < unfold->taps[2]; w++)
+                unfold->tap_offset[tap++] = (int32_t)((d * extent[1] + h) * extent[2] + w);
+        }
+    }
+}
+
+// One row of the patch: `size` elements from position `first` of a row of `in`, zero outside.
+static void patch_row(PvReal *to, const PvReal *row, int64_t first, int64_t size, int64_t in)
+{
+    int64_t i = 0;
+    for (; i < size && first + i < 0; i++)
+        to[i] = 0;
+    int64_t inside = pv_least(size, in - first);
+    for (; i < inside; i++)
+        to[i] = row[first + i];
+    for (; i < size; i++)
+        to[i] = 0;
+}
+
+// Makes channels c0 .. c1 - 1 of the box ready.
+static void unfold_fill(Unfold *unfold, int64_t c0, int64_t c1)
+{
+    if (!unfold->padded)
+        return;
+    const Box *box = &unfold->at;
+    int64_t size[3], first[3];
+    patch_size(unfold, size);
+    for (int axis = 0; axis < 3; axis++)
+        first[axis] = box->first[axis] * unfold->step[axis] - unfold->low[axis];
+    PvReal *to = unfold->patch;
+    for (int64_t c = c0; c < c1; c++) {
+        for (int64_t image = 0; image < box->count; image++) {
+            const PvReal *from = unfold->source + (box->image + image) * unfold->image_step +
+                                 c * unfold->channel_step;
+            for (int64_t d = first[0]; d < first[0] + size[0]; d++) {
+                for (int64_t h = first[1]; h < first[1] + size[1]; h++, to += size[2]) {
+                    bool inside = d >= 0 && d < unfold->in[0] && h >= 0 && h < unfold->in[1];
+                    patch_row(to, inside ? from + (d * unfold->in[1] + h) * unfold->in[2] : NULL,
+                              first[2], size[2], inside ? unfold->in[2] : 0);
+                }
+            }
+        }
+    }
+    unfold->base = unfold->patch;
+    unfold->base_first = c0;
+}
+
+// Where the elements of (channel, tap) start; add Unfold.offset.
+PV_INLINE const PvReal *unfold_at(const Unfold *unfold, int64_t channel, int64_t tap)
+{
+    return unfold->base + (channel - unfold->base_first) * unfold->base_channel +
+           unfold->tap_offset[tap];
+}
+
+// How many neighbours of `offset` lie next to each other everywhere: a power of two.
+static int offsets_grain(const int32_t *offset, int64_t count)
+{
+    for (int grain = PV_WIDTH; grain > 1; grain /= 2) {
+        bool even = count % grain == 0;
+        for (int64_t i = 0; even && i < count; i++)
+            even = i % grain == 0 || offset[i] == offset[i - 1] + 1;
+        if (even)
+            return grain;
+    }
+    return 1;
+}
+
+// to[i] = from[offset[i]], i < count, which is a multiple of grain
+PV_INLINE void collect(PvReal *to, const PvReal *from, const int32_t *offset, int64_t count,
+                       int grain)
+{
+    for (int64_t i = 0; i < count; i += grain)
+        memcpy(to + i, from + offset[i], (size_t)grain * sizeof *to);
+}
+
+static void collect_any(PvReal *to, const PvReal *from, const int32_t *offset, int64_t count,
+                        int grain)
+{
+    switch (grain) {
+    case 16:
+        collect(to, from, offset, count, 16);
+        break;
+    case 8:
+        collect(to, from, offset, count, 8);
+        break;
+    case 4:
+        collect(to, from, offset, count, 4);
+        break;
+    default:
+        collect(to, from, offset, count, 1);
+    }
+}
+
+// The three convolutions; forward, phases of dgrad and its scattered form differ in the rows.
+typedef enum { CONV_FORWARD, CONV_PHASE, CONV_SCATTER, CONV_WGRAD } ConvKind;
+
+typedef struct {
+    Product base;
+    ConvKind kind;
+    Unfold unfold;
+    const PvReal *w;                 // of this group; wgrad: dy of this group
+    int64_t w_row, w_channel;        // steps of row and of channel of k in w
+    int32_t *table;                  // CONV_PHASE: place of a tap in the kernel; CONV_SCATTER: where
+                                     // a tap's results go
+    int64_t k_total, k_step, k0, k;
+    // where results go: row * out_row + out_offset[column] of `out`
+    PvReal *out;
+    const PvReal *residual, *bias;   // bias[row]
+    int64_t out_row;
+    int32_t *out_offset;             // [columns]
+    int64_t scatter_taps;            // CONV_SCATTER: rows are (channel, tap)
+    PvReal *rows;                    // CONV_WGRAD: [PV_WIDTH][PV_K_BLOCK]
+    PvAct act;
+} ConvProduct;
+
+static int64_t conv_begin(Product *base, int64_t block, int64_t n0, int64_t n1)
+{
+    ConvProduct *product = (ConvProduct *)base;
+    Unfold *unfold = &product->unfold;
+    (void)n0, (void)n1;
+    product->k0 = block * product->k_step;
+    product->k = pv_least(product->k_step, product->k_total - product->k0);
+    if (product->k > 0)
+        unfold_fill(unfold, product->k0 / unfold->tap_count,
+                    (product->k0 + product->k - 1) / unfold->tap_count + 1);
+    return product->k;
+}
+
+static void conv_pack_columns(Product *base, int64_t n0, int64_t columns, PvReal *panel)
+{
+    ConvProduct *product = (ConvProduct *)base;
+    Unfold *unfold = &product->unfold;
+    if (product->k == 0)
+        return;
+    const int32_t *offset = unfold->offset + n0;
+    int grain = offsets_grain(offset, columns);
+    int64_t channel = product->k0 / unfold->tap_count, tap = product->k0 % unfold->tap_count;
+    for (int64_t k = 0; k < product->k; k++) {
+        collect_any(panel + k * PV_LANES,
+                    unfold_at(unfold, channel, tap),
+                    offset, columns, grain);
+        if (++tap == unfold->tap_count) {
+            tap = 0;
+            channel++;
+        }
+    }
+}
+
+static void conv_pack_rows(Product *base, int64_t m0, int64_t rows, PvReal *panel)
+{
+    ConvProduct *product = (ConvProduct *)base;
+    if (product->kind != CONV_PHASE) {
+        pack_panel(panel, PV_ROWS, product->w + m0 * product->w_row + product->k0 *
+                   product->w_channel, product->w_row, product->w_channel, rows, product->k);
+        return;
+    }
+    int64_t taps = product->unfold.tap_count;
+    for (int64_t k = 0; k < product->k;) {
+        int64_t channel = (product->k0 + k) / taps, tap = (product->k0 + k) % taps;
+        int64_t count = pv_least(taps - tap, product->k - k);
+        const PvReal *from = product->w + channel * product->w_channel + m0 * product->w_row;
+        for (int64_t i = 0; i < PV_ROWS; i++) {
+            for (int64_t j = 0; j < count; j++)
+                panel[(k + j) * PV_ROWS + i] =
+                    i < rows ? from[i * product->w_row + product->table[tap + j]] : 0;
+        }
+        k += count;
+    }
+}
+
+static void conv_store(Product *base, int64_t m0, int64_t rows, int64_t n0, int64_t columns,
+                       const PvReal *tile)
+{
+    ConvProduct *product = (ConvProduct *)base;
+    const int32_t *offset = product->out_offset + n0;
+    bool dense = offset[columns - 1] - offset[0] == columns - 1;
+    for (int64_t i = 0; i < rows; i++) {
+        int64_t row = m0 + i, at = row * product->out_row;
+        if (product->kind == CONV_SCATTER) {
+            row = row / product->scatter_taps;
+            at = row * product->out_row + product->table[(m0 + i) % product->scatter_taps];
+        }
+        PvReal bias = product->bias ? product->bias[row] : 0;
+        PvReal *out = product->out + at;
+        const PvReal *residual = product->residual ? product->residual + at : NULL;
+        if (dense) {
+            pv_product_finish(out + offset[0], tile + i * PV_LANES, columns, bias, NULL,
+                              residual ? residual + offset[0] : NULL, product->act);
+            continue;
+        }
+        PvReal value[PV_LANES], added[PV_LANES];
+        for (int64_t j = 0; residual && j < columns; j++)
+            added[j] = residual[offset[j]];
+        pv_product_finish(value, tile + i * PV_LANES, columns, bias, NULL, residual ? added : NULL,
+                          product->act);
+        for (int64_t j = 0; j < columns; j++)
+            out[offset[j]] = value[j];
+    }
+}
+
+// Offsets in the result of the columns of the box at hand: positions first + step * p of images
+// `image_step` apart and of extents `extent`.
+static void out_offsets(ConvProduct *product, const int64_t *extent, const int64_t *first,
+                        const int64_t *step, int64_t image_step)
+{
+    const Box *box = &product->unfold.at;
+    int64_t column = 0;
+    for (int64_t image = 0; image < box->count; image++) {
+        for (int64_t d = 0; d < box->size[0]; d++) {
+            for (int64_t h = 0; h < box->size[1]; h++) {
+                int64_t at = ((box->first[0] + d) * step[0] + first[0]) * extent[1] +
+                             (box->first[1] + h) * step[1] + first[1];
+                at = image * image_step + at * extent[2] + box->first[2] * step[2] + first[2];
+                for (int64_t w = 0; w < box->size[2]; w++)
+                    product->out_offset[column++] = (int32_t)(at + w * step[2]);
+            }
+        }
+    }
+}
+
+// A product over all boxes and blocks of rows of all groups.
+typedef struct {
+    ConvProduct product;             // without what depends on group and box
+    int64_t groups, rows;            // rows of each group
+    const PvReal *source, *w, *bias, *residual;
+    PvReal *out;
+    int64_t source_group, w_group, bias_group, out_group, out_image;     // steps
+    int64_t extent[3], first[3], step[3];                    // of positions in the result
+    // the table: (first + index * step) of each axis, in a grid of `table_extent`
+    int64_t table_size[3], table_first[3], table_step[3], table_extent[3];
+} ConvLaunch;
+
+static void table_fill(const ConvLaunch *launch, int32_t *table)
+{
+    const int64_t *size = launch->table_size, *first = launch->table_first;
+    const int64_t *step = launch->table_step, *extent = launch->table_extent;
+    for (int64_t d = 0; d < size[0]; d++) {
+        for (int64_t h = 0; h < size[1]; h++) {
+            int64_t at = ((first[0] + d * step[0]) * extent[1] + first[1] + h * step[1]) *
+                         extent[2] + first[2];
+            for (int64_t w = 0; w < size[2]; w++)
+                *table++ = (int32_t)(at + w * step[2]);
+        }
+    }
+}
+
+// One task: rows m0 .. m1 - 1, box number `box`, of a group.
+static void conv_task(const ConvLaunch *launch, int64_t group, int64_t box, int64_t m0, int64_t m1,
+                      int64_t room, char *scratch)
+{
+    ConvProduct product = launch->product;
+    Unfold *unfold = &product.unfold;
+    int64_t table = launch->table_size[0] * launch->table_size[1] * launch->table_size[2];
+    unfold->offset = (int32_t *)scratch;
+    scratch += pv_align(room * 4);
+    product.out_offset = (int32_t *)scratch;
+    scratch += pv_align(room * 4);
+    unfold->tap_offset = (int32_t *)scratch;
+    scratch += pv_align(unfold->tap_count * 4);
+    product.table = (int32_t *)scratch;
+    scratch += pv_align(table * 4);
+    char *blocks = scratch;
+    unfold->patch = (PvReal *)(scratch + pv_product_bytes(room * (int64_t)sizeof(PvReal),
+                                                          sizeof(PvReal),
+                                                          product.base.k_blocks > 1));
+    table_fill(launch, product.table);
+    unfold->source = launch->source + group * launch->source_group;
+    unfold_open(unfold, box);
+    product.w = launch->w + group * launch->w_group;
+    product.bias = launch->bias ? launch->bias + group * launch->bias_group : NULL;
+    int64_t out = group * launch->out_group + unfold->at.image * launch->out_image;
+    product.out = launch->out + out;
+    product.residual = launch->residual ? launch->residual + out : NULL;
+    out_offsets(&product, launch->extent, launch->first, launch->step, launch->out_image);
+    pv_product_block(&product.base, m0, m1, 0, unfold->at.columns, blocks);
+}
+
+static void conv_launch(const PvRun *run, ConvLaunch *launch)
+{
+    ConvProduct *product = &launch->product;
+    Unfold *unfold = &product->unfold;
+    int64_t positions = unfold->out[0] * unfold->out[1] * unfold->out[2] * unfold->images;
+    if (positions == 0 || launch->rows == 0)
+        return;
+    int64_t k_blocks = pv_most(1, pv_ceil_div(product->k_total, PV_K_BLOCK));
+    ProductCut cut = pv_product_cut(launch->rows, positions, k_blocks, launch->groups,
+                                    run->threads);
+    unfold_init(unfold, cut.columns);
+    product->base = (Product){k_blocks, conv_begin, conv_pack_rows, conv_pack_columns, conv_store};
+    product->k_step = pv_ceil_div(product->k_total, k_blocks);
+    int64_t tasks = launch->groups * unfold->box_count * cut.row_blocks;
+#pragma omp parallel for schedule(dynamic) num_threads(run->threads) if (tasks > 1)
+    for (int64_t task = 0; task < tasks; task++) {
+        int64_t m0 = task % cut.row_blocks * cut.rows;
+        conv_task(launch, task / cut.row_blocks / unfold->box_count,
+                  task / cut.row_blocks % unfold->box_count, m0,
+                  pv_least(m0 + cut.rows, launch->rows), cut.columns, pv_thread_scratch(run));
+    }
+}
+
+static int64_t volume(const int64_t *size)
+{
+    return size[0] * size[1] * size[2];
+}
+
+// A convolution that is a plain product for each image.
+static bool is_pointwise(const ConvArgs *args)
+{
+    for (int axis = 0; axis < 3; axis++) {
+        if (args->kernel[axis] != 1 || args->stride[axis] != 1 || args->pad[axis] != 0)
+            return false;
+    }
+    return args->groups == 1 && volume(args->in) >= PV_POINTWISE;
+}
+
+void pv_conv(const PvRun *run, const int64_t *raw)
+{
+    const ConvArgs *args = (const ConvArgs *)raw;
+    int64_t rows = args->c_out / args->groups, channels = args->c_in / args->groups;
+    int64_t inside = volume(args->in), outside = volume(args->out), taps = volume(args->kernel);
+    if (is_pointwise(args)) {
+        GemmArgs gemm = {
+            .c = args->y, .a = args->w, .b = args->x, .m = rows, .n = outside, .k = channels,
+            .batch0 = args->images, .batch1 = 1, .a_m = channels, .a_k = 1, .b0 = args->x_image,
+            .b_k = inside, .b_n = 1, .c0 = args->y_image, .c_m = outside, .bias = args->bias,
+            .bias_axis = 1, .residual = args->residual, .act = args->act,
+        };
+        pv_gemm(run, (const int64_t *)&gemm);
+        return;
+    }
+    ConvLaunch launch = {
+        .product = {.kind = CONV_FORWARD, .w_row = channels * taps, .w_channel = 1,
+                    .k_total = channels * taps, .out_row = outside, .act = (PvAct)args->act,
+                    .unfold = {.image_step = args->x_image, .channel_step = inside,
+                               .images = args->images}},
+        .groups = args->groups, .rows = rows,
+        .source = (const PvReal *)args->x, .w = (const PvReal *)args->w,
+        .bias = (const PvReal *)args->bias, .residual = (const PvReal *)args->residual,
+        .out = (PvReal *)args->y,
+        .source_group = channels * inside, .w_group = rows * channels * taps, .bias_group = rows,
+        .out_group = rows * outside, .out_image = args->y_image,
+    };
+    for (int axis = 0; axis < 3; axis++) {
+        Unfold *unfold = &launch.product.unfold;
+        unfold->in[axis] = args->in[axis];
+        unfold->out[axis] = launch.extent[axis] = args->out[axis];
+        unfold->taps[axis] = args->kernel[axis];
+        unfold->step[axis] = args->stride[axis];
+        unfold->low[axis] = args->pad[axis];
+        launch.step[axis] = 1;
+    }
+    conv_launch(run, &launch);
+}
+
+// What all forms of dgrad share.
+static ConvLaunch dgrad_launch(const ConvArgs *args)
+{
+    int64_t rows = args->c_in / args->groups, channels = args->c_out / args->groups;
+    int64_t inside = volume(args->in), outside = volume(args->out), taps = volume(args->kernel);
+    ConvLaunch launch = {
+        .product = {.w_row = taps, .w_channel = rows * taps, .out_row = inside,
+                    .act = (PvAct)args->act,
+                    .unfold = {.image_step = args->y_image, .channel_step = outside,
+                               .images = args->images}},
+        .groups = args->groups, .rows = rows,
+        .source = (const PvReal *)args->y, .w = (const PvReal *)args->w,
+        .bias = (const PvReal *)args->bias, .residual = (const PvReal *)args->residual,
+        .out = (PvReal *)args->x,
+        .source_group = channels * outside, .w_group = rows * channels * taps, .bias_group = rows,
+        .out_group = rows * inside, .out_image = args->x_image,
+    };
+    for (int axis = 0; axis < 3; axis++) {
+        launch.product.unfold.in[axis] = args->out[axis];
+        launch.product.unfold.step[axis] = 1;
+        launch.extent[axis] = args->in[axis];
+        launch.step[axis] = args->stride[axis];
+        launch.table_extent[axis] = args->kernel[axis];
+    }
+    return launch;
+}
+
+// Taps side by side (kernel = stride, no padding): one product with rows (channel, tap).
+static void dgrad_scatter(const PvRun *run, const ConvArgs *args)
+{
+    ConvLaunch launch = dgrad_launch(args);
+    ConvProduct *product = &launch.product;
+    product->kind = CONV_SCATTER;
+    product->scatter_taps = volume(args->kernel);
+    product->w_row = 1;
+    product->k_total = args->c_out / args->groups;
+    launch.rows *= product->scatter_taps;
+    for (int axis = 0; axis < 3; axis++) {
+        product->unfold.out[axis] = args->out[axis];
+        product->unfold.taps[axis] = 1;
+        launch.table_size[axis] = args->kernel[axis];
+        launch.table_step[axis] = 1;
+        launch.table_extent[axis] = args->in[axis];
+    }
+    conv_launch(run, &launch);
+}
+
+// The positions of x that are phase[axis] modulo the strides.
+static void dgrad_phase(const PvRun *run, const ConvArgs *args, const int64_t *phase)
+{
+    ConvLaunch launch = dgrad_launch(args);
+    ConvProduct *product = &launch.product;
+    Unfold *unfold = &product->unfold;
+    product->kind = CONV_PHASE;
+    for (int axis = 0; axis < 3; axis++) {
+        int64_t stride = args->stride[axis], reach = phase[axis] + args->pad[axis];
+        int64_t tap = reach % stride;        // the first that lands on a position of y
+        int64_t taps = tap < args->kernel[axis] ? (args->kernel[axis] - tap - 1) / stride + 1 : 0;
+        unfold->out[axis] = (args->in[axis] - phase[axis] - 1 + stride) / stride;
+        unfold->taps[axis] = taps;
+        unfold->low[axis] = taps - 1 - reach / stride;
+        launch.first[axis] = phase[axis];
+        launch.table_size[axis] = taps;      // in reverse
+        launch.table_first[axis] = tap + (taps - 1) * stride;
+        launch.table_step[axis] = -stride;
+    }
+    product->k_total = args->c_out / args->groups * volume(unfold->taps);
+    conv_launch(run, &launch);
+}
+
+void pv_conv_dgrad(const PvRun *run, const int64_t *raw)
+{
+    const ConvArgs *args = (const ConvArgs *)raw;
+    if (is_pointwise(args)) {
+        int64_t positions = volume(args->in);
+        GemmArgs gemm = {
+            .c = args->x, .a = args->w, .b = args->y, .m = args->c_in, .n = positions,
+            .k = args->c_out, .batch0 = args->images, .batch1 = 1, .a_m = 1, .a_k = args->c_in,
+            .b0 = args->y_image, .b_k = positions, .b_n = 1, .c0 = args->x_image, .c_m = positions,
+            .bias = args->bias, .bias_axis = 1, .residual = args->residual, .act = args->act,
+        };
+        pv_gemm(run, (const int64_t *)&gemm);
+        return;
+    }
+    bool apart = volume(args->stride) > 1;
+    for (int axis = 0; axis < 3; axis++)
+        apart = apart && args->kernel[axis] == args->stride[axis] && args->pad[axis] == 0 &&
+                args->in[axis] == args->out[axis] * args->stride[axis];
+    if (apart) {
+        dgrad_scatter(run, args);
+        return;
+    }
+    int64_t phase[3];
+    for (phase[0] = 0; phase[0] < pv_least(args->stride[0], args->in[0]); phase[0]++) {
+        for (phase[1] = 0; phase[1] < pv_least(args->stride[1], args->in[1]); phase[1]++) {
+            for (phase[2] = 0; phase[2] < pv_least(args->stride[2], args->in[2]); phase[2]++)
+                dgrad_phase(run, args, phase);
+        }
+    }
+}
+
+// ---- gradient of the kernel: k runs over boxes of positions ----
+
+static int64_t wgrad_begin(Product *base, int64_t block, int64_t n0, int64_t n1)
+{
+    ConvProduct *product = (ConvProduct *)base;
+    Unfold *unfold = &product->unfold;
+    const int64_t zero[3] = {0, 0, 0}, one[3] = {1, 1, 1};
+    unfold_open(unfold, block);
+    unfold_fill(unfold, n0 / unfold->tap_count, (n1 - 1) / unfold->tap_count + 1);
+    out_offsets(product, unfold->out, zero, one, product->w_channel);
+    product->k = unfold->at.columns;
+    return product->k;
+}
+
+// dy of the box's positions, in runs of neighbours
+static void wgrad_pack_rows(Product *base, int64_t m0, int64_t rows, PvReal *panel)
+{
+    ConvProduct *product = (ConvProduct *)base;
+    const int32_t *offset = product->out_offset;
+    const PvReal *from = product->w + product->unfold.at.image * product->w_channel +
+                         m0 * product->w_row;
+    for (int64_t k = 0; k < product->k;) {
+        int64_t end = k + 1;
+        while (end < product->k && offset[end] == offset[end - 1] + 1)
+            end++;
+        pack_transposed(panel + k * PV_ROWS, PV_ROWS, from + offset[k], product->w_row, rows,
+                        end - k);
+        k = end;
+    }
+}
+
+static void wgrad_pack_columns(Product *base, int64_t n0, int64_t columns, PvReal *panel)
+{
+    ConvProduct *product = (ConvProduct *)base;
+    Unfold *unfold = &product->unfold;
+    int grain = offsets_grain(unfold->offset, product->k);
+    for (int64_t first = 0; first < PV_LANES; first += PV_WIDTH) {
+        int64_t rows = pv_most(0, pv_least(columns - first, PV_WIDTH));
+        for (int64_t i = 0; i < rows; i++) {
+            int64_t n = n0 + first + i;
+            collect_any(product->rows + i * PV_K_BLOCK,
+                        unfold_at(unfold, n / unfold->tap_count, n % unfold->tap_count),
+                        unfold->offset, product->k, grain);
+        }
+        pack_square(panel + first, PV_LANES, product->rows, PV_K_BLOCK, rows, product->k);
+    }
+}
+
+static void wgrad_store(Product *base, int64_t m0, int64_t rows, int64_t n0, int64_t columns,
+                        const PvReal *tile)
+{
+    ConvProduct *product = (ConvProduct *)base;
+    for (int64_t i = 0; i < rows; i++)
+        memcpy(product->out + (m0 + i) * product->out_row + n0, tile + i * PV_LANES,
+               (size_t)columns * sizeof(PvReal));
+}
+
+static void wgrad_task(const ConvProduct *shape, const ConvArgs *args, int64_t group, int64_t m0,
+                       int64_t m1, int64_t n0, int64_t n1, char *scratch)
+{
+    ConvProduct product = *shape;
+    Unfold *unfold = &product.unfold;
+    int64_t rows = args->c_out / args->groups, channels = args->c_in / args->groups;
+    unfold->offset = (int32_t *)scratch;
+    scratch += pv_align(PV_K_BLOCK * 4);
+    product.out_offset = (int32_t *)scratch;
+    scratch += pv_align(PV_K_BLOCK * 4);
+    unfold->tap_offset = (int32_t *)scratch;
+    scratch += pv_align(unfold->tap_count * 4);
+    product.rows = (PvReal *)scratch;
+    scratch += PV_WIDTH * PV_K_BLOCK * (int64_t)sizeof(PvReal);
+    int64_t columns = pv_ceil_div(n1 - n0, PV_LANES) * PV_LANES;
+    unfold->patch = (PvReal *)(scratch + pv_product_bytes(columns * (int64_t)sizeof(PvReal),
+                                                          sizeof(PvReal), true));
+    unfold->source = (const PvReal *)args->x + group * channels * volume(args->in);
+    product.w = (const PvReal *)args->y + group * rows * volume(args->out);
+    product.out = (PvReal *)args->w + group * rows * product.out_row;
+    pv_product_block(&product.base, m0, m1, n0, n1, scratch);
+}
+
+void pv_conv_wgrad(const PvRun *run, const int64_t *raw)
+{
+    const ConvArgs *args = (const ConvArgs *)raw;
+    int64_t rows = args->c_out / args->groups, channels = args->c_in / args->groups;
+    int64_t inside = volume(args->in), outside = volume(args->out), taps = volume(args->kernel);
+    if (is_pointwise(args)) {
+        GemmArgs gemm = {
+            .c = args->w, .a = args->y, .b = args->x, .m = rows, .n = channels, .k = outside,
+            .batch0 = args->images, .batch1 = 1, .a0 = args->y_image, .a_m = outside, .a_k = 1,
+            .b0 = args->x_image, .b_k = 1, .b_n = inside, .c_m = channels, .sum_batch = 1,
+        };
+        pv_gemm(run, (const int64_t *)&gemm);
+        return;
+    }
+    ConvProduct product = {
+        .kind = CONV_WGRAD, .w_row = outside, .w_channel = args->y_image,
+        .out_row = channels * taps,
+        .unfold = {.image_step = args->x_image, .channel_step = inside, .images = args->images},
+    };
+    for (int axis = 0; axis < 3; axis++) {
+        product.unfold.in[axis] = args->in[axis];
+        product.unfold.out[axis] = args->out[axis];
+        product.unfold.taps[axis] = args->kernel[axis];
+        product.unfold.step[axis] = args->stride[axis];
+        product.unfold.low[axis] = args->pad[axis];
+    }
+    unfold_init(&product.unfold, PV_K_BLOCK);
+    product.base = (Product){product.unfold.box_count, wgrad_begin, wgrad_pack_rows,
+                             wgrad_pack_columns, wgrad_store};
+    ProductCut cut = pv_product_cut(rows, channels * taps, 2, args->groups, run->threads);
+    int64_t blocks = cut.row_blocks * cut.column_blocks, tasks = args->groups * blocks;
+#pragma omp parallel for schedule(dynamic) num_threads(run->threads) if (tasks > 1)
+    for (int64_t task = 0; task < tasks; task++) {
+        int64_t m0 = task % blocks % cut.row_blocks * cut.rows;
+        int64_t n0 = task % blocks / cut.row_blocks * cut.columns;
+        wgrad_task(&product, args, task / blocks, m0, pv_least(m0 + cut.rows, rows), n0,
+                   pv_least(n0 + cut.columns, channels * taps), pv_thread_scratch(run));
+    }
+}

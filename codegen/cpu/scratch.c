@@ -1,0 +1,100 @@
+// How much scratch a thread of each kernel needs: part of the compiler, which puts the largest of
+// a plan's launches into its tables. The formulas bound what the kernels lay out, on any vector
+// width and number of threads; sizes that depend on the batch are given as 0 and count as endless.
+#include "codegen/cpu/blocks.h"
+#include "codegen/cpu/kernels.h"
+
+static int64_t volume(const int64_t *size)
+{
+    return size[0] * size[1] * size[2];
+}
+
+// Bytes of a row of a block of a product with `n` columns.
+static int64_t row_bytes(int64_t n, int64_t real)
+{
+    int64_t most = PV_PANELS * PV_MAX_TILE;
+    return n == 0 ? most : pv_least(most, pv_ceil_div(n * real, PV_MAX_TILE) * PV_MAX_TILE);
+}
+
+int64_t pv_gemm_scratch(const GemmArgs *args, int64_t real)
+{
+    bool cut = args->sum_batch || args->k == 0 || args->k > PV_K_BLOCK;
+    return pv_align(pv_product_bytes(row_bytes(args->n, real), real, cut));
+}
+
+// Elements of the patch of one channel that boxes of up to `columns` positions see, all images.
+static int64_t patch_bound(int64_t columns, const int64_t *out, const int64_t *step,
+                           const int64_t *taps)
+{
+    int64_t patch = 1, room = columns;
+    bool whole = true;
+    for (int axis = 2; axis >= 0; axis--) {
+        int64_t most = whole ? pv_most(1, pv_least(out[axis], room)) : 1;
+        whole = whole && most == out[axis];
+        room /= most;
+        patch *= (most - 1) * step[axis] + taps[axis];
+    }
+    return whole ? patch * pv_most(1, room) : patch;
+}
+
+// Channels that a run of `length` pairs (channel, tap) touches.
+static int64_t channel_bound(int64_t length, int64_t taps, int64_t channels)
+{
+    return pv_least(channels, (length - 1) / pv_most(1, taps) + 2);
+}
+
+static bool is_pointwise(const ConvArgs *args)
+{
+    for (int axis = 0; axis < 3; axis++) {
+        if (args->kernel[axis] != 1 || args->stride[axis] != 1 || args->pad[axis] != 0)
+            return false;
+    }
+    return args->groups == 1;
+}
+
+// The general form: boxes of positions as columns, (channel, tap) as k.
+static int64_t conv_bytes(const int64_t *out, const int64_t *step, const int64_t *taps,
+                          int64_t channels, int64_t table, int64_t real)
+{
+    int64_t row = PV_PANELS * PV_MAX_TILE, columns = row / real, count = volume(taps);
+    int64_t patch = patch_bound(columns, out, step, taps) *
+                    channel_bound(PV_K_BLOCK, count, channels);
+    return 2 * pv_align(columns * 4) + pv_align(count * 4) + pv_align(table * 4) +
+           pv_product_bytes(row, real, true) + pv_align(patch * real) + PV_SLACK;
+}
+
+int64_t pv_conv_scratch(const ConvArgs *args, int64_t real)
+{
+    GemmArgs gemm = {.n = volume(args->out), .k = args->c_in};
+    int64_t plain = is_pointwise(args) ? pv_gemm_scratch(&gemm, real) : 0;
+    return pv_most(plain, conv_bytes(args->out, args->stride, args->kernel,
+                                     args->c_in / args->groups, 0, real));
+}
+
+int64_t pv_conv_dgrad_scratch(const ConvArgs *args, int64_t real)
+{
+    const int64_t one[3] = {1, 1, 1};
+    int64_t taps[3], out[3], channels = args->c_out / args->groups;
+    for (int axis = 0; axis < 3; axis++) {
+        taps[axis] = pv_ceil_div(args->kernel[axis], args->stride[axis]);
+        out[axis] = pv_ceil_div(args->in[axis], args->stride[axis]);
+    }
+    GemmArgs gemm = {.n = volume(args->in), .k = args->c_out};
+    int64_t plain = is_pointwise(args) ? pv_gemm_scratch(&gemm, real) : 0;
+    int64_t phase = conv_bytes(out, one, taps, channels, volume(args->kernel), real);
+    int64_t scatter = conv_bytes(args->out, one, one, channels, volume(args->kernel), real);
+    return pv_most(plain, pv_most(phase, scatter));
+}
+
+int64_t pv_conv_wgrad_scratch(const ConvArgs *args, int64_t real)
+{
+    GemmArgs gemm = {.n = args->c_in, .sum_batch = 1};
+    int64_t plain = is_pointwise(args) ? pv_gemm_scratch(&gemm, real) : 0;
+    int64_t taps = volume(args->kernel), channels = args->c_in / args->groups;
+    int64_t row = row_bytes(channels * taps, real);
+    int64_t patch = patch_bound(PV_K_BLOCK, args->out, args->stride, args->kernel) *
+                    channel_bound(row / real, taps, channels);
+    return pv_most(plain, 2 * pv_align(PV_K_BLOCK * 4) + pv_align(taps * 4) +
+                              PV_MAX_TILE / 2 * PV_K_BLOCK + pv_product_bytes(row, real, true) +
+                              pv_align(patch * real) + PV_SLACK);
+}
