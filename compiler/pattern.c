@@ -668,8 +668,8 @@ static bool expect_one_operand(Pattern *pattern)
 {
     if (pattern->left_count == 1)
         return true;
-    return fail(pattern, pattern->left[1].begin - 1, pattern->left[1].begin, NULL,
-                "',' stands only in patterns of einsum");
+    uint32_t comma = (uint32_t)strcspn(pattern->text, ",");
+    return fail(pattern, comma, comma + 1, NULL, "',' stands only in patterns of einsum");
 }
 
 Val pattern_rearrange(Graph *graph, const PatternScope *scope, Val x, const char *text,
