@@ -429,7 +429,7 @@ static const ErrorCase error_cases[] = {
      true},
     {EINSUM, "b p d, b m p -> b m", "axis 'p' is 6 in the tensor, and 4 before", "p ->", false},
     {PACK, "b n", "the pattern has no '*'", NULL, false},
-    {PACK, "b n * -> b", "'*' stands only in patterns of pack and unpack", NULL, false},
+    {PACK, "b n * -> b", "pack and unpack take one side: \"b c *\"", NULL, false},
     {PACK, "b h *", "axis 'h' is 4 in the tensor, and 32 in this scope", "h", true},
     {PACK, "b (n h) *", "parentheses in a pattern of pack or unpack", "(n h)", false},
     {UNPACK, "b n *", "'*' is 6 in the tensor, and the shapes of 'like' add up to 5", "*", false},
