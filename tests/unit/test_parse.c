@@ -151,6 +151,38 @@ static void test_reference_parses(void **state)
     assert_true(blocks >= 10);
 }
 
+// Every rule of the grammar stands in the reference, and every word of the language.
+static void test_reference_is_complete(void **state)
+{
+    (void)state;
+    char *grammar = read_file("grammar/model.y"), *page = read_file("grammar/README.md");
+    assert_non_null(grammar);
+    assert_non_null(page);
+    int rules = 0, words = 0;
+    char *save = NULL;
+    for (char *line = strtok_r(grammar, "\n", &save); line; line = strtok_r(NULL, "\n", &save)) {
+        bool rule = strncmp(line, "%type <", 7) == 0 && strncmp(line, "%type <text", 11) != 0;
+        char *rest = rule ? strchr(line, '>') + 1 : line, *inner = NULL;
+        for (char *word = strtok_r(rest, " ", &inner); word; word = strtok_r(NULL, " ", &inner)) {
+            char name[64];
+            size_t length = strlen(word);
+            bool keyword = !rule && word[0] == '"' && word[1] >= 'a' && word[length - 1] == '"';
+            if (!rule && !keyword)
+                continue;
+            snprintf(name, sizeof name, keyword ? "%.*s" : "`%.*s`",
+                     (int)(keyword ? length - 2 : length), keyword ? word + 1 : word);
+            if (!strstr(page, name))
+                fail_msg("the reference lacks %s", name);
+            rules += rule;
+            words += keyword;
+        }
+    }
+    assert_true(rules > 40);
+    assert_true(words > 30);
+    free(grammar);
+    free(page);
+}
+
 // ---- what does not ----
 
 // The .expect file beside a case holds "---- stderr\n" and the messages.
@@ -474,12 +506,19 @@ static void test_memory(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_models_parse),  cmocka_unit_test(test_reference_parses),
-        cmocka_unit_test(test_wrong_files),   cmocka_unit_test(test_goes_on),
-        cmocka_unit_test(test_spans),         cmocka_unit_test(test_deep_nesting),
-        cmocka_unit_test(test_odd_texts),     cmocka_unit_test(test_message_form),
-        cmocka_unit_test(test_message_limit), cmocka_unit_test(test_long_lines),
-        cmocka_unit_test(test_nearest_name),  cmocka_unit_test(test_memory),
+        cmocka_unit_test(test_models_parse),
+        cmocka_unit_test(test_reference_parses),
+        cmocka_unit_test(test_reference_is_complete),
+        cmocka_unit_test(test_wrong_files),
+        cmocka_unit_test(test_goes_on),
+        cmocka_unit_test(test_spans),
+        cmocka_unit_test(test_deep_nesting),
+        cmocka_unit_test(test_odd_texts),
+        cmocka_unit_test(test_message_form),
+        cmocka_unit_test(test_message_limit),
+        cmocka_unit_test(test_long_lines),
+        cmocka_unit_test(test_nearest_name),
+        cmocka_unit_test(test_memory),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
