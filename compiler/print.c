@@ -9,7 +9,7 @@
 //   param "ae.weight" 0 f32[4, 8] uniform -1 1 buffer    instance, type, init, its two numbers
 //   option "eta" "ddim" f32 1 = 0                  stage, dtype, elements (list: is_list), values
 //   option "cond" "ddim" none 1 = 0 : f32[b, 4]    an optional tensor
-//   segments 1 = 32x32 | 16x32 | 16x32
+//   segments 1 = 32*32 | 16*32 | 16*32
 //   blob 1 = 0000803f00000040                      bytes of a table
 //   %7 = slice(%3) axis 1 start 0 size 4 : f32[b, 4, 8] in "unet.out"     a node; %5:1 = output 1
 //   entry program "denoise" 4294967295             kind, name, its program
@@ -258,7 +258,7 @@ static void print_nodes(Printer *printer)
         for (uint32_t j = 0; j < segments->count; j++) {
             fputs(j ? " |" : "", printer->out);
             for (uint32_t k = 0; k < segments->rank[j]; k++)
-                fprintf(printer->out, "%s%lld", k ? "x" : " ", (long long)segments->extent[j][k]);
+                fprintf(printer->out, "%s%lld", k ? "*" : " ", (long long)segments->extent[j][k]);
         }
         fputc('\n', printer->out);
     }

@@ -138,10 +138,13 @@ static const char *read_text(Reader *reader)
     size_t room = strcspn(reader->at, "\n") + 1, length = 0;
     char *text = arena_alloc(reader->arena, room);
     while (!reader->failed && *reader->at != '"') {
-        char c = *reader->at++;
+        char c = *reader->at;
         if (c == '\n' || c == 0) {
             fail(reader, "a text without its end");
-        } else if (c == '\\' && hex_digit(reader->at[0]) >= 0 && hex_digit(reader->at[1]) >= 0) {
+            return NULL;
+        }
+        reader->at++;
+        if (c == '\\' && hex_digit(reader->at[0]) >= 0 && hex_digit(reader->at[1]) >= 0) {
             c = (char)(16 * hex_digit(reader->at[0]) + hex_digit(reader->at[1]));
             reader->at += 2;
         } else if (c == '\\' && *reader->at && *reader->at != '\n') {
@@ -243,7 +246,7 @@ static void read_segments(Reader *reader)
                 return;
             }
             segments.extent[segments.count][(*rank)++] = read_int(reader);
-        } while (accept(reader, "x"));
+        } while (accept(reader, "*"));
         segments.count++;
     } while (accept(reader, "|"));
     if (reader->failed)
