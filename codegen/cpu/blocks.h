@@ -15,7 +15,7 @@ enum {
     PV_K_BLOCK = 384,                        // longest run of k between two visits of the result
     PV_POINTWISE = 256,                      // positions from which a 1 x 1 kernel is a plain product
     PV_QUERIES = 512,                        // queries of a task of attention
-    PV_KEYS = 240,                           // keys of a block of attention: a multiple of 12
+    PV_KEYS = 264,                           // keys of a block of attention: a multiple of 12
     PV_GRAD_QUERIES = 128,                   // queries of a block of its gradient
     PV_GRAD_KEYS = 120,                      // keys of a block of its gradient
     PV_NORM_PARTS = 32,                      // parts of the rows in sums over rows

@@ -98,3 +98,33 @@ int64_t pv_conv_wgrad_scratch(const ConvArgs *args, int64_t real)
                               PV_MAX_TILE / 2 * PV_K_BLOCK + pv_product_bytes(row, real, true) +
                               pv_align(patch * real) + PV_SLACK);
 }
+
+static int64_t round_up(int64_t count, int64_t step)
+{
+    return pv_ceil_div(count, step) * step;
+}
+
+enum { MAX_LANES = PV_MAX_TILE / 4 };
+
+int64_t pv_attention_scratch(const AttentionArgs *args, int64_t real)
+{
+    int64_t queries = args->n == 0 ? PV_QUERIES : round_up(args->n, MAX_LANES);
+    queries = pv_least(queries, PV_QUERIES);
+    int64_t keys = args->m == 0 ? PV_KEYS : pv_least(round_up(args->m, PV_MAX_ROWS), PV_KEYS);
+    int64_t rows = round_up(args->e, PV_MAX_ROWS);
+    int64_t count = queries * (args->d + rows + 2) + keys * (MAX_LANES + args->d + rows);
+    return pv_align(count * real + 4 * PV_SLACK);
+}
+
+int64_t pv_attention_grad_scratch(const AttentionGradArgs *grad, int64_t real)
+{
+    const AttentionArgs *args = &grad->f;
+    int64_t keys = args->m == 0 ? PV_GRAD_KEYS
+                                : pv_least(round_up(args->m, PV_MAX_ROWS), PV_GRAD_KEYS);
+    int64_t d_lanes = round_up(args->d, MAX_LANES), e_lanes = round_up(args->e, MAX_LANES);
+    int64_t d_rows = round_up(args->d, PV_MAX_ROWS);
+    int64_t count = keys * (d_lanes + e_lanes + 2 * PV_GRAD_QUERIES + args->d + d_rows + args->e) +
+                    MAX_LANES * (args->d + args->e) + PV_GRAD_QUERIES * (d_lanes + e_lanes) +
+                    round_up(args->n, MAX_LANES) * (d_rows + 1) + PV_GRAD_QUERIES * PV_MAX_ROWS;
+    return pv_align(count * real + 8 * PV_SLACK);
+}

@@ -240,4 +240,59 @@ PV_INLINE void pack_panel(PvReal *to, int width, const PvReal *from, int64_t row
     }
 }
 
+// to[k * to_step + i] = from[i * step + k], i < rows, k < count: writes only these.
+PV_INLINE void store_transposed(PvReal *to, int64_t to_step, const PvReal *from, int64_t step,
+                                int64_t rows, int64_t count)
+{
+    PvReal square[PV_WIDTH * PV_WIDTH] __attribute__((aligned(64)));
+    for (int64_t i = 0; i < rows; i += PV_WIDTH) {
+        for (int64_t k = 0; k < count; k += PV_WIDTH) {
+            int64_t high = pv_least(rows - i, PV_WIDTH), wide = pv_least(count - k, PV_WIDTH);
+            PvReal *at = to + k * to_step + i;
+            if (high == PV_WIDTH) {
+                pack_square(at, to_step, from + i * step + k, step, high, wide);
+                continue;
+            }
+            pack_square(square, PV_WIDTH, from + i * step + k, step, high, wide);
+            for (int64_t j = 0; j < wide; j++)
+                memcpy(at + j * to_step, square + j * PV_WIDTH, (size_t)high * sizeof(PvReal));
+        }
+    }
+}
+
+// mask ? x : y, element by element; elements of the mask are 0 or -1
+PV_INLINE PvVec vec_choose(PvMask mask, PvVec x, PvVec y)
+{
+    return (PvVec)((mask & (PvMask)x) | (~mask & (PvMask)y));
+}
+
+PV_INLINE PvVec vec_max(PvVec x, PvVec y)
+{
+    return vec_choose(y > x, y, x);
+}
+
+// e^x for x up to about 1; 0 below the smallest normal number. As pv_exp (pv_math.h).
+PV_INLINE PvVec vec_exp_negative(PvVec x)
+{
+#ifdef PV_REAL64
+    for (int i = 0; i < PV_WIDTH; i++)
+        x[i] = __builtin_exp(x[i]);
+    return x;
+#else
+    PvMask keep = ~(x <= -87.0f);
+    PvVec shifted = x * 1.44269504f + 12582912.0f;
+    PvVec n = shifted - 12582912.0f;
+    PvVec r = n * -0.693145752f + x;
+    r = n * -1.42860677e-6f + r;
+    PvVec p = r * 0.001381165373f + 0.008370134457f;
+    p = p * r + 0.04166852845f;
+    p = p * r + 0.1666650872f;
+    p = p * r + 0.4999999263f;
+    p = p * (r * r) + r;
+    PvMask scale = ((PvMask)shifted - 0x4b400000 + 127) << 23;
+    p = (p + 1.0f) * (PvVec)scale;
+    return (PvVec)(keep & (PvMask)p);
+#endif
+}
+
 #endif

@@ -1,0 +1,456 @@
+// Attention without a matrix of scores, forward and backward.
+//
+// Everything is turned so that queries lie along the lanes of vectors: scores^T [keys, queries] =
+// K Q^T is a tile with keys as rows, its maximum, sum and exponential need no sums across lanes,
+// and it is, where it lies, the right operand of O^T += V^T P^T. A task takes a range of queries
+// of one problem, and goes over blocks of keys with a running maximum and sum (Milakov and
+// Gimelshein 2018; Dao et al., "FlashAttention", 2022). Blocks of keys are fixed by their number.
+//
+// Backward, a task is one problem: for each block of keys, blocks of queries; P is made again from
+// the log-sum-exp, dS = P (dP - D) with D = rowsum(do o), and
+//   dV += P^T dO,  dK += dS^T Q,  dQ += dS K.
+// Scores are in units of q k scale: q is scaled when it is packed.
+#include "codegen/cpu/pv_math.h"
+#include "codegen/cpu/tile.h"
+
+static int64_t round_rows(int64_t count)
+{
+    return pv_ceil_div(count, PV_ROWS) * PV_ROWS;
+}
+
+static int64_t round_lanes(int64_t count)
+{
+    return pv_ceil_div(count, PV_LANES) * PV_LANES;
+}
+
+// Panels of PV_ROWS rows out of `rows`: to[panel][k][PV_ROWS].
+static void pack_row_panels(PvReal *to, const PvReal *from, int64_t row_step, int64_t k_step,
+                            int64_t rows, int64_t k)
+{
+    for (int64_t i = 0; i < rows; i += PV_ROWS)
+        pack_panel(to + i * k, PV_ROWS, from + i * row_step, row_step, k_step,
+                   pv_least(rows - i, PV_ROWS), k);
+}
+
+// Panels of PV_LANES columns out of `columns`, times scale: to[panel][k][PV_LANES].
+static void pack_lane_panels(PvReal *to, const PvReal *from, int64_t column_step, int64_t k_step,
+                             int64_t columns, int64_t k, PvReal scale)
+{
+    for (int64_t i = 0; i < columns; i += PV_LANES)
+        pack_panel(to + i * k, PV_LANES, from + i * column_step, column_step, k_step,
+                   pv_least(columns - i, PV_LANES), k);
+    if (scale == 1)
+        return;
+    for (int64_t i = 0; i < round_lanes(columns) * k; i++)
+        to[i] *= scale;
+}
+
+// c[rows][lanes] (+)= row panels times one lane panel
+static void panels_multiply(PvReal *c, int64_t c_step, const PvReal *row_panels, int64_t rows,
+                            const PvReal *lane_panel, int64_t lane_step, int64_t lanes, int64_t k,
+                            bool add)
+{
+    for (int64_t i = 0; i < rows; i += PV_ROWS)
+        tile_multiply(pv_least(rows - i, PV_ROWS), lanes, k, row_panels + i * k, lane_panel,
+                      lane_step, c + i * c_step, c_step, add);
+}
+
+// One problem of the batch.
+typedef struct {
+    const AttentionArgs *args;
+    const PvReal *q, *k, *v, *mask;
+    PvReal *o, *lse;
+    PvReal scale;
+} Problem;
+
+static Problem problem_of(const AttentionArgs *args, int64_t number)
+{
+    int64_t i0 = number / args->batch1, i1 = number % args->batch1;
+    return (Problem){
+        .args = args,
+        .q = (const PvReal *)args->q + i0 * args->q0 + i1 * args->q1,
+        .k = (const PvReal *)args->k + i0 * args->k0 + i1 * args->k1,
+        .v = (const PvReal *)args->v + i0 * args->v0 + i1 * args->v1,
+        .mask = args->mask ? (const PvReal *)args->mask + i0 * args->mask0 + i1 * args->mask1
+                           : NULL,
+        .o = (PvReal *)args->o + i0 * args->o0 + i1 * args->o1,
+        .lse = args->lse ? (PvReal *)args->lse + number * args->n : NULL,
+        .scale = pv_real(args->scale),
+    };
+}
+
+// Adds the mask to scores [keys][step] of queries n0 .. and keys m0 .., and cuts off what causal
+// order forbids.
+static void mask_scores(const Problem *problem, PvReal *scores, int64_t step, int64_t n0,
+                        int64_t queries, int64_t m0, int64_t keys)
+{
+    const AttentionArgs *args = problem->args;
+    if (problem->mask) {
+        for (int64_t j = 0; j < keys; j++) {
+            const PvReal *mask = problem->mask + (m0 + j) * args->mask_m + n0 * args->mask_n;
+            for (int64_t i = 0; i < queries; i++)
+                scores[j * step + i] += mask[i * args->mask_n];
+        }
+    }
+    for (int64_t j = 0; args->causal && j < keys; j++) {
+        for (int64_t i = 0; i < pv_least(queries, m0 + j - n0); i++)
+            scores[j * step + i] = -(PvReal)INFINITY;
+    }
+}
+
+// Blocks of keys: length of all but the last.
+static int64_t key_block(int64_t keys, int64_t most)
+{
+    return pv_most(PV_ROWS, round_rows(pv_ceil_div(keys, pv_most(1, pv_ceil_div(keys, most)))));
+}
+
+typedef struct {
+    PvReal *k, *v;                   // row panels: [key panel][d][PV_ROWS], [e panel][keys][PV_ROWS]
+    PvReal *q;                       // lane panels [query panel][d][PV_LANES]
+    PvReal *scores;                  // [keys][PV_LANES]
+    PvReal *o;                       // [query panel][e, whole row panels][PV_LANES]
+    PvReal *most, *sum;              // [queries]: running maximum and sum
+} ForwardScratch;
+
+// Takes scores [keys][PV_LANES] to exp(scores - maximum), and brings most and sum up to date;
+// correction gets what the former sums are to be multiplied by.
+static void soften(PvReal *scores, int64_t keys, int64_t vectors, PvReal *most, PvReal *sum,
+                   PvReal *correction)
+{
+    for (int64_t j = 0; j < vectors; j++, scores += PV_WIDTH) {
+        PvVec former = vec_load(most + j * PV_WIDTH), high = former, total = {0};
+        for (int64_t i = 0; i < keys; i++)
+            high = vec_max(high, vec_load(scores + i * PV_LANES));
+        vec_store(most + j * PV_WIDTH, high);
+        // all forbidden so far: any finite number will do
+        PvVec zero = vec_choose(high == vec_all(-(PvReal)INFINITY), (PvVec){0}, high);
+        for (int64_t i = 0; i < keys; i++) {
+            PvVec p = vec_exp_negative(vec_load(scores + i * PV_LANES) - zero);
+            total += p;
+            vec_store(scores + i * PV_LANES, p);
+        }
+        PvVec factor = vec_exp_negative(former - zero);
+        vec_store(correction + j * PV_WIDTH, factor);
+        vec_store(sum + j * PV_WIDTH, vec_load(sum + j * PV_WIDTH) * factor + total);
+    }
+}
+
+// One panel of queries against one block of keys, m0 .. m0 + keys - 1.
+static void forward_panel(const Problem *problem, const ForwardScratch *at, int64_t first,
+                          int64_t n0, int64_t queries, int64_t m0, int64_t keys)
+{
+    const AttentionArgs *args = problem->args;
+    PvReal correction[PV_LANES] __attribute__((aligned(64)));
+    PvReal *o = at->o + (n0 - first) * round_rows(args->e);
+    if (args->causal && m0 > n0 + queries - 1)
+        return;
+    panels_multiply(at->scores, PV_LANES, at->k, keys, at->q + (n0 - first) * args->d, PV_LANES,
+                    queries, args->d, false);
+    if (problem->mask || args->causal)
+        mask_scores(problem, at->scores, PV_LANES, n0, queries, m0, keys);
+    int64_t vectors = pv_ceil_div(queries, PV_WIDTH);
+    soften(at->scores, keys, vectors, at->most + n0 - first, at->sum + n0 - first, correction);
+    for (int64_t i = 0; m0 > 0 && i < args->e; i++) {
+        for (int64_t j = 0; j < vectors * PV_WIDTH; j += PV_WIDTH)
+            vec_store(o + i * PV_LANES + j,
+                      vec_load(o + i * PV_LANES + j) * vec_load(correction + j));
+    }
+    panels_multiply(o, PV_LANES, at->v, args->e, at->scores, PV_LANES, queries, keys, m0 > 0);
+}
+
+// o = O / sum and lse of queries n0 .. n0 + queries - 1.
+static void forward_finish(const Problem *problem, const ForwardScratch *at, int64_t first,
+                           int64_t n0, int64_t queries)
+{
+    const AttentionArgs *args = problem->args;
+    PvReal *o = at->o + (n0 - first) * round_rows(args->e);
+    const PvReal *sum = at->sum + n0 - first, *most = at->most + n0 - first;
+    PvReal inverse[PV_LANES];
+    for (int64_t i = 0; i < PV_LANES; i++)
+        inverse[i] = i < queries ? 1 / sum[i] : 0;
+    for (int64_t i = 0; i < args->e; i++) {
+        for (int64_t j = 0; j < PV_LANES; j++)
+            o[i * PV_LANES + j] *= inverse[j];
+    }
+    for (int64_t i = 0; problem->lse && i < queries; i++)
+        problem->lse[n0 + i] = most[i] + pv_log(sum[i]);
+    if (args->o_d == 1) {
+        store_transposed(problem->o + n0 * args->o_n, args->o_n, o, PV_LANES, args->e, queries);
+        return;
+    }
+    for (int64_t i = 0; i < args->e; i++) {
+        PvReal *to = problem->o + i * args->o_d + n0 * args->o_n;
+        for (int64_t j = 0; j < queries; j++)
+            to[j * args->o_n] = o[i * PV_LANES + j];
+    }
+}
+
+// Queries n0 .. n1 - 1 of one problem.
+static void forward_task(const Problem *problem, int64_t n0, int64_t n1, char *scratch)
+{
+    const AttentionArgs *args = problem->args;
+    int64_t block = key_block(args->m, PV_KEYS), queries = round_lanes(n1 - n0);
+    ForwardScratch at;
+    PvReal *next = (PvReal *)scratch;
+    at.q = next, next += queries * args->d;
+    at.o = next, next += queries * round_rows(args->e);
+    at.most = next, next += queries;
+    at.sum = next, next += queries;
+    at.scores = next, next += block * PV_LANES;
+    at.k = next, next += block * args->d + PV_LANES;
+    at.v = next;
+    pack_lane_panels(at.q, problem->q + n0 * args->q_n, args->q_n, args->q_d, n1 - n0, args->d,
+                     problem->scale);
+    for (int64_t i = 0; i < queries; i++) {
+        at.most[i] = -(PvReal)INFINITY;
+        at.sum[i] = 0;
+    }
+    for (int64_t m0 = 0; m0 < args->m; m0 += block) {
+        int64_t keys = pv_least(block, args->m - m0);
+        if (args->causal && m0 > n1 - 1)
+            break;
+        pack_row_panels(at.k, problem->k + m0 * args->k_n, args->k_n, args->k_d, keys, args->d);
+        pack_row_panels(at.v, problem->v + m0 * args->v_n, args->v_d, args->v_n, args->e, keys);
+        for (int64_t n = n0; n < n1; n += PV_LANES)
+            forward_panel(problem, &at, n0, n, pv_least(n1 - n, PV_LANES), m0, keys);
+    }
+    for (int64_t n = n0; n < n1; n += PV_LANES)
+        forward_finish(problem, &at, n0, n, pv_least(n1 - n, PV_LANES));
+}
+
+void pv_attention(const PvRun *run, const int64_t *raw)
+{
+    const AttentionArgs *args = (const AttentionArgs *)raw;
+    int64_t problems = args->batch0 * args->batch1;
+    if (problems == 0 || args->n == 0)
+        return;
+    int64_t blocks = pv_ceil_div(args->n, PV_QUERIES);
+    if (run->threads > 1 && problems * blocks < 4 * run->threads)
+        blocks = pv_least(pv_ceil_div(4 * run->threads, problems),
+                          pv_ceil_div(args->n, 4 * PV_LANES));
+    blocks = pv_most(blocks, pv_ceil_div(args->n, PV_QUERIES));
+    int64_t size = round_lanes(pv_ceil_div(args->n, blocks)), tasks = problems * blocks;
+#pragma omp parallel for schedule(dynamic) num_threads(run->threads) if (tasks > 1)
+    for (int64_t task = 0; task < tasks; task++) {
+        Problem problem = problem_of(args, task / blocks);
+        int64_t n0 = task % blocks * size, n1 = pv_least(n0 + size, args->n);
+        if (n0 < n1)
+            forward_task(&problem, n0, n1, pv_thread_scratch(run));
+    }
+}
+
+// ---- backward ----
+
+typedef struct {
+    // of the block of keys: row panels of K over keys and over d, of V over keys
+    PvReal *k, *k_turned, *v;
+    PvReal *dk, *dv;                 // [d panel][keys][PV_LANES], [e panel][keys][PV_LANES]
+    // of the block of queries: lane panels over queries, and over d and e
+    PvReal *q, *d_o;                 // [d][PV_LANES], [e][PV_LANES] of one panel
+    PvReal *q_turned, *do_turned;    // [d panel][queries][PV_LANES], [e panel][queries][PV_LANES]
+    PvReal *p, *ds;                  // [keys][PV_GRAD_QUERIES]
+    PvReal *left;                    // one row panel over queries
+    PvReal *dq;                      // of all queries: [query panel][d, whole row panels][PV_LANES]
+    PvReal *delta;                   // [n]: rowsum(do o)
+} GradScratch;
+
+typedef struct {
+    Problem f;
+    const AttentionGradArgs *args;
+    const PvReal *d_o;
+    PvReal *dq, *dk, *dv;
+    int64_t block;                   // keys of a block
+    GradScratch at;
+} GradProblem;
+
+static void grad_scratch(GradProblem *problem, char *scratch)
+{
+    const AttentionArgs *args = problem->f.args;
+    GradScratch *at = &problem->at;
+    PvReal *next = (PvReal *)scratch;
+    int64_t keys = problem->block, d_lanes = round_lanes(args->d), e_lanes = round_lanes(args->e);
+    at->dk = next, next += keys * d_lanes;
+    at->dv = next, next += keys * e_lanes;
+    at->q = next, next += args->d * PV_LANES;
+    at->d_o = next, next += args->e * PV_LANES;
+    at->q_turned = next, next += PV_GRAD_QUERIES * d_lanes;
+    at->do_turned = next, next += PV_GRAD_QUERIES * e_lanes;
+    at->p = next, next += keys * PV_GRAD_QUERIES;
+    at->ds = next, next += keys * PV_GRAD_QUERIES;
+    at->dq = next, next += round_lanes(args->n) * round_rows(args->d);
+    at->delta = next, next += round_lanes(args->n);
+    at->k = next, next += keys * args->d + PV_LANES;
+    at->k_turned = next, next += keys * round_rows(args->d) + PV_LANES;
+    at->v = next, next += keys * args->e + PV_LANES;
+    at->left = next;
+}
+
+// delta[i] = sum over e of do[i, e] o[i, e]
+static void grad_delta(const GradProblem *problem)
+{
+    const AttentionArgs *args = problem->f.args;
+    PvReal *delta = problem->at.delta;
+    memset(delta, 0, (size_t)round_lanes(args->n) * sizeof *delta);
+    if (args->o_n == 1) {
+        for (int64_t j = 0; j < args->e; j++) {
+            const PvReal *o = problem->f.o + j * args->o_d, *d_o = problem->d_o + j * args->o_d;
+            for (int64_t i = 0; i < args->n; i++)
+                delta[i] = pv_fma(o[i], d_o[i], delta[i]);
+        }
+        return;
+    }
+    for (int64_t i = 0; i < args->n; i++) {
+        const PvReal *o = problem->f.o + i * args->o_n, *d_o = problem->d_o + i * args->o_n;
+        PvReal sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t j = 0; j < args->e; j++)
+            sum += o[j * args->o_d] * d_o[j * args->o_d];
+        delta[i] = sum;
+    }
+}
+
+// P and dS of one panel of queries, n0 .., in column `column` of the block; adds to dQ.
+static void grad_panel(const GradProblem *problem, int64_t n0, int64_t column, int64_t queries,
+                       int64_t m0, int64_t keys)
+{
+    const AttentionArgs *args = problem->f.args;
+    const GradScratch *at = &problem->at;
+    PvReal *p = at->p + column, *ds = at->ds + column;
+    PvReal lse[PV_LANES];
+    pack_lane_panels(at->q, problem->f.q + n0 * args->q_n, args->q_n, args->q_d, queries, args->d,
+                     problem->f.scale);
+    pack_lane_panels(at->d_o, problem->d_o + n0 * args->o_n, args->o_n, args->o_d, queries,
+                     args->e, 1);
+    panels_multiply(p, PV_GRAD_QUERIES, at->k, keys, at->q, PV_LANES, queries, args->d, false);
+    panels_multiply(ds, PV_GRAD_QUERIES, at->v, keys, at->d_o, PV_LANES, queries, args->e, false);
+    if (problem->f.mask || args->causal)
+        mask_scores(&problem->f, p, PV_GRAD_QUERIES, n0, queries, m0, keys);
+    for (int64_t i = 0; i < PV_LANES; i++)
+        lse[i] = i < queries ? problem->f.lse[n0 + i] : (PvReal)INFINITY;
+    for (int64_t j = 0; j < pv_ceil_div(queries, PV_WIDTH) * PV_WIDTH; j += PV_WIDTH) {
+        PvVec high = vec_load(lse + j), delta = vec_load(at->delta + n0 + j);
+        for (int64_t i = 0; i < keys; i++) {
+            int64_t place = i * PV_GRAD_QUERIES + j;
+            PvVec prob = vec_exp_negative(vec_load(p + place) - high);
+            vec_store(p + place, prob);
+            vec_store(ds + place, prob * (vec_load(ds + place) - delta));
+        }
+    }
+    panels_multiply(at->dq + n0 * round_rows(args->d), PV_LANES, at->k_turned, args->d, ds,
+                    PV_GRAD_QUERIES, queries, keys, m0 > 0);
+}
+
+// sums[panel][keys][PV_LANES] += weights[keys][queries] right[panel][queries][PV_LANES]
+static void grad_keys(const GradProblem *problem, PvReal *sums, const PvReal *weights,
+                      const PvReal *right, int64_t columns, int64_t keys, int64_t queries,
+                      bool add)
+{
+    PvReal *left = problem->at.left;
+    for (int64_t i = 0; i < keys; i += PV_ROWS) {
+        int64_t rows = pv_least(keys - i, PV_ROWS);
+        pack_transposed(left, PV_ROWS, weights + i * PV_GRAD_QUERIES, PV_GRAD_QUERIES, rows,
+                        queries);
+        for (int64_t j = 0; j < columns; j += PV_LANES)
+            tile_multiply(rows, pv_least(columns - j, PV_LANES), queries, left,
+                          right + j * queries, PV_LANES, sums + j * problem->block + i * PV_LANES,
+                          PV_LANES, add);
+    }
+}
+
+// to[i * step_n + j * step_d] = sums[panel][i][j in panel]
+static void grad_store_keys(PvReal *to, int64_t step_n, int64_t step_d, const PvReal *sums,
+                            int64_t block, int64_t keys, int64_t columns)
+{
+    for (int64_t j = 0; j < columns; j += PV_LANES, sums += block * PV_LANES) {
+        int64_t count = pv_least(columns - j, PV_LANES);
+        PvReal *at = to + j * step_d;
+        if (step_n == 1) {
+            store_transposed(at, step_d, sums, PV_LANES, keys, count);
+            continue;
+        }
+        for (int64_t i = 0; i < keys; i++) {
+            for (int64_t l = 0; l < count; l++)
+                at[i * step_n + l * step_d] = sums[i * PV_LANES + l];
+        }
+    }
+}
+
+static void grad_block(const GradProblem *problem, int64_t m0, int64_t keys)
+{
+    const AttentionArgs *args = problem->f.args;
+    const AttentionGradArgs *grad = problem->args;
+    const GradScratch *at = &problem->at;
+    const PvReal *k = problem->f.k + m0 * args->k_n, *v = problem->f.v + m0 * args->v_n;
+    pack_row_panels(at->k, k, args->k_n, args->k_d, keys, args->d);
+    pack_row_panels(at->k_turned, k, args->k_d, args->k_n, args->d, keys);
+    pack_row_panels(at->v, v, args->v_n, args->v_d, keys, args->e);
+    bool add = false;
+    for (int64_t n0 = 0; n0 < args->n; n0 += PV_GRAD_QUERIES) {
+        int64_t queries = pv_least(args->n - n0, PV_GRAD_QUERIES);
+        if (args->causal && m0 > n0 + queries - 1)
+            continue;
+        for (int64_t i = 0; i < queries; i += PV_LANES)
+            grad_panel(problem, n0 + i, i, pv_least(queries - i, PV_LANES), m0, keys);
+        pack_lane_panels(at->q_turned, problem->f.q + n0 * args->q_n, args->q_d, args->q_n,
+                         args->d, queries, problem->f.scale);
+        pack_lane_panels(at->do_turned, problem->d_o + n0 * args->o_n, args->o_d, args->o_n,
+                         args->e, queries, 1);
+        grad_keys(problem, at->dv, at->p, at->do_turned, args->e, keys, queries, add);
+        grad_keys(problem, at->dk, at->ds, at->q_turned, args->d, keys, queries, add);
+        add = true;
+    }
+    if (!add) {
+        memset(at->dk, 0, (size_t)(problem->block * round_lanes(args->d)) * sizeof(PvReal));
+        memset(at->dv, 0, (size_t)(problem->block * round_lanes(args->e)) * sizeof(PvReal));
+    }
+    grad_store_keys(problem->dk + m0 * grad->dk_n, grad->dk_n, grad->dk_d, at->dk, problem->block,
+                    keys, args->d);
+    grad_store_keys(problem->dv + m0 * grad->dv_n, grad->dv_n, grad->dv_d, at->dv, problem->block,
+                    keys, args->e);
+}
+
+static void grad_store_queries(const GradProblem *problem)
+{
+    const AttentionArgs *args = problem->f.args;
+    const AttentionGradArgs *grad = problem->args;
+    for (int64_t n0 = 0; n0 < args->n; n0 += PV_LANES) {
+        PvReal *dq = problem->at.dq + n0 * round_rows(args->d);
+        int64_t queries = pv_least(args->n - n0, PV_LANES);
+        PvReal *to = problem->dq + n0 * grad->dq_n;
+        for (int64_t i = 0; i < args->d * PV_LANES; i++)
+            dq[i] *= problem->f.scale;
+        if (grad->dq_d == 1) {
+            store_transposed(to, grad->dq_n, dq, PV_LANES, args->d, queries);
+            continue;
+        }
+        for (int64_t i = 0; i < args->d; i++) {
+            for (int64_t j = 0; j < queries; j++)
+                to[i * grad->dq_d + j * grad->dq_n] = dq[i * PV_LANES + j];
+        }
+    }
+}
+
+void pv_attention_grad(const PvRun *run, const int64_t *raw)
+{
+    const AttentionGradArgs *grad = (const AttentionGradArgs *)raw;
+    const AttentionArgs *args = &grad->f;
+    int64_t problems = args->batch0 * args->batch1;
+#pragma omp parallel for schedule(dynamic) num_threads(run->threads) if (problems > 1)
+    for (int64_t task = 0; task < problems; task++) {
+        int64_t i0 = task / args->batch1, i1 = task % args->batch1;
+        GradProblem problem = {
+            .f = problem_of(args, task),
+            .args = grad,
+            .d_o = (const PvReal *)grad->d_o + i0 * args->o0 + i1 * args->o1,
+            .dq = (PvReal *)grad->dq + i0 * grad->dq0 + i1 * grad->dq1,
+            .dk = (PvReal *)grad->dk + i0 * grad->dk0 + i1 * grad->dk1,
+            .dv = (PvReal *)grad->dv + i0 * grad->dv0 + i1 * grad->dv1,
+            .block = key_block(args->m, PV_GRAD_KEYS),
+        };
+        grad_scratch(&problem, pv_thread_scratch(run));
+        grad_delta(&problem);
+        for (int64_t m0 = 0; m0 < args->m; m0 += problem.block)
+            grad_block(&problem, m0, pv_least(problem.block, args->m - m0));
+        grad_store_queries(&problem);
+    }
+}

@@ -1,0 +1,214 @@
+// link: pvdm_kernels32
+// Attention of the CPU kernel library, forward and backward, against plain loops in double.
+#include "tests/unit/kernel_check.h"
+
+typedef struct {
+    int64_t batch0, batch1, n, m, d, e;
+    bool turned;                     // [d, n] instead of [n, d]
+    int mask;                        // 0 none, 1 [n, m], 2 the same for all n
+    bool causal;
+} AttentionCase;
+
+// Strides of an operand [batch0, batch1, n, d] with gaps; turned: n is the dense axis.
+static void strides(int64_t n, int64_t d, bool turned, int64_t batch1, int64_t *s0, int64_t *s1,
+                    int64_t *s_n, int64_t *s_d, int64_t *count, int64_t batch0)
+{
+    *s_n = turned ? 1 : d + 3;
+    *s_d = turned ? n + 2 : 1;
+    *s1 = turned ? (n + 2) * d : (d + 3) * n;
+    *s0 = *s1 * batch1 + 5;
+    *count = *s0 * batch0;
+}
+
+static double dot(const PvReal *x, int64_t x_step, const PvReal *y, int64_t y_step, int64_t count)
+{
+    double sum = 0;
+    for (int64_t i = 0; i < count; i++)
+        sum += (double)x[i * x_step] * (double)y[i * y_step];
+    return sum;
+}
+
+typedef struct {
+    const PvReal *q, *k, *v, *mask, *o, *d_o;
+    double *p;                       // [n, m]
+    double *o_out, *lse_out, *dq, *dk, *dv;
+} Expect;
+
+// p = softmax of the scores of one problem, o and lse
+static void expect_forward(const AttentionArgs *args, const Expect *at)
+{
+    for (int64_t i = 0; i < args->n; i++) {
+        double *p = at->p + i * args->m, most = -INFINITY, sum = 0;
+        for (int64_t j = 0; j < args->m; j++) {
+            double scale;
+            memcpy(&scale, &args->scale, sizeof scale);
+            p[j] = scale * dot(at->q + i * args->q_n, args->q_d, at->k + j * args->k_n, args->k_d,
+                               args->d);
+            if (at->mask)
+                p[j] += (double)at->mask[i * args->mask_n + j * args->mask_m];
+            if (args->causal && j > i)
+                p[j] = -INFINITY;
+            most = fmax(most, p[j]);
+        }
+        for (int64_t j = 0; j < args->m; j++)
+            sum += p[j] = exp(p[j] - most);
+        for (int64_t j = 0; j < args->m; j++)
+            p[j] /= sum;
+        *(at->lse_out + i) = most + log(sum);
+        for (int64_t l = 0; l < args->e; l++) {
+            double value = 0;
+            for (int64_t j = 0; j < args->m; j++)
+                value += p[j] * (double)at->v[j * args->v_n + l * args->v_d];
+            at->o_out[i * args->o_n + l * args->o_d] = value;
+        }
+    }
+}
+
+static void expect_backward(const AttentionGradArgs *grad, const Expect *at)
+{
+    const AttentionArgs *args = &grad->f;
+    double scale;
+    memcpy(&scale, &args->scale, sizeof scale);
+    for (int64_t i = 0; i < args->n; i++) {
+        for (int64_t l = 0; l < args->d; l++)
+            at->dq[i * grad->dq_n + l * grad->dq_d] = 0;
+    }
+    for (int64_t j = 0; j < args->m; j++) {
+        for (int64_t l = 0; l < args->d; l++)
+            at->dk[j * grad->dk_n + l * grad->dk_d] = 0;
+        for (int64_t l = 0; l < args->e; l++)
+            at->dv[j * grad->dv_n + l * grad->dv_d] = 0;
+    }
+    for (int64_t i = 0; i < args->n; i++) {
+        const PvReal *d_o = at->d_o + i * args->o_n;
+        double delta = dot(d_o, args->o_d, at->o + i * args->o_n, args->o_d, args->e);
+        for (int64_t j = 0; j < args->m; j++) {
+            double p = at->p[i * args->m + j];
+            double dp = dot(d_o, args->o_d, at->v + j * args->v_n, args->v_d, args->e);
+            double ds = p * (dp - delta) * scale;
+            for (int64_t l = 0; l < args->e; l++)
+                at->dv[j * grad->dv_n + l * grad->dv_d] += p * (double)d_o[l * args->o_d];
+            for (int64_t l = 0; l < args->d; l++) {
+                at->dq[i * grad->dq_n + l * grad->dq_d] +=
+                    ds * (double)at->k[j * args->k_n + l * args->k_d];
+                at->dk[j * grad->dk_n + l * grad->dk_d] +=
+                    ds * (double)at->q[i * args->q_n + l * args->q_d];
+            }
+        }
+    }
+}
+
+static void check_attention(AttentionCase test)
+{
+    int64_t q_count, k_count, v_count, o_count;
+    AttentionGradArgs grad = {.f = {.batch0 = test.batch0, .batch1 = test.batch1, .n = test.n,
+                                    .m = test.m, .d = test.d, .e = test.e, .causal = test.causal,
+                                    .scale = real_bits(1.3)}};
+    AttentionArgs *args = &grad.f;
+    strides(test.n, test.d, test.turned, test.batch1, &args->q0, &args->q1, &args->q_n, &args->q_d,
+            &q_count, test.batch0);
+    strides(test.m, test.d, test.turned, test.batch1, &args->k0, &args->k1, &args->k_n, &args->k_d,
+            &k_count, test.batch0);
+    strides(test.m, test.e, test.turned, test.batch1, &args->v0, &args->v1, &args->v_n, &args->v_d,
+            &v_count, test.batch0);
+    strides(test.n, test.e, test.turned, test.batch1, &args->o0, &args->o1, &args->o_n, &args->o_d,
+            &o_count, test.batch0);
+    args->q = (int64_t)random_array(q_count);
+    args->k = (int64_t)random_array(k_count);
+    args->v = (int64_t)random_array(v_count);
+    if (test.mask) {
+        args->mask_m = 1;
+        args->mask_n = test.mask == 1 ? test.m : 0;
+        args->mask1 = test.mask == 1 ? test.n * test.m : 0;
+        args->mask0 = test.mask == 1 ? args->mask1 * test.batch1 : test.m;
+        args->mask = (int64_t)random_array(test.batch0 * test.batch1 * test.n * test.m);
+    }
+    int64_t problems = test.batch0 * test.batch1;
+    Output outs[2] = {output(o_count), output(problems * test.n)};
+    args->o = (int64_t)outs[0].data;
+    args->lse = (int64_t)outs[1].data;
+
+    memcpy(&grad.dq0, (int64_t[]){args->q0, args->q1, args->q_n, args->q_d, args->k0, args->k1,
+                                  args->k_n, args->k_d, args->v0, args->v1, args->v_n, args->v_d},
+           12 * sizeof(int64_t));
+    Output grads[3] = {output(q_count), output(k_count), output(v_count)};
+    PvReal *d_o = random_array(o_count);
+    grad.d_o = (int64_t)d_o;
+    grad.dq = (int64_t)grads[0].data;
+    grad.dk = (int64_t)grads[1].data;
+    grad.dv = (int64_t)grads[2].data;
+
+    char name[120];
+    snprintf(name, sizeof name, "attention %lld x %lld, n %lld m %lld d %lld e %lld, turned %d",
+             (long long)test.batch0, (long long)test.batch1, (long long)test.n, (long long)test.m,
+             (long long)test.d, (long long)test.e, test.turned);
+    double *p = hold((size_t)(problems * test.n * test.m) * sizeof(double));
+    Expect all[64];
+    assert_true(problems <= 64);
+    for (int64_t i = 0; i < problems; i++) {
+        int64_t i0 = i / test.batch1, i1 = i % test.batch1;
+        int64_t q = i0 * args->q0 + i1 * args->q1, k = i0 * args->k0 + i1 * args->k1;
+        int64_t v = i0 * args->v0 + i1 * args->v1, o = i0 * args->o0 + i1 * args->o1;
+        all[i] = (Expect){
+            .q = (const PvReal *)args->q + q, .k = (const PvReal *)args->k + k,
+            .v = (const PvReal *)args->v + v,
+            .mask = test.mask ? (const PvReal *)args->mask + i0 * args->mask0 + i1 * args->mask1
+                              : NULL,
+            .o = outs[0].data + o, .d_o = d_o + o, .p = p + i * test.n * test.m,
+            .o_out = outs[0].expected + o, .lse_out = outs[1].expected + i * test.n,
+            .dq = grads[0].expected + q, .dk = grads[1].expected + k, .dv = grads[2].expected + v,
+        };
+        expect_forward(args, &all[i]);
+    }
+    check(name, pv_attention, args, pv_attention_scratch(args, sizeof(PvReal)), outs, 2, 100);
+    for (int64_t i = 0; i < problems; i++)
+        expect_backward(&grad, &all[i]);
+    check(name, pv_attention_grad, &grad, pv_attention_grad_scratch(&grad, sizeof(PvReal)), grads,
+          3, 400);
+    release();
+}
+
+static void test_attention_sizes(void **state)
+{
+    (void)state;
+    const int64_t sizes[] = {1, 2, 12, 16, 17, 31, 33, 64, 100};
+    const int count = sizeof sizes / sizeof *sizes;
+    for (int i = 0; i < count; i++) {
+        for (int j = 0; j < count; j++) {
+            for (int turned = 0; turned < 2; turned++)
+                check_attention((AttentionCase){1, 2, sizes[i], sizes[j], 16 + i, 16 + j, turned,
+                                                0, false});
+        }
+    }
+}
+
+static void test_attention_blocks(void **state)
+{
+    (void)state;
+    for (int turned = 0; turned < 2; turned++) {
+        check_attention((AttentionCase){1, 1, 600, 300, 48, 48, turned, 0, false});
+        check_attention((AttentionCase){1, 3, 128, 550, 64, 20, turned, 1, false});
+        check_attention((AttentionCase){2, 2, 300, 300, 20, 40, turned, 2, false});
+    }
+}
+
+static void test_attention_causal(void **state)
+{
+    (void)state;
+    for (int turned = 0; turned < 2; turned++) {
+        check_attention((AttentionCase){1, 2, 17, 17, 16, 16, turned, 0, true});
+        check_attention((AttentionCase){2, 1, 300, 300, 16, 16, turned, 0, true});
+        check_attention((AttentionCase){2, 1, 40, 300, 16, 16, turned, 1, true});
+        check_attention((AttentionCase){2, 1, 300, 40, 16, 16, turned, 0, true});
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_attention_sizes),
+        cmocka_unit_test(test_attention_blocks),
+        cmocka_unit_test(test_attention_causal),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
