@@ -9,17 +9,23 @@
 
 // ---- lists ----
 
+// A copy of `count` elements with room for `wanted`.
+static void *enlarge(Parser *parser, const void *items, uint32_t count, uint32_t wanted,
+                     size_t size)
+{
+    void *more = arena_alloc(parser->arena, wanted * size);
+    if (count > 0)
+        memcpy(more, items, count * size);
+    return more;
+}
+
 NodeList *ast_append(Parser *parser, NodeList *list, Ast *node)
 {
     if (!list)
         list = arena_alloc(parser->arena, sizeof *list);
     if (list->count == list->capacity) {
-        uint32_t wanted = list->capacity ? 2 * list->capacity : 4;
-        Ast **more = arena_alloc(parser->arena, wanted * sizeof *more);
-        if (list->count > 0)
-            memcpy(more, list->at, list->count * sizeof *more);
-        list->at = more;
-        list->capacity = wanted;
+        list->capacity = list->capacity ? 2 * list->capacity : 4;
+        list->at = enlarge(parser, list->at, list->count, list->capacity, sizeof(void *));
     }
     list->at[list->count++] = node;
     return list;
@@ -31,14 +37,8 @@ NameList *ast_append_name(Parser *parser, NameList *names, const char *text, Spa
         names = arena_alloc(parser->arena, sizeof *names);
     if (names->count == names->capacity) {
         uint32_t wanted = names->capacity ? 2 * names->capacity : 4;
-        const char **at = arena_alloc(parser->arena, wanted * sizeof *at);
-        Span *spans = arena_alloc(parser->arena, wanted * sizeof *spans);
-        if (names->count > 0) {
-            memcpy(at, names->at, names->count * sizeof *at);
-            memcpy(spans, names->spans, names->count * sizeof *spans);
-        }
-        names->at = at;
-        names->spans = spans;
+        names->at = enlarge(parser, names->at, names->count, wanted, sizeof(const char *));
+        names->spans = enlarge(parser, names->spans, names->count, wanted, sizeof(Span));
         names->capacity = wanted;
     }
     names->at[names->count] = text;
