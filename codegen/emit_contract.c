@@ -158,11 +158,9 @@ static bool is_unit(Dim stride)
     return stride.n == 1 && !stride.batch;
 }
 
-static bool one_is_unit(Dim size_x, Dim x, Dim size_y, Dim y)
+static bool one_is_unit(Dim x, Dim y)
 {
-    bool good = x.n > 0 && y.n > 0;
-    return good && ((is_unit(x) && !dim_is_one(size_x)) || (is_unit(y) && !dim_is_one(size_y)) ||
-                    (dim_is_one(size_x) && dim_is_one(size_y)));
+    return x.n > 0 && y.n > 0 && (is_unit(x) || is_unit(y));
 }
 
 // The axes as a product of matrices; false if pv_gemm does not take them.
@@ -233,8 +231,7 @@ static bool fit_product(const Axes *from, Product *p)
         p->b_k = is_unit(p->b_n) ? p->n : one;
     if (!m)
         p->c_m = p->n;
-    return one_is_unit(p->m, p->a_m, p->k, p->a_k) && one_is_unit(p->k, p->b_k, p->n, p->b_n) &&
-           p->c_m.n > 0;
+    return one_is_unit(p->a_m, p->a_k) && one_is_unit(p->b_k, p->b_n) && p->c_m.n > 0;
 }
 
 // ---- operands ----

@@ -1,0 +1,561 @@
+// The C text of an executable: tables that describe the model, functions for step values, samplers,
+// and the emitted kernels.
+//
+// Tables that hold names are C initialisers. Launches and arguments, which are many and hold only
+// numbers, go into the data section with the constant tables, as the very bytes of PvLaunch and
+// PvArg (pvdmc and the executable share pvdm.h and the machine); the C compiler then takes no longer
+// for a large model than for a small one. Kernels are spread over several files, compiled at once.
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "codegen/codegen.h"
+
+enum { KERNELS_A_FILE = 32, MAX_KERNEL_FILES = 8 };
+
+static void write_string(FILE *out, const char *text)
+{
+    if (!text) {
+        fputs("0", out);
+        return;
+    }
+    fputc('"', out);
+    for (; *text; text++) {
+        unsigned char c = (unsigned char)*text;
+        if (c == '"' || c == '\\')
+            fprintf(out, "\\%c", c);
+        else if (c < 32 || c >= 127 || c == '?')
+            fprintf(out, "\\%03o", c);
+        else
+            fputc(c, out);
+    }
+    fputc('"', out);
+}
+
+static int machine_dtype(const Module *module, DType dtype)
+{
+    return (int)(dtype_is_float(dtype) ? module->real : dtype);
+}
+
+static void write_type(FILE *out, const Module *module, const Type *type)
+{
+    unsigned batch = 0;
+    for (uint32_t i = 0; i < type->rank; i++)
+        batch |= (unsigned)type->dim[i].batch << i;
+    fprintf(out, "{%d, %u, %u, {", machine_dtype(module, type->dtype), type->rank, batch);
+    for (uint32_t i = 0; i < type->rank; i++)
+        fprintf(out, "%s%lld", i ? ", " : "", (long long)type->dim[i].n);
+    fprintf(out, "%s}}", type->rank ? "" : "0");
+}
+
+static void write_scalar(FILE *out, DType dtype, double value)
+{
+    if (dtype_is_float(dtype))
+        fprintf(out, "{.f = %.17g}", value);
+    else
+        fprintf(out, "{.i = %lld}", (long long)value);
+}
+
+static void write_names(FILE *out, const char *name, const char *const *names, uint32_t count)
+{
+    fprintf(out, "static const char *const %s[] = {", name);
+    for (uint32_t i = 0; i < count; i++) {
+        fputs(i % 4 == 0 ? "\n    " : " ", out);
+        write_string(out, names[i]);
+        fputc(',', out);
+    }
+    fprintf(out, "%s\n};\n", count ? "" : "0");
+}
+
+static void write_numbers(FILE *out, const char *name, const uint32_t *numbers, uint32_t count)
+{
+    fprintf(out, "static const uint32_t %s[] = {", name);
+    for (uint32_t i = 0; i < count; i++)
+        fprintf(out, "%s%u,", i % 16 ? " " : "\n    ", numbers[i]);
+    fprintf(out, "%s};\n", count ? "\n" : "0");
+}
+
+// ---- parameters, options, instances ----
+
+static int64_t count_elements(const Type *type)
+{
+    Dim count = {0, 0};
+    type_count(type, &count);
+    return count.n;
+}
+
+static void write_params(const Codegen *cg, FILE *out)
+{
+    const Module *module = cg->module;
+    fprintf(out, "static const PvParam params[] = {\n");
+    for (uint32_t i = 0; i < module->param_count; i++) {
+        const Param *param = &module->params[i];
+        fprintf(out, "    {");
+        write_string(out, param->name);
+        fprintf(out, ", %u, ", param->instance);
+        write_type(out, module, &param->type);
+        fprintf(out, ", %lld, %lld, %d, %d, %.17g, %.17g},\n", (long long)cg->param_offset[i],
+                (long long)count_elements(&param->type), param->buffer, (int)param->init,
+                param->init_a, param->init_b);
+    }
+    fprintf(out, "%s};\n", module->param_count ? "" : "    {0}\n");
+    for (uint32_t i = 0; i < module->instance_count; i++) {
+        char name[32];
+        snprintf(name, sizeof name, "ignored_%u", i);
+        write_names(out, name, module->instances[i].ignored, module->instances[i].ignored_count);
+    }
+    fprintf(out, "static const PvInstance instances[] = {\n");
+    for (uint32_t i = 0; i < module->instance_count; i++) {
+        const Instance *instance = &module->instances[i];
+        uint32_t end = instance->first + instance->count;
+        int64_t from = instance->count ? cg->param_offset[instance->first] : 0;
+        int64_t to = end < module->param_count ? cg->param_offset[end] : cg->param_bytes;
+        fprintf(out, "    {");
+        write_string(out, instance->name);
+        fprintf(out, ", %u, %u, %lld, %lld, ignored_%u, %u},\n", instance->first, instance->count,
+                (long long)from, (long long)(instance->count ? to - from : 0), i,
+                instance->ignored_count);
+    }
+    fprintf(out, "%s};\n", module->instance_count ? "" : "    {0}\n");
+}
+
+static void write_options(const Codegen *cg, FILE *out)
+{
+    const Module *module = cg->module;
+    fprintf(out, "static const PvOption options[] = {\n");
+    for (uint32_t i = 0; i < module->option_count; i++) {
+        const Option *option = &module->options[i];
+        uint32_t count = option->count ? option->count : 1;
+        fprintf(out, "    {");
+        write_string(out, option->name);
+        fprintf(out, ", ");
+        write_string(out, option->stage);
+        fprintf(out, ", %d, %d, %u, %u, {", machine_dtype(module, option->dtype), option->is_list,
+                count, cg->option_slot[i]);
+        for (uint32_t k = 0; k < count; k++) {
+            fputs(k ? ", " : "", out);
+            write_scalar(out, option->dtype, option->value[k]);
+        }
+        fprintf(out, "}, ");
+        write_type(out, module, &option->type);
+        fprintf(out, "},\n");
+    }
+    fprintf(out, "%s};\n", module->option_count ? "" : "    {0}\n");
+}
+
+// ---- plans ----
+
+// "unet.model:20 unet.out.2": the base name of the file, the line, the path.
+static const char *origin_text(const Codegen *cg, NodeId node)
+{
+    const Origin *origin = node ? graph_origin(cg->module->graph, node) : NULL;
+    if (!origin || (!origin->span.file && !origin->path))
+        return "";
+    if (!origin->span.file || !cg->sources)
+        return origin->path ? origin->path : "";
+    const SourceFile *file = sources_get(cg->sources, origin->span.file);
+    uint32_t line = 1;
+    for (uint32_t i = 0; i < origin->span.begin && i < file->size; i++)
+        line += file->text[i] == '\n';
+    const char *slash = strrchr(file->path, '/');
+    return intern(arena_printf(cg->arena, "%s:%u%s%s", slash ? slash + 1 : file->path, line,
+                               origin->path ? " " : "", origin->path ? origin->path : ""));
+}
+
+typedef struct {
+    Codegen *cg;
+    FILE *out;
+    const char **texts;        // origins, each once
+    uint32_t count;
+    size_t capacity;
+    uint32_t *by_node;         // origin + 1 of a node
+    uint32_t *table;           // by hash of the interned pointer's text
+    uint32_t table_size;
+    const char **scalar_texts; // bodies of `scalars` functions, each once
+    uint32_t scalar_count;
+    size_t scalar_capacity;
+} Writer;
+
+static uint32_t find_origin(Writer *writer, NodeId node)
+{
+    if (writer->by_node[node])
+        return writer->by_node[node] - 1;
+    const char *text = origin_text(writer->cg, node);
+    uint32_t mask = writer->table_size - 1;
+    uint32_t at = (uint32_t)hash_bytes(text, strlen(text)) & mask;
+    while (writer->table[at] && strcmp(writer->texts[writer->table[at] - 1], text) != 0)
+        at = (at + 1) & mask;
+    if (!writer->table[at]) {
+        writer->texts =
+            grow_array(writer->texts, &writer->capacity, writer->count, sizeof *writer->texts);
+        writer->texts[writer->count++] = text;
+        writer->table[at] = writer->count;
+        if (2 * writer->count > writer->table_size)
+            bug("more origins than nodes");
+    }
+    writer->by_node[node] = writer->table[at];
+    return writer->table[at] - 1;
+}
+
+static size_t store_launches(Writer *writer, const Work *work)
+{
+    PvLaunch *launches = calloc((size_t)work->launch_count + 1, sizeof *launches);
+    if (!launches)
+        bug("out of memory");
+    for (uint32_t i = 0; i < work->launch_count; i++) {
+        const PlanLaunch *from = &work->launches[i];
+        launches[i].kernel = from->kernel;
+        launches[i].arg = from->arg;
+        launches[i].arg_count = (uint16_t)from->arg_count;
+        launches[i].origin = find_origin(writer, from->origin);
+        launches[i].flops_fixed = from->flops_fixed;
+        launches[i].flops_batch = from->flops_batch;
+    }
+    size_t offset = data_add(writer->cg, launches, work->launch_count * sizeof *launches);
+    free(launches);
+    return offset;
+}
+
+static size_t store_args(Writer *writer, const Work *work)
+{
+    PvArg *args = malloc(((size_t)work->arg_count + 1) * sizeof *args);
+    if (!args)
+        bug("out of memory");
+    for (uint32_t i = 0; i < work->arg_count; i++) {
+        PvArg resolved = resolve_arg(work, &work->args[i]);
+        memcpy(&args[i], &resolved, sizeof resolved);
+    }
+    size_t offset = data_add(writer->cg, args, work->arg_count * sizeof *args);
+    free(args);
+    return offset;
+}
+
+// The body of the function that computes a plan's step values.
+static char *scalars_text(Codegen *cg, const Work *work)
+{
+    char *text = NULL;
+    size_t size = 0;
+    FILE *out = open_memstream(&text, &size);
+    StepScope scope = {.cg = cg, .out = out, .indent = 4};
+    for (uint32_t i = 0; i < work->scalar_count; i++) {
+        write_step(&scope, work->scalars[i]);
+        bool real = dtype_is_float(val_type(cg->module->graph, work->scalars[i])->dtype);
+        fprintf(out, "    pv_set_%s(&out[%u], v%u);\n", real ? "real" : "int", i,
+                val_node(work->scalars[i]));
+    }
+    fclose(out);
+    free(scope.known);
+    return text;
+}
+
+static uint32_t find_scalars(Writer *writer, const Work *work)
+{
+    char *text = scalars_text(writer->cg, work);
+    uint32_t i = 0;
+    while (i < writer->scalar_count && strcmp(writer->scalar_texts[i], text) != 0)
+        i++;
+    if (i == writer->scalar_count) {
+        writer->scalar_texts = grow_array(writer->scalar_texts, &writer->scalar_capacity, i,
+                                          sizeof *writer->scalar_texts);
+        writer->scalar_texts[writer->scalar_count++] = arena_printf(writer->cg->arena, "%s", text);
+        fprintf(writer->out,
+                "static void scalars_%u(const PvStep *step, PvScalar *out)\n{\n"
+                "    (void)step;\n    (void)out;\n%s}\n", i, text);
+    }
+    free(text);
+    return i;
+}
+
+static void write_taps(Writer *writer, const Work *work, uint32_t number)
+{
+    if (!work->tap_count)
+        return;
+    fprintf(writer->out, "static const PvTap taps_%u[] = {\n", number);
+    for (uint32_t i = 0; i < work->tap_count; i++) {
+        const PlanTap *tap = &work->tap_list[i];
+        PvArg at = resolve_arg(work, &tap->at);
+        fprintf(writer->out, "    {");
+        write_string(writer->out, tap->name);
+        fprintf(writer->out, ", ");
+        write_type(writer->out, writer->cg->module, tap->type);
+        fprintf(writer->out, ", {%lld, %lld, %d}, %d},\n", (long long)at.a, (long long)at.c, at.space,
+                tap->launch);
+    }
+    fprintf(writer->out, "};\n");
+}
+
+typedef struct {
+    size_t launches, args;
+    uint32_t scalars;
+} PlanText;
+
+// What a plan needs before the tables of plans.
+static PlanText write_plan_parts(Writer *writer, const Work *work, uint32_t number)
+{
+    PlanText text = {store_launches(writer, work), store_args(writer, work),
+                     find_scalars(writer, work)};
+    char name[32];
+    write_taps(writer, work, number);
+    snprintf(name, sizeof name, "streams_%u", number);
+    write_numbers(writer->out, name, work->streams, work->stream_count);
+    snprintf(name, sizeof name, "grads_%u", number);
+    write_numbers(writer->out, name, work->grads, work->grad_count);
+    snprintf(name, sizeof name, "reads_%u", number);
+    write_numbers(writer->out, name, work->instances, work->instance_count);
+    return text;
+}
+
+static void write_plan(Writer *writer, const Work *work, uint32_t number, const PlanText *text)
+{
+    fprintf(writer->out,
+            "    {(const PvLaunch *)(const void *)(pv_data + %zu), %u,\n"
+            "     (const PvArg *)(const void *)(pv_data + %zu), %u,\n"
+            "     %lld, %lld, %lld, %lld, %lld, %u, scalars_%u,\n",
+            text->launches, work->launch_count, text->args, work->arg_count,
+            (long long)work->arena_fixed, (long long)work->arena_batch,
+            (long long)work->live_fixed, (long long)work->live_batch, (long long)work->scratch,
+            work->scalar_count, text->scalars);
+    if (work->tap_count)
+        fprintf(writer->out, "     taps_%u, %u, ", number, work->tap_count);
+    else
+        fprintf(writer->out, "     0, 0, ");
+    fprintf(writer->out, "streams_%u, %u, grads_%u, %u, reads_%u, %u},\n", number,
+            work->stream_count, number, work->grad_count, number, work->instance_count);
+}
+
+static void write_plans(Writer *writer)
+{
+    Codegen *cg = writer->cg;
+    PlanText *texts = calloc(cg->plan_count + 1, sizeof *texts);
+    if (!texts)
+        bug("out of memory");
+    for (uint32_t i = 0; i < cg->plan_count; i++)
+        texts[i] = write_plan_parts(writer, cg->plans[i], i);
+    fprintf(writer->out, "static const PvPlan plans[] = {\n");
+    for (uint32_t i = 0; i < cg->plan_count; i++)
+        write_plan(writer, cg->plans[i], i, &texts[i]);
+    fprintf(writer->out, "%s};\n", cg->plan_count ? "" : "    {0}\n");
+    free(texts);
+}
+
+// ---- entries ----
+
+static void write_entry_parts(Writer *writer, uint32_t number)
+{
+    const Codegen *cg = writer->cg;
+    const Entry *entry = &cg->module->entries[number];
+    FILE *out = writer->out;
+    fprintf(out, "static const PvInput inputs_%u[] = {\n", number);
+    for (uint32_t i = 0; i < entry->input_count; i++) {
+        fprintf(out, "    {");
+        write_string(out, entry->inputs[i].name);
+        fprintf(out, ", ");
+        write_type(out, cg->module, &entry->inputs[i].type);
+        fprintf(out, ", %d},\n", entry->inputs[i].optional);
+    }
+    fprintf(out, "%s};\nstatic const PvOutput outputs_%u[] = {\n",
+            entry->input_count ? "" : "    {0}\n", number);
+    const struct EntryOutputs *all = &cg->outputs[number];
+    for (uint32_t i = 0; i < all->count; i++) {
+        static const char *const kinds[] = {
+            [OUT_NAMED] = "PV_OUT_NAMED", [OUT_GRAD_INPUT] = "PV_OUT_GRAD_INPUT",
+            [OUT_REPORT] = "PV_OUT_REPORT", [OUT_SETTING] = "PV_OUT_SETTING"};
+        fprintf(out, "    {%s, ", kinds[all->at[i].kind]);
+        write_string(out, all->at[i].name);
+        fprintf(out, ", ");
+        write_type(out, cg->module, val_type(cg->module->graph, all->at[i].val));
+        fprintf(out, "},\n");
+    }
+    fprintf(out, "%s};\n", all->count ? "" : "    {0}\n");
+    emit_select(writer->cg, out, number);
+}
+
+static void write_entries(Writer *writer)
+{
+    const Codegen *cg = writer->cg;
+    const Module *module = cg->module;
+    FILE *out = writer->out;
+    for (uint32_t i = 0; i < module->entry_count; i++)
+        write_entry_parts(writer, i);
+    fprintf(out, "static const PvEntry entries[] = {\n");
+    for (uint32_t i = 0; i < module->entry_count; i++) {
+        const Entry *entry = &module->entries[i];
+        static const char *const kinds[] = {
+            [ENTRY_PROGRAM] = "PV_PROGRAM", [ENTRY_GRAD] = "PV_GRAD_OF",
+            [ENTRY_MINIMIZE] = "PV_MINIMIZE", [ENTRY_CALL] = "PV_CALL"};
+        fprintf(out, "    {%s, ", kinds[entry->kind]);
+        write_string(out, entry->kind == ENTRY_GRAD ? module->entries[entry->program].name
+                                                    : entry->name);
+        fprintf(out, ", inputs_%u, %u, outputs_%u, %u, plans + %u, ", i, entry->input_count, i,
+                cg->outputs[i].count, cg->fused_first[i]);
+        if (cg->plain_first[i] == UINT32_MAX)
+            fprintf(out, "0");
+        else
+            fprintf(out, "plans + %u", cg->plain_first[i]);
+        fprintf(out, ", %u, select_%u},\n", entry->variant_count, i);
+    }
+    fprintf(out, "%s};\n", module->entry_count ? "" : "    {0}\n");
+}
+
+static void write_stages(const Codegen *cg, FILE *out)
+{
+    const Module *module = cg->module;
+    for (uint32_t i = 0; i < module->stage_count; i++) {
+        const Stage *stage = &module->stages[i];
+        for (uint32_t k = 0; k < stage->minimize_count; k++) {
+            char name[48];
+            snprintf(name, sizeof name, "moved_%u_%u", i, k);
+            write_numbers(out, name, stage->minimize[k].instances,
+                          stage->minimize[k].instance_count);
+        }
+        fprintf(out, "static const PvMinimize minimize_%u[] = {\n", i);
+        for (uint32_t k = 0; k < stage->minimize_count; k++) {
+            const Minimize *minimize = &stage->minimize[k];
+            fprintf(out, "    {%u, %uu, ", minimize->entry, minimize->replay);
+            write_string(out, minimize->optimizer);
+            fprintf(out, ", moved_%u_%u, %u, %lld, %lld, %d},\n", i, k, minimize->instance_count,
+                    (long long)minimize->accumulate, (long long)minimize->ema_every,
+                    minimize->clip);
+        }
+        fprintf(out, "%s};\n", stage->minimize_count ? "" : "    {0}\n");
+    }
+    fprintf(out, "static const PvStage stages[] = {\n");
+    for (uint32_t i = 0; i < module->stage_count; i++) {
+        const Stage *stage = &module->stages[i];
+        fprintf(out, "    {");
+        write_string(out, stage->name);
+        fprintf(out, ", ");
+        write_string(out, stage->has_data ? stage->source : NULL);
+        fprintf(out, ", %d, %u, %u, %u, ", stage->pad, stage->frames, stage->height, stage->width);
+        write_string(out, stage->data_name);
+        fprintf(out, ", ");
+        write_type(out, module, &stage->data_type);
+        fprintf(out, ", minimize_%u, %u},\n", i, stage->minimize_count);
+    }
+    fprintf(out, "%s};\n", module->stage_count ? "" : "    {0}\n");
+}
+
+// ---- the model ----
+
+static void write_prologue(FILE *out)
+{
+    fputs("#include \"codegen/cpu/kernels.h\"\n#include \"codegen/cpu/pv_math.h\"\n"
+          "#include <string.h>\n\nextern const char pv_data[];\n\n"
+          "static inline void pv_set_real(PvScalar *at, PvReal value)\n{\n"
+          "    memcpy(at, &value, sizeof value);\n}\n\n"
+          "static inline void pv_set_int(PvScalar *at, int64_t value)\n{\n    at->i = value;\n}\n\n",
+          out);
+}
+
+static void write_model(Writer *writer)
+{
+    const Codegen *cg = writer->cg;
+    const Module *module = cg->module;
+    FILE *out = writer->out;
+    for (uint32_t i = 0; i < cg->kernel_count; i++)
+        if (cg->kernels[i].text)
+            fprintf(out, "void %s(const PvRun *run, const int64_t *args);\n", cg->kernels[i].symbol);
+    fprintf(out, "static const PvKernel kernels[] = {\n");
+    for (uint32_t i = 0; i < cg->kernel_count; i++)
+        fprintf(out, "    {\"%s\", %s},\n", cg->kernels[i].name, cg->kernels[i].symbol);
+    fprintf(out, "%s};\n", cg->kernel_count ? "" : "    {0}\n");
+    write_names(out, "origins", writer->texts, writer->count);
+    write_names(out, "constants", module->constants, module->constant_count);
+    write_names(out, "streams", module->streams, module->stream_count);
+    fprintf(out, "const PvModel pv_model = {\n    ");
+    write_string(out, module->name);
+    fprintf(out, ", %d, constants, %u, params, %u, %lld,\n", (int)module->real,
+            module->constant_count, module->param_count, (long long)cg->param_bytes);
+    fprintf(out, "    instances, %u, options, %u, %u, streams, %u,\n", module->instance_count,
+            module->option_count, cg->option_slots, module->stream_count);
+    fprintf(out, "    entries, %u, stages, %u, samplers, %u,\n", module->entry_count,
+            module->stage_count, module->sampler_count);
+    fprintf(out, "    kernels, %u, origins, %u, pv_data, %zu, ", cg->kernel_count, writer->count,
+            cg->data_size);
+    write_string(out, cg->march);
+    fprintf(out, "\n};\n");
+}
+
+static void write_tables(Codegen *cg, FILE *out)
+{
+    uint32_t nodes = graph_count(cg->module->graph) + 1;
+    Writer writer = {.cg = cg, .out = out};
+    writer.by_node = arena_alloc(cg->arena, nodes * sizeof(uint32_t));
+    writer.table_size = 64;
+    while (writer.table_size < 2 * nodes)
+        writer.table_size *= 2;
+    writer.table = arena_alloc(cg->arena, writer.table_size * sizeof(uint32_t));
+    write_prologue(out);
+    write_params(cg, out);
+    write_options(cg, out);
+    write_plans(&writer);
+    write_entries(&writer);
+    write_stages(cg, out);
+    emit_samplers(cg, out);
+    write_model(&writer);
+    free(writer.texts);
+    free(writer.scalar_texts);
+}
+
+// Kernels number part, part + parts, ...
+static void write_kernels(const Codegen *cg, FILE *out, uint32_t part, uint32_t parts)
+{
+    fputs("#include \"codegen/cpu/kernels.h\"\n#include \"codegen/cpu/pv_math.h\"\n", out);
+    for (uint32_t i = part; i < cg->kernel_count; i += parts)
+        if (cg->kernels[i].text)
+            fprintf(out, "\nvoid %s(const PvRun *run, const int64_t *args);\n// %s\nvoid %s%s",
+                    cg->kernels[i].symbol, cg->kernels[i].name, cg->kernels[i].symbol,
+                    cg->kernels[i].text);
+}
+
+void emit_text(Codegen *cg, FILE *out)
+{
+    write_tables(cg, out);
+    write_kernels(cg, out, 0, 1);
+}
+
+static FILE *open_file(Codegen *cg, const char *folder, const char *name, CFiles *files)
+{
+    const char *path = arena_printf(cg->arena, "%s/%s", folder, name);
+    if (files)
+        files->paths[files->count++] = path;
+    return fopen(path, "w");
+}
+
+static bool close_file(FILE *file)
+{
+    bool good = !ferror(file);
+    return fclose(file) == 0 && good;
+}
+
+bool emit_files(Codegen *cg, const char *folder, CFiles *files)
+{
+    uint32_t parts = cg->kernel_count / KERNELS_A_FILE + 1;
+    parts = parts > MAX_KERNEL_FILES ? MAX_KERNEL_FILES : parts;
+    files->paths = arena_alloc(cg->arena, (parts + 2) * sizeof *files->paths);
+    for (uint32_t part = 0; part < parts; part++) {
+        char name[32];
+        snprintf(name, sizeof name, "kernels_%u.c", part);
+        FILE *out = open_file(cg, folder, name, files);
+        if (!out)
+            return false;
+        write_kernels(cg, out, part, parts);
+        if (!close_file(out))
+            return false;
+    }
+    FILE *out = open_file(cg, folder, "tables.c", files);
+    if (!out)
+        return false;
+    write_tables(cg, out);
+    fprintf(out, "__asm__(\".section .rodata\\n.balign 64\\n.globl pv_data\\npv_data:\\n\"\n"
+                 "        \".incbin \\\"%s/data.bin\\\"\\n.byte 0\\n.previous\");\n", folder);
+    if (!close_file(out))
+        return false;
+    out = open_file(cg, folder, "data.bin", NULL);     // complete once the tables are written
+    if (!out)
+        return false;
+    fwrite(cg->data, 1, cg->data_size, out);
+    return close_file(out);
+}

@@ -1,0 +1,265 @@
+// From C text to an executable: runs the C compiler.
+//
+// The emitted files and the kernel library are compiled at the same time, as many processes as there
+// are processors, with the same flags; then all is linked with the runtime and the static libraries
+// that it stands on, so that the result needs libc and nothing else. Headers, kernel sources and
+// libpvdm are found beside pvdmc: in include/ and lib/. The executable replaces an older one in one
+// step, when it is complete.
+#include <dirent.h>
+#include <errno.h>
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "codegen/codegen.h"
+
+#ifndef PVDM_STATIC_LIBS
+#define PVDM_STATIC_LIBS ""
+#endif
+
+enum { MAX_WORDS = 128, MAX_JOBS = 64 };
+
+typedef struct {
+    const char *words[MAX_WORDS];
+    uint32_t count;
+} Command;
+
+typedef struct {
+    Codegen *cg;
+    const LinkOptions *options;
+    const char *home;          // folder that holds include/ and lib/
+    const char *folder;        // of temporary files
+    Command cc;                // the compiler and its fixed flags
+    const char *objects[MAX_JOBS];
+    Command jobs[MAX_JOBS];
+    uint32_t job_count;
+} Link;
+
+static void add_word(Command *command, const char *word)
+{
+    if (command->count + 1 >= MAX_WORDS)
+        bug("a command of more than %d words", MAX_WORDS);
+    command->words[command->count++] = word;
+    command->words[command->count] = NULL;
+}
+
+static void add_words(Arena *arena, Command *command, const char *text, const char *separators)
+{
+    char *copy = arena_printf(arena, "%s", text), *rest = NULL;
+    for (char *word = strtok_r(copy, separators, &rest); word; word = strtok_r(NULL, separators, &rest))
+        add_word(command, word);
+}
+
+static pid_t start(const Link *link, const Command *command)
+{
+    if (link->options->verbose) {
+        for (uint32_t i = 0; i < command->count; i++)
+            fprintf(stderr, "%s%s", i ? " " : "", command->words[i]);
+        fputc('\n', stderr);
+    }
+    fflush(NULL);
+    pid_t child = fork();
+    if (child != 0)
+        return child;
+    execvp(command->words[0], (char *const *)command->words);
+    fprintf(stderr, "pvdmc: error: cannot run '%s': %s\n", command->words[0], strerror(errno));
+    _exit(127);
+}
+
+// Waits for one child: 0, 1 (it failed), 3 (it could not start).
+static int wait_one(void)
+{
+    int status;
+    while (wait(&status) < 0)
+        if (errno != EINTR)
+            return 3;
+    if (WIFEXITED(status) && WEXITSTATUS(status) == 127)
+        return 3;
+    return WIFEXITED(status) && WEXITSTATUS(status) == 0 ? 0 : 1;
+}
+
+static int run_jobs(const Link *link)
+{
+    long processors = sysconf(_SC_NPROCESSORS_ONLN);
+    uint32_t most = processors > 1 ? (uint32_t)processors : 2, running = 0, next = 0;
+    int worst = 0;
+    while (running > 0 || (next < link->job_count && worst == 0)) {
+        if (next < link->job_count && running < most && worst == 0) {
+            if (start(link, &link->jobs[next++]) < 0)
+                worst = 3;
+            else
+                running++;
+            continue;
+        }
+        int result = wait_one();
+        running--;
+        worst = result > worst ? result : worst;
+    }
+    return worst;
+}
+
+// ---- what is compiled ----
+
+static const char *find_home(Arena *arena)
+{
+    char path[PATH_MAX];
+    ssize_t length = readlink("/proc/self/exe", path, sizeof path - 1);
+    if (length <= 0)
+        return NULL;
+    path[length] = '\0';
+    char *slash = strrchr(path, '/');
+    if (!slash)
+        return NULL;
+    *slash = '\0';
+    const char *home = arena_printf(arena, "%s", path);
+    const char *up = arena_printf(arena, "%s/..", path);
+    struct stat found;
+    if (stat(arena_printf(arena, "%s/include/runtime/pvdm.h", home), &found) == 0)
+        return home;
+    return stat(arena_printf(arena, "%s/include/runtime/pvdm.h", up), &found) == 0 ? up : NULL;
+}
+
+static void set_flags(Link *link)
+{
+    Arena *arena = link->cg->arena;
+    const char *cc = getenv("CC");
+    add_words(arena, &link->cc, cc && *cc ? cc : "cc", " ");
+    add_words(arena, &link->cc, "-std=gnu11 -O3 -fopenmp -ffp-contract=off -fno-math-errno "
+                                "-fno-trapping-math -w", " ");
+    add_word(&link->cc, arena_printf(arena, "-march=%s", link->options->march));
+    add_word(&link->cc, arena_printf(arena, "-I%s/include", link->home));
+    if (link->options->real64)
+        add_word(&link->cc, "-DPV_REAL64");
+}
+
+static void add_job(Link *link, const char *source)
+{
+    if (link->job_count == MAX_JOBS)
+        bug("more than %d C files", MAX_JOBS);
+    Command *job = &link->jobs[link->job_count];
+    *job = link->cc;
+    const char *object = arena_printf(link->cg->arena, "%s/%u.o", link->folder, link->job_count);
+    add_word(job, "-c");
+    add_word(job, source);
+    add_word(job, "-o");
+    add_word(job, object);
+    link->objects[link->job_count++] = object;
+}
+
+static int compare_names(const void *x, const void *y)
+{
+    return strcmp(*(const char *const *)x, *(const char *const *)y);
+}
+
+// The kernel library: every C file of include/codegen/cpu.
+static bool add_library(Link *link)
+{
+    const char *folder = arena_printf(link->cg->arena, "%s/include/codegen/cpu", link->home);
+    DIR *dir = opendir(folder);
+    if (!dir)
+        return false;
+    const char *names[MAX_JOBS];
+    uint32_t count = 0;
+    for (struct dirent *entry; (entry = readdir(dir)) && count < MAX_JOBS;) {
+        size_t length = strlen(entry->d_name);
+        if (length > 2 && strcmp(entry->d_name + length - 2, ".c") == 0)
+            names[count++] = arena_printf(link->cg->arena, "%s/%s", folder, entry->d_name);
+    }
+    closedir(dir);
+    qsort(names, count, sizeof *names, compare_names);
+    for (uint32_t i = 0; i < count; i++)
+        add_job(link, names[i]);
+    return true;
+}
+
+static int link_objects(Link *link, const char *output)
+{
+    Arena *arena = link->cg->arena;
+    Command command = {.count = 0};
+    const char *cc = getenv("CC");
+    add_words(arena, &command, cc && *cc ? cc : "cc", " ");
+    add_word(&command, "-o");
+    add_word(&command, output);
+    for (uint32_t i = 0; i < link->job_count; i++)
+        add_word(&command, link->objects[i]);
+    add_word(&command, "-Wl,--start-group");
+    add_word(&command, arena_printf(arena, "%s/lib/libpvdm%s.a", link->home,
+                                    link->options->real64 ? "64" : "32"));
+    add_words(arena, &command, PVDM_STATIC_LIBS, ":");
+    add_words(arena, &command, "-l:libgomp.a -Wl,--end-group -static-libgcc -rdynamic -lm -ldl "
+                               "-lpthread -z noexecstack", " ");
+    if (start(link, &command) < 0)
+        return 3;
+    return wait_one();
+}
+
+static void remove_folder(const char *folder)
+{
+    DIR *dir = opendir(folder);
+    for (struct dirent *entry; dir && (entry = readdir(dir));)
+        if (entry->d_name[0] != '.')
+            unlinkat(dirfd(dir), entry->d_name, 0);
+    if (dir)
+        closedir(dir);
+    rmdir(folder);
+}
+
+static int build(Link *link)
+{
+    Arena *arena = link->cg->arena;
+    CFiles files = {.count = 0};
+    if (!emit_files(link->cg, link->folder, &files)) {
+        fprintf(stderr, "pvdmc: error: cannot write to %s: %s\n", link->folder, strerror(errno));
+        return 3;
+    }
+    set_flags(link);
+    for (uint32_t i = 0; i < files.count; i++)
+        add_job(link, files.paths[i]);
+    if (!add_library(link)) {
+        fprintf(stderr, "pvdmc: error: the kernel library is not in %s/include/codegen/cpu\n",
+                link->home);
+        return 3;
+    }
+    const char *output = link->options->output;
+    const char *temporary = arena_printf(arena, "%s.%ld.tmp", output, (long)getpid());
+    int result = run_jobs(link);
+    if (result == 0)
+        result = link_objects(link, temporary);
+    if (result == 0 && rename(temporary, output) != 0) {
+        fprintf(stderr, "pvdmc: error: cannot write %s: %s\n", output, strerror(errno));
+        result = 1;
+    } else if (result == 1) {
+        fprintf(stderr, "pvdmc: error: the C compiler failed (its messages are above)\n");
+    }
+    if (result != 0)
+        unlink(temporary);
+    return result;
+}
+
+int link_executable(Codegen *cg, const LinkOptions *options)
+{
+    Link *link = arena_alloc(cg->arena, sizeof *link);
+    link->cg = cg;
+    link->options = options;
+    link->home = find_home(cg->arena);
+    if (!link->home) {
+        fprintf(stderr, "pvdmc: error: include/runtime/pvdm.h is not beside pvdmc: is the "
+                        "installation complete?\n");
+        return 3;
+    }
+    const char *temporary = getenv("TMPDIR");
+    char *folder = arena_printf(cg->arena, "%s/pvdmc-XXXXXX",
+                                temporary && *temporary ? temporary : "/tmp");
+    if (!mkdtemp(folder)) {
+        fprintf(stderr, "pvdmc: error: cannot make a folder in %s: %s\n",
+                temporary && *temporary ? temporary : "/tmp", strerror(errno));
+        return 3;
+    }
+    link->folder = folder;
+    int result = build(link);
+    remove_folder(folder);
+    return result;
+}

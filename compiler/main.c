@@ -1,0 +1,504 @@
+// pvdmc: from a model file to an executable.
+//
+// The passes are the lines of one table, run from top to bottom. The first work on the module (one
+// graph for all programs), the others on plans: one for every variant of every entry, and for
+// programs and their gradients a second one, unfused, in which every value can be looked at.
+#include <errno.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "codegen/codegen.h"
+
+typedef enum { EMIT_EXECUTABLE, EMIT_AST, EMIT_GRAPH, EMIT_FUSED, EMIT_PLAN, EMIT_C, EMIT_DOT } Emit;
+
+typedef struct {
+    const char *path, *output, *dump, *stop_after, *march;
+    const char **defines, **folders;
+    uint32_t define_count, folder_count;
+    int level;
+    DType real;
+    Emit emit;
+    bool time, stats, check, verbose;
+} Options;
+
+typedef struct {
+    Options options;
+    Arena *arena;
+    Sources *sources;
+    Ast *tree;
+    Module *module;
+    Codegen *cg;
+    int status;                // exit status of a pass that failed
+} Build;
+
+// ---- passes ----
+
+// Reads the model file alone, for --emit ast; elaboration reads it with all that it imports.
+static bool pass_parse(Build *build)
+{
+    if (build->options.emit != EMIT_AST)
+        return true;
+    uint32_t file = sources_add_file(build->sources, build->options.path);
+    build->tree = parse_model(build->sources, file);
+    return diag_errors() == 0;
+}
+
+static bool pass_elaborate(Build *build)
+{
+    const Options *options = &build->options;
+    ElabOptions elab = {options->path, options->defines, options->define_count,
+                        options->folders, options->folder_count, options->real};
+    build->module = elaborate(build->arena, build->sources, &elab);
+    return build->module && diag_errors() == 0;
+}
+
+static bool pass_grad(Build *build)
+{
+    grad_module(build->module);
+    return true;
+}
+
+static bool pass_simplify(Build *build)
+{
+    simplify_module(build->module);
+    return true;
+}
+
+static void add_plan(Build *build, uint32_t entry, uint32_t variant, int level, bool taps)
+{
+    Codegen *cg = build->cg;
+    Work *work = arena_alloc(build->arena, sizeof *work);
+    work->module = build->module;
+    work->entry_index = entry;
+    work->entry = &build->module->entries[entry];
+    work->variant = &work->entry->variants[variant];
+    work->level = level;
+    work->taps = taps;
+    work->arena = arena_new();
+    cg->plans = grow_array(cg->plans, &cg->plan_capacity, cg->plan_count, sizeof *cg->plans);
+    cg->plans[cg->plan_count++] = work;
+}
+
+// Lists the plans, and finds what is a view in each.
+static bool pass_layout(Build *build)
+{
+    Module *module = build->module;
+    Codegen *cg = build->cg = codegen_new(module, build->sources, build->options.march);
+    cg->fused_first = arena_alloc(build->arena, (module->entry_count + 1) * sizeof(uint32_t));
+    cg->plain_first = arena_alloc(build->arena, (module->entry_count + 1) * sizeof(uint32_t));
+    for (uint32_t i = 0; i < module->entry_count; i++) {
+        const Entry *entry = &module->entries[i];
+        bool plain = entry->kind == ENTRY_PROGRAM || entry->kind == ENTRY_GRAD;
+        cg->fused_first[i] = cg->plan_count;
+        for (uint32_t v = 0; v < entry->variant_count; v++)
+            add_plan(build, i, v, build->options.level, false);
+        cg->plain_first[i] = plain ? cg->plan_count : UINT32_MAX;
+        for (uint32_t v = 0; plain && v < entry->variant_count; v++)
+            add_plan(build, i, v, 0, true);
+    }
+    for (uint32_t i = 0; i < cg->plan_count; i++)
+        find_layout(cg->plans[i]);
+    return true;
+}
+
+static bool pass_fuse(Build *build)
+{
+    for (uint32_t i = 0; i < build->cg->plan_count; i++)
+        fuse_groups(build->cg->plans[i]);
+    return true;
+}
+
+static bool pass_schedule(Build *build)
+{
+    for (uint32_t i = 0; i < build->cg->plan_count; i++)
+        schedule_groups(build->cg->plans[i]);
+    return true;
+}
+
+static bool pass_lower(Build *build)
+{
+    for (uint32_t i = 0; i < build->cg->plan_count; i++)
+        lower_groups(build->cg, build->cg->plans[i]);
+    return true;
+}
+
+static bool pass_plan(Build *build)
+{
+    for (uint32_t i = 0; i < build->cg->plan_count; i++)
+        plan_memory(build->cg->plans[i]);
+    return true;
+}
+
+static bool pass_link(Build *build)
+{
+    LinkOptions options = {build->options.output, build->options.march,
+                           build->options.real == DT_F64, build->options.verbose};
+    build->status = link_executable(build->cg, &options);
+    return build->status == 0;
+}
+
+typedef struct {
+    const char *name;
+    bool (*run)(Build *build);
+    Emit emit;                 // what can be printed after it
+} Pass;
+
+static const Pass passes[] = {
+    // text to tree
+    {"parse", pass_parse, EMIT_AST},
+    // tree to graphs of forward passes; breaks nothing, needs nothing
+    {"elaborate", pass_elaborate, EMIT_GRAPH},
+    // adds gradients as ordinary nodes; before simplify, which may fold what gradients share
+    {"grad", pass_grad, EMIT_GRAPH},
+    {"simplify", pass_simplify, EMIT_GRAPH},
+    // from here on by plan: what is a view has to be known before groups are made
+    {"layout", pass_layout, EMIT_FUSED},
+    {"fuse", pass_fuse, EMIT_FUSED},
+    // after fusion: whole groups are ordered; merges neighbours, which only an order shows
+    {"schedule", pass_schedule, EMIT_FUSED},
+    // launches in the order of the schedule; makes copies, so lifetimes are known only after it
+    {"lower", pass_lower, EMIT_PLAN},
+    {"plan", pass_plan, EMIT_PLAN},
+    {"link", pass_link, EMIT_C},
+};
+enum { PASS_COUNT = sizeof passes / sizeof *passes };
+
+// ---- what is printed ----
+
+static const Codegen *names_of;        // for print_plan
+
+static const char *name_kernel(uint32_t kernel)
+{
+    return kernel_name(names_of, kernel);
+}
+
+static void print_result(const Build *build, FILE *out, Emit emit, bool lowered)
+{
+    switch (emit) {
+    case EMIT_AST:
+        if (build->tree)
+            ast_print(out, build->tree);
+        break;
+    case EMIT_GRAPH:
+        print_module(out, build->module);
+        break;
+    case EMIT_DOT:
+        print_dot(out, build->module, NULL);
+        break;
+    case EMIT_FUSED:
+        for (uint32_t i = 0; i < build->cg->plan_count; i++)
+            print_groups(out, build->cg->plans[i]);
+        break;
+    case EMIT_PLAN:
+        names_of = build->cg;
+        for (uint32_t i = 0; lowered && i < build->cg->plan_count; i++)
+            print_plan(out, build->cg->plans[i], name_kernel);
+        break;
+    case EMIT_C:
+        emit_text(build->cg, out);
+        break;
+    case EMIT_EXECUTABLE:
+        break;
+    }
+}
+
+static void print_stats(const Build *build)
+{
+    const Module *module = build->module;
+    printf("%u nodes, %u parameters, %u entries\n", graph_count(module->graph), module->param_count,
+           module->entry_count);
+    if (!build->cg)
+        return;
+    uint32_t launches = 0, args = 0, emitted = 0;
+    for (uint32_t i = 0; i < build->cg->plan_count; i++) {
+        const Work *work = build->cg->plans[i];
+        launches += work->launch_count;
+        args += work->arg_count;
+        printf("%-28s -O%d %6u nodes %6u launches  arena %12lld + %12lld b  at least %5.1f%%\n",
+               work->entry->name, work->level, work->count, work->launch_count,
+               (long long)work->arena_fixed, (long long)work->arena_batch,
+               work->arena_batch > 0 ? 100.0 * (double)work->live_batch / (double)work->arena_batch
+                                     : 100.0);
+    }
+    for (uint32_t i = 0; i < build->cg->kernel_count; i++)
+        emitted += build->cg->kernels[i].text != NULL;
+    printf("%u plans, %u launches, %u arguments, %u emitted kernels, %u of the library, %zu bytes "
+           "of data\n", build->cg->plan_count, launches, args, emitted,
+           build->cg->kernel_count - emitted, build->cg->data_size);
+}
+
+// ---- command line ----
+
+static const char usage[] =
+    "usage: pvdmc FILE.model [options]\n"
+    "\n"
+    "Compiles a model file into one executable that trains and samples.\n"
+    "\n"
+    "  -o OUT              the executable (default: the model's name), or the file of --emit\n"
+    "  -D NAME=VALUE       replaces a constant of the model\n"
+    "  -I DIR              where imported files are looked for too\n"
+    "  -O0 | -O1 | -O2     one kernel per operation | local fusion | everything (default)\n"
+    "  --target cpu        what the executable runs on\n"
+    "  --dtype f32|f64     working precision (default f32)\n"
+    "  --march NAME        processor (default native), as the C compiler names it\n"
+    "  --emit ast|graph|fused|plan|c|dot\n"
+    "                      prints that instead of making an executable\n"
+    "  --dump PASS|all     prints what a pass left\n"
+    "  --stop-after PASS   passes: parse elaborate grad simplify layout fuse schedule lower plan link\n"
+    "  --check             looks for errors only\n"
+    "  --time, --stats     time of each pass; sizes of plans\n"
+    "  --verbose           shows the commands that are run\n"
+    "  --help              this text\n"
+    "\n"
+    "The C compiler is $CC, or cc. Exit status: 0 done, 1 the model is wrong, 2 usage, 3 the machine\n"
+    "lacks something. --lib, --explain and bench are not in this build.\n";
+
+static _Noreturn void __attribute__((format(printf, 2, 3))) fail(int status, const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    fprintf(stderr, "pvdmc: error: ");
+    vfprintf(stderr, format, args);
+    fputc('\n', stderr);
+    if (status == 2)
+        fprintf(stderr, "  = help: pvdmc --help lists the options\n");
+    va_end(args);
+    exit(status);
+}
+
+static void choose_target(const char *name)
+{
+    if (strcmp(name, "cpu") == 0)
+        return;
+    if (strncmp(name, "cuda", 4) == 0 || strcmp(name, "simt") == 0)
+        fail(3, "target '%s' is not in this build; --target cpu is", name);
+    fail(2, "unknown target '%s'", name);
+}
+
+static DType choose_dtype(const char *name)
+{
+    if (strcmp(name, "f32") == 0)
+        return DT_F32;
+    if (strcmp(name, "f64") == 0)
+        return DT_F64;
+    if (strcmp(name, "bf16") == 0 || strcmp(name, "f16") == 0)
+        fail(3, "--dtype %s needs a target that is not in this build; f32 and f64 are", name);
+    fail(2, "unknown dtype '%s'", name);
+}
+
+static Emit choose_emit(const char *name)
+{
+    static const char *const names[] = {
+        [EMIT_AST] = "ast", [EMIT_GRAPH] = "graph", [EMIT_FUSED] = "fused",
+        [EMIT_PLAN] = "plan", [EMIT_C] = "c", [EMIT_DOT] = "dot"};
+    for (size_t i = EMIT_AST; i < sizeof names / sizeof *names; i++)
+        if (strcmp(names[i], name) == 0)
+            return (Emit)i;
+    if (strcmp(name, "cuda") == 0 || strcmp(name, "ptx") == 0 || strcmp(name, "html") == 0)
+        fail(3, "--emit %s is not in this build", name);
+    fail(2, "unknown form '%s' for --emit", name);
+}
+
+static const char *choose_pass(const char *name, bool all)
+{
+    for (size_t i = 0; i < PASS_COUNT; i++)
+        if (strcmp(passes[i].name, name) == 0)
+            return name;
+    if (all && strcmp(name, "all") == 0)
+        return name;
+    fail(2, "unknown pass '%s'", name);
+}
+
+// The value of an option: what follows '=' or the letter, or the next argument.
+static const char *option_value(int argc, char **argv, int *i, const char *attached)
+{
+    if (attached && *attached)
+        return attached;
+    if (*i + 1 >= argc)
+        fail(2, "'%s' wants a value", argv[*i]);
+    return argv[++*i];
+}
+
+// Whether the argument is `name` or `name=...`; *attached is what follows the sign.
+static bool is_option(const char *argument, const char *name, const char **attached)
+{
+    size_t length = strlen(name);
+    *attached = NULL;
+    if (strncmp(argument, name, length) != 0)
+        return false;
+    if (argument[length] == '=')
+        *attached = argument + length + 1;
+    return argument[length] == '\0' || argument[length] == '=';
+}
+
+static bool long_option(Options *options, int argc, char **argv, int *i)
+{
+    const char *argument = argv[*i], *attached;
+    if (is_option(argument, "--target", &attached))
+        choose_target(option_value(argc, argv, i, attached));
+    else if (is_option(argument, "--dtype", &attached))
+        options->real = choose_dtype(option_value(argc, argv, i, attached));
+    else if (is_option(argument, "--march", &attached))
+        options->march = option_value(argc, argv, i, attached);
+    else if (is_option(argument, "--emit", &attached))
+        options->emit = choose_emit(option_value(argc, argv, i, attached));
+    else if (is_option(argument, "--dump", &attached))
+        options->dump = choose_pass(option_value(argc, argv, i, attached), true);
+    else if (is_option(argument, "--stop-after", &attached))
+        options->stop_after = choose_pass(option_value(argc, argv, i, attached), false);
+    else if (strcmp(argument, "--time") == 0)
+        options->time = true;
+    else if (strcmp(argument, "--stats") == 0)
+        options->stats = true;
+    else if (strcmp(argument, "--check") == 0)
+        options->check = true;
+    else if (strcmp(argument, "--verbose") == 0)
+        options->verbose = true;
+    else
+        return false;
+    return true;
+}
+
+static Options read_options(int argc, char **argv)
+{
+    Options options = {.level = 2, .real = DT_F32, .march = "native"};
+    options.defines = calloc((size_t)argc + 1, sizeof *options.defines);
+    options.folders = calloc((size_t)argc + 1, sizeof *options.folders);
+    for (int i = 1; i < argc; i++) {
+        const char *argument = argv[i];
+        if (strcmp(argument, "--help") == 0 || strcmp(argument, "-h") == 0) {
+            fputs(usage, stdout);
+            exit(0);
+        }
+        if (strncmp(argument, "-o", 2) == 0)
+            options.output = option_value(argc, argv, &i, argument + 2);
+        else if (strncmp(argument, "-D", 2) == 0)
+            options.defines[options.define_count++] = option_value(argc, argv, &i, argument + 2);
+        else if (strncmp(argument, "-I", 2) == 0)
+            options.folders[options.folder_count++] = option_value(argc, argv, &i, argument + 2);
+        else if (argument[0] == '-' && argument[1] == 'O' && argument[2] >= '0' &&
+                 argument[2] <= '2' && !argument[3])
+            options.level = argument[2] - '0';
+        else if (argument[0] == '-') {
+            if (!long_option(&options, argc, argv, &i))
+                fail(2, "unknown option '%s'", argument);
+        } else if (options.path)
+            fail(2, "more than one model file: '%s' and '%s'", options.path, argument);
+        else
+            options.path = argument;
+    }
+    if (!options.path)
+        fail(2, "no model file");
+    return options;
+}
+
+// "dir/pvdm.model" -> "pvdm"
+static const char *default_output(Arena *arena, const char *path)
+{
+    const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
+    size_t length = strlen(name);
+    const char *ending = strstr(name, ".model");
+    if (ending && ending != name && ending[6] == '\0')
+        length = (size_t)(ending - name);
+    else
+        return arena_printf(arena, "%s.out", name);
+    return arena_printf(arena, "%.*s", (int)length, name);
+}
+
+// ---- the run ----
+
+static double seconds(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+// The last pass that is needed for what was asked.
+static const char *last_pass(const Options *options)
+{
+    if (options->stop_after)
+        return options->stop_after;
+    if (options->check)
+        return "simplify";
+    switch (options->emit) {
+    case EMIT_AST: return "parse";
+    case EMIT_GRAPH: case EMIT_DOT: return "simplify";
+    case EMIT_FUSED: return "schedule";
+    case EMIT_PLAN: case EMIT_C: return "plan";
+    case EMIT_EXECUTABLE: break;
+    }
+    return "link";
+}
+
+static void verify(const Build *build)
+{
+#ifdef PVDM_VERIFY
+    if (build->module && !build->cg)
+        verify_module(build->module);
+#else
+    (void)build;
+#endif
+}
+
+// Runs passes up to the last one needed; false after a failure (status is set).
+static bool run_passes(Build *build)
+{
+    const Options *options = &build->options;
+    const char *last = last_pass(options);
+    for (size_t i = 0; i < PASS_COUNT; i++) {
+        double begin = seconds();
+        bool good = passes[i].run(build);
+        if (options->time)
+            fprintf(stderr, "%-10s %8.3f s\n", passes[i].name, seconds() - begin);
+        if (!good) {
+            build->status = build->status ? build->status : 1;
+            return false;
+        }
+        verify(build);
+        if (options->dump && passes[i].emit != EMIT_C &&
+            (strcmp(options->dump, "all") == 0 || strcmp(options->dump, passes[i].name) == 0)) {
+            printf("== after %s\n", passes[i].name);
+            if (strcmp(passes[i].name, "layout") != 0)
+                print_result(build, stdout, passes[i].emit, true);
+        }
+        if (strcmp(passes[i].name, last) == 0)
+            break;
+    }
+    return true;
+}
+
+static bool write_emitted(const Build *build)
+{
+    const Options *options = &build->options;
+    if (options->emit == EMIT_EXECUTABLE || options->stop_after || options->check)
+        return true;
+    FILE *out = options->output ? fopen(options->output, "w") : stdout;
+    if (!out)
+        fail(1, "cannot write '%s': %s", options->output, strerror(errno));
+    print_result(build, out, options->emit, true);
+    bool good = !ferror(out);
+    return (out == stdout ? fflush(out) : fclose(out)) == 0 && good;
+}
+
+int main(int argc, char **argv)
+{
+    Build build = {.options = read_options(argc, argv), .arena = arena_new()};
+    Options *options = &build.options;
+    if (access(options->path, R_OK) != 0)
+        fail(1, "cannot read '%s': %s", options->path, strerror(errno));
+    if (options->emit == EMIT_EXECUTABLE && !options->output)
+        options->output = default_output(build.arena, options->path);
+    build.sources = sources_new(build.arena);
+    diag_init(build.sources, stderr);
+    bool good = run_passes(&build);
+    diag_flush();
+    if (good && !write_emitted(&build))
+        fail(1, "cannot write the output: %s", strerror(errno));
+    if (good && options->stats && build.module)
+        print_stats(&build);
+    return build.status;
+}
