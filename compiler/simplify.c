@@ -9,8 +9,8 @@
 // ones: the sign of a zero (x + 0 is x), sums that are merged or taken of equal elements
 // (sum(sum(x)), n x for the sum of n times x) round otherwise, and x * 0 is never made 0, since x
 // may be infinite. Constants are folded operation by operation by the reference evaluator, in
-// working precision: a folded product is rounded where the product of tensors would be (a sum, an
-// exp is rounded once there, which is at least as near as any kernel comes).
+// working precision: a folded product is rounded where the product of tensors would be, and exp is
+// the CPU target's own. Only sums of constants are rounded once, at least as near as any kernel.
 //
 // Large constants stay formulas: nothing of more than FOLD_LIMIT elements is folded, and tables
 // are never repeated (an expand of a table stays one).
