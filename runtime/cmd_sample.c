@@ -97,7 +97,7 @@ static bool check_memory(const Sampling *s, PvError *error)
     PvMemoryItem items[] = {
         {"parameters", pv_exec_param_bytes(&pv_model, s->plan.needed), 0},
         s->plan.activations,
-        {"frames", 0, s->plan.frame_bytes},
+        {"frames", 0, s->out ? s->plan.frame_bytes : 0},
     };
     return pv_memory_check("sample", items, 3, s->batch, error);
 }

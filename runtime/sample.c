@@ -4,6 +4,10 @@
 // and give tensors that nobody computes (untouched zero pages); that tells how many calls there
 // will be, which instances they read, the memory, and how many frames come out. Then everything
 // that can be wrong is wrong before the first real call. Streams are put back in between.
+//
+// The dry run also follows tensors from the calls that make them to what is written (clips, the
+// trace). Calls that nothing written depends on are passed over in the real run, and need no
+// weights: a trace of latents decodes no video.
 #include "runtime/sample.h"
 
 #include <signal.h>
@@ -14,13 +18,14 @@
 
 struct PvHost {
     const PvSampleRun *run;
-    PvSamplePlan *plan;              // dry run: is filled
+    PvSamplePlan *plan;              // the dry run fills it, the real run follows it
     bool dry;
     PvError *error;
     PvStep step;
     PvCall **calls;                  // [entry_count], made when first called
     PvProgress *progress;
-    int64_t done;                    // calls
+    size_t at;                       // calls so far
+    int64_t done;                    // of those that are wanted
     PvWords reports;                 // names of the reports so far
 };
 
@@ -73,6 +78,7 @@ const PvStep *pv_host_step(PvHost *host)
 typedef struct {
     char *space;
     int64_t bytes;
+    size_t call;                     // number of the call it comes from + 1; 0: of none
 } Blank;
 
 static void drop_blank(void *owner)
@@ -83,12 +89,13 @@ static void drop_blank(void *owner)
 }
 
 // A tensor of zeros that takes no memory.
-static PvTensor *blank_of(const PvType *type, int64_t batch, PvError *error)
+static PvTensor *blank_of(const PvType *type, int64_t batch, size_t call, PvError *error)
 {
     int64_t dim[PV_MAX_RANK] = {0};
     for (uint32_t i = 0; i < type->rank; i++)
         dim[i] = type->dim[i] * (type->batch_axes >> i & 1 ? batch : 1);
     Blank *blank = pv_alloc(sizeof *blank);
+    blank->call = call;
     blank->bytes = pv_type_bytes(type, batch);
     blank->space = pv_space_new(blank->bytes);
     if (!blank->space) {
@@ -101,6 +108,19 @@ static PvTensor *blank_of(const PvType *type, int64_t batch, PvError *error)
     if (!tensor)
         drop_blank(blank);
     return tensor;
+}
+
+// Number of the call that a tensor of the dry run comes from + 1; 0: of none.
+static size_t maker_of(const PvTensor *tensor)
+{
+    return tensor && tensor->release == drop_blank ? ((const Blank *)tensor->owner)->call : 0;
+}
+
+static void want(PvHost *host, const PvTensor *tensor)
+{
+    size_t maker = maker_of(tensor);
+    if (host->dry && maker > 0)
+        host->plan->calls[maker - 1].wanted = true;
 }
 
 // ---- what samplers call ----
@@ -128,7 +148,7 @@ int pv_host_option(PvHost *host, PvVar *var, uint32_t index)
 int pv_host_random(PvHost *host, PvVar *var, uint32_t stream, int kind, const PvType *type)
 {
     PvRandom *random = host->step.random;
-    PvTensor *tensor = host->dry ? blank_of(type, host->step.batch, host->error)
+    PvTensor *tensor = host->dry ? blank_of(type, host->step.batch, 0, host->error)
                                  : pv_tensor_of(type, host->step.batch, host->error);
     pv_host_set_tensor(var, tensor);
     if (!tensor)
@@ -159,25 +179,51 @@ static bool set_inputs(PvHost *host, PvCall *call, const PvVar *args)
     return pv_call_settle(call, host->step.batch, host->error);
 }
 
-// The dry run's call: notes what the plan needs.
-static bool note_call(PvHost *host, PvCall *call, uint32_t variant)
+// Results that nobody computes.
+static bool blank_results(PvHost *host, PvCall *call, const PvPlan *plan, size_t number)
 {
-    const PvPlan *plan = &call->entry->plans[variant];
-    PvSamplePlan *note = host->plan;
-    note->calls++;
-    pv_plan_instances(plan, note->needed);
-    PvMemoryItem need = pv_exec_need(host->run->session->exec, call->entry, plan);
-    if (pv_memory_sum(&need, 1, host->step.batch) >
-        pv_memory_sum(&note->activations, 1, host->step.batch))
-        note->activations = need;
     for (uint32_t i = 0; i < call->entry->output_count; i++) {
         pv_tensor_drop(call->outputs[i]);
-        call->outputs[i] = blank_of(&call->entry->outputs[i].type, call->step.batch, host->error);
+        call->outputs[i] =
+            blank_of(&call->entry->outputs[i].type, call->step.batch, number, host->error);
         if (!call->outputs[i])
             return false;
     }
     pv_random_advance(host->step.random, plan->streams, plan->stream_count);
     return true;
+}
+
+// The dry run's call: notes the plan and where its tensors come from.
+static void note_call(PvHost *host, const PvEntry *entry, const PvPlan *plan, const PvVar *args)
+{
+    PvSamplePlan *note = host->plan;
+    note->calls = pv_grow(note->calls, &note->call_capacity, note->call_count, sizeof *note->calls);
+    PvSampleCall *call = &note->calls[note->call_count++];
+    *call = (PvSampleCall){.entry = entry, .plan = plan, .first_from = note->from_count};
+    for (uint32_t i = 0; i < entry->input_count; i++) {
+        size_t maker = maker_of(args[i].tensor);
+        if (maker == 0)
+            continue;
+        note->from = pv_grow(note->from, &note->from_capacity, note->from_count,
+                             sizeof *note->from);
+        note->from[note->from_count++] = maker - 1;
+        call->from_count++;
+    }
+}
+
+// Named outputs into the sampler's variables.
+static void give_results(const PvCall *call, PvVar **results)
+{
+    for (uint32_t i = 0, k = 0; i < call->entry->output_count; i++) {
+        if (call->entry->outputs[i].kind != PV_OUT_NAMED)
+            continue;
+        PvVar *result = results[k++];
+        if (!result)
+            continue;
+        if (call->entry->outputs[i].type.rank == 0)
+            result->number.f = pv_tensor_number(call->outputs[i], 0);
+        pv_host_set_tensor(result, pv_tensor_hold(call->outputs[i]));
+    }
 }
 
 int pv_host_call(PvHost *host, uint32_t index, const PvVar *args, PvVar **results)
@@ -192,21 +238,16 @@ int pv_host_call(PvHost *host, uint32_t index, const PvVar *args, PvVar **result
     if (!set_inputs(host, call, args))
         return -1;
     PvCallPlan how = {.variant = pv_exec_variant(entry, &call->step)};
-    bool good = host->dry ? note_call(host, call, how.variant)
-                          : pv_call_run(session->exec, call, &how, host->error);
-    if (!good)
+    const PvPlan *plan = &entry->plans[how.variant];
+    size_t number = ++host->at;
+    if (host->dry)
+        note_call(host, entry, plan, args);
+    bool blank = host->dry || !host->plan->calls[number - 1].wanted;
+    if (!(blank ? blank_results(host, call, plan, number)
+                : pv_call_run(session->exec, call, &how, host->error)))
         return -1;
-    for (uint32_t i = 0, k = 0; i < entry->output_count; i++) {
-        if (entry->outputs[i].kind != PV_OUT_NAMED)
-            continue;
-        PvVar *result = results[k++];
-        if (!result)
-            continue;
-        if (entry->outputs[i].type.rank == 0)
-            result->number.f = pv_tensor_number(call->outputs[i], 0);
-        pv_host_set_tensor(result, pv_tensor_hold(call->outputs[i]));
-    }
-    if (!host->dry)
+    give_results(call, results);
+    if (!blank)
         pv_progress_at(host->progress, ++host->done, NULL);
     return 0;
 }
@@ -220,6 +261,8 @@ int pv_host_yield(PvHost *host, const PvVar *var)
                  clip ? pv_shape_text(text, clip->rank, clip->dim) : "a number");
         return -1;
     }
+    if (host->run->clips)
+        want(host, clip);
     if (host->dry) {
         if (host->plan->frames == 0)
             host->plan->clip_frames = clip->dim[2];
@@ -235,6 +278,8 @@ int pv_host_yield(PvHost *host, const PvVar *var)
 
 int pv_host_report(PvHost *host, const char *name, const PvVar *var)
 {
+    if (host->run->trace)
+        want(host, var->tensor);
     if (host->dry || !host->run->trace || !var->tensor)
         return 0;
     int64_t count = 1;
@@ -262,6 +307,23 @@ static bool run_sampler(PvHost *host)
     return good;
 }
 
+// Wanted calls want what they are made from; then what all of them need.
+static void finish_plan(const PvSampleRun *run, PvSamplePlan *plan)
+{
+    for (size_t i = plan->call_count; i-- > 0;) {
+        const PvSampleCall *call = &plan->calls[i];
+        if (!call->wanted)
+            continue;
+        for (size_t k = 0; k < call->from_count; k++)
+            plan->calls[plan->from[call->first_from + k]].wanted = true;
+        plan->wanted++;
+        pv_plan_instances(call->plan, plan->needed);
+        PvMemoryItem need = pv_exec_need(run->session->exec, call->entry, call->plan);
+        if (pv_memory_sum(&need, 1, run->batch) > pv_memory_sum(&plan->activations, 1, run->batch))
+            plan->activations = need;
+    }
+}
+
 bool pv_sample_plan(const PvSampleRun *run, PvSamplePlan *plan, PvError *error)
 {
     PvRandom *random = run->session->random;
@@ -272,6 +334,7 @@ bool pv_sample_plan(const PvSampleRun *run, PvSamplePlan *plan, PvError *error)
     plan->needed = pv_alloc(run->session->model->instance_count + 1u);
     PvHost host = {.run = run, .plan = plan, .dry = true, .error = error};
     bool good = run_sampler(&host);
+    finish_plan(run, plan);
     memcpy(random->draws, draws, size);
     free(draws);
     return good;
@@ -279,17 +342,19 @@ bool pv_sample_plan(const PvSampleRun *run, PvSamplePlan *plan, PvError *error)
 
 void pv_sample_plan_free(PvSamplePlan *plan)
 {
+    free(plan->calls);
+    free(plan->from);
     free(plan->needed);
     *plan = (PvSamplePlan){0};
 }
 
-bool pv_sample_run(const PvSampleRun *run, const PvSamplePlan *plan, bool *stopped, PvError *error)
+bool pv_sample_run(const PvSampleRun *run, PvSamplePlan *plan, bool *stopped, PvError *error)
 {
     struct sigaction action = {.sa_handler = on_stop, .sa_flags = (int)(SA_RESTART | SA_RESETHAND)};
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
-    PvHost host = {.run = run, .error = error};
-    host.progress = pv_progress_new("call", 0, plan->calls);
+    PvHost host = {.run = run, .plan = plan, .error = error};
+    host.progress = pv_progress_new("call", 0, plan->wanted);
     bool good = run_sampler(&host);
     pv_progress_end(host.progress);
     *stopped = stop_signal != 0;

@@ -5,9 +5,21 @@
 #include "runtime/clips.h"
 #include "runtime/session.h"
 
+// A call that a sampler makes, and which earlier calls its tensors come from.
+typedef struct {
+    const PvEntry *entry;
+    const PvPlan *plan;
+    size_t first_from, from_count;   // in PvSamplePlan.from
+    bool wanted;                     // something that is written depends on it
+} PvSampleCall;
+
 // What a sampler will do, found by running it with nothing computed.
 typedef struct {
-    int64_t calls;                   // of entries
+    PvSampleCall *calls;             // in order
+    size_t call_count, call_capacity;
+    size_t *from;
+    size_t from_count, from_capacity;
+    int64_t wanted;                  // calls that are
     int64_t frames;                  // that it yields, of one video
     int64_t clip_frames;             // of its first clip
     bool *needed;                    // [instance_count]
@@ -20,15 +32,14 @@ typedef struct {
     const PvSampler *sampler;
     int64_t batch;
     const PvTensorSet *given;        // tensor options by name (streams: session->random->given)
-    PvTensorSet *trace;              // reports go here; or NULL
-    PvClips *clips;                  // clips go here; or NULL
+    PvTensorSet *trace;              // reports go here; or NULL: they are not wanted
+    PvClips *clips;                  // clips go here; or NULL: they are not wanted
 } PvSampleRun;
 
 bool pv_sample_plan(const PvSampleRun *run, PvSamplePlan *plan, PvError *error);
 void pv_sample_plan_free(PvSamplePlan *plan);
 // *stopped: a signal ended it early (Ctrl-C); what was yielded is in clips.
-bool pv_sample_run(const PvSampleRun *run, const PvSamplePlan *plan, bool *stopped,
-                   PvError *error);
+bool pv_sample_run(const PvSampleRun *run, PvSamplePlan *plan, bool *stopped, PvError *error);
 
 const PvSampler *pv_find_sampler(const PvModel *model, const char *name, PvError *error);
 
