@@ -113,7 +113,7 @@ void interp_elementwise(Task *task)
 static Cell reduce_element(Op op, bool real, Cell x, Cell y)
 {
     if (op == OP_REDUCE_SUM)
-        return real ? (Cell){.f = x.f + y.f} : (Cell){.i = (int64_t)((uint64_t)x.i + (uint64_t)y.i)};
+        return real ? (Cell){.f = x.f + y.f} : (Cell){.i = integer_element(OP_ADD, x.i, y.i)};
     if (op == OP_REDUCE_MAX)
         return real ? (Cell){.f = y.f > x.f ? y.f : x.f} : (Cell){.i = y.i > x.i ? y.i : x.i};
     return real ? (Cell){.f = y.f < x.f ? y.f : x.f} : (Cell){.i = x.i < y.i ? x.i : y.i};

@@ -119,7 +119,8 @@ static void step_values(void **state)
 static void results(void **state)
 {
     Graph *graph = graph_of(state);
-    Val x = input(graph, 0, shape(DT_F32, 3, -1, 6, 4)), c = input(graph, 1, shape(DT_F32, 3, 1, 6, 1));
+    Val x = input(graph, 0, shape(DT_F32, 3, -1, 6, 4));
+    Val c = input(graph, 1, shape(DT_F32, 3, 1, 6, 1));
     Val n = g_const(graph, DT_F32, 2);
     struct { Val val; const char *type; } rows[] = {
         {g_binary(graph, OP_MUL, c, x), "f32[b, 6, 4]"},
@@ -153,7 +154,8 @@ static void refused_elementwise(void **state)
     Graph *graph = graph_of(state);
     Val x = input(graph, 0, shape(DT_F32, 2, -1, 512));
     Val y = input(graph, 1, shape(DT_F32, 4, -1, 512, 32, 32));
-    Val z = input(graph, 2, shape(DT_F32, 2, -1, 16)), k = input(graph, 3, shape(DT_I64, 2, -1, 16));
+    Val z = input(graph, 2, shape(DT_F32, 2, -1, 16));
+    Val k = input(graph, 3, shape(DT_I64, 2, -1, 16));
     Val c = g_binary(graph, OP_LT, z, z), f = input(graph, 4, shape(DT_F32, 2, 7, 16));
     refuse(graph, g_binary(graph, OP_ADD, x, y),
            "ranks differ: f32[b, 512] + f32[b, 512, 32, 32]");
@@ -208,7 +210,8 @@ static void refused_movement(void **state)
 static void refused_composites(void **state)
 {
     Graph *graph = graph_of(state);
-    Val x = input(graph, 0, shape(DT_F32, 4, -1, 6, 8, 8)), w = input(graph, 1, shape(DT_F32, 4, 4, 3, 3, 3));
+    Val x = input(graph, 0, shape(DT_F32, 4, -1, 6, 8, 8));
+    Val w = input(graph, 1, shape(DT_F32, 4, 4, 3, 3, 3));
     Val c = input(graph, 2, shape(DT_F32, 1, 8)), q = input(graph, 3, shape(DT_F32, 3, -1, 5, 4));
     Val k = input(graph, 4, shape(DT_F32, 3, -1, 5, 3));
     Attr plain = {.n = {2, 1, 1, 1, 0, 0, 0, 0}, .count = 8};
@@ -229,7 +232,8 @@ static void refused_composites(void **state)
            "axis 2 of f32[b, 5, 3] should be 4: f32[b, 5, 4] with f32[b, 5, 3]");
     refuse(graph, g_contract(graph, q, k, "bii", "bij", "b"),
            "an axis twice in one operand of a contraction: f32[b, 5, 4]");
-    refuse(graph, g_reduce(graph, OP_REDUCE_SUM, q, 16), "reduce_sum: no such axes in f32[b, 5, 4]");
+    refuse(graph, g_reduce(graph, OP_REDUCE_SUM, q, 16),
+           "reduce_sum: no such axes in f32[b, 5, 4]");
 }
 
 static void identities_make_no_node(void **state)
