@@ -74,7 +74,7 @@ static bool find_kind(const char *source, Kind *kind, PvError *error)
 
 PvData *pv_data_open(const PvDataOptions *options, PvError *error)
 {
-    Kind kind;
+    Kind kind = CLIPS;
     if (!find_kind(options->source, &kind, error)) return NULL;
     if (kind != LABELS && (options->frames < 1 || options->height < 1 || options->width < 1 ||
                            options->height > PV_MAX_IMAGE || options->width > PV_MAX_IMAGE)) {
