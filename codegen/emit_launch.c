@@ -548,6 +548,21 @@ static PlanArg output_place(const Lower *lower, const Output *output)
     return (PlanArg){.space = (uint16_t)(PV_IO + lower->work->entry->input_count + index)};
 }
 
+// The storage that holds an output and nothing else, if a kernel can write it anywhere; else 0.
+static Val own_storage(const Lower *lower, Val val)
+{
+    const Work *work = lower->work;
+    View view = view_of(work, val);
+    uint32_t local = local_of(work, view.base);
+    const Node *node = val_get(lower->graph, view.base);
+    bool source = op_info[node->op].class == CLASS_SOURCE && node->op != OP_RANDOM;
+    const Type *type = val_type(lower->graph, val), *base = val_type(lower->graph, view.base);
+    if (work->step[local] || work->order[local] || source || !view_is_dense(&view, type) ||
+        view.offset.fixed || view.offset.batch || !dim_equal(count_of(type), count_of(base)))
+        return 0;
+    return view.base;
+}
+
 // Results that are outputs get their storage where they are wanted. State is stored at the end,
 // since the step reads the old one.
 static void place_outputs(Lower *lower, bool *direct)
@@ -555,14 +570,12 @@ static void place_outputs(Lower *lower, bool *direct)
     Work *work = lower->work;
     for (uint32_t i = 0; i < work->variant->output_count; i++) {
         const Output *output = &work->variant->outputs[i];
-        uint32_t local = local_of(work, output->val), index = place_index(lower, output->val);
-        const Node *node = val_get(lower->graph, output->val);
-        bool source = op_info[node->op].class == CLASS_SOURCE && node->op != OP_RANDOM;
-        if (output->kind == OUT_STATE || work->view[local] || work->order[local] ||
-            work->step[local] || source || work->placed[index])
+        Val base = output->kind == OUT_STATE ? 0 : own_storage(lower, output->val);
+        if (!base || work->placed[place_index(lower, base)])
             continue;
-        work->placed[index] = direct[i] = true;
-        work->place[index] = output_place(lower, output);
+        direct[i] = true;
+        work->placed[place_index(lower, base)] = true;
+        work->place[place_index(lower, base)] = output_place(lower, output);
     }
 }
 

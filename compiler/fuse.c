@@ -230,7 +230,7 @@ static Val match_modulation(Fuse *fuse, Group *group, Val val)
 static Val match_bias(Fuse *fuse, Group *group, const Node *anchor, Val val)
 {
     NodeId id;
-    uint32_t axis;
+    uint32_t axis = 0;
     const Node *sum = only_reader(fuse->work, val, &id);
     if (!sum || sum->op != OP_ADD)
         return val;
