@@ -128,3 +128,14 @@ int64_t pv_attention_grad_scratch(const AttentionGradArgs *grad, int64_t real)
                     round_up(args->n, MAX_LANES) * (d_rows + 1) + PV_GRAD_QUERIES * PV_MAX_ROWS;
     return pv_align(count * real + 8 * PV_SLACK);
 }
+
+int64_t pv_norm_scratch(int64_t c, int64_t real)
+{
+    return pv_align(PV_NORM_PARTS * 2 * c * real);
+}
+
+int64_t pv_reduce_scratch(const ReduceArgs *args, int64_t real)
+{
+    (void)args;
+    return PV_REDUCE_PARTIALS * real;
+}

@@ -1,0 +1,360 @@
+// GroupNorm, LayerNorm and their gradients, and softmax over the last axis.
+//
+// Statistics take two passes (the mean, then the sum of squares about it) over data that the first
+// pass left in the cache, in blocks of a few thousand elements whose sums are added in f64.
+// With xhat = (x - mean) rstd and N elements normalised together,
+//   dx = rstd (g dy - (sum(g dy) + xhat sum(g dy xhat)) / N),  dgamma = sum(dy xhat),
+//   dbeta = sum(dy);
+// sums over images go in their order, sums over rows in a fixed number of parts.
+#include "codegen/cpu/pv_math.h"
+#include "codegen/cpu/sums.h"
+
+enum { ROW_BLOCK = 16 };
+
+// sum of (x - mean)^2
+static double squares_of(const PvReal *x, PvReal mean, int64_t count)
+{
+    double sum = 0;
+    PvVec middle = vec_all(mean);
+    for (int64_t first = 0; first < count; first += SUM_BLOCK) {
+        int64_t end = pv_least(first + SUM_BLOCK, count), i = first;
+        PvVec part[4] = {{0}};
+        for (; i + 4 * PV_WIDTH <= end; i += 4 * PV_WIDTH) {
+#pragma GCC unroll 4
+            for (int j = 0; j < 4; j++) {
+                PvVec away = vec_load(x + i + j * PV_WIDTH) - middle;
+                part[j] += away * away;
+            }
+        }
+        for (; i + PV_WIDTH <= end; i += PV_WIDTH) {
+            PvVec away = vec_load(x + i) - middle;
+            part[0] += away * away;
+        }
+        double rest = 0;
+        for (; i < end; i++)
+            rest += (double)((x[i] - mean) * (x[i] - mean));
+        sum += lanes_sum((part[0] + part[1]) + (part[2] + part[3])) + rest;
+    }
+    return sum;
+}
+
+// *plain = sum of dy, *product = sum of dy (x - mean), in one pass
+static void grad_sums(const PvReal *dy, const PvReal *x, PvReal mean, int64_t count, double *plain,
+                      double *product)
+{
+    PvVec middle = vec_all(mean);
+    *plain = *product = 0;
+    for (int64_t first = 0; first < count; first += SUM_BLOCK) {
+        int64_t end = pv_least(first + SUM_BLOCK, count), i = first;
+        PvVec part[2] = {{0}}, both[2] = {{0}};
+        for (; i + 2 * PV_WIDTH <= end; i += 2 * PV_WIDTH) {
+#pragma GCC unroll 2
+            for (int j = 0; j < 2; j++) {
+                PvVec up = vec_load(dy + i + j * PV_WIDTH);
+                part[j] += up;
+                both[j] += up * (vec_load(x + i + j * PV_WIDTH) - middle);
+            }
+        }
+        for (; i < end; i += PV_WIDTH) {
+            int64_t left = pv_least(PV_WIDTH, end - i);
+            PvVec up = vec_load_part(dy + i, left);
+            part[0] += up;
+            both[0] += up * (vec_load_part(x + i, left) - middle);
+        }
+        *plain += lanes_sum(part[0] + part[1]);
+        *product += lanes_sum(both[0] + both[1]);
+    }
+}
+
+static void activate(PvReal *y, int64_t count, PvAct act)
+{
+    switch (act) {
+    case PV_ACT_NONE:
+        break;
+    case PV_ACT_SILU:
+        for (int64_t i = 0; i < count; i++)
+            y[i] = pv_silu(y[i]);
+        break;
+    case PV_ACT_GELU:
+        for (int64_t i = 0; i < count; i++)
+            y[i] = pv_gelu(y[i]);
+        break;
+    case PV_ACT_RELU:
+        for (int64_t i = 0; i < count; i++)
+            y[i] = pv_relu(y[i]);
+        break;
+    }
+}
+
+// ---- GroupNorm ----
+
+static void group_norm_task(const GroupNormArgs *args, int64_t image, int64_t group)
+{
+    int64_t channels = args->c / args->groups, count = channels * args->positions;
+    const PvReal *x = (const PvReal *)args->x + image * args->x_image + group * count;
+    PvReal *y = (PvReal *)args->y + image * args->y_image + group * count;
+    const PvReal *gamma = (const PvReal *)args->gamma, *beta = (const PvReal *)args->beta;
+    const PvReal *scale = (const PvReal *)args->scale, *shift = (const PvReal *)args->shift;
+    PvReal mean = (PvReal)(sum_of(x, count) / (double)count);
+    double variance = squares_of(x, mean, count) / (double)count;
+    PvReal rstd = (PvReal)(1 / sqrt(variance + (double)pv_real(args->eps)));
+    if (args->mean)
+        ((PvReal *)args->mean)[image * args->groups + group] = mean;
+    if (args->rstd)
+        ((PvReal *)args->rstd)[image * args->groups + group] = rstd;
+    for (int64_t i = 0; i < channels; i++) {
+        int64_t c = group * channels + i, at = image * args->mod_image + c;
+        PvReal factor = gamma ? rstd * gamma[c] : rstd, offset = beta ? beta[c] : 0;
+        if (scale) {
+            factor *= 1 + scale[at];
+            offset *= 1 + scale[at];
+        }
+        if (shift)
+            offset += shift[at];
+        const PvReal *from = x + i * args->positions;
+        PvReal *to = y + i * args->positions;
+        for (int64_t first = 0; first < args->positions; first += SUM_BLOCK) {
+            int64_t end = pv_least(first + SUM_BLOCK, args->positions);
+            for (int64_t j = first; j < end; j++)
+                to[j] = pv_fma(from[j] - mean, factor, offset);
+            activate(to + first, end - first, (PvAct)args->act);
+        }
+    }
+}
+
+void pv_group_norm(const PvRun *run, const int64_t *raw)
+{
+    const GroupNormArgs *args = (const GroupNormArgs *)raw;
+    int64_t tasks = args->images * args->groups;
+#pragma omp parallel for schedule(static) num_threads(run->threads) if (tasks > 1)
+    for (int64_t task = 0; task < tasks; task++)
+        group_norm_task(args, task / args->groups, task % args->groups);
+}
+
+// Sums of channel c of an image: *beta = sum dy, *gamma = sum dy xhat.
+static void channel_sums(const GroupNormGradArgs *args, int64_t image, int64_t c, double *beta,
+                         double *gamma)
+{
+    int64_t stat = image * args->groups + c / (args->c / args->groups);
+    grad_sums((const PvReal *)args->dy + image * args->dy_image + c * args->positions,
+              (const PvReal *)args->x + image * args->x_image + c * args->positions,
+              ((const PvReal *)args->mean)[stat], args->positions, beta, gamma);
+    *gamma *= (double)((const PvReal *)args->rstd)[stat];
+}
+
+// dx of one group of one image. With `collect`, adds to dgamma and dbeta of its channels.
+static void group_norm_grad_task(const GroupNormGradArgs *args, int64_t image, int64_t group,
+                                 bool collect)
+{
+    int64_t channels = args->c / args->groups, positions = args->positions;
+    const PvReal *gamma = (const PvReal *)args->gamma;
+    PvReal *dgamma = (PvReal *)args->dgamma, *dbeta = (PvReal *)args->dbeta;
+    PvReal mean = ((const PvReal *)args->mean)[image * args->groups + group];
+    PvReal rstd = ((const PvReal *)args->rstd)[image * args->groups + group];
+    double plain = 0, product = 0, count = (double)(channels * positions);
+    for (int64_t c = group * channels; c < (group + 1) * channels; c++) {
+        double beta_sum, gamma_sum;
+        channel_sums(args, image, c, &beta_sum, &gamma_sum);
+        plain += (gamma ? (double)gamma[c] : 1) * beta_sum;
+        product += (gamma ? (double)gamma[c] : 1) * gamma_sum;
+        if (collect) {
+            dbeta[c] = (image ? dbeta[c] : 0) + (PvReal)beta_sum;
+            dgamma[c] = (image ? dgamma[c] : 0) + (PvReal)gamma_sum;
+        }
+    }
+    // dx = dy up + (x - mean) along + level
+    PvReal along = (PvReal)(-product / count) * rstd * rstd;
+    PvReal level = (PvReal)(-plain / count) * rstd;
+    for (int64_t c = group * channels; c < (group + 1) * channels; c++) {
+        const PvReal *dy = (const PvReal *)args->dy + image * args->dy_image + c * positions;
+        const PvReal *x = (const PvReal *)args->x + image * args->x_image + c * positions;
+        PvReal *dx = (PvReal *)args->dx + image * args->dx_image + c * positions;
+        PvReal up = gamma ? rstd * gamma[c] : rstd;
+        for (int64_t i = 0; i < positions; i++)
+            dx[i] = pv_fma(dy[i], up, pv_fma(x[i] - mean, along, level));
+    }
+}
+
+void pv_group_norm_grad(const PvRun *run, const int64_t *raw)
+{
+    const GroupNormGradArgs *args = (const GroupNormGradArgs *)raw;
+    bool collect = args->dgamma && args->dbeta;
+    // Few groups: all (image, group) at once, and the sums of channels a second time.
+    if (collect && (args->images == 1 || args->groups >= 2 * run->threads)) {
+#pragma omp parallel for schedule(static) num_threads(run->threads) if (args->groups > 1)
+        for (int64_t group = 0; group < args->groups; group++) {
+            for (int64_t image = 0; image < args->images; image++)
+                group_norm_grad_task(args, image, group, true);
+        }
+        return;
+    }
+    // dx may take the place of dy or x, so the sums come first.
+#pragma omp parallel for schedule(static) num_threads(run->threads)
+    for (int64_t c = 0; c < (collect ? args->c : 0); c++) {
+        PvReal gamma = 0, beta = 0;
+        for (int64_t image = 0; image < args->images; image++) {
+            double beta_sum, gamma_sum;
+            channel_sums(args, image, c, &beta_sum, &gamma_sum);
+            beta += (PvReal)beta_sum;
+            gamma += (PvReal)gamma_sum;
+        }
+        ((PvReal *)args->dgamma)[c] = gamma;
+        ((PvReal *)args->dbeta)[c] = beta;
+    }
+    int64_t tasks = args->images * args->groups;
+#pragma omp parallel for schedule(static) num_threads(run->threads) if (tasks > 1)
+    for (int64_t task = 0; task < tasks; task++)
+        group_norm_grad_task(args, task / args->groups, task % args->groups, false);
+}
+
+// ---- LayerNorm ----
+
+static void layer_norm_row(const LayerNormArgs *args, int64_t row)
+{
+    int64_t count = args->c;
+    const PvReal *x = (const PvReal *)args->x + row * count;
+    const PvReal *gamma = (const PvReal *)args->gamma, *beta = (const PvReal *)args->beta;
+    PvReal *y = (PvReal *)args->y + row * count;
+    PvReal mean = (PvReal)(sum_of(x, count) / (double)count);
+    double variance = squares_of(x, mean, count) / (double)count;
+    PvReal rstd = (PvReal)(1 / sqrt(variance + (double)pv_real(args->eps)));
+    if (args->mean)
+        ((PvReal *)args->mean)[row] = mean;
+    if (args->rstd)
+        ((PvReal *)args->rstd)[row] = rstd;
+    if (gamma && beta) {
+        for (int64_t i = 0; i < count; i++)
+            y[i] = pv_fma((x[i] - mean) * rstd, gamma[i], beta[i]);
+    } else {
+        for (int64_t i = 0; i < count; i++)
+            y[i] = (x[i] - mean) * rstd;
+        for (int64_t i = 0; gamma && i < count; i++)
+            y[i] *= gamma[i];
+        for (int64_t i = 0; beta && i < count; i++)
+            y[i] += beta[i];
+    }
+    activate(y, count, (PvAct)args->act);
+}
+
+void pv_layer_norm(const PvRun *run, const int64_t *raw)
+{
+    const LayerNormArgs *args = (const LayerNormArgs *)raw;
+#pragma omp parallel for schedule(static, ROW_BLOCK) num_threads(run->threads) \
+    if (args->rows > ROW_BLOCK)
+    for (int64_t row = 0; row < args->rows; row++)
+        layer_norm_row(args, row);
+}
+
+// One row: dx, and what it adds to dgamma and dbeta (NULL: not wanted).
+static void layer_norm_grad_row(const LayerNormGradArgs *args, int64_t row, PvReal *dgamma,
+                                PvReal *dbeta)
+{
+    int64_t count = args->c;
+    const PvReal *x = (const PvReal *)args->x + row * count;
+    const PvReal *dy = (const PvReal *)args->dy + row * count;
+    const PvReal *gamma = (const PvReal *)args->gamma;
+    PvReal *dx = (PvReal *)args->dx + row * count;
+    PvReal mean = ((const PvReal *)args->mean)[row], rstd = ((const PvReal *)args->rstd)[row];
+    PvVec middle = vec_all(mean), scale = vec_all(rstd), plain = {0}, product = {0};
+    int64_t i = 0;
+    double plain_sum = 0, product_sum = 0;
+    for (; i + PV_WIDTH <= count; i += PV_WIDTH) {
+        PvVec up = vec_load(dy + i), hat = (vec_load(x + i) - middle) * scale;
+        if (dgamma) {
+            vec_store(dgamma + i, vec_load(dgamma + i) + up * hat);
+            vec_store(dbeta + i, vec_load(dbeta + i) + up);
+        }
+        if (gamma)
+            up *= vec_load(gamma + i);
+        plain += up;
+        product += up * hat;
+    }
+    for (; i < count; i++) {
+        PvReal up = dy[i], hat = (x[i] - mean) * rstd;
+        if (dgamma) {
+            dgamma[i] += up * hat;
+            dbeta[i] += up;
+        }
+        if (gamma)
+            up *= gamma[i];
+        plain_sum += (double)up;
+        product_sum += (double)(up * hat);
+    }
+    plain_sum += lanes_sum(plain);
+    product_sum += lanes_sum(product);
+    PvReal level = (PvReal)(-plain_sum / (double)count) * rstd;
+    PvReal along = (PvReal)(-product_sum / (double)count) * rstd * rstd;
+    if (gamma) {
+        for (i = 0; i < count; i++)
+            dx[i] = pv_fma(dy[i] * gamma[i], rstd, pv_fma(x[i] - mean, along, level));
+    } else {
+        for (i = 0; i < count; i++)
+            dx[i] = pv_fma(dy[i], rstd, pv_fma(x[i] - mean, along, level));
+    }
+}
+
+void pv_layer_norm_grad(const PvRun *run, const int64_t *raw)
+{
+    const LayerNormGradArgs *args = (const LayerNormGradArgs *)raw;
+    int64_t c = args->c, per = pv_most(1, pv_ceil_div(args->rows, PV_NORM_PARTS));
+    int64_t parts = pv_ceil_div(args->rows, per);
+    bool collect = args->dgamma && args->dbeta;
+    PvReal *sums = (PvReal *)run->scratch;               // [part][dgamma, dbeta][c]
+#pragma omp parallel for schedule(static) num_threads(run->threads) if (parts > 1)
+    for (int64_t part = 0; part < parts; part++) {
+        PvReal *mine = sums + part * 2 * c;
+        if (collect)
+            memset(mine, 0, (size_t)(2 * c) * sizeof *mine);
+        for (int64_t row = part * per; row < pv_least((part + 1) * per, args->rows); row++)
+            layer_norm_grad_row(args, row, collect ? mine : NULL, mine + c);
+    }
+    for (int64_t i = 0; collect && i < c; i++) {
+        PvReal gamma = 0, beta = 0;
+        for (int64_t part = 0; part < parts; part++) {
+            gamma += sums[part * 2 * c + i];
+            beta += sums[part * 2 * c + c + i];
+        }
+        ((PvReal *)args->dgamma)[i] = gamma;
+        ((PvReal *)args->dbeta)[i] = beta;
+    }
+}
+
+// ---- softmax ----
+
+static void softmax_row(PvReal *y, const PvReal *x, int64_t count)
+{
+    PvVec high = vec_all(-(PvReal)INFINITY), total = {0};
+    int64_t i = 0, whole = count / PV_WIDTH * PV_WIDTH;
+    for (; i < whole; i += PV_WIDTH)
+        high = vec_max(high, vec_load(x + i));
+    PvReal most = -(PvReal)INFINITY, sum = 0;
+    for (int lane = 0; lane < PV_WIDTH; lane++)
+        most = pv_max(most, high[lane]);
+    for (; i < count; i++)
+        most = pv_max(most, x[i]);
+    for (i = 0; i < whole; i += PV_WIDTH) {
+        PvVec e = vec_exp_negative(vec_load(x + i) - vec_all(most));
+        total += e;
+        vec_store(y + i, e);
+    }
+    for (int lane = 0; lane < PV_WIDTH; lane++)
+        sum += total[lane];
+    PvVec rest = vec_exp_negative(vec_load_part(x + whole, count - whole) - vec_all(most));
+    for (; i < count; i++) {
+        y[i] = rest[i - whole];
+        sum += y[i];
+    }
+    PvReal inverse = 1 / sum;
+    for (i = 0; i < count; i++)
+        y[i] *= inverse;
+}
+
+void pv_softmax(const PvRun *run, const int64_t *raw)
+{
+    const SoftmaxArgs *args = (const SoftmaxArgs *)raw;
+#pragma omp parallel for schedule(static, ROW_BLOCK) num_threads(run->threads) \
+    if (args->rows > ROW_BLOCK)
+    for (int64_t row = 0; row < args->rows; row++)
+        softmax_row((PvReal *)args->y + row * args->c, (const PvReal *)args->x + row * args->c,
+                    args->c);
+}
