@@ -1,0 +1,144 @@
+// Elaboration: a model file, its imports and the command line's constants become a Module, the
+// parameters, options and forward graphs of everything the executable can launch.
+//
+// In order: files are read, overrides linked, -D applied (elab_scope.c); assertions are checked
+// and constants evaluated; models are constructed and their parameters named (elab_module.c);
+// programs become entries (elab_entry.c); then train and sample blocks, which call them.
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "compiler/elab.h"
+
+static void index_builtins(Elab *e)
+{
+    struct { const Builtin *at; uint32_t count; } tables[] = {
+        {elab_builtins, elab_builtin_count},
+        {elab_list_builtins, elab_list_builtin_count},
+        {elab_random_builtins, elab_random_builtin_count},
+    };
+    for (size_t i = 0; i < sizeof tables / sizeof *tables; i++)
+        for (uint32_t j = 0; j < tables[i].count; j++)
+            map_set(&e->builtins, intern(tables[i].at[j].name),
+                    (uint64_t)(uintptr_t)&tables[i].at[j]);
+    for (uint32_t i = 0; i < elab_layer_count; i++)
+        map_set(&e->layers, intern(elab_layers[i].name), (uint64_t)(uintptr_t)&elab_layers[i]);
+}
+
+typedef struct {
+    FileScope *file;
+    const Ast *ast;
+} AssertContext;
+
+static void check_assertion(Elab *e, void *context)
+{
+    AssertContext *at = context;
+    exec_statement(e, frame_new(e, NULL, at->file, FRAME_FUNCTION), at->ast);
+}
+
+static void evaluate(Elab *e, void *context)
+{
+    decl_value(e, context);
+}
+
+static void check_assertions(Elab *e)
+{
+    for (size_t i = 0; i < e->file_count; i++) {
+        const AstList *list = &e->files[i]->ast->list;
+        for (uint32_t j = 0; j < list->count; j++) {
+            AssertContext at = {e->files[i], list->at[j]};
+            if (at.ast->kind == AST_ASSERT)
+                elab_try(e, check_assertion, &at);
+        }
+    }
+}
+
+typedef void DeclFn(Elab *e, Decl *decl);
+
+// Every declaration of a kind that counts, in the order of the files.
+static void each_decl(Elab *e, AstKind kind, DeclFn *fn)
+{
+    for (size_t i = 0; i < e->file_count && !diag_full(); i++)
+        for (uint32_t j = 0; j < e->files[i]->decl_count; j++) {
+            Decl *first = e->files[i]->decls[j];
+            Decl *decl = decl_final(first);
+            if (decl->ast->kind != kind || first->ast->override)
+                continue;
+            fn(e, decl);
+        }
+}
+
+static void evaluate_decl(Elab *e, Decl *decl)
+{
+    elab_try(e, evaluate, decl);
+}
+
+static void add_constant(Elab *e, Decl *decl)
+{
+    Module *module = e->module;
+    evaluate_decl(e, decl);
+    if (decl->state != DECL_DONE)
+        return;
+    const char *text = arena_printf(e->arena, "%s=%s", decl->name, value_text(e, decl->value));
+    module->constants = grow_array(module->constants, &e->constant_capacity,
+                                   module->constant_count, sizeof *module->constants);
+    module->constants[module->constant_count++] = intern(text);
+}
+
+static const char *model_name(const char *path)
+{
+    const char *name = file_of(path);
+    const char *dot = strstr(name, ".model");
+    return dot && dot != name ? intern_n(name, (size_t)(dot - name)) : intern(name);
+}
+
+static void build(Elab *e)
+{
+    check_assertions(e);
+    each_decl(e, AST_CONST, add_constant);
+    each_decl(e, AST_LET, evaluate_decl);
+    each_decl(e, AST_OPTION, evaluate_decl);
+    if (diag_errors())
+        return;
+    elab_models(e);
+    if (diag_errors())
+        return;
+    elab_programs(e);
+    if (diag_full())
+        return;
+    each_decl(e, AST_TRAIN, elab_train);
+    each_decl(e, AST_SAMPLE, elab_sample);
+}
+
+static void release(Elab *e)
+{
+    for (size_t i = 0; i < e->file_count; i++) {
+        free(e->files[i]->names.at);
+        free(e->files[i]->seen.at);
+    }
+    free(e->files);
+    free(e->builtins.at);
+    free(e->layers.at);
+    free(e->loaded.at);
+    free(e->parameters.at);
+    free(e->reported);
+}
+
+// NULL after errors, which are in the diagnostics.
+Module *elaborate(Arena *arena, Sources *sources, const ElabOptions *options)
+{
+    Module *module = arena_alloc(arena, sizeof *module);
+    Elab *e = arena_alloc(arena, sizeof *e);
+    *e = (Elab){.arena = arena, .sources = sources, .options = options, .module = module,
+                .real = options->real ? options->real : DT_F32, .root = -1};
+    e->graph = graph_new(arena);
+    *module = (Module){.path = options->path, .name = model_name(options->path), .arena = arena,
+                       .graph = e->graph, .real = e->real};
+    uint32_t before = diag_errors();
+    index_builtins(e);
+    elab_load(e, options->path);
+    if (e->file_count && diag_errors() == before)
+        build(e);
+    release(e);
+    return diag_errors() == before ? module : NULL;
+}
