@@ -345,10 +345,34 @@ static Val rewrite_elementwise(Graph *graph, const Node *node)
 
 // ---- movement ----
 
+// transpose(concat(xs)) as concat(transposed xs): one copy that puts each x where it goes instead
+// of two. Where the transpose could stay a view this is no gain, so only a reshape asks for it.
+static Val transposed_pieces(Graph *graph, const Node *transpose)
+{
+    const Node *concat = val_get(graph, transpose->in[0]);
+    uint32_t perm[MAX_RANK], axis = 0;
+    for (uint32_t i = 0; i < transpose->attr->count; i++) {
+        perm[i] = (uint32_t)transpose->attr->n[i];
+        if (perm[i] == concat->attr->n[0])
+            axis = i;
+    }
+    Val *pieces = malloc(concat->nin * sizeof *pieces);
+    if (!pieces)
+        bug("no memory for %u pieces", concat->nin);
+    for (uint32_t i = 0; i < concat->nin; i++)
+        pieces[i] = simple(graph, g_transpose(graph, concat->in[i], perm));
+    Attr attr = {.n = {axis, concat->attr->n[1]}, .count = 2};
+    Val joined = graph_make(graph, OP_CONCAT, pieces, concat->nin, &attr, NULL);
+    free(pieces);
+    return simple(graph, joined);
+}
+
 static Val rewrite_reshape(Graph *graph, const Node *node)
 {
     const Node *x = val_get(graph, node->in[0]);
     const Type *type = node->type[0];
+    if (x->op == OP_TRANSPOSE && val_get(graph, x->in[0])->op == OP_CONCAT)
+        return simple(graph, g_reshape(graph, transposed_pieces(graph, x), type->rank, type->dim));
     if (shape_equal(x->type[0], type) && val_out(node->in[0]) == 0)
         return node->in[0];
     if (x->op == OP_RESHAPE)

@@ -166,6 +166,13 @@ static void test_movement(void **state)
     expect(g_unary(graph, OP_SWAP_PAIRS, g_unary(graph, OP_SWAP_PAIRS, x)), x);
     expect(compose_window(graph, x, g_const(graph, DT_I64, 9), 4, 2), g_slice(graph, x, 2, 2, 4));
     expect(g_transpose(graph, constant(2, DIMS(-1, 4, 6)), turn), constant(2, DIMS(6, -1, 4)));
+    // joined and turned in one step; a turn alone stays a view
+    Val turned = g_transpose(graph, pair, turn);
+    expect(turned, turned);
+    Val part = g_transpose(graph, x, turn), other = g_transpose(graph, y, turn);
+    Dim joined[2] = {dim_batch(6), dim_fixed(12)};
+    expect(g_reshape(graph, turned, 2, joined),
+           g_reshape(graph, g_concat(graph, (Val[]){part, other, part}, 3, 2), 2, joined));
 }
 
 // unpack(pack(xs)) is xs, and pack(unpack(x)) is x.
