@@ -10,11 +10,11 @@
 
 enum { LEFT = 84, RIGHT = 20, TOP = 44, BOTTOM = 52, INK = 0x222222, GRID = 0xDDDDDD };
 
-static const uint32_t colours[] = { 0x1F77B4, 0xD62728, 0x2CA02C, 0xFF7F0E, 0x9467BD, 0x8C564B };
+static const uint32_t colours[] = {0x1F77B4, 0xD62728, 0x2CA02C, 0xFF7F0E, 0x9467BD, 0x8C564B};
 
 // One axis: values low .. high on pixels from .. to.
 typedef struct {
-    double low, high;                    // of log10 if `log`
+    double low, high; // of log10 if `log`
     bool log;
     int from, to;
 } Axis;
@@ -27,8 +27,8 @@ static bool usable(double x, double y, bool log_y)
 static int position(const Axis *axis, double value)
 {
     double at = axis->log ? log10(value) : value;
-    return axis->from + (int)lround((at - axis->low) / (axis->high - axis->low) *
-                                    (axis->to - axis->from));
+    return axis->from +
+           (int)lround((at - axis->low) / (axis->high - axis->low) * (axis->to - axis->from));
 }
 
 static void find_ranges(const PvChart *chart, Axis *x, Axis *y)
@@ -38,7 +38,8 @@ static void find_ranges(const PvChart *chart, Axis *x, Axis *y)
     for (size_t i = 0; i < chart->curve_count; i++) {
         const PvCurve *curve = &chart->curves[i];
         for (size_t k = 0; k < curve->count; k++) {
-            if (!usable(curve->x[k], curve->y[k], chart->log_y)) continue;
+            if (!usable(curve->x[k], curve->y[k], chart->log_y))
+                continue;
             double at = chart->log_y ? log10(curve->y[k]) : curve->y[k];
             x->low = fmin(x->low, curve->x[k]);
             x->high = fmax(x->high, curve->x[k]);
@@ -48,9 +49,10 @@ static void find_ranges(const PvChart *chart, Axis *x, Axis *y)
     }
     for (int i = 0; i < 2; i++) {
         Axis *axis = i ? y : x;
-        if (axis->low > axis->high) axis->low = axis->high = 0;
+        if (axis->low > axis->high)
+            axis->low = axis->high = 0;
         double span = axis->high - axis->low;
-        if (!(span > 1e-9 * fabs(axis->high) && span > 0)) {     // one value: a range around it
+        if (!(span > 1e-9 * fabs(axis->high) && span > 0)) { // one value: a range around it
             double around = fabs(axis->high) > 1e-300 ? fabs(axis->high) * 0.1 : 1;
             axis->low -= around;
             axis->high += around;
@@ -73,13 +75,15 @@ static void draw_tick(PvImage *image, const Axis *axis, double at, bool vertical
                       int other_to)
 {
     char text[32];
-    int pixel = axis->from + (int)lround((at - axis->low) / (axis->high - axis->low) *
-                                         (axis->to - axis->from));
+    int pixel = axis->from +
+                (int)lround((at - axis->low) / (axis->high - axis->low) * (axis->to - axis->from));
     double value = axis->log ? pow(10, at) : at;
-    snprintf(text, sizeof text, fabs(value) >= 1e5 ? "%.3g" : "%.5g", fabs(value) < 1e-12 ? 0 : value);
+    snprintf(text, sizeof text, fabs(value) >= 1e5 ? "%.3g" : "%.5g",
+             fabs(value) < 1e-12 ? 0 : value);
     if (vertical) {
         pv_image_line(image, other_from, pixel, other_to, pixel, GRID);
-        pv_image_text(image, other_from - 8 - pv_image_text_width(text, 1), pixel - 4, text, 1, INK);
+        pv_image_text(image, other_from - 8 - pv_image_text_width(text, 1), pixel - 4, text, 1,
+                      INK);
     } else {
         pv_image_line(image, pixel, other_from, pixel, other_to, GRID);
         pv_image_text(image, pixel - pv_image_text_width(text, 1) / 2, other_to + 8, text, 1, INK);
@@ -89,11 +93,13 @@ static void draw_tick(PvImage *image, const Axis *axis, double at, bool vertical
 static void draw_axis(PvImage *image, const Axis *axis, bool vertical, int other_from, int other_to)
 {
     double step = tick_step(axis->high - axis->low, vertical ? 8 : 10);
-    if (axis->log && axis->high - axis->low > 2) step = ceil(step);
+    if (axis->log && axis->high - axis->low > 2)
+        step = ceil(step);
     double first = ceil(axis->low / step);
     for (int i = 0; i < 40; i++) {
         double at = (first + i) * step;
-        if (at > axis->high + step * 1e-6) break;
+        if (at > axis->high + step * 1e-6)
+            break;
         draw_tick(image, axis, at, vertical, other_from, other_to);
     }
 }
@@ -111,8 +117,9 @@ static void draw_curve(PvImage *image, const PvChart *chart, size_t index, const
             continue;
         }
         int at_x = position(x, curve->x[i]), at_y = position(y, curve->y[i]);
-        if (!started) last_x = at_x, last_y = at_y;
-        for (int k = 0; k < 2; k++) {    // two pixels thick
+        if (!started)
+            last_x = at_x, last_y = at_y;
+        for (int k = 0; k < 2; k++) { // two pixels thick
             pv_image_line(image, last_x, last_y + k, at_x, at_y + k, colour);
             pv_image_line(image, last_x + k, last_y, at_x + k, at_y, colour);
         }
@@ -122,7 +129,8 @@ static void draw_curve(PvImage *image, const PvChart *chart, size_t index, const
     }
     int row = TOP + 8 + (int)index * 14;
     int text_x = x->to - 12 - (curve->name ? pv_image_text_width(curve->name, 1) : 0);
-    if (!curve->name) return;
+    if (!curve->name)
+        return;
     pv_image_rectangle(image, text_x - 22, row - 2, x->to - text_x + 20, 13, 0xFFFFFF);
     pv_image_rectangle(image, text_x - 20, row + 3, 14, 2, colour);
     pv_image_text(image, text_x, row, curve->name, 1, INK);
@@ -130,19 +138,23 @@ static void draw_curve(PvImage *image, const PvChart *chart, size_t index, const
 
 bool pv_image_chart(PvImage *image, const PvChart *chart, PvError *error)
 {
-    int width = chart->width > 0 ? chart->width : 960, height = chart->height > 0 ? chart->height : 540;
+    int width = chart->width > 0 ? chart->width : 960,
+        height = chart->height > 0 ? chart->height : 540;
     if (width < 240 || height < 160)
-        return pv_error(error, PV_WRONG, "a chart of %d x %d pixels (at least 240 x 160)", width, height);
-    if (!pv_image_new(image, width, height, error)) return false;
+        return pv_error(error, PV_WRONG, "a chart of %d x %d pixels (at least 240 x 160)", width,
+                        height);
+    if (!pv_image_new(image, width, height, error))
+        return false;
     pv_image_fill(image, 0xFFFFFF);
-    Axis x = { .from = LEFT, .to = width - RIGHT };
-    Axis y = { .from = height - BOTTOM, .to = TOP, .log = chart->log_y };
+    Axis x = {.from = LEFT, .to = width - RIGHT};
+    Axis y = {.from = height - BOTTOM, .to = TOP, .log = chart->log_y};
     find_ranges(chart, &x, &y);
     draw_axis(image, &x, false, y.to, y.from);
     draw_axis(image, &y, true, x.from, x.to);
     pv_image_line(image, x.from, y.from, x.to, y.from, INK);
     pv_image_line(image, x.from, y.from, x.from, y.to, INK);
-    for (size_t i = 0; i < chart->curve_count; i++) draw_curve(image, chart, i, &x, &y);
+    for (size_t i = 0; i < chart->curve_count; i++)
+        draw_curve(image, chart, i, &x, &y);
     if (chart->title) {
         int wide = pv_image_text_width(chart->title, 2);
         pv_image_text(image, (width - wide) / 2, 12, chart->title, 2, INK);
@@ -151,6 +163,7 @@ bool pv_image_chart(PvImage *image, const PvChart *chart, PvError *error)
         int wide = pv_image_text_width(chart->x_label, 1);
         pv_image_text(image, (x.from + x.to - wide) / 2, height - 20, chart->x_label, 1, INK);
     }
-    if (chart->y_label) pv_image_text(image, 12, TOP - 18, chart->y_label, 1, INK);
+    if (chart->y_label)
+        pv_image_text(image, 12, TOP - 18, chart->y_label, 1, INK);
     return true;
 }

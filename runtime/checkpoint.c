@@ -12,7 +12,7 @@
 
 // The buffers of a state, by the front of their names in files.
 enum { BUFFER_COUNT = 4 };
-static const char *const fronts[BUFFER_COUNT] = { "", "ema.", "adam_m.", "adam_v." };
+static const char *const fronts[BUFFER_COUNT] = {"", "ema.", "adam_m.", "adam_v."};
 
 static void buffers_of(const PvCheckpoint *state, char *buffers[BUFFER_COUNT])
 {
@@ -25,7 +25,8 @@ static void buffers_of(const PvCheckpoint *state, char *buffers[BUFFER_COUNT])
 // Does buffer `kind` of a state hold this parameter?
 static bool holds(const PvCheckpoint *state, int kind, const PvParam *param)
 {
-    if (kind == 0) return !state->has_params || state->has_params[param->instance];
+    if (kind == 0)
+        return !state->has_params || state->has_params[param->instance];
     const bool *marks = kind == 1 ? state->has_ema : state->has_moments;
     return !param->buffer && marks && marks[param->instance];
 }
@@ -40,8 +41,10 @@ static int param_dtype(const PvParam *param)
 static void add_number(PvWriter *writer, const char *key, int64_t index, int64_t value)
 {
     char name[64], text[32];
-    if (index >= 0) snprintf(name, sizeof name, "%s.%" PRId64, key, index);
-    else snprintf(name, sizeof name, "%s", key);
+    if (index >= 0)
+        snprintf(name, sizeof name, "%s.%" PRId64, key, index);
+    else
+        snprintf(name, sizeof name, "%s", key);
     snprintf(text, sizeof text, "%" PRId64, value);
     pv_writer_metadata(writer, name, text);
 }
@@ -53,12 +56,14 @@ static void add_metadata(const PvModel *model, const PvCheckpoint *state, PvWrit
     pv_writer_metadata(writer, "real", pv_dtype_name(model->real));
     for (uint32_t i = 0; i < model->constant_count; i++) {
         const char *equals = strchr(model->constants[i], '=');
-        if (!equals) continue;
+        if (!equals)
+            continue;
         name = pv_printf("constant.%.*s", (int)(equals - model->constants[i]), model->constants[i]);
         pv_writer_metadata(writer, name, equals + 1);
         free(name);
     }
-    if (state->stage) pv_writer_metadata(writer, "stage", state->stage);
+    if (state->stage)
+        pv_writer_metadata(writer, "stage", state->stage);
     add_number(writer, "step", -1, state->step);
     snprintf(text, sizeof text, "%" PRIu64, state->seed);
     pv_writer_metadata(writer, "seed", text);
@@ -70,8 +75,10 @@ static void add_metadata(const PvModel *model, const PvCheckpoint *state, PvWrit
         free(name);
     }
     for (int i = 0; i < PV_MAX_MINIMIZE; i++) {
-        if (state->updates[i]) add_number(writer, "updates", i, state->updates[i]);
-        if (state->ema_updates[i]) add_number(writer, "ema_updates", i, state->ema_updates[i]);
+        if (state->updates[i])
+            add_number(writer, "updates", i, state->updates[i]);
+        if (state->ema_updates[i])
+            add_number(writer, "ema_updates", i, state->ema_updates[i]);
     }
     for (size_t i = 0; i < state->extra_count; i++)
         pv_writer_metadata(writer, state->extra[i].key, state->extra[i].value);
@@ -87,7 +94,8 @@ bool pv_checkpoint_write(const PvModel *model, const char *path, const PvCheckpo
     for (int kind = 0; kind < BUFFER_COUNT; kind++) {
         for (uint32_t i = 0; buffers[kind] && i < model->param_count; i++) {
             const PvParam *param = &model->params[i];
-            if (!holds(state, kind, param)) continue;
+            if (!holds(state, kind, param))
+                continue;
             char *name = pv_printf("%s%s", fronts[kind], param->name);
             int dtype = param_dtype(param);
             pv_writer_add(writer, name, dtype, param->type.rank, param->type.dim,
@@ -103,7 +111,8 @@ bool pv_checkpoint_write(const PvModel *model, const char *path, const PvCheckpo
 static int64_t read_number(const PvTensorSet *set, const char *key, int64_t otherwise)
 {
     const char *text = pv_set_metadata(set, key);
-    if (!text) return otherwise;
+    if (!text)
+        return otherwise;
     char *end;
     errno = 0;
     long long value = strtoll(text, &end, 10);
@@ -130,12 +139,14 @@ static bool check_origin(const PvModel *model, const char *path, const PvTensorS
     }
     for (uint32_t i = 0; i < model->constant_count; i++) {
         const char *equals = strchr(model->constants[i], '=');
-        if (!equals) continue;
-        char *key = pv_printf("constant.%.*s", (int)(equals - model->constants[i]),
-                              model->constants[i]);
+        if (!equals)
+            continue;
+        char *key =
+            pv_printf("constant.%.*s", (int)(equals - model->constants[i]), model->constants[i]);
         const char *value = pv_set_metadata(set, key);
         if (value && strcmp(value, equals + 1)) {
-            if (fine) pv_error(error, PV_WRONG, "%s belongs to a model with other constants:", path);
+            if (fine)
+                pv_error(error, PV_WRONG, "%s belongs to a model with other constants:", path);
             fine = pv_error_append(error, "\n  %s=%s, here %s", key + strlen("constant."), value,
                                    equals + 1);
         }
@@ -151,7 +162,8 @@ static bool read_buffer(const PvModel *model, const PvTensorSet *set, const PvCh
     bool fine = true;
     for (uint32_t i = 0; i < model->param_count; i++) {
         const PvParam *param = &model->params[i];
-        if (!holds(state, kind, param)) continue;
+        if (!holds(state, kind, param))
+            continue;
         char *name = pv_printf("%s%s", fronts[kind], param->name);
         const PvTensor *tensor = pv_set_find(set, name);
         if (to) {
@@ -159,7 +171,8 @@ static bool read_buffer(const PvModel *model, const PvTensorSet *set, const PvCh
                        param->count);
         } else if (!tensor || !pv_tensor_fits(tensor, &param->type, 1)) {
             char shape[PV_SHAPE_TEXT];
-            if (!error->text) pv_error(error, PV_WRONG, "%s does not fit the model:", set->path);
+            if (!error->text)
+                pv_error(error, PV_WRONG, "%s does not fit the model:", set->path);
             fine = pv_error_append(error, "\n  '%s' %s", name, tensor ? "is " : "is missing");
             if (tensor)
                 pv_error_append(error, "%s", pv_shape_text(shape, tensor->rank, tensor->dim));
@@ -188,21 +201,24 @@ static void read_counters(const PvModel *model, const PvTensorSet *set, PvCheckp
     }
 }
 
-bool pv_checkpoint_read(const PvModel *model, const char *path, PvCheckpoint *state,
-                        PvError *error)
+bool pv_checkpoint_read(const PvModel *model, const char *path, PvCheckpoint *state, PvError *error)
 {
     char *buffers[BUFFER_COUNT];
-    PvTensorSet set = { 0 };
+    PvTensorSet set = {0};
     buffers_of(state, buffers);
-    if (!pv_safetensors_read(path, &set, error)) return false;
+    if (!pv_safetensors_read(path, &set, error))
+        return false;
     bool fine = check_origin(model, path, &set, state->stage, error);
     for (int kind = 0; kind < BUFFER_COUNT && fine; kind++) {
-        if (buffers[kind]) fine = read_buffer(model, &set, state, kind, NULL, error);
+        if (buffers[kind])
+            fine = read_buffer(model, &set, state, kind, NULL, error);
     }
     for (int kind = 0; kind < BUFFER_COUNT && fine; kind++) {
-        if (buffers[kind]) read_buffer(model, &set, state, kind, buffers[kind], error);
+        if (buffers[kind])
+            read_buffer(model, &set, state, kind, buffers[kind], error);
     }
-    if (fine) read_counters(model, &set, state);
+    if (fine)
+        read_counters(model, &set, state);
     pv_set_free(&set);
     return fine;
 }
@@ -214,7 +230,8 @@ static int64_t step_of(const char *name)
 {
     int64_t step;
     int end = 0;
-    if (sscanf(name, "step-%" SCNd64 ".safetensors%n", &step, &end) != 1) return -1;
+    if (sscanf(name, "step-%" SCNd64 ".safetensors%n", &step, &end) != 1)
+        return -1;
     return end > 0 && name[end] == 0 && step >= 0 ? step : -1;
 }
 
@@ -230,9 +247,11 @@ char *pv_checkpoint_latest(const char *folder, PvError *error)
     char **names, *path = NULL;
     size_t count;
     int64_t latest = -1;
-    if (!pv_is_folder(folder) || !pv_list_folder(folder, &names, &count, error)) return NULL;
+    if (!pv_is_folder(folder) || !pv_list_folder(folder, &names, &count, error))
+        return NULL;
     for (size_t i = 0; i < count; i++) {
-        if (step_of(names[i]) <= latest) continue;
+        if (step_of(names[i]) <= latest)
+            continue;
         latest = step_of(names[i]);
         free(path);
         path = pv_join(folder, names[i]);
@@ -243,7 +262,7 @@ char *pv_checkpoint_latest(const char *folder, PvError *error)
 
 void pv_checkpoint_keep(const char *folder, int keep)
 {
-    PvError error = { 0 };
+    PvError error = {0};
     char **names;
     size_t count;
     if (!pv_list_folder(folder, &names, &count, &error)) {
@@ -252,8 +271,10 @@ void pv_checkpoint_keep(const char *folder, int keep)
     }
     for (size_t i = 0; i < count; i++) {
         int newer = 0;
-        for (size_t k = 0; k < count; k++) newer += step_of(names[k]) > step_of(names[i]);
-        if (step_of(names[i]) < 0 || newer < keep) continue;
+        for (size_t k = 0; k < count; k++)
+            newer += step_of(names[k]) > step_of(names[i]);
+        if (step_of(names[i]) < 0 || newer < keep)
+            continue;
         char *path = pv_join(folder, names[i]);
         unlink(path);
         free(path);

@@ -22,7 +22,8 @@ enum { MAX_FILE = 1 << 20, MAX_DEPTH = 16 };
 
 static void free_setting(PvSetting *setting)
 {
-    for (size_t i = 0; i < setting->count; i++) free(setting->values[i]);
+    for (size_t i = 0; i < setting->count; i++)
+        free(setting->values[i]);
     free(setting->values);
     free(setting->key);
     free(setting->place);
@@ -30,15 +31,17 @@ static void free_setting(PvSetting *setting)
 
 void pv_config_free(PvConfig *config)
 {
-    for (size_t i = 0; i < config->count; i++) free_setting(&config->items[i]);
+    for (size_t i = 0; i < config->count; i++)
+        free_setting(&config->items[i]);
     free(config->items);
-    *config = (PvConfig){ 0 };
+    *config = (PvConfig){0};
 }
 
 static PvSetting *look_up(PvConfig *config, const char *key)
 {
     for (size_t i = 0; i < config->count; i++) {
-        if (!strcmp(config->items[i].key, key)) return &config->items[i];
+        if (!strcmp(config->items[i].key, key))
+            return &config->items[i];
     }
     return NULL;
 }
@@ -50,18 +53,19 @@ static PvSetting *new_setting(PvConfig *config, const char *key, const char *pla
     if (setting) {
         free_setting(setting);
     } else {
-        config->items = pv_grow(config->items, &config->capacity, config->count,
-                                sizeof *config->items);
+        config->items =
+            pv_grow(config->items, &config->capacity, config->count, sizeof *config->items);
         setting = &config->items[config->count++];
     }
-    *setting = (PvSetting){ .key = pv_strdup(key), .place = pv_strdup(place) };
+    *setting = (PvSetting){.key = pv_strdup(key), .place = pv_strdup(place)};
     return setting;
 }
 
 static void add_value(PvSetting *setting, const char *text)
 {
     char **values = realloc(setting->values, (setting->count + 1) * sizeof *values);
-    if (!values) pv_fail(PV_MACHINE, "not enough memory");
+    if (!values)
+        pv_fail(PV_MACHINE, "not enough memory");
     setting->values = values;
     values[setting->count++] = pv_strdup(text);
 }
@@ -69,15 +73,16 @@ static void add_value(PvSetting *setting, const char *text)
 PvSetting *pv_config_find(PvConfig *config, const char *key)
 {
     PvSetting *setting = look_up(config, key);
-    if (setting) setting->used = true;
+    if (setting)
+        setting->used = true;
     return setting;
 }
 
 // ---- YAML ----
 
 typedef struct {
-    PvConfig *config;                    // settings of this file alone
-    const char *name;                    // of the file
+    PvConfig *config; // settings of this file alone
+    const char *name; // of the file
     yaml_parser_t parser;
     PvError *error;
 } Reader;
@@ -90,7 +95,8 @@ static bool fail_at(Reader *reader, yaml_mark_t mark, const char *what)
 
 static bool next_event(Reader *reader, yaml_event_t *event)
 {
-    if (yaml_parser_parse(&reader->parser, event)) return true;
+    if (yaml_parser_parse(&reader->parser, event))
+        return true;
     const char *problem = reader->parser.problem;
     return fail_at(reader, reader->parser.problem_mark, problem ? problem : "not readable as YAML");
 }
@@ -113,12 +119,15 @@ static bool read_list(Reader *reader, PvSetting *setting)
     setting->is_list = true;
     for (;;) {
         yaml_event_t event;
-        if (!next_event(reader, &event)) return false;
+        if (!next_event(reader, &event))
+            return false;
         bool end = event.type == YAML_SEQUENCE_END_EVENT;
         const char *text = end ? NULL : scalar_text(reader, &event, "a scalar in the list");
-        if (text) add_value(setting, text);
+        if (text)
+            add_value(setting, text);
         yaml_event_delete(&event);
-        if (end || !text) return end;
+        if (end || !text)
+            return end;
     }
 }
 
@@ -127,7 +136,8 @@ static bool read_mapping(Reader *reader, const char *path, int depth);
 // The value of `key`, whose first event is `event` (deleted by the caller).
 static bool read_value(Reader *reader, const char *key, const yaml_event_t *event, int depth)
 {
-    if (event->type == YAML_MAPPING_START_EVENT) return read_mapping(reader, key, depth + 1);
+    if (event->type == YAML_MAPPING_START_EVENT)
+        return read_mapping(reader, key, depth + 1);
     if (event->type != YAML_SCALAR_EVENT && event->type != YAML_SEQUENCE_START_EVENT)
         return fail_at(reader, event->start_mark, "expected a scalar, a list or a mapping");
     char *place = pv_printf("%s:%zu", reader->name, event->start_mark.line + 1);
@@ -140,9 +150,11 @@ static bool read_value(Reader *reader, const char *key, const yaml_event_t *even
     }
     PvSetting *setting = new_setting(reader->config, key, place);
     free(place);
-    if (event->type == YAML_SEQUENCE_START_EVENT) return read_list(reader, setting);
+    if (event->type == YAML_SEQUENCE_START_EVENT)
+        return read_list(reader, setting);
     const char *text = scalar_text(reader, event, "text without 0 bytes");
-    if (text) add_value(setting, text);
+    if (text)
+        add_value(setting, text);
     return text != NULL;
 }
 
@@ -151,7 +163,8 @@ static bool read_mapping(Reader *reader, const char *path, int depth)
 {
     for (;;) {
         yaml_event_t key_event, event;
-        if (!next_event(reader, &key_event)) return false;
+        if (!next_event(reader, &key_event))
+            return false;
         if (key_event.type == YAML_MAPPING_END_EVENT) {
             yaml_event_delete(&key_event);
             return true;
@@ -163,14 +176,16 @@ static bool read_mapping(Reader *reader, const char *path, int depth)
         }
         char *key = name ? pv_printf("%s%s%s", path, *path ? "." : "", name) : NULL;
         yaml_event_delete(&key_event);
-        if (!key) return false;
+        if (!key)
+            return false;
         bool fine = next_event(reader, &event);
         if (fine) {
             fine = read_value(reader, key, &event, depth);
             yaml_event_delete(&event);
         }
         free(key);
-        if (!fine) return false;
+        if (!fine)
+            return false;
     }
 }
 
@@ -180,15 +195,21 @@ static bool read_stream(Reader *reader)
     bool started = false, done = false;
     while (!done) {
         yaml_event_t event;
-        if (!next_event(reader, &event)) return false;
+        if (!next_event(reader, &event))
+            return false;
         bool fine = true;
         switch ((int)event.type) {
-        case YAML_STREAM_END_EVENT: done = true; break;
+        case YAML_STREAM_END_EVENT:
+            done = true;
+            break;
         case YAML_DOCUMENT_START_EVENT:
-            if (started) fine = fail_at(reader, event.start_mark, "a second document");
+            if (started)
+                fine = fail_at(reader, event.start_mark, "a second document");
             started = true;
             break;
-        case YAML_MAPPING_START_EVENT: fine = read_mapping(reader, "", 1); break;
+        case YAML_MAPPING_START_EVENT:
+            fine = read_mapping(reader, "", 1);
+            break;
         case YAML_SEQUENCE_START_EVENT:
         case YAML_ALIAS_EVENT:
             fine = fail_at(reader, event.start_mark, "expected 'key: value' lines");
@@ -197,10 +218,12 @@ static bool read_stream(Reader *reader)
             if (event.data.scalar.length > 0)
                 fine = fail_at(reader, event.start_mark, "expected 'key: value' lines");
             break;
-        default: break;
+        default:
+            break;
         }
         yaml_event_delete(&event);
-        if (!fine) return false;
+        if (!fine)
+            return false;
     }
     return true;
 }
@@ -208,8 +231,8 @@ static bool read_stream(Reader *reader)
 bool pv_config_parse(PvConfig *config, const char *name, const char *text, size_t size,
                      PvError *error)
 {
-    PvConfig own = { 0 };                // a key twice in one file is an error, over files it is not
-    Reader reader = { .config = &own, .name = name, .error = error };
+    PvConfig own = {0}; // a key twice in one file is an error, over files it is not
+    Reader reader = {.config = &own, .name = name, .error = error};
     if (!yaml_parser_initialize(&reader.parser))
         return pv_error(error, PV_MACHINE, "not enough memory to read %s", name);
     yaml_parser_set_input_string(&reader.parser, (const unsigned char *)text, size);
@@ -218,7 +241,8 @@ bool pv_config_parse(PvConfig *config, const char *name, const char *text, size_
     for (size_t i = 0; i < own.count && fine; i++) {
         PvSetting *setting = new_setting(config, own.items[i].key, own.items[i].place);
         setting->is_list = own.items[i].is_list;
-        for (size_t k = 0; k < own.items[i].count; k++) add_value(setting, own.items[i].values[k]);
+        for (size_t k = 0; k < own.items[i].count; k++)
+            add_value(setting, own.items[i].values[k]);
     }
     pv_config_free(&own);
     return fine;
@@ -228,7 +252,8 @@ bool pv_config_read(PvConfig *config, const char *path, PvError *error)
 {
     size_t size;
     char *text = pv_read_file(path, MAX_FILE, &size, error);
-    if (!text) return false;
+    if (!text)
+        return false;
     bool fine = pv_config_parse(config, path, text, size, error);
     free(text);
     return fine;
@@ -245,7 +270,8 @@ static bool is_number_list(const char *text)
     const char *part;
     bool numbers = strchr(text, ',') != NULL;
     double ignored;
-    while (numbers && (part = strsep(&rest, ","))) numbers = parse_real(part, &ignored);
+    while (numbers && (part = strsep(&rest, ",")))
+        numbers = parse_real(part, &ignored);
     free(copy);
     return numbers;
 }
@@ -264,9 +290,10 @@ bool pv_config_set(PvConfig *config, const char *assignment, PvError *error)
     if (value[0] == '[' || is_number_list(value)) {
         bool bare = value[0] != '[';
         char *yaml = pv_printf("v: %s%s%s", bare ? "[" : "", value, bare ? "]" : "");
-        PvConfig list = { 0 };
+        PvConfig list = {0};
         fine = pv_config_parse(&list, place, yaml, strlen(yaml), error);
-        if (!fine) error->status = PV_USAGE;
+        if (!fine)
+            error->status = PV_USAGE;
         if (fine) {
             PvSetting *setting = new_setting(config, key, place);
             setting->is_list = true;
@@ -297,18 +324,24 @@ static bool parse_real(const char *text, double *out)
 {
     char copy[64];
     size_t length = 0;
-    while (isspace((unsigned char)*text)) text++;
+    while (isspace((unsigned char)*text))
+        text++;
     const char *digit = text + (*text == '-' || *text == '+');
-    if (!isdigit((unsigned char)*digit) && *digit != '.') return false;
-    if (digit[0] == '0' && (digit[1] == 'x' || digit[1] == 'X')) return false;
+    if (!isdigit((unsigned char)*digit) && *digit != '.')
+        return false;
+    if (digit[0] == '0' && (digit[1] == 'x' || digit[1] == 'X'))
+        return false;
     for (; *text && length + 1 < sizeof copy; text++) {
-        if (*text != '_') copy[length++] = *text;
+        if (*text != '_')
+            copy[length++] = *text;
     }
-    while (length > 0 && isspace((unsigned char)copy[length - 1])) length--;
+    while (length > 0 && isspace((unsigned char)copy[length - 1]))
+        length--;
     copy[length] = 0;
     char *end;
     double value = strtod(copy, &end);
-    if (*text || end == copy || *end || !isfinite(value)) return false;
+    if (*text || end == copy || *end || !isfinite(value))
+        return false;
     *out = value;
     return true;
 }
@@ -319,81 +352,95 @@ static bool parse_int(const char *text, int64_t *out)
     char copy[64];
     size_t length = 0;
     double real;
-    if (!parse_real(text, &real)) return false;
+    if (!parse_real(text, &real))
+        return false;
     for (; *text && length + 1 < sizeof copy; text++) {
-        if (*text != '_') copy[length++] = *text;
+        if (*text != '_')
+            copy[length++] = *text;
     }
     copy[length] = 0;
     char *end;
     errno = 0;
     long long value = strtoll(copy, &end, 10);
-    while (isspace((unsigned char)*end)) end++;
+    while (isspace((unsigned char)*end))
+        end++;
     if (*end == 0) {
         *out = value;
         return errno == 0;
     }
-    if (real != floor(real) || fabs(real) > 0x1p53) return false;
+    if (real != floor(real) || fabs(real) > 0x1p53)
+        return false;
     *out = (int64_t)real;
     return true;
 }
 
 bool pv_setting_int(const PvSetting *setting, size_t i, int64_t *out, PvError *error)
 {
-    if (i < setting->count && parse_int(setting->values[i], out)) return true;
+    if (i < setting->count && parse_int(setting->values[i], out))
+        return true;
     return wrong_type(setting, "an integer", i < setting->count ? setting->values[i] : "", error);
 }
 
 bool pv_setting_real(const PvSetting *setting, size_t i, double *out, PvError *error)
 {
-    if (i < setting->count && parse_real(setting->values[i], out)) return true;
+    if (i < setting->count && parse_real(setting->values[i], out))
+        return true;
     return wrong_type(setting, "a number", i < setting->count ? setting->values[i] : "", error);
 }
 
 bool pv_setting_bool(const PvSetting *setting, size_t i, bool *out, PvError *error)
 {
-    static const char *const words[] = { "false", "true", "no", "yes", "off", "on", "0", "1" };
+    static const char *const words[] = {"false", "true", "no", "yes", "off", "on", "0", "1"};
     for (size_t k = 0; i < setting->count && k < sizeof words / sizeof words[0]; k++) {
-        if (strcasecmp(setting->values[i], words[k])) continue;
+        if (strcasecmp(setting->values[i], words[k]))
+            continue;
         *out = k % 2 == 1;
         return true;
     }
-    return wrong_type(setting, "true or false", i < setting->count ? setting->values[i] : "", error);
+    return wrong_type(setting, "true or false", i < setting->count ? setting->values[i] : "",
+                      error);
 }
 
 // The setting of a key that must be a scalar. false: it is a list; *out NULL: it is not there.
 static bool find_scalar(PvConfig *config, const char *key, PvSetting **out, PvError *error)
 {
     *out = pv_config_find(config, key);
-    if (!*out || (!(*out)->is_list && (*out)->count == 1)) return true;
+    if (!*out || (!(*out)->is_list && (*out)->count == 1))
+        return true;
     return wrong_type(*out, "one value", "a list", error);
 }
 
 bool pv_config_int(PvConfig *config, const char *key, int64_t *out, PvError *error)
 {
     PvSetting *setting;
-    if (!find_scalar(config, key, &setting, error)) return false;
+    if (!find_scalar(config, key, &setting, error))
+        return false;
     return !setting || pv_setting_int(setting, 0, out, error);
 }
 
 bool pv_config_real(PvConfig *config, const char *key, double *out, PvError *error)
 {
     PvSetting *setting;
-    if (!find_scalar(config, key, &setting, error)) return false;
+    if (!find_scalar(config, key, &setting, error))
+        return false;
     return !setting || pv_setting_real(setting, 0, out, error);
 }
 
 bool pv_config_bool(PvConfig *config, const char *key, bool *out, PvError *error)
 {
     PvSetting *setting;
-    if (!find_scalar(config, key, &setting, error)) return false;
+    if (!find_scalar(config, key, &setting, error))
+        return false;
     return !setting || pv_setting_bool(setting, 0, out, error);
 }
 
 bool pv_config_text(PvConfig *config, const char *key, const char **out, PvError *error)
 {
     PvSetting *setting;
-    if (!find_scalar(config, key, &setting, error)) return false;
-    if (setting) *out = setting->values[0];
+    if (!find_scalar(config, key, &setting, error))
+        return false;
+    if (setting)
+        *out = setting->values[0];
     return true;
 }
 
@@ -403,8 +450,10 @@ bool pv_config_text(PvConfig *config, const char *key, const char **out, PvError
 static size_t distance(const char *a, const char *b)
 {
     size_t row[64], n = strlen(a), m = strlen(b);
-    if (n > 63 || m > 63) return 64;
-    for (size_t j = 0; j <= m; j++) row[j] = j;
+    if (n > 63 || m > 63)
+        return 64;
+    for (size_t j = 0; j <= m; j++)
+        row[j] = j;
     for (size_t i = 1; i <= n; i++) {
         size_t diagonal = row[0];
         row[0] = i;
@@ -421,10 +470,11 @@ static size_t distance(const char *a, const char *b)
 const char *pv_nearest(const char *word, const char *const *known, size_t known_count)
 {
     const char *nearest = NULL;
-    size_t least = strlen(word) / 3 + 2;         // must be nearer than this
+    size_t least = strlen(word) / 3 + 2; // must be nearer than this
     for (size_t i = 0; i < known_count; i++) {
         size_t here = distance(word, known[i]);
-        if (here >= least) continue;
+        if (here >= least)
+            continue;
         least = here;
         nearest = known[i];
     }
@@ -437,11 +487,15 @@ bool pv_config_check_used(const PvConfig *config, const char *const *known, size
     bool fine = true;
     for (size_t i = 0; i < config->count; i++) {
         const PvSetting *setting = &config->items[i];
-        if (setting->used) continue;
-        if (fine) pv_error(error, PV_WRONG, "%s: unknown setting '%s'", setting->place, setting->key);
-        else pv_error_append(error, "\n  %s: unknown setting '%s'", setting->place, setting->key);
+        if (setting->used)
+            continue;
+        if (fine)
+            pv_error(error, PV_WRONG, "%s: unknown setting '%s'", setting->place, setting->key);
+        else
+            pv_error_append(error, "\n  %s: unknown setting '%s'", setting->place, setting->key);
         const char *nearest = pv_nearest(setting->key, known, known_count);
-        if (nearest && !error->hint) pv_error_hint(error, "did you mean '%s'?", nearest);
+        if (nearest && !error->hint)
+            pv_error_hint(error, "did you mean '%s'?", nearest);
         fine = false;
     }
     return fine;

@@ -11,17 +11,17 @@
 
 typedef struct {
     char *key;
-    char **values;                       // as written, quotes taken off
-    size_t count;                        // 1 for a scalar
+    char **values; // as written, quotes taken off
+    size_t count;  // 1 for a scalar
     bool is_list;
-    char *place;                         // "run.yaml:12", "--set lr=1e-4"
+    char *place; // "run.yaml:12", "--set lr=1e-4"
     bool used;
 } PvSetting;
 
 typedef struct {
     PvSetting *items;
     size_t count, capacity;
-} PvConfig;                              // starts as {0}
+} PvConfig; // starts as {0}
 
 bool pv_config_read(PvConfig *config, const char *path, PvError *error);
 bool pv_config_parse(PvConfig *config, const char *name, const char *text, size_t size,
@@ -30,7 +30,7 @@ bool pv_config_parse(PvConfig *config, const char *name, const char *text, size_
 bool pv_config_set(PvConfig *config, const char *assignment, PvError *error);
 void pv_config_free(PvConfig *config);
 
-PvSetting *pv_config_find(PvConfig *config, const char *key);  // marks it used; NULL: none
+PvSetting *pv_config_find(PvConfig *config, const char *key); // marks it used; NULL: none
 
 // Each leaves *out alone and returns true when the key is absent; false when the value is not of
 // that type ("run.yaml:3: lr: expected a number, found 'fast'").

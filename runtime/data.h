@@ -19,15 +19,15 @@
 #include "runtime/tensor.h"
 
 typedef struct {
-    const char *path;                    // folder or packed file
-    const char *list;                    // file with one relative path a line, or NULL
-    const char *split;                   // "train" (NULL), "test", "all"
-    const char *source;                  // "clips", "images", "labels"
-    int frames, height, width;           // of a sample
+    const char *path;          // folder or packed file
+    const char *list;          // file with one relative path a line, or NULL
+    const char *split;         // "train" (NULL), "test", "all"
+    const char *source;        // "clips", "images", "labels"
+    int frames, height, width; // of a sample
     bool pad;
     uint64_t seed;
-    bool in_order;                       // evaluation: sample i is video i % n, from its start
-    int64_t cache_bytes;                 // of decoded videos; 0: 1 GiB
+    bool in_order;       // evaluation: sample i is video i % n, from its start
+    int64_t cache_bytes; // of decoded videos; 0: 1 GiB
 } PvDataOptions;
 
 typedef struct PvData PvData;
@@ -35,12 +35,12 @@ typedef struct PvData PvData;
 // What a stage asks for: source, pad and sizes are set, the rest is left.
 void pv_data_stage_options(const PvStage *stage, PvDataOptions *options);
 PvData *pv_data_open(const PvDataOptions *options, PvError *error);
-void pv_data_close(PvData *data);                        // NULL is fine
+void pv_data_close(PvData *data); // NULL is fine
 
-int64_t pv_data_videos(const PvData *data);              // videos in the set
-int64_t pv_data_skipped(const PvData *data);             // found damaged or too short so far
+int64_t pv_data_videos(const PvData *data);  // videos in the set
+int64_t pv_data_skipped(const PvData *data); // found damaged or too short so far
 const char *pv_data_video_name(const PvData *data, int64_t video);
-int64_t pv_data_classes(const PvData *data);             // folders of the first level, at least 1
+int64_t pv_data_classes(const PvData *data); // folders of the first level, at least 1
 
 // Samples first .. first + count - 1 into out: PvReal [count, 3, t, h, w] (labels: int64 [count]).
 bool pv_data_fill(PvData *data, int64_t first, int64_t count, void *out, PvError *error);

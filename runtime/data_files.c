@@ -12,8 +12,8 @@ enum { MAX_DEPTH = 16, MAX_LIST = 64 << 20 };
 void pv_sources_add(SourceList *list, const char *name, const char *path)
 {
     list->items = pv_grow(list->items, &list->capacity, list->count, sizeof *list->items);
-    list->items[list->count++] = (Source){ .name = pv_strdup(name),
-                                           .path = path ? pv_strdup(path) : NULL };
+    list->items[list->count++] =
+        (Source){.name = pv_strdup(name), .path = path ? pv_strdup(path) : NULL};
 }
 
 void pv_sources_free(SourceList *list)
@@ -23,7 +23,7 @@ void pv_sources_free(SourceList *list)
         free(list->items[i].path);
     }
     free(list->items);
-    *list = (SourceList){ 0 };
+    *list = (SourceList){0};
 }
 
 // Length of the first folder of a name; 0: it is in none.
@@ -44,11 +44,14 @@ static int compare_classes(const void *a, const void *b)
 void pv_sources_label(SourceList *list)
 {
     Source **order = pv_alloc(list->count * sizeof *order);
-    for (size_t i = 0; i < list->count; i++) order[i] = &list->items[i];
-    if (list->count > 1) qsort(order, list->count, sizeof *order, compare_classes);
+    for (size_t i = 0; i < list->count; i++)
+        order[i] = &list->items[i];
+    if (list->count > 1)
+        qsort(order, list->count, sizeof *order, compare_classes);
     list->classes = 1;
     for (size_t i = 0; i < list->count; i++) {
-        if (i > 0 && compare_classes(&order[i - 1], &order[i]) != 0) list->classes++;
+        if (i > 0 && compare_classes(&order[i - 1], &order[i]) != 0)
+            list->classes++;
         order[i]->label = list->classes - 1;
     }
     free(order);
@@ -66,12 +69,16 @@ static bool scan(const char *root, const char *name, int depth, SourceList *list
     bool fine = pv_list_folder(folder, &names, &count, error), pictures = false;
     for (size_t i = 0; i < count && !pictures; i++)
         pictures = names[i][0] != '.' && pv_is_image_file(names[i]);
-    if (fine && pictures) pv_sources_add(list, *name ? name : ".", folder);
+    if (fine && pictures)
+        pv_sources_add(list, *name ? name : ".", folder);
     for (size_t i = 0; i < count && fine && !pictures; i++) {
-        if (names[i][0] == '.') continue;
-        char *path = pv_join(folder, names[i]), *inner = *name ? pv_join(name, names[i]) : pv_strdup(names[i]);
+        if (names[i][0] == '.')
+            continue;
+        char *path = pv_join(folder, names[i]),
+             *inner = *name ? pv_join(name, names[i]) : pv_strdup(names[i]);
         if (pv_is_folder(path)) {
-            if (depth < MAX_DEPTH) fine = scan(root, inner, depth + 1, list, error);
+            if (depth < MAX_DEPTH)
+                fine = scan(root, inner, depth + 1, list, error);
         } else if (pv_is_video_file(names[i])) {
             pv_sources_add(list, inner, path);
         }
@@ -88,12 +95,13 @@ static bool scan(const char *root, const char *name, int depth, SourceList *list
 // Where an entry of a list lies: in the root or in its UCF-101 folder. malloc'ed, NULL: nowhere.
 static char *locate(const char *root, const char *entry)
 {
-    static const char *const inside[] = { "", "UCF-101/", "videos/" };
+    static const char *const inside[] = {"", "UCF-101/", "videos/"};
     for (size_t i = 0; i < sizeof inside / sizeof inside[0]; i++) {
         char *name = pv_printf("%s%s", inside[i], entry);
         char *path = entry[0] == '/' ? pv_strdup(entry) : pv_join(root, name);
         free(name);
-        if (pv_path_exists(path)) return path;
+        if (pv_path_exists(path))
+            return path;
         free(path);
     }
     return NULL;
@@ -103,14 +111,16 @@ static char *locate(const char *root, const char *entry)
 static bool add_line(const char *root, char *line, SourceList *list)
 {
     size_t length = strlen(line);
-    while (length > 0 && isspace((unsigned char)line[length - 1])) line[--length] = 0;
+    while (length > 0 && isspace((unsigned char)line[length - 1]))
+        line[--length] = 0;
     char *path = locate(root, line);
     char *space = strrchr(line, ' ');
     if (!path && space && space[1] && strspn(space + 1, "0123456789") == strlen(space + 1)) {
         *space = 0;
         path = locate(root, line);
     }
-    if (!path) return false;
+    if (!path)
+        return false;
     pv_sources_add(list, line, path);
     free(path);
     return true;
@@ -120,11 +130,14 @@ static bool read_list(const char *root, const char *file, SourceList *list, PvEr
 {
     size_t size, missing = 0;
     char *text = pv_read_file(file, MAX_LIST, &size, error);
-    if (!text) return false;
+    if (!text)
+        return false;
     char *rest = text, *line, *first = NULL;
     while ((line = strsep(&rest, "\n"))) {
-        if (!line[strspn(line, " \t\r")] || line[0] == '#') continue;
-        if (!add_line(root, line, list) && missing++ == 0) first = line;
+        if (!line[strspn(line, " \t\r")] || line[0] == '#')
+            continue;
+        if (!add_line(root, line, list) && missing++ == 0)
+            first = line;
     }
     if (missing > 0) {
         pv_warn("%zu of %zu videos in %s are not there; the first is %s", missing,
@@ -139,13 +152,15 @@ static bool read_list(const char *root, const char *file, SourceList *list, PvEr
 // A file of the data set that lists a split, malloc'ed; NULL: there is none.
 static char *find_list(const char *root, const char *split)
 {
-    static const char *const folders[] = { "", "ucfTrainTestlist/", "UCF101TrainTestSplits-RecognitionTask/",
-                                           "splits/", "../ucfTrainTestlist/" };
+    static const char *const folders[] = {"", "ucfTrainTestlist/",
+                                          "UCF101TrainTestSplits-RecognitionTask/", "splits/",
+                                          "../ucfTrainTestlist/"};
     for (size_t i = 0; i < sizeof folders / sizeof folders[0]; i++) {
         char *name = pv_printf("%s%slist01.txt", folders[i], split);
         char *path = pv_join(root, name);
         free(name);
-        if (pv_path_exists(path)) return path;
+        if (pv_path_exists(path))
+            return path;
         free(path);
     }
     return NULL;
@@ -155,10 +170,11 @@ bool pv_sources_find(const PvDataOptions *options, SourceList *list, PvError *er
 {
     const char *root = options->path, *split = options->split ? options->split : "train";
     if (!pv_is_folder(root)) {
-        if (!pv_path_exists(root)) return pv_error(error, PV_WRONG, "%s does not exist", root);
+        if (!pv_path_exists(root))
+            return pv_error(error, PV_WRONG, "%s does not exist", root);
         if (!pv_is_video_file(root)) {
-            return pv_error(error, PV_WRONG, "%s is neither a folder, nor a packed data set, nor a video",
-                            root);
+            return pv_error(error, PV_WRONG,
+                            "%s is neither a folder, nor a packed data set, nor a video", root);
         }
         pv_sources_add(list, pv_base_name(root), root);
         pv_sources_label(list);
@@ -176,6 +192,7 @@ bool pv_sources_find(const PvDataOptions *options, SourceList *list, PvError *er
     if (fine && list->count == 0)
         fine = pv_error(error, PV_WRONG, "%s holds no videos", file ? file : root);
     free(file);
-    if (fine) pv_sources_label(list);
+    if (fine)
+        pv_sources_label(list);
     return fine;
 }

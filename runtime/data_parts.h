@@ -7,18 +7,18 @@
 #include "runtime/video.h"
 
 typedef struct {
-    char *name;                          // relative to the data set
-    char *path;                          // file or folder of pictures; NULL in a packed file
-    int64_t label;                       // number of its class
-    int64_t first, frames;               // in a packed file
-    bool bad;                            // damaged or too short; set once
+    char *name;            // relative to the data set
+    char *path;            // file or folder of pictures; NULL in a packed file
+    int64_t label;         // number of its class
+    int64_t first, frames; // in a packed file
+    bool bad;              // damaged or too short; set once
 } Source;
 
 typedef struct {
     Source *items;
     size_t count, capacity;
     int64_t classes;
-} SourceList;                            // starts as {0}
+} SourceList; // starts as {0}
 
 /* data_files.c */
 bool pv_sources_find(const PvDataOptions *options, SourceList *list, PvError *error);

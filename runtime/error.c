@@ -24,7 +24,8 @@ const char *pv_program(void)
 static char *format_text(const char *format, va_list list)
 {
     char *text = NULL;
-    if (vasprintf(&text, format, list) < 0) text = strdup("not enough memory");
+    if (vasprintf(&text, format, list) < 0)
+        text = strdup("not enough memory");
     return text;
 }
 
@@ -32,7 +33,7 @@ bool pv_error(PvError *error, PvStatus status, const char *format, ...)
 {
     va_list list;
     va_start(list, format);
-    char *text = format_text(format, list);      // before the old text goes: it may be an argument
+    char *text = format_text(format, list); // before the old text goes: it may be an argument
     va_end(list);
     pv_error_free(error);
     error->status = status;
@@ -97,14 +98,15 @@ void pv_error_free(PvError *error)
 {
     free(error->text);
     free(error->hint);
-    *error = (PvError){ 0 };
+    *error = (PvError){0};
 }
 
 void pv_error_print(const PvError *error)
 {
     fflush(stdout);
     fprintf(stderr, "%s: error: %s\n", program, error->text ? error->text : "not enough memory");
-    if (error->hint) fprintf(stderr, "  = help: %s\n", error->hint);
+    if (error->hint)
+        fprintf(stderr, "  = help: %s\n", error->hint);
 }
 
 void pv_warn(const char *format, ...)
@@ -123,7 +125,7 @@ _Noreturn void pv_fail(PvStatus status, const char *format, ...)
     va_start(list, format);
     char *text = format_text(format, list);
     va_end(list);
-    PvError error = { .status = status, .text = text };
+    PvError error = {.status = status, .text = text};
     pv_fail_with(&error);
 }
 
@@ -147,14 +149,16 @@ void *pv_try_alloc(size_t size, const char *what, PvError *error)
 void *pv_alloc(size_t size)
 {
     void *memory = calloc(1, size ? size : 1);
-    if (!memory) pv_fail(PV_MACHINE, "not enough memory");
+    if (!memory)
+        pv_fail(PV_MACHINE, "not enough memory");
     return memory;
 }
 
 char *pv_strdup(const char *text)
 {
     char *copy = strdup(text);
-    if (!copy) pv_fail(PV_MACHINE, "not enough memory");
+    if (!copy)
+        pv_fail(PV_MACHINE, "not enough memory");
     return copy;
 }
 
@@ -165,16 +169,19 @@ char *pv_printf(const char *format, ...)
     va_start(list, format);
     int length = vasprintf(&text, format, list);
     va_end(list);
-    if (length < 0) pv_fail(PV_MACHINE, "not enough memory");
+    if (length < 0)
+        pv_fail(PV_MACHINE, "not enough memory");
     return text;
 }
 
 void *pv_grow(void *items, size_t *capacity, size_t count, size_t element_size)
 {
-    if (count < *capacity) return items;
+    if (count < *capacity)
+        return items;
     size_t wanted = *capacity ? *capacity * 2 : 16;
     void *grown = reallocarray(items, wanted, element_size);
-    if (!grown) pv_fail(PV_MACHINE, "not enough memory");
+    if (!grown)
+        pv_fail(PV_MACHINE, "not enough memory");
     memset((char *)grown + *capacity * element_size, 0, (wanted - *capacity) * element_size);
     *capacity = wanted;
     return grown;
@@ -182,7 +189,7 @@ void *pv_grow(void *items, size_t *capacity, size_t count, size_t element_size)
 
 char *pv_size_text(char *text, double bytes)
 {
-    static const char *const units[] = { "bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB" };
+    static const char *const units[] = {"bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"};
     int unit = 0;
     while (bytes >= 1024 && unit < 6) {
         bytes /= 1024;

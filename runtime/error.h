@@ -9,16 +9,16 @@
 
 typedef enum {
     PV_DONE = 0,
-    PV_WRONG = 1,      // the input is wrong: a file, a value
-    PV_USAGE = 2,      // the command line is wrong
-    PV_MACHINE = 3,    // the machine lacks something: memory, disk space, a library, a device
+    PV_WRONG = 1,   // the input is wrong: a file, a value
+    PV_USAGE = 2,   // the command line is wrong
+    PV_MACHINE = 3, // the machine lacks something: memory, disk space, a library, a device
 } PvStatus;
 
 // Starts as PvError error = {0}. Text and hint are malloc'ed; both may be NULL.
 typedef struct {
     PvStatus status;
-    char *text;        // lower case, one fact; may have further lines
-    char *hint;        // what would mend it
+    char *text; // lower case, one fact; may have further lines
+    char *hint; // what would mend it
 } PvError;
 
 // Sets the message (an earlier one of this object is dropped). Always false, so that a reader can
@@ -34,11 +34,11 @@ bool pv_error_append(PvError *error, const char *format, ...) __attribute__((for
 bool pv_error_prefix(PvError *error, const char *format, ...) __attribute__((format(printf, 2, 3)));
 // Sets the hint. Always false.
 bool pv_error_hint(PvError *error, const char *format, ...) __attribute__((format(printf, 2, 3)));
-void pv_error_free(PvError *error);      // and makes it empty
+void pv_error_free(PvError *error); // and makes it empty
 
 // "NAME: error: TEXT" and "  = help: HINT" on stderr, under the name given to pv_set_program.
 void pv_error_print(const PvError *error);
-void pv_set_program(const char *name);   // kept by pointer
+void pv_set_program(const char *name); // kept by pointer
 const char *pv_program(void);
 void pv_warn(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
@@ -52,7 +52,7 @@ void *pv_try_alloc(size_t size, const char *what, PvError *error);
 // For small things: exits with status 3 when there is no memory. Zeroed.
 void *pv_alloc(size_t size);
 char *pv_strdup(const char *text);
-char *pv_printf(const char *format, ...) __attribute__((format(printf, 1, 2)));  // malloc'ed
+char *pv_printf(const char *format, ...) __attribute__((format(printf, 1, 2))); // malloc'ed
 // Makes room for one more element of a malloc'ed array; exits with status 3 without memory.
 void *pv_grow(void *items, size_t *capacity, size_t count, size_t element_size);
 // "1.25 GiB", "17 MiB", "312 bytes" into text (at least 32 bytes); returns text.

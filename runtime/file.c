@@ -37,8 +37,10 @@ bool pv_has_ending(const char *path, const char *ending)
 static char *folder_of(const char *path)
 {
     const char *slash = strrchr(path, '/');
-    if (!slash) return pv_strdup(".");
-    if (slash == path) return pv_strdup("/");
+    if (!slash)
+        return pv_strdup(".");
+    if (slash == path)
+        return pv_strdup("/");
     return pv_printf("%.*s", (int)(slash - path), path);
 }
 
@@ -49,16 +51,17 @@ enum { BUFFER_SIZE = 1 << 20 };
 struct PvFile {
     char *path, *temporary;
     int fd;
-    int failed;                          // errno of the first failure, or 0
-    uint64_t size;                       // with what is in the buffer
-    size_t held;                         // bytes in the buffer
+    int failed;    // errno of the first failure, or 0
+    uint64_t size; // with what is in the buffer
+    size_t held;   // bytes in the buffer
     uint8_t *buffer;
 };
 
 PvFile *pv_file_create(const char *path, PvError *error)
 {
     PvFile *file = pv_try_alloc(sizeof *file, "a file", error);
-    if (!file) return NULL;
+    if (!file)
+        return NULL;
     file->buffer = pv_try_alloc(BUFFER_SIZE, "a file's buffer", error);
     if (!file->buffer) {
         free(file);
@@ -91,7 +94,8 @@ static void write_all(PvFile *file, const uint8_t *data, size_t size)
 {
     while (size > 0 && !file->failed) {
         ssize_t done = write(file->fd, data, size);
-        if (done < 0 && errno == EINTR) continue;
+        if (done < 0 && errno == EINTR)
+            continue;
         if (done <= 0) {
             file->failed = done < 0 ? errno : ENOSPC;
             return;
@@ -110,7 +114,8 @@ static void flush_buffer(PvFile *file)
 bool pv_file_write(PvFile *file, const void *data, size_t size)
 {
     file->size += size;
-    if (size >= BUFFER_SIZE - file->held) flush_buffer(file);
+    if (size >= BUFFER_SIZE - file->held)
+        flush_buffer(file);
     if (size >= BUFFER_SIZE) {
         write_all(file, data, size);
     } else if (size > 0) {
@@ -126,7 +131,8 @@ bool pv_file_rewrite(PvFile *file, uint64_t offset, const void *data, size_t siz
     const uint8_t *bytes = data;
     while (size > 0 && !file->failed) {
         ssize_t done = pwrite(file->fd, bytes, size, (off_t)offset);
-        if (done < 0 && errno == EINTR) continue;
+        if (done < 0 && errno == EINTR)
+            continue;
         if (done <= 0) {
             file->failed = done < 0 ? errno : ENOSPC;
             break;
@@ -158,10 +164,13 @@ static void sync_folder(const char *path)
 bool pv_file_commit(PvFile *file, PvError *error)
 {
     flush_buffer(file);
-    if (!file->failed && fsync(file->fd) != 0 && errno != EINVAL) file->failed = errno;
-    if (close(file->fd) != 0 && !file->failed) file->failed = errno;
+    if (!file->failed && fsync(file->fd) != 0 && errno != EINVAL)
+        file->failed = errno;
+    if (close(file->fd) != 0 && !file->failed)
+        file->failed = errno;
     file->fd = -1;
-    if (!file->failed && rename(file->temporary, file->path) != 0) file->failed = errno;
+    if (!file->failed && rename(file->temporary, file->path) != 0)
+        file->failed = errno;
     bool done = !file->failed;
     if (done) {
         sync_folder(file->path);
@@ -177,9 +186,12 @@ bool pv_file_commit(PvFile *file, PvError *error)
 
 void pv_file_abandon(PvFile *file)
 {
-    if (!file) return;
-    if (file->fd >= 0) close(file->fd);
-    if (file->temporary) unlink(file->temporary);
+    if (!file)
+        return;
+    if (file->fd >= 0)
+        close(file->fd);
+    if (file->temporary)
+        unlink(file->temporary);
     free(file->temporary);
     free(file->path);
     free(file->buffer);
@@ -189,7 +201,8 @@ void pv_file_abandon(PvFile *file)
 bool pv_file_replace(const char *path, const void *data, size_t size, PvError *error)
 {
     PvFile *file = pv_file_create(path, error);
-    if (!file) return false;
+    if (!file)
+        return false;
     pv_file_write(file, data, size);
     return pv_file_commit(file, error);
 }
@@ -203,7 +216,8 @@ static int open_regular(const char *path, size_t *size, PvError *error)
     struct stat status;
     if (fd < 0 || fstat(fd, &status) != 0) {
         pv_error_errno(error, "cannot read %s", path);
-        if (fd >= 0) close(fd);
+        if (fd >= 0)
+            close(fd);
         return -1;
     }
     if (!S_ISREG(status.st_mode)) {
@@ -221,13 +235,14 @@ PvMapping *pv_mapping_open(const char *path, PvError *error)
     static const uint8_t nothing[1];
     size_t size;
     int fd = open_regular(path, &size, error);
-    if (fd < 0) return NULL;
+    if (fd < 0)
+        return NULL;
     PvMapping *mapping = pv_try_alloc(sizeof *mapping, "a mapping", error);
     if (!mapping) {
         close(fd);
         return NULL;
     }
-    *mapping = (PvMapping){ .refs = 1, .data = nothing, .size = size };
+    *mapping = (PvMapping){.refs = 1, .data = nothing, .size = size};
     if (size > 0) {
         void *data = mmap(NULL, size, PROT_READ, MAP_PRIVATE, fd, 0);
         if (data == MAP_FAILED) {
@@ -251,8 +266,10 @@ PvMapping *pv_mapping_hold(PvMapping *mapping)
 void pv_mapping_drop(void *owner)
 {
     PvMapping *mapping = owner;
-    if (!mapping || __atomic_sub_fetch(&mapping->refs, 1, __ATOMIC_ACQ_REL) > 0) return;
-    if (mapping->size > 0) munmap((void *)(uintptr_t)mapping->data, mapping->size);
+    if (!mapping || __atomic_sub_fetch(&mapping->refs, 1, __ATOMIC_ACQ_REL) > 0)
+        return;
+    if (mapping->size > 0)
+        munmap((void *)(uintptr_t)mapping->data, mapping->size);
     free(mapping);
 }
 
@@ -260,7 +277,8 @@ char *pv_read_file(const char *path, size_t limit, size_t *size, PvError *error)
 {
     size_t expected;
     int fd = open_regular(path, &expected, error);
-    if (fd < 0) return NULL;
+    if (fd < 0)
+        return NULL;
     if (expected > limit) {
         char text[32];
         close(fd);
@@ -272,13 +290,15 @@ char *pv_read_file(const char *path, size_t limit, size_t *size, PvError *error)
     size_t done = 0;
     while (data && done < expected) {
         ssize_t got = read(fd, data + done, expected - done);
-        if (got < 0 && errno == EINTR) continue;
+        if (got < 0 && errno == EINTR)
+            continue;
         if (got < 0) {
             pv_error_errno(error, "cannot read %s", path);
             free(data);
             data = NULL;
         }
-        if (got <= 0) break;
+        if (got <= 0)
+            break;
         done += (size_t)got;
     }
     close(fd);
@@ -305,11 +325,13 @@ bool pv_path_exists(const char *path)
 
 bool pv_make_folder(const char *path, PvError *error)
 {
-    if (path[0] == 0) return pv_error(error, PV_WRONG, "a folder's name is empty");
+    if (path[0] == 0)
+        return pv_error(error, PV_WRONG, "a folder's name is empty");
     char *part = pv_strdup(path);
     bool done = true;
     for (char *at = part + 1; done; at++) {
-        if (*at != '/' && *at != 0) continue;
+        if (*at != '/' && *at != 0)
+            continue;
         char kept = *at;
         *at = 0;
         if (mkdir(part, 0777) != 0 && !pv_is_folder(part)) {
@@ -317,7 +339,8 @@ bool pv_make_folder(const char *path, PvError *error)
             done = false;
         }
         *at = kept;
-        if (kept == 0) break;
+        if (kept == 0)
+            break;
     }
     free(part);
     return done;
@@ -331,17 +354,20 @@ static int compare_names(const void *a, const void *b)
 bool pv_list_folder(const char *path, char ***names, size_t *count, PvError *error)
 {
     DIR *folder = opendir(path);
-    if (!folder) return pv_error_errno(error, "cannot read folder %s", path);
+    if (!folder)
+        return pv_error_errno(error, "cannot read folder %s", path);
     char **list = NULL;
     size_t capacity = 0, length = 0;
     const struct dirent *item;
     while ((item = readdir(folder))) {
-        if (!strcmp(item->d_name, ".") || !strcmp(item->d_name, "..")) continue;
+        if (!strcmp(item->d_name, ".") || !strcmp(item->d_name, ".."))
+            continue;
         list = pv_grow(list, &capacity, length, sizeof *list);
         list[length++] = pv_strdup(item->d_name);
     }
     closedir(folder);
-    if (length > 1) qsort(list, length, sizeof *list, compare_names);
+    if (length > 1)
+        qsort(list, length, sizeof *list, compare_names);
     *names = list;
     *count = length;
     return true;
@@ -349,6 +375,7 @@ bool pv_list_folder(const char *path, char ***names, size_t *count, PvError *err
 
 void pv_names_free(char **names, size_t count)
 {
-    for (size_t i = 0; i < count; i++) free(names[i]);
+    for (size_t i = 0; i < count; i++)
+        free(names[i]);
     free(names);
 }

@@ -25,9 +25,9 @@ typedef struct {
 
 struct PvLog {
     FILE *lines, *events;
-    json_t *row;                         // numbers since the last row, in their order
+    json_t *row; // numbers since the last row, in their order
     double start;
-    bool told;                           // that writing failed
+    bool told; // that writing failed
 };
 
 // Seconds since 1970.
@@ -46,12 +46,14 @@ static uint32_t crc32c(const uint8_t *data, size_t size)
     if (!table[1]) {
         for (uint32_t i = 0; i < 256; i++) {
             uint32_t value = i;
-            for (int bit = 0; bit < 8; bit++) value = value >> 1 ^ (value & 1 ? 0x82F63B78u : 0);
+            for (int bit = 0; bit < 8; bit++)
+                value = value >> 1 ^ (value & 1 ? 0x82F63B78u : 0);
             table[i] = value;
         }
     }
     uint32_t crc = 0xFFFFFFFFu;
-    for (size_t i = 0; i < size; i++) crc = crc >> 8 ^ table[(crc ^ data[i]) & 255];
+    for (size_t i = 0; i < size; i++)
+        crc = crc >> 8 ^ table[(crc ^ data[i]) & 255];
     return ~crc;
 }
 
@@ -68,11 +70,13 @@ static void put_bytes(Buffer *buffer, const void *data, size_t size)
     if (size > buffer->capacity - buffer->size) {
         size_t capacity = (buffer->size + size) * 2 + 64;
         uint8_t *bytes = realloc(buffer->bytes, capacity);
-        if (!bytes) pv_fail(PV_MACHINE, "not enough memory for the log");
+        if (!bytes)
+            pv_fail(PV_MACHINE, "not enough memory for the log");
         buffer->bytes = bytes;
         buffer->capacity = capacity;
     }
-    if (size > 0) memcpy(buffer->bytes + buffer->size, data, size);
+    if (size > 0)
+        memcpy(buffer->bytes + buffer->size, data, size);
     buffer->size += size;
 }
 
@@ -115,8 +119,10 @@ static void put_field(Buffer *buffer, uint32_t field, const void *data, size_t s
 
 static void check_written(PvLog *log, FILE *file, const char *what)
 {
-    if (fflush(file) == 0 && !ferror(file)) return;
-    if (!log->told) pv_warn("the %s cannot be written: %m", what);
+    if (fflush(file) == 0 && !ferror(file))
+        return;
+    if (!log->told)
+        pv_warn("the %s cannot be written: %m", what);
     log->told = true;
 }
 
@@ -136,7 +142,7 @@ static void write_event(PvLog *log, const Buffer *event)
 
 static void write_summary(PvLog *log, int64_t step, const Buffer *summary)
 {
-    Buffer event = { 0 };
+    Buffer event = {0};
     put_double(&event, 1, wall_time());
     put_integer(&event, 2, step);
     put_field(&event, 5, summary->bytes, summary->size);
@@ -146,7 +152,7 @@ static void write_summary(PvLog *log, int64_t step, const Buffer *summary)
 
 void pv_log_image(PvLog *log, int64_t step, const char *name, const PvImage *image)
 {
-    PvError error = { 0 };
+    PvError error = {0};
     uint8_t *png;
     size_t size;
     if (!pv_image_encode(image, &png, &size, &error)) {
@@ -154,7 +160,7 @@ void pv_log_image(PvLog *log, int64_t step, const char *name, const PvImage *ima
         pv_error_free(&error);
         return;
     }
-    Buffer picture = { 0 }, value = { 0 }, summary = { 0 };
+    Buffer picture = {0}, value = {0}, summary = {0};
     put_integer(&picture, 1, image->height);
     put_integer(&picture, 2, image->width);
     put_integer(&picture, 3, 3);
@@ -176,9 +182,11 @@ void pv_log_image(PvLog *log, int64_t step, const char *name, const PvImage *ima
 static bool cut_lines(const char *path, int64_t step, PvError *error)
 {
     size_t size;
-    if (!pv_path_exists(path)) return true;
+    if (!pv_path_exists(path))
+        return true;
     char *text = pv_read_file(path, (size_t)1 << 32, &size, error);
-    if (!text) return false;
+    if (!text)
+        return false;
     PvFile *file = pv_file_create(path, error);
     const char *line = text, *end;
     for (; file && step >= 0 && (end = strchr(line, '\n')); line = end + 1) {
@@ -194,7 +202,8 @@ static bool cut_lines(const char *path, int64_t step, PvError *error)
 
 PvLog *pv_log_open(const char *folder, int64_t step, PvError *error)
 {
-    if (!pv_make_folder(folder, error)) return NULL;
+    if (!pv_make_folder(folder, error))
+        return NULL;
     PvLog *log = pv_alloc(sizeof *log);
     log->row = json_object();
     log->start = wall_time();
@@ -204,11 +213,12 @@ PvLog *pv_log_open(const char *folder, int64_t step, PvError *error)
                            (long)getpid());
     char *events = pv_join(folder, name);
     bool fine = cut_lines(lines, step, error);
-    if (fine && !(log->lines = fopen(lines, "ae"))) fine = pv_error_errno(error, "cannot write %s", lines);
+    if (fine && !(log->lines = fopen(lines, "ae")))
+        fine = pv_error_errno(error, "cannot write %s", lines);
     if (fine && !(log->events = fopen(events, "we")))
         fine = pv_error_errno(error, "cannot write %s", events);
     if (fine) {
-        Buffer event = { 0 };
+        Buffer event = {0};
         put_double(&event, 1, log->start);
         put_field(&event, 3, "brain.Event:2", 13);
         write_event(log, &event);
@@ -230,12 +240,14 @@ void pv_log_number(PvLog *log, const char *name, double value)
 
 void pv_log_row(PvLog *log, int64_t step)
 {
-    Buffer summary = { 0 };
+    Buffer summary = {0};
     const char *name;
     json_t *number;
-    json_t *line = json_pack("{s:I, s:f}", "step", (json_int_t)step, "time", wall_time() - log->start);
-    json_object_foreach(log->row, name, number) {
-        Buffer value = { 0 };
+    json_t *line =
+        json_pack("{s:I, s:f}", "step", (json_int_t)step, "time", wall_time() - log->start);
+    json_object_foreach(log->row, name, number)
+    {
+        Buffer value = {0};
         float shown = json_is_real(number) ? (float)json_real_value(number) : NAN;
         put_field(&value, 1, name, strlen(name));
         put_float(&value, 2, shown);
@@ -243,7 +255,8 @@ void pv_log_row(PvLog *log, int64_t step)
         free(value.bytes);
         json_object_set(line, name, number);
     }
-    if (json_object_size(log->row) > 0) write_summary(log, step, &summary);
+    if (json_object_size(log->row) > 0)
+        write_summary(log, step, &summary);
     free(summary.bytes);
     json_dumpf(line, log->lines, JSON_COMPACT | JSON_REAL_PRECISION(9));
     fputc('\n', log->lines);
@@ -254,9 +267,12 @@ void pv_log_row(PvLog *log, int64_t step)
 
 void pv_log_close(PvLog *log)
 {
-    if (!log) return;
-    if (log->lines) fclose(log->lines);
-    if (log->events) fclose(log->events);
+    if (!log)
+        return;
+    if (log->lines)
+        fclose(log->lines);
+    if (log->events)
+        fclose(log->events);
     json_decref(log->row);
     free(log);
 }
@@ -268,7 +284,8 @@ bool pv_log_read(const char *path, const char *name, double **x, double **y, siz
     *x = *y = NULL;
     *count = 0;
     char *text = pv_read_file(path, (size_t)1 << 32, &size, error);
-    if (!text) return false;
+    if (!text)
+        return false;
     const char *line = text, *end;
     for (; (end = strchr(line, '\n')); line = end + 1) {
         json_t *row = json_loadb(line, (size_t)(end - line), 0, NULL);

@@ -12,8 +12,8 @@
 struct PvProgress {
     char *unit;
     int64_t first, done, total;
-    double start, shown;                 // seconds; shown: when a line was last printed
-    bool terminal, bar;                  // bar: it stands on the line now
+    double start, shown; // seconds; shown: when a line was last printed
+    bool terminal, bar;  // bar: it stands on the line now
     char note[160];
 };
 
@@ -41,9 +41,12 @@ static void duration_text(char *text, double length)
 {
     long total = length > 0 && length < 1e9 ? (long)length : 0;
     long days = total / 86400, hours = total / 3600 % 24, minutes = total / 60 % 60;
-    if (days) snprintf(text, 32, "%ldd %02ld:%02ld:%02ld", days, hours, minutes, total % 60);
-    else if (hours) snprintf(text, 32, "%ld:%02ld:%02ld", hours, minutes, total % 60);
-    else snprintf(text, 32, "%02ld:%02ld", minutes, total % 60);
+    if (days)
+        snprintf(text, 32, "%ldd %02ld:%02ld:%02ld", days, hours, minutes, total % 60);
+    else if (hours)
+        snprintf(text, 32, "%ld:%02ld:%02ld", hours, minutes, total % 60);
+    else
+        snprintf(text, 32, "%02ld:%02ld", minutes, total % 60);
 }
 
 // "120/1000 steps  3.2 steps/s  04:35 left  loss 0.12"
@@ -52,22 +55,26 @@ static void status_text(const PvProgress *progress, double now, char *text, size
     char rate[64] = "", left[48] = "", total[32] = "";
     double passed = now - progress->start;
     double speed = passed > 0 ? (double)(progress->done - progress->first) / passed : 0;
-    if (progress->total > 0) snprintf(total, sizeof total, "/%lld", (long long)progress->total);
-    if (speed >= 1) snprintf(rate, sizeof rate, "  %.3g %ss/s", speed, progress->unit);
-    else if (speed > 0) snprintf(rate, sizeof rate, "  %.3g s/%s", 1 / speed, progress->unit);
+    if (progress->total > 0)
+        snprintf(total, sizeof total, "/%lld", (long long)progress->total);
+    if (speed >= 1)
+        snprintf(rate, sizeof rate, "  %.3g %ss/s", speed, progress->unit);
+    else if (speed > 0)
+        snprintf(rate, sizeof rate, "  %.3g s/%s", 1 / speed, progress->unit);
     if (speed > 0 && progress->total > progress->done) {
         char length[32];
         duration_text(length, (double)(progress->total - progress->done) / speed);
         snprintf(left, sizeof left, "  %s left", length);
     }
-    snprintf(text, size, "%lld%s %ss%s%s%s%s", (long long)progress->done, total, progress->unit, rate,
-             left, progress->note[0] ? "  " : "", progress->note);
+    snprintf(text, size, "%lld%s %ss%s%s%s%s", (long long)progress->done, total, progress->unit,
+             rate, left, progress->note[0] ? "  " : "", progress->note);
 }
 
 static int terminal_width(void)
 {
     struct winsize size;
-    if (ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0) return size.ws_col;
+    if (ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0)
+        return size.ws_col;
     return 80;
 }
 
@@ -101,26 +108,32 @@ void pv_progress_at(PvProgress *progress, int64_t done, const char *note)
     double now = seconds();
     progress->done = done;
     snprintf(progress->note, sizeof progress->note, "%s", note ? note : "");
-    if (now - progress->shown >= (progress->terminal ? 0.1 : 10)) show(progress, now);
+    if (now - progress->shown >= (progress->terminal ? 0.1 : 10))
+        show(progress, now);
 }
 
 void pv_progress_say(PvProgress *progress, const char *format, ...)
 {
     va_list list;
-    if (progress->bar) fputs("\r\033[K", stderr);
+    if (progress->bar)
+        fputs("\r\033[K", stderr);
     progress->bar = false;
     va_start(list, format);
     vfprintf(stderr, format, list);
     va_end(list);
     fputc('\n', stderr);
-    if (progress->terminal) show(progress, seconds());
+    if (progress->terminal)
+        show(progress, seconds());
 }
 
 void pv_progress_end(PvProgress *progress)
 {
-    if (!progress) return;
-    if (progress->done > progress->first || progress->bar) show(progress, seconds());
-    if (progress->bar) fputc('\n', stderr);
+    if (!progress)
+        return;
+    if (progress->done > progress->first || progress->bar)
+        show(progress, seconds());
+    if (progress->bar)
+        fputc('\n', stderr);
     free(progress->unit);
     free(progress);
 }

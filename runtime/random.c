@@ -13,7 +13,8 @@ enum { KIND_NORMAL, KIND_UNIFORM, KIND_INT };
 uint32_t pv_random_hash(const char *name)
 {
     uint32_t hash = 2166136261u;
-    for (; *name; name++) hash = (hash ^ (uint8_t)*name) * 16777619u;
+    for (; *name; name++)
+        hash = (hash ^ (uint8_t)*name) * 16777619u;
     return hash;
 }
 
@@ -32,7 +33,8 @@ PvRandom *pv_random_new(const PvModel *model, uint64_t seed)
 
 void pv_random_free(PvRandom *random)
 {
-    if (!random) return;
+    if (!random)
+        return;
     free(random->hashes);
     free(random->draws);
     free(random);
@@ -40,12 +42,14 @@ void pv_random_free(PvRandom *random)
 
 void pv_random_advance(PvRandom *random, const uint32_t *streams, uint32_t count)
 {
-    for (uint32_t i = 0; i < count; i++) random->draws[streams[i]]++;
+    for (uint32_t i = 0; i < count; i++)
+        random->draws[streams[i]]++;
 }
 
 PvTensor *pv_random_given(const PvRandom *random, uint32_t stream)
 {
-    if (!random->given) return NULL;
+    if (!random->given)
+        return NULL;
     char name[512];
     snprintf(name, sizeof name, "%s.%llu", random->names[stream],
              (unsigned long long)random->draws[stream]);
@@ -70,7 +74,7 @@ static inline __attribute__((always_inline)) void fill_block(const Source *sourc
                                                              int count, void *out)
 {
     PvBits bits = pv_random_block(source->seed, source->stream, source->draw, block);
-    float values[4] = { 0 };
+    float values[4] = {0};
     if (source->kind == KIND_INT) {
         for (int i = 0; i < count; i++)
             ((int64_t *)out)[i] = pv_bits_int(bits.word[i], source->lo, source->hi);
@@ -80,9 +84,11 @@ static inline __attribute__((always_inline)) void fill_block(const Source *sourc
         pv_bits_normal(bits.word[0], bits.word[1], &values[0], &values[1]);
         pv_bits_normal(bits.word[2], bits.word[3], &values[2], &values[3]);
     } else {
-        for (int i = 0; i < 4; i++) values[i] = pv_bits_uniform(bits.word[i]);
+        for (int i = 0; i < 4; i++)
+            values[i] = pv_bits_uniform(bits.word[i]);
     }
-    for (int i = 0; i < count; i++) ((PvReal *)out)[i] = (PvReal)values[i];
+    for (int i = 0; i < count; i++)
+        ((PvReal *)out)[i] = (PvReal)values[i];
 }
 
 // Elements first .. first + count - 1, first a multiple of 4. With the machine's FMA instructions
@@ -90,7 +96,8 @@ static inline __attribute__((always_inline)) void fill_block(const Source *sourc
 #ifndef __SANITIZE_ADDRESS__
 __attribute__((target_clones("fma", "default")))
 #endif
-static void fill_run(const Source *source, int64_t first, int64_t count, char *out)
+static void
+fill_run(const Source *source, int64_t first, int64_t count, char *out)
 {
     int64_t size = source->kind == KIND_INT ? 8 : (int64_t)sizeof(PvReal);
     for (int64_t i = 0; i < count; i += 4) {
@@ -101,7 +108,7 @@ static void fill_run(const Source *source, int64_t first, int64_t count, char *o
 
 static void fill(const Source *source, int64_t count, int threads, char *out)
 {
-    enum { RUN = 8192 };                 // elements a piece of parallel work
+    enum { RUN = 8192 }; // elements a piece of parallel work
     int64_t size = source->kind == KIND_INT ? 8 : (int64_t)sizeof(PvReal);
     int64_t runs = (count + RUN - 1) / RUN;
 #pragma omp parallel for num_threads(threads) if (runs > 1)
@@ -113,8 +120,12 @@ static void fill(const Source *source, int64_t count, int threads, char *out)
 
 static Source source_of(const PvRandom *random, uint32_t stream, int kind, int64_t lo, int64_t hi)
 {
-    return (Source){ .seed = random->seed, .stream = random->hashes[stream],
-                     .draw = (uint32_t)random->draws[stream], .kind = kind, .lo = lo, .hi = hi };
+    return (Source){.seed = random->seed,
+                    .stream = random->hashes[stream],
+                    .draw = (uint32_t)random->draws[stream],
+                    .kind = kind,
+                    .lo = lo,
+                    .hi = hi};
 }
 
 static void fill_stream(const PvRandom *random, uint32_t stream, int kind, int64_t lo, int64_t hi,
@@ -123,12 +134,15 @@ static void fill_stream(const PvRandom *random, uint32_t stream, int kind, int64
     const PvTensor *given = pv_random_given(random, stream);
     if (given && given->count != count) {
         char shape[PV_SHAPE_TEXT];
-        pv_fail(PV_WRONG, "the tensor given for draw %llu of stream '%s' is %s, and %lld numbers are "
-                "drawn", (unsigned long long)random->draws[stream], random->names[stream],
+        pv_fail(PV_WRONG,
+                "the tensor given for draw %llu of stream '%s' is %s, and %lld numbers are "
+                "drawn",
+                (unsigned long long)random->draws[stream], random->names[stream],
                 pv_shape_text(shape, given->rank, given->dim), (long long)count);
     }
     if (given) {
-        pv_convert(out, kind == KIND_INT ? PV_I64 : PV_REAL_DTYPE, given->data, given->dtype, count);
+        pv_convert(out, kind == KIND_INT ? PV_I64 : PV_REAL_DTYPE, given->data, given->dtype,
+                   count);
         return;
     }
     Source source = source_of(random, stream, kind, lo, hi);
@@ -178,23 +192,29 @@ void pv_random_init(const PvModel *model, uint64_t seed, char *params)
     for (uint32_t i = 0; i < model->param_count; i++) {
         const PvParam *param = &model->params[i];
         if (param->type.dtype == PV_I64) {
-            int64_t value = param->init == PV_ONES ? 1 : param->init == PV_FULL ? (int64_t)param->init_a : 0;
+            int64_t value = param->init == PV_ONES   ? 1
+                            : param->init == PV_FULL ? (int64_t)param->init_a
+                                                     : 0;
             int64_t *at = (int64_t *)(void *)(params + param->offset);
-            for (int64_t k = 0; k < param->count; k++) at[k] = value;
+            for (int64_t k = 0; k < param->count; k++)
+                at[k] = value;
             continue;
         }
         PvReal *at = (PvReal *)(void *)(params + param->offset);
-        double a = param->init_a, b = param->init_b;     // normal: mean, std; uniform: lo, hi
+        double a = param->init_a, b = param->init_b; // normal: mean, std; uniform: lo, hi
         if (param->init == PV_NORMAL || param->init == PV_UNIFORM) {
             bool normal = param->init == PV_NORMAL;
-            Source source = { .seed = seed, .stream = pv_random_hash(param->name),
-                              .kind = normal ? KIND_NORMAL : KIND_UNIFORM };
+            Source source = {.seed = seed,
+                             .stream = pv_random_hash(param->name),
+                             .kind = normal ? KIND_NORMAL : KIND_UNIFORM};
             fill(&source, param->count, 1, params + param->offset);
             double scale = normal ? b : b - a;
-            for (int64_t k = 0; k < param->count; k++) at[k] = (PvReal)fma(scale, (double)at[k], a);
+            for (int64_t k = 0; k < param->count; k++)
+                at[k] = (PvReal)fma(scale, (double)at[k], a);
             continue;
         }
         double value = param->init == PV_ONES ? 1 : param->init == PV_FULL ? a : 0;
-        for (int64_t k = 0; k < param->count; k++) at[k] = (PvReal)value;
+        for (int64_t k = 0; k < param->count; k++)
+            at[k] = (PvReal)value;
     }
 }

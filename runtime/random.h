@@ -8,15 +8,15 @@
 struct PvRandom {
     uint64_t seed;
     uint32_t stream_count;
-    const char *const *names;            // of the streams
-    uint32_t *hashes;                    // of their names: the last word of the counter
-    uint64_t *draws;                     // present draw of each; moved on by pv_random_advance
-    const PvTensorSet *given;            // or NULL: "NAME.i" is draw i of stream NAME
-    bool given_always;                   // plain "NAME" is every draw; else only draw 0
+    const char *const *names; // of the streams
+    uint32_t *hashes;         // of their names: the last word of the counter
+    uint64_t *draws;          // present draw of each; moved on by pv_random_advance
+    const PvTensorSet *given; // or NULL: "NAME.i" is draw i of stream NAME
+    bool given_always;        // plain "NAME" is every draw; else only draw 0
 };
 
 PvRandom *pv_random_new(const PvModel *model, uint64_t seed);
-void pv_random_free(PvRandom *random);                   // NULL is fine; `given` is not its own
+void pv_random_free(PvRandom *random); // NULL is fine; `given` is not its own
 // After a step: the streams its plan draws from (PvPlan.streams) go on to their next draw.
 void pv_random_advance(PvRandom *random, const uint32_t *streams, uint32_t count);
 // FNV-1a of a name.

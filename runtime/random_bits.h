@@ -31,14 +31,14 @@ static inline PvBits pv_philox(const uint32_t counter[4], const uint32_t key[2])
         k0 += 0x9E3779B9u;
         k1 += 0xBB67AE85u;
     }
-    return (PvBits){ { c0, c1, c2, c3 } };
+    return (PvBits){{c0, c1, c2, c3}};
 }
 
 // The four words of elements 4 block .. 4 block + 3.
 static inline PvBits pv_random_block(uint64_t seed, uint32_t stream, uint32_t draw, uint64_t block)
 {
-    uint32_t counter[4] = { (uint32_t)block, (uint32_t)(block >> 32), draw, stream };
-    uint32_t key[2] = { (uint32_t)seed, (uint32_t)(seed >> 32) };
+    uint32_t counter[4] = {(uint32_t)block, (uint32_t)(block >> 32), draw, stream};
+    uint32_t key[2] = {(uint32_t)seed, (uint32_t)(seed >> 32)};
     return pv_philox(counter, key);
 }
 
@@ -51,7 +51,8 @@ static inline float pv_bits_uniform(uint32_t word)
 // lo .. hi - 1 (lo where that is empty), by multiply and shift
 static inline int64_t pv_bits_int(uint32_t word, int64_t lo, int64_t hi)
 {
-    if (hi <= lo) return lo;
+    if (hi <= lo)
+        return lo;
     uint64_t range = (uint64_t)hi - (uint64_t)lo;
     return (int64_t)((uint64_t)lo + (uint64_t)(((unsigned __int128)word * range) >> 32));
 }
@@ -68,7 +69,7 @@ static inline float pv_bits_log(float x)
     float m, e = (float)exponent;
     memcpy(&m, &mantissa, sizeof m);
     float f = m - 1.0f;
-    float p = 7.0376836292e-2f;                    // Cephes logf: log(1 + f) - f + f^2 / 2 over f^3
+    float p = 7.0376836292e-2f; // Cephes logf: log(1 + f) - f + f^2 / 2 over f^3
     p = fmaf(p, f, -1.1514610310e-1f);
     p = fmaf(p, f, 1.1676998740e-1f);
     p = fmaf(p, f, -1.2420140846e-1f);
@@ -79,7 +80,7 @@ static inline float pv_bits_log(float x)
     p = fmaf(p, f, 3.3333331174e-1f);
     float square = f * f;
     float cube = square * f;
-    float tail = fmaf(e, -2.12194440e-4f, 0.0f);   // log 2 = 0.693359375 - 2.12194440e-4
+    float tail = fmaf(e, -2.12194440e-4f, 0.0f); // log 2 = 0.693359375 - 2.12194440e-4
     tail = fmaf(p, cube, tail);
     tail = fmaf(square, -0.5f, tail);
     return fmaf(e, 0.693359375f, f + tail);
@@ -91,9 +92,9 @@ static inline void pv_bits_sincos(uint32_t turn, float *sine, float *cosine)
     // quadrant: nearest multiple of a quarter turn; rest in [-1/8, 1/8) turn, exact
     uint32_t quadrant = (turn + 0x20000000u) >> 30;
     int32_t rest = (int32_t)(turn - (quadrant << 30)) >> 8;
-    float x = (float)rest * 3.74507028e-7f;        // 2 pi / 2^24
+    float x = (float)rest * 3.74507028e-7f; // 2 pi / 2^24
     float z = x * x;
-    float s = -1.9515295891e-4f;                   // Cephes sinf, cosf on [-pi/4, pi/4]
+    float s = -1.9515295891e-4f; // Cephes sinf, cosf on [-pi/4, pi/4]
     s = fmaf(s, z, 8.3321608736e-3f);
     s = fmaf(s, z, -1.6666654611e-1f);
     s = fmaf(s * z, x, x);

@@ -14,14 +14,14 @@
 
 #include "runtime/file.h"
 
-enum { MAX_HEADER = 100 << 20 };         // what the reference reader accepts
+enum { MAX_HEADER = 100 << 20 }; // what the reference reader accepts
 
 static const struct {
     const char *name;
     int dtype;
 } type_names[] = {
-    { "BOOL", PV_BOOL }, { "U8", PV_U8 },   { "I8", PV_I8 },     { "I16", PV_I16 }, { "I32", PV_I32 },
-    { "I64", PV_I64 },   { "F16", PV_F16 }, { "BF16", PV_BF16 }, { "F32", PV_F32 }, { "F64", PV_F64 },
+    {"BOOL", PV_BOOL}, {"U8", PV_U8},   {"I8", PV_I8},     {"I16", PV_I16}, {"I32", PV_I32},
+    {"I64", PV_I64},   {"F16", PV_F16}, {"BF16", PV_BF16}, {"F32", PV_F32}, {"F64", PV_F64},
 };
 enum { TYPE_COUNT = sizeof type_names / sizeof type_names[0] };
 
@@ -29,53 +29,62 @@ enum { TYPE_COUNT = sizeof type_names / sizeof type_names[0] };
 
 // One tensor of the header, before it is one in memory.
 typedef struct {
-    const char *name;                    // in the JSON object
+    const char *name; // in the JSON object
     int dtype, rank;
     int64_t dim[PV_MAX_RANK];
-    uint64_t begin, end;                 // bytes from the start of the data
+    uint64_t begin, end; // bytes from the start of the data
 } Range;
 
 static int compare_ranges(const void *a, const void *b)
 {
     const Range *x = a, *y = b;
-    if (x->begin != y->begin) return x->begin < y->begin ? -1 : 1;
+    if (x->begin != y->begin)
+        return x->begin < y->begin ? -1 : 1;
     return x->end < y->end ? -1 : x->end > y->end;
 }
 
 // A JSON array of exactly (or at most, when `count` is set) `limit` integers >= 0.
 static bool read_sizes(json_t *array, size_t limit, size_t *count, int64_t *out)
 {
-    if (!json_is_array(array)) return false;
+    if (!json_is_array(array))
+        return false;
     size_t length = json_array_size(array);
-    if (count ? length > limit : length != limit) return false;
+    if (count ? length > limit : length != limit)
+        return false;
     for (size_t i = 0; i < length; i++) {
         json_t *item = json_array_get(array, i);
-        if (!json_is_integer(item) || json_integer_value(item) < 0) return false;
+        if (!json_is_integer(item) || json_integer_value(item) < 0)
+            return false;
         out[i] = json_integer_value(item);
     }
-    if (count) *count = length;
+    if (count)
+        *count = length;
     return true;
 }
 
 static bool read_range(const char *file, const char *name, json_t *entry, uint64_t data_size,
                        Range *range, PvError *error)
 {
-    *range = (Range){ .name = name };
+    *range = (Range){.name = name};
     if (!json_is_object(entry))
         return pv_error(error, PV_WRONG, "%s: tensor '%.200s' has no description", file, name);
     const char *dtype = json_string_value(json_object_get(entry, "dtype"));
     for (size_t i = 0; dtype && i < TYPE_COUNT; i++) {
-        if (!strcmp(dtype, type_names[i].name)) range->dtype = type_names[i].dtype;
+        if (!strcmp(dtype, type_names[i].name))
+            range->dtype = type_names[i].dtype;
     }
     if (range->dtype == PV_NONE) {
-        return pv_error(error, PV_WRONG, "%s: tensor '%.200s' has the element type %.40s, which is "
-                        "not supported", file, name, dtype ? dtype : "(none)");
+        return pv_error(error, PV_WRONG,
+                        "%s: tensor '%.200s' has the element type %.40s, which is "
+                        "not supported",
+                        file, name, dtype ? dtype : "(none)");
     }
     size_t rank = 0;
     int64_t offsets[2];
     if (!read_sizes(json_object_get(entry, "shape"), PV_MAX_RANK, &rank, range->dim)) {
-        return pv_error(error, PV_WRONG, "%s: tensor '%.200s' has no valid shape of at most %d axes",
-                        file, name, PV_MAX_RANK);
+        return pv_error(error, PV_WRONG,
+                        "%s: tensor '%.200s' has no valid shape of at most %d axes", file, name,
+                        PV_MAX_RANK);
     }
     range->rank = (int)rank;
     if (!read_sizes(json_object_get(entry, "data_offsets"), 2, NULL, offsets))
@@ -84,8 +93,10 @@ static bool read_range(const char *file, const char *name, json_t *entry, uint64
     range->end = (uint64_t)offsets[1];
     int64_t count = pv_shape_count(range->rank, range->dim);
     if (range->begin > range->end || range->end > data_size) {
-        return pv_error(error, PV_WRONG, "%s: tensor '%.200s' lies at bytes %llu to %llu, and the "
-                        "file has %llu bytes of data%s", file, name, (unsigned long long)range->begin,
+        return pv_error(error, PV_WRONG,
+                        "%s: tensor '%.200s' lies at bytes %llu to %llu, and the "
+                        "file has %llu bytes of data%s",
+                        file, name, (unsigned long long)range->begin,
                         (unsigned long long)range->end, (unsigned long long)data_size,
                         range->begin <= range->end ? ": it is cut off" : "");
     }
@@ -105,14 +116,17 @@ static bool read_metadata(const char *file, json_t *object, PvTensorSet *set, Pv
     json_t *value;
     if (!json_is_object(object))
         return pv_error(error, PV_WRONG, "%s: __metadata__ is not an object", file);
-    json_object_foreach(object, key, value) {
+    json_object_foreach(object, key, value)
+    {
         if (!json_is_string(value)) {
-            return pv_error(error, PV_WRONG, "%s: __metadata__ '%.200s' is not a string", file, key);
+            return pv_error(error, PV_WRONG, "%s: __metadata__ '%.200s' is not a string", file,
+                            key);
         }
         set->metadata = pv_grow(set->metadata, &set->metadata_capacity, set->metadata_count,
                                 sizeof *set->metadata);
         set->metadata[set->metadata_count++] = (PvPair){
-            .key = pv_strdup(key), .value = pv_strdup(json_string_value(value)),
+            .key = pv_strdup(key),
+            .value = pv_strdup(json_string_value(value)),
         };
     }
     return true;
@@ -123,7 +137,8 @@ static bool check_cover(const char *file, Range *ranges, size_t count, uint64_t 
                         PvError *error)
 {
     uint64_t at = 0;
-    if (count > 1) qsort(ranges, count, sizeof *ranges, compare_ranges);
+    if (count > 1)
+        qsort(ranges, count, sizeof *ranges, compare_ranges);
     for (size_t i = 0; i < count; i++) {
         if (ranges[i].begin != at) {
             return pv_error(error, PV_WRONG, "%s: tensor '%.200s' %s", file, ranges[i].name,
@@ -144,24 +159,28 @@ static bool check_cover(const char *file, Range *ranges, size_t count, uint64_t 
 static bool make_tensors(const Range *ranges, size_t count, const uint8_t *data, PvMapping *mapping,
                          PvTensorSet *set, PvError *error)
 {
-    static uint64_t nothing;             // what tensors without elements point at
+    static uint64_t nothing; // what tensors without elements point at
     for (size_t i = 0; i < count; i++) {
         const Range *range = &ranges[i];
         uintptr_t address = (uintptr_t)(data + range->begin);
         PvTensor *tensor;
-        if (range->begin == range->end) address = (uintptr_t)&nothing;
+        if (range->begin == range->end)
+            address = (uintptr_t)&nothing;
         if (address % (uintptr_t)pv_dtype_size(range->dtype) == 0) {
             tensor = pv_tensor_borrow(range->dtype, range->rank, range->dim, (void *)address,
                                       pv_mapping_drop, mapping, error);
-            if (tensor && mapping) pv_mapping_hold(mapping);
+            if (tensor && mapping)
+                pv_mapping_hold(mapping);
         } else {
             tensor = pv_tensor_new(range->dtype, range->rank, range->dim, error);
-            if (tensor) memcpy(tensor->data, (const void *)address, (size_t)tensor->bytes);
+            if (tensor)
+                memcpy(tensor->data, (const void *)address, (size_t)tensor->bytes);
         }
-        if (!tensor) return false;
+        if (!tensor)
+            return false;
         pv_set_append(set, range->name, tensor);
     }
-    pv_set_sort(set);                    // names are different: keys of one object
+    pv_set_sort(set); // names are different: keys of one object
     return true;
 }
 
@@ -172,15 +191,20 @@ static bool read_header(const char *file, json_t *header, const uint8_t *data, u
     if (!json_is_object(header))
         return pv_error(error, PV_WRONG, "%s: the header is not an object", file);
     Range *ranges = pv_try_alloc(json_object_size(header) * sizeof *ranges, file, error);
-    if (!ranges) return false;
+    if (!ranges)
+        return false;
     size_t count = 0;
     bool fine = true;
     const char *name;
     json_t *entry;
-    json_object_foreach(header, name, entry) {
-        if (!strcmp(name, "__metadata__")) fine = read_metadata(file, entry, set, error);
-        else fine = read_range(file, name, entry, data_size, &ranges[count++], error);
-        if (!fine) break;
+    json_object_foreach(header, name, entry)
+    {
+        if (!strcmp(name, "__metadata__"))
+            fine = read_metadata(file, entry, set, error);
+        else
+            fine = read_range(file, name, entry, data_size, &ranges[count++], error);
+        if (!fine)
+            break;
     }
     fine = fine && check_cover(file, ranges, count, data_size, error) &&
            make_tensors(ranges, count, data, mapping, set, error);
@@ -192,14 +216,16 @@ static bool parse(const char *file, const uint8_t *data, size_t size, PvMapping 
                   PvTensorSet *set, PvError *error)
 {
     uint64_t length = 0;
-    for (int i = 7; i >= 0 && size >= 8; i--) length = length << 8 | data[i];
+    for (int i = 7; i >= 0 && size >= 8; i--)
+        length = length << 8 | data[i];
     if (size < 8 || (size > 8 && data[8] != '{') || length < 2) {
         return pv_error(error, PV_WRONG, "%s is not a safetensors file", file);
     }
     if (length > size - 8) {
-        return pv_error(error, PV_WRONG, "%s: the header has %llu bytes, and the file only %zu: it "
-                        "is cut off, or not a safetensors file", file, (unsigned long long)length,
-                        size);
+        return pv_error(error, PV_WRONG,
+                        "%s: the header has %llu bytes, and the file only %zu: it "
+                        "is cut off, or not a safetensors file",
+                        file, (unsigned long long)length, size);
     }
     if (length > MAX_HEADER) {
         return pv_error(error, PV_WRONG, "%s: the header has %llu bytes (at most %d)", file,
@@ -211,10 +237,13 @@ static bool parse(const char *file, const uint8_t *data, size_t size, PvMapping 
         return pv_error(error, PV_WRONG, "%s: the header is not valid JSON: %s (at byte %d)", file,
                         json.text, json.position + 8);
     }
-    bool fine = read_header(file, header, data + 8 + length, size - 8 - length, mapping, set, error);
+    bool fine =
+        read_header(file, header, data + 8 + length, size - 8 - length, mapping, set, error);
     json_decref(header);
-    if (!fine) pv_set_free(set);
-    else set->path = pv_strdup(file);
+    if (!fine)
+        pv_set_free(set);
+    else
+        set->path = pv_strdup(file);
     return fine;
 }
 
@@ -227,7 +256,8 @@ bool pv_safetensors_parse(const char *name, const uint8_t *data, size_t size, Pv
 bool pv_safetensors_read(const char *path, PvTensorSet *set, PvError *error)
 {
     PvMapping *mapping = pv_mapping_open(path, error);
-    if (!mapping) return false;
+    if (!mapping)
+        return false;
     bool fine = parse(path, mapping->data, mapping->size, mapping, set, error);
     pv_mapping_drop(mapping);
     return fine;
@@ -259,7 +289,7 @@ void pv_writer_metadata(PvWriter *writer, const char *key, const char *value)
     writer->metadata = pv_grow(writer->metadata, &writer->metadata_capacity, writer->metadata_count,
                                sizeof *writer->metadata);
     writer->metadata[writer->metadata_count++] =
-        (PvPair){ .key = pv_strdup(key), .value = pv_strdup(value) };
+        (PvPair){.key = pv_strdup(key), .value = pv_strdup(value)};
 }
 
 void pv_writer_add(PvWriter *writer, const char *name, int dtype, int rank, const int64_t *dim,
@@ -267,9 +297,13 @@ void pv_writer_add(PvWriter *writer, const char *name, int dtype, int rank, cons
 {
     writer->items = pv_grow(writer->items, &writer->capacity, writer->count, sizeof *writer->items);
     Item *item = &writer->items[writer->count++];
-    *item = (Item){ .name = pv_strdup(name), .dtype = dtype, .from_dtype = from_dtype, .rank = rank,
-                    .data = data };
-    for (int i = 0; i < rank; i++) item->dim[i] = dim[i];
+    *item = (Item){.name = pv_strdup(name),
+                   .dtype = dtype,
+                   .from_dtype = from_dtype,
+                   .rank = rank,
+                   .data = data};
+    for (int i = 0; i < rank; i++)
+        item->dim[i] = dim[i];
 }
 
 void pv_writer_add_tensor(PvWriter *writer, const char *name, const PvTensor *tensor)
@@ -280,8 +314,10 @@ void pv_writer_add_tensor(PvWriter *writer, const char *name, const PvTensor *te
 
 void pv_writer_free(PvWriter *writer)
 {
-    if (!writer) return;
-    for (size_t i = 0; i < writer->count; i++) free(writer->items[i].name);
+    if (!writer)
+        return;
+    for (size_t i = 0; i < writer->count; i++)
+        free(writer->items[i].name);
     for (size_t i = 0; i < writer->metadata_count; i++) {
         free(writer->metadata[i].key);
         free(writer->metadata[i].value);
@@ -296,14 +332,16 @@ static int compare_items(const void *a, const void *b)
 {
     const Item *x = a, *y = b;
     int64_t wide = pv_dtype_size(y->dtype) - pv_dtype_size(x->dtype);
-    if (wide != 0) return wide < 0 ? -1 : 1;
+    if (wide != 0)
+        return wide < 0 ? -1 : 1;
     return strcmp(x->name, y->name);
 }
 
 static const char *type_name(int dtype)
 {
     for (size_t i = 0; i < TYPE_COUNT; i++) {
-        if (type_names[i].dtype == dtype) return type_names[i].name;
+        if (type_names[i].dtype == dtype)
+            return type_names[i].name;
     }
     return NULL;
 }
@@ -325,7 +363,8 @@ static json_t *build_header(const PvWriter *writer, const char *path, PvError *e
     for (size_t i = 0; i < writer->count && fine; i++) {
         const Item *item = &writer->items[i];
         if (json_object_get(header, item->name)) {
-            pv_error(error, PV_WRONG, "cannot write %s: tensor '%s' is there twice", path, item->name);
+            pv_error(error, PV_WRONG, "cannot write %s: tensor '%s' is there twice", path,
+                     item->name);
             json_decref(header);
             return NULL;
         }
@@ -338,7 +377,8 @@ static json_t *build_header(const PvWriter *writer, const char *path, PvError *e
         fine = fine && entry && !json_object_set_new(header, item->name, entry);
         at += bytes;
     }
-    if (fine) return header;
+    if (fine)
+        return header;
     json_decref(header);
     pv_error(error, PV_WRONG, "cannot write %s: a name is not UTF-8 text, or no memory", path);
     return NULL;
@@ -346,7 +386,7 @@ static json_t *build_header(const PvWriter *writer, const char *path, PvError *e
 
 static bool write_item(PvFile *file, const Item *item)
 {
-    enum { PIECE = 1 << 14 };            // elements converted at a time
+    enum { PIECE = 1 << 14 }; // elements converted at a time
     static _Thread_local double buffer[PIECE];
     int64_t count = pv_shape_count(item->rank, item->dim);
     int64_t size = pv_dtype_size(item->dtype), from_size = pv_dtype_size(item->from_dtype);
@@ -355,7 +395,8 @@ static bool write_item(PvFile *file, const Item *item)
     for (int64_t i = 0; i < count; i += PIECE) {
         int64_t piece = count - i < PIECE ? count - i : PIECE;
         pv_convert(buffer, item->dtype, item->data + i * from_size, item->from_dtype, piece);
-        if (!pv_file_write(file, buffer, (size_t)(piece * size))) return false;
+        if (!pv_file_write(file, buffer, (size_t)(piece * size)))
+            return false;
     }
     return true;
 }
@@ -366,19 +407,22 @@ bool pv_writer_finish(PvWriter *writer, const char *path, PvError *error)
         qsort(writer->items, writer->count, sizeof *writer->items, compare_items);
     json_t *header = build_header(writer, path, error);
     char *text = header ? json_dumps(header, JSON_COMPACT) : NULL;
-    if (header && !text) pv_error(error, PV_MACHINE, "not enough memory to write %s", path);
+    if (header && !text)
+        pv_error(error, PV_MACHINE, "not enough memory to write %s", path);
     json_decref(header);
     PvFile *file = text ? pv_file_create(path, error) : NULL;
     bool fine = file != NULL;
     if (file) {
         size_t length = strlen(text), padded = (length + 7) / 8 * 8;
         uint8_t size[8];
-        for (int i = 0; i < 8; i++) size[i] = (uint8_t)((uint64_t)padded >> (8 * i));
+        for (int i = 0; i < 8; i++)
+            size[i] = (uint8_t)((uint64_t)padded >> (8 * i));
         pv_file_write(file, size, sizeof size);
         pv_file_write(file, text, length);
         pv_file_write(file, "        ", padded - length);
         for (size_t i = 0; i < writer->count; i++) {
-            if (!write_item(file, &writer->items[i])) break;
+            if (!write_item(file, &writer->items[i]))
+                break;
         }
         fine = pv_file_commit(file, error);
     }

@@ -14,7 +14,7 @@ bool pv_safetensors_parse(const char *name, const uint8_t *data, size_t size, Pv
 
 typedef struct PvWriter PvWriter;
 PvWriter *pv_writer_new(void);
-void pv_writer_metadata(PvWriter *writer, const char *key, const char *value);   // UTF-8
+void pv_writer_metadata(PvWriter *writer, const char *key, const char *value); // UTF-8
 // `data` (count elements of from_dtype) must stay until pv_writer_finish, which converts to
 // `dtype` while it writes. Names may come in any order, none twice.
 void pv_writer_add(PvWriter *writer, const char *name, int dtype, int rank, const int64_t *dim,

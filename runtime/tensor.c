@@ -15,10 +15,9 @@ static const struct {
     const char *name;
     int64_t size;
 } dtypes[PV_DTYPE_COUNT] = {
-    [PV_NONE] = { "none", 0 }, [PV_BOOL] = { "bool", 1 }, [PV_I64] = { "i64", 8 },
-    [PV_F16] = { "f16", 2 },   [PV_BF16] = { "bf16", 2 }, [PV_F32] = { "f32", 4 },
-    [PV_F64] = { "f64", 8 },   [PV_U8] = { "u8", 1 },     [PV_I8] = { "i8", 1 },
-    [PV_I16] = { "i16", 2 },   [PV_I32] = { "i32", 4 },
+    [PV_NONE] = {"none", 0}, [PV_BOOL] = {"bool", 1}, [PV_I64] = {"i64", 8}, [PV_F16] = {"f16", 2},
+    [PV_BF16] = {"bf16", 2}, [PV_F32] = {"f32", 4},   [PV_F64] = {"f64", 8}, [PV_U8] = {"u8", 1},
+    [PV_I8] = {"i8", 1},     [PV_I16] = {"i16", 2},   [PV_I32] = {"i32", 4},
 };
 
 int64_t pv_dtype_size(int dtype)
@@ -34,7 +33,8 @@ const char *pv_dtype_name(int dtype)
 int pv_dtype_find(const char *name)
 {
     for (int i = PV_BOOL; i < PV_DTYPE_COUNT; i++) {
-        if (!strcmp(dtypes[i].name, name)) return i;
+        if (!strcmp(dtypes[i].name, name))
+            return i;
     }
     return PV_NONE;
 }
@@ -51,11 +51,15 @@ int64_t pv_shape_count(int rank, const int64_t *dim)
     int64_t count = 1;
     bool empty = false;
     for (int i = 0; i < rank; i++) {
-        if (dim[i] < 0) return -1;
-        if (dim[i] == 0) empty = true;
-        else if (__builtin_mul_overflow(count, dim[i], &count)) return -1;
+        if (dim[i] < 0)
+            return -1;
+        if (dim[i] == 0)
+            empty = true;
+        else if (__builtin_mul_overflow(count, dim[i], &count))
+            return -1;
     }
-    if (count > INT64_MAX / 8) return -1;
+    if (count > INT64_MAX / 8)
+        return -1;
     return empty ? 0 : count;
 }
 
@@ -77,9 +81,12 @@ char *pv_type_text(char text[PV_SHAPE_TEXT], const PvType *type)
         long long size = (long long)type->dim[i];
         const char *comma = i ? ", " : "";
         size_t room = (size_t)(PV_SHAPE_TEXT - at);
-        if (!(type->batch_axes >> i & 1)) at += snprintf(text + at, room, "%s%lld", comma, size);
-        else if (size == 1) at += snprintf(text + at, room, "%sb", comma);
-        else at += snprintf(text + at, room, "%s%lld*b", comma, size);
+        if (!(type->batch_axes >> i & 1))
+            at += snprintf(text + at, room, "%s%lld", comma, size);
+        else if (size == 1)
+            at += snprintf(text + at, room, "%sb", comma);
+        else
+            at += snprintf(text + at, room, "%s%lld*b", comma, size);
     }
     snprintf(text + at, (size_t)(PV_SHAPE_TEXT - at), "]");
     return text;
@@ -105,11 +112,13 @@ static PvTensor *make_tensor(int dtype, int rank, const int64_t *dim, PvError *e
         return NULL;
     }
     PvTensor *tensor = pv_try_alloc(sizeof *tensor, "a tensor", error);
-    if (!tensor) return NULL;
+    if (!tensor)
+        return NULL;
     tensor->refs = 1;
     tensor->dtype = (uint8_t)dtype;
     tensor->rank = (uint8_t)rank;
-    for (int i = 0; i < rank; i++) tensor->dim[i] = dim[i];
+    for (int i = 0; i < rank; i++)
+        tensor->dim[i] = dim[i];
     tensor->count = count;
     tensor->bytes = count * pv_dtype_size(dtype);
     return tensor;
@@ -118,7 +127,8 @@ static PvTensor *make_tensor(int dtype, int rank, const int64_t *dim, PvError *e
 PvTensor *pv_tensor_new(int dtype, int rank, const int64_t *dim, PvError *error)
 {
     PvTensor *tensor = make_tensor(dtype, rank, dim, error);
-    if (!tensor) return NULL;
+    if (!tensor)
+        return NULL;
     size_t size = ((size_t)tensor->bytes + 63) / 64 * 64;
     if (tensor->bytes > INT64_MAX / 2 || !(tensor->data = aligned_alloc(64, size ? size : 64))) {
         char text[PV_SHAPE_TEXT], bytes[32];
@@ -146,7 +156,8 @@ PvTensor *pv_tensor_borrow(int dtype, int rank, const int64_t *dim, void *data,
                            void (*release)(void *owner), void *owner, PvError *error)
 {
     PvTensor *tensor = make_tensor(dtype, rank, dim, error);
-    if (!tensor) return NULL;
+    if (!tensor)
+        return NULL;
     tensor->data = data;
     tensor->release = release;
     tensor->owner = owner;
@@ -155,30 +166,38 @@ PvTensor *pv_tensor_borrow(int dtype, int rank, const int64_t *dim, void *data,
 
 PvTensor *pv_tensor_hold(PvTensor *tensor)
 {
-    if (tensor) __atomic_add_fetch(&tensor->refs, 1, __ATOMIC_RELAXED);
+    if (tensor)
+        __atomic_add_fetch(&tensor->refs, 1, __ATOMIC_RELAXED);
     return tensor;
 }
 
 void pv_tensor_drop(PvTensor *tensor)
 {
-    if (!tensor || __atomic_sub_fetch(&tensor->refs, 1, __ATOMIC_ACQ_REL) > 0) return;
-    if (tensor->release) tensor->release(tensor->owner);
-    else free(tensor->data);
+    if (!tensor || __atomic_sub_fetch(&tensor->refs, 1, __ATOMIC_ACQ_REL) > 0)
+        return;
+    if (tensor->release)
+        tensor->release(tensor->owner);
+    else
+        free(tensor->data);
     free(tensor);
 }
 
 int64_t pv_tensor_batch(const PvTensor *tensor, const PvType *type)
 {
-    if (tensor->rank != type->rank) return -1;
+    if (tensor->rank != type->rank)
+        return -1;
     int64_t batch = -1;
     for (int i = 0; i < type->rank; i++) {
         if (!(type->batch_axes >> i & 1)) {
-            if (tensor->dim[i] != type->dim[i]) return -1;
+            if (tensor->dim[i] != type->dim[i])
+                return -1;
             continue;
         }
-        if (type->dim[i] == 0 || tensor->dim[i] % type->dim[i] != 0) return -1;
+        if (type->dim[i] == 0 || tensor->dim[i] % type->dim[i] != 0)
+            return -1;
         int64_t here = tensor->dim[i] / type->dim[i];
-        if (here < 1 || (batch >= 0 && here != batch)) return -1;
+        if (here < 1 || (batch >= 0 && here != batch))
+            return -1;
         batch = here;
     }
     return batch < 0 ? 1 : batch;
@@ -187,22 +206,26 @@ int64_t pv_tensor_batch(const PvTensor *tensor, const PvType *type)
 bool pv_tensor_fits(const PvTensor *tensor, const PvType *type, int64_t batch)
 {
     int64_t found = pv_tensor_batch(tensor, type);
-    if (found < 0) return false;
+    if (found < 0)
+        return false;
     return batch < 0 || type->batch_axes == 0 || found == batch;
 }
 
 PvTensor *pv_tensor_copy(const PvTensor *tensor, PvError *error)
 {
     PvTensor *copy = pv_tensor_new(tensor->dtype, tensor->rank, tensor->dim, error);
-    if (copy) memcpy(copy->data, tensor->data, (size_t)tensor->bytes);
+    if (copy)
+        memcpy(copy->data, tensor->data, (size_t)tensor->bytes);
     return copy;
 }
 
 PvTensor *pv_tensor_convert(PvTensor *tensor, int dtype, PvError *error)
 {
-    if (tensor->dtype == dtype) return pv_tensor_hold(tensor);
+    if (tensor->dtype == dtype)
+        return pv_tensor_hold(tensor);
     PvTensor *to = pv_tensor_new(dtype, tensor->rank, tensor->dim, error);
-    if (to) pv_convert(to->data, dtype, tensor->data, tensor->dtype, tensor->count);
+    if (to)
+        pv_convert(to->data, dtype, tensor->data, tensor->dtype, tensor->count);
     return to;
 }
 
@@ -216,8 +239,10 @@ static float half_to_float(uint16_t half)
         float tiny = (float)mantissa * 0x1p-24f;
         return sign ? -tiny : tiny;
     }
-    if (exponent == 31) bits = sign | 0x7F800000u | mantissa << 13;
-    else bits = sign | (exponent + 112) << 23 | mantissa << 13;
+    if (exponent == 31)
+        bits = sign | 0x7F800000u | mantissa << 13;
+    else
+        bits = sign | (exponent + 112) << 23 | mantissa << 13;
     float value;
     memcpy(&value, &bits, sizeof value);
     return value;
@@ -229,19 +254,25 @@ static uint16_t round_to(double value, int mantissa_bits, int least, int most)
 {
     uint16_t sign = signbit(value) ? 0x8000 : 0;
     uint16_t infinity = (uint16_t)((most - least + 2) << mantissa_bits);
-    if (isnan(value)) return (uint16_t)(sign | infinity | 1u << (mantissa_bits - 1));
+    if (isnan(value))
+        return (uint16_t)(sign | infinity | 1u << (mantissa_bits - 1));
     value = fabs(value);
-    if (value == 0) return sign;
-    if (isinf(value)) return (uint16_t)(sign | infinity);
+    if (value == 0)
+        return sign;
+    if (isinf(value))
+        return (uint16_t)(sign | infinity);
     int exponent = ilogb(value);
-    if (exponent < least) exponent = least;          // subnormal: fixed step
-    if (exponent > most) return (uint16_t)(sign | infinity);
+    if (exponent < least)
+        exponent = least; // subnormal: fixed step
+    if (exponent > most)
+        return (uint16_t)(sign | infinity);
     // in units of the last place: an integer below 2^(mantissa_bits + 1), exact in a double
     double steps = nearbyint(scalbn(value, mantissa_bits - exponent));
     uint32_t bits = (uint32_t)steps;
     // The leading 1 of a normal number adds one to the exponent field, a carry likewise.
     bits += (uint32_t)(exponent - least) << mantissa_bits;
-    if (bits >= infinity) bits = infinity;
+    if (bits >= infinity)
+        bits = infinity;
     return (uint16_t)(sign | bits);
 }
 
@@ -267,9 +298,12 @@ static uint16_t float_to_brain(double value)
 static int64_t load_integer(const char *from, int dtype, int64_t i)
 {
     switch (dtype) {
-    case PV_BOOL: return from[i] != 0;
-    case PV_U8: return (uint8_t)from[i];
-    case PV_I8: return (int8_t)from[i];
+    case PV_BOOL:
+        return from[i] != 0;
+    case PV_U8:
+        return (uint8_t)from[i];
+    case PV_I8:
+        return (int8_t)from[i];
     case PV_I16: {
         int16_t value;
         memcpy(&value, from + 2 * i, sizeof value);
@@ -294,11 +328,20 @@ static double load_real(const char *from, int dtype, int64_t i)
     float single;
     double value;
     switch (dtype) {
-    case PV_F16: memcpy(&bits, from + 2 * i, sizeof bits); return half_to_float(bits);
-    case PV_BF16: memcpy(&bits, from + 2 * i, sizeof bits); return brain_to_float(bits);
-    case PV_F32: memcpy(&single, from + 4 * i, sizeof single); return single;
-    case PV_F64: memcpy(&value, from + 8 * i, sizeof value); return value;
-    default: return (double)load_integer(from, dtype, i);
+    case PV_F16:
+        memcpy(&bits, from + 2 * i, sizeof bits);
+        return half_to_float(bits);
+    case PV_BF16:
+        memcpy(&bits, from + 2 * i, sizeof bits);
+        return brain_to_float(bits);
+    case PV_F32:
+        memcpy(&single, from + 4 * i, sizeof single);
+        return single;
+    case PV_F64:
+        memcpy(&value, from + 8 * i, sizeof value);
+        return value;
+    default:
+        return (double)load_integer(from, dtype, i);
     }
 }
 
@@ -306,22 +349,27 @@ static void store_integer(char *to, int dtype, int64_t i, int64_t value)
 {
     int64_t least = INT64_MIN, most = INT64_MAX;
     int64_t bytes = pv_dtype_size(dtype);
-    if (dtype == PV_BOOL) value = value != 0;
-    else if (dtype == PV_U8) least = 0, most = UINT8_MAX;
+    if (dtype == PV_BOOL)
+        value = value != 0;
+    else if (dtype == PV_U8)
+        least = 0, most = UINT8_MAX;
     else if (bytes < 8) {
         most = ((int64_t)1 << (8 * bytes - 1)) - 1;
         least = -most - 1;
     }
     value = value < least ? least : value > most ? most : value;
-    memcpy(to + bytes * i, &value, (size_t)bytes);           // little-endian
+    memcpy(to + bytes * i, &value, (size_t)bytes); // little-endian
 }
 
 // Truncation, saturated; NaN is 0.
 static int64_t real_to_integer(double value)
 {
-    if (isnan(value)) return 0;
-    if (value >= 0x1p63) return INT64_MAX;
-    if (value < -0x1p63) return INT64_MIN;
+    if (isnan(value))
+        return 0;
+    if (value >= 0x1p63)
+        return INT64_MAX;
+    if (value < -0x1p63)
+        return INT64_MIN;
     return (int64_t)value;
 }
 
@@ -330,12 +378,27 @@ static void store_real(char *to, int dtype, int64_t i, double value)
     uint16_t bits;
     float single;
     switch (dtype) {
-    case PV_F16: bits = float_to_half(value); memcpy(to + 2 * i, &bits, sizeof bits); break;
-    case PV_BF16: bits = float_to_brain(value); memcpy(to + 2 * i, &bits, sizeof bits); break;
-    case PV_F32: single = (float)value; memcpy(to + 4 * i, &single, sizeof single); break;
-    case PV_F64: memcpy(to + 8 * i, &value, sizeof value); break;
-    case PV_BOOL: to[i] = value != 0; break;
-    default: store_integer(to, dtype, i, real_to_integer(value)); break;
+    case PV_F16:
+        bits = float_to_half(value);
+        memcpy(to + 2 * i, &bits, sizeof bits);
+        break;
+    case PV_BF16:
+        bits = float_to_brain(value);
+        memcpy(to + 2 * i, &bits, sizeof bits);
+        break;
+    case PV_F32:
+        single = (float)value;
+        memcpy(to + 4 * i, &single, sizeof single);
+        break;
+    case PV_F64:
+        memcpy(to + 8 * i, &value, sizeof value);
+        break;
+    case PV_BOOL:
+        to[i] = value != 0;
+        break;
+    default:
+        store_integer(to, dtype, i, real_to_integer(value));
+        break;
     }
 }
 
@@ -355,7 +418,8 @@ void pv_convert(void *to_data, int to_dtype, const void *from_data, int from_dty
     char *to = to_data;
     const char *from = from_data;
     if (to_dtype == from_dtype && to_dtype != PV_BOOL) {
-        if (count > 0 && to != from) memcpy(to, from, (size_t)(count * pv_dtype_size(to_dtype)));
+        if (count > 0 && to != from)
+            memcpy(to, from, (size_t)(count * pv_dtype_size(to_dtype)));
         return;
     }
     if (to_dtype == PV_F32 && (from_dtype == PV_F16 || from_dtype == PV_BF16)) {
@@ -376,7 +440,8 @@ void pv_convert(void *to_data, int to_dtype, const void *from_data, int from_dty
         }
         return;
     }
-    for (int64_t i = 0; i < count; i++) store_real(to, to_dtype, i, load_real(from, from_dtype, i));
+    for (int64_t i = 0; i < count; i++)
+        store_real(to, to_dtype, i, load_real(from, from_dtype, i));
 }
 
 double pv_tensor_number(const PvTensor *tensor, int64_t i)
@@ -391,11 +456,14 @@ static size_t lower_bound(const PvTensorSet *set, const char *name)
 {
     size_t low = 0, high = set->count;
     // files come sorted more often than not: look at the end first
-    if (high > 0 && strcmp(set->items[high - 1].name, name) < 0) return high;
+    if (high > 0 && strcmp(set->items[high - 1].name, name) < 0)
+        return high;
     while (low < high) {
         size_t middle = (low + high) / 2;
-        if (strcmp(set->items[middle].name, name) < 0) low = middle + 1;
-        else high = middle;
+        if (strcmp(set->items[middle].name, name) < 0)
+            low = middle + 1;
+        else
+            high = middle;
     }
     return low;
 }
@@ -416,14 +484,14 @@ void pv_set_add(PvTensorSet *set, const char *name, PvTensor *tensor)
     }
     set->items = pv_grow(set->items, &set->capacity, set->count, sizeof *set->items);
     memmove(set->items + i + 1, set->items + i, (set->count - i) * sizeof *set->items);
-    set->items[i] = (PvNamed){ .name = pv_strdup(name), .tensor = tensor };
+    set->items[i] = (PvNamed){.name = pv_strdup(name), .tensor = tensor};
     set->count++;
 }
 
 void pv_set_append(PvTensorSet *set, const char *name, PvTensor *tensor)
 {
     set->items = pv_grow(set->items, &set->capacity, set->count, sizeof *set->items);
-    set->items[set->count++] = (PvNamed){ .name = pv_strdup(name), .tensor = tensor };
+    set->items[set->count++] = (PvNamed){.name = pv_strdup(name), .tensor = tensor};
 }
 
 static int compare_items(const void *a, const void *b)
@@ -433,9 +501,11 @@ static int compare_items(const void *a, const void *b)
 
 const char *pv_set_sort(PvTensorSet *set)
 {
-    if (set->count > 1) qsort(set->items, set->count, sizeof *set->items, compare_items);
+    if (set->count > 1)
+        qsort(set->items, set->count, sizeof *set->items, compare_items);
     for (size_t i = 1; i < set->count; i++) {
-        if (!strcmp(set->items[i].name, set->items[i - 1].name)) return set->items[i].name;
+        if (!strcmp(set->items[i].name, set->items[i - 1].name))
+            return set->items[i].name;
     }
     return NULL;
 }
@@ -443,7 +513,8 @@ const char *pv_set_sort(PvTensorSet *set)
 const char *pv_set_metadata(const PvTensorSet *set, const char *key)
 {
     for (size_t i = 0; i < set->metadata_count; i++) {
-        if (!strcmp(set->metadata[i].key, key)) return set->metadata[i].value;
+        if (!strcmp(set->metadata[i].key, key))
+            return set->metadata[i].value;
     }
     return NULL;
 }
@@ -451,15 +522,16 @@ const char *pv_set_metadata(const PvTensorSet *set, const char *key)
 void pv_set_add_metadata(PvTensorSet *set, const char *key, const char *value)
 {
     for (size_t i = 0; i < set->metadata_count; i++) {
-        if (strcmp(set->metadata[i].key, key)) continue;
+        if (strcmp(set->metadata[i].key, key))
+            continue;
         free(set->metadata[i].value);
         set->metadata[i].value = pv_strdup(value);
         return;
     }
-    set->metadata = pv_grow(set->metadata, &set->metadata_capacity, set->metadata_count,
-                            sizeof *set->metadata);
+    set->metadata =
+        pv_grow(set->metadata, &set->metadata_capacity, set->metadata_count, sizeof *set->metadata);
     set->metadata[set->metadata_count++] =
-        (PvPair){ .key = pv_strdup(key), .value = pv_strdup(value) };
+        (PvPair){.key = pv_strdup(key), .value = pv_strdup(value)};
 }
 
 void pv_set_free(PvTensorSet *set)
@@ -475,5 +547,5 @@ void pv_set_free(PvTensorSet *set)
     free(set->items);
     free(set->metadata);
     free(set->path);
-    *set = (PvTensorSet){ 0 };
+    *set = (PvTensorSet){0};
 }

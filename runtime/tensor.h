@@ -11,20 +11,20 @@
 enum { PV_U8 = PV_F64 + 1, PV_I8, PV_I16, PV_I32, PV_DTYPE_COUNT };
 
 struct PvTensor {
-    int refs;                            // atomic
-    uint8_t dtype;                       // PvDType or one of the above
+    int refs;      // atomic
+    uint8_t dtype; // PvDType or one of the above
     uint8_t rank;
     int64_t dim[PV_MAX_RANK];
-    int64_t count;                       // elements
+    int64_t count; // elements
     int64_t bytes;
-    void *data;                          // never NULL; read-only if borrowed
-    void (*release)(void *owner);        // of borrowed data, or NULL: data is freed
+    void *data;                   // never NULL; read-only if borrowed
+    void (*release)(void *owner); // of borrowed data, or NULL: data is freed
     void *owner;
 };
 
-int64_t pv_dtype_size(int dtype);        // bytes; 0: not a type
-const char *pv_dtype_name(int dtype);    // "f32"
-int pv_dtype_find(const char *name);     // "f32", PV_NONE: no such type
+int64_t pv_dtype_size(int dtype);     // bytes; 0: not a type
+const char *pv_dtype_name(int dtype); // "f32"
+int pv_dtype_find(const char *name);  // "f32", PV_NONE: no such type
 bool pv_dtype_is_real(int dtype);
 enum { PV_REAL_DTYPE = sizeof(PvReal) == 8 ? PV_F64 : PV_F32 };
 
@@ -35,8 +35,8 @@ PvTensor *pv_tensor_of(const PvType *type, int64_t batch, PvError *error);
 // Wraps data that release(owner) gives up with the last reference. Not copied.
 PvTensor *pv_tensor_borrow(int dtype, int rank, const int64_t *dim, void *data,
                            void (*release)(void *owner), void *owner, PvError *error);
-PvTensor *pv_tensor_hold(PvTensor *tensor);              // one more reference; NULL stays NULL
-void pv_tensor_drop(PvTensor *tensor);                   // one less; NULL is fine
+PvTensor *pv_tensor_hold(PvTensor *tensor); // one more reference; NULL stays NULL
+void pv_tensor_drop(PvTensor *tensor);      // one less; NULL is fine
 
 // Number of elements, or -1 when it (or its bytes with elements of 8) overflows, or a size is < 0.
 int64_t pv_shape_count(int rank, const int64_t *dim);
@@ -50,8 +50,8 @@ int64_t pv_tensor_batch(const PvTensor *tensor, const PvType *type);
 void pv_convert(void *to, int to_dtype, const void *from, int from_dtype, int64_t count);
 // A tensor of that type: the same one with one more reference, or a converted copy.
 PvTensor *pv_tensor_convert(PvTensor *tensor, int dtype, PvError *error);
-PvTensor *pv_tensor_copy(const PvTensor *tensor, PvError *error);          // owned
-double pv_tensor_number(const PvTensor *tensor, int64_t i);  // element i as a double
+PvTensor *pv_tensor_copy(const PvTensor *tensor, PvError *error); // owned
+double pv_tensor_number(const PvTensor *tensor, int64_t i);       // element i as a double
 
 // "f32 [2, 3, 64]" without the dtype: "[2, 3, 64]", into text; returns text.
 enum { PV_SHAPE_TEXT = 192 };
@@ -71,22 +71,22 @@ typedef struct {
 } PvPair;
 
 typedef struct {
-    char *path;                          // of the file, or NULL
-    PvNamed *items;                      // sorted by name (bytes), no two alike
+    char *path;     // of the file, or NULL
+    PvNamed *items; // sorted by name (bytes), no two alike
     size_t count, capacity;
-    PvPair *metadata;                    // in the order of the file
+    PvPair *metadata; // in the order of the file
     size_t metadata_count, metadata_capacity;
-} PvTensorSet;                           // starts as {0}
+} PvTensorSet; // starts as {0}
 
-PvTensor *pv_set_find(const PvTensorSet *set, const char *name);  // not held; NULL: none
+PvTensor *pv_set_find(const PvTensorSet *set, const char *name); // not held; NULL: none
 // Takes the reference. A name that is there already gets the new tensor.
 void pv_set_add(PvTensorSet *set, const char *name, PvTensor *tensor);
 // For readers of long files: append in any order, then sort, which gives a name that is there
 // twice, or NULL. Nothing may be looked up in between.
 void pv_set_append(PvTensorSet *set, const char *name, PvTensor *tensor);
 const char *pv_set_sort(PvTensorSet *set);
-const char *pv_set_metadata(const PvTensorSet *set, const char *key);      // or NULL
-void pv_set_add_metadata(PvTensorSet *set, const char *key, const char *value);  // or replaces
-void pv_set_free(PvTensorSet *set);      // and makes it empty
+const char *pv_set_metadata(const PvTensorSet *set, const char *key);           // or NULL
+void pv_set_add_metadata(PvTensorSet *set, const char *key, const char *value); // or replaces
+void pv_set_free(PvTensorSet *set); // and makes it empty
 
 #endif

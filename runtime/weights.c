@@ -19,10 +19,11 @@
 
 bool pv_tensors_read(const char *path, PvTensorSet *set, PvError *error)
 {
-    uint8_t start[4] = { 0 };
+    uint8_t start[4] = {0};
     FILE *file = pv_is_folder(path) ? NULL : fopen(path, "rb");
     size_t got = file ? fread(start, 1, sizeof start, file) : 0;
-    if (file) fclose(file);
+    if (file)
+        fclose(file);
     bool zip = got == 4 && !memcmp(start, "PK\3\4", 4);
     bool pickle = got == 4 && start[0] == 0x80 && start[1] >= 2 && start[1] <= 5 && start[2] != 0;
     if (zip || pickle || pv_has_ending(path, ".pth") || pv_has_ending(path, ".pt"))
@@ -33,32 +34,32 @@ bool pv_tensors_read(const char *path, PvTensorSet *set, PvError *error)
 // ---- the table ----
 
 typedef struct {
-    PvTensor *tensor;                    // held; NULL: none yet
-    char *name;                          // in its file
-    int spec;                            // where it comes from
+    PvTensor *tensor; // held; NULL: none yet
+    char *name;       // in its file
+    int spec;         // where it comes from
     bool ema;
 } Row;
 
 typedef struct {
-    FILE *stream;                        // NULL: no line yet
+    FILE *stream; // NULL: no line yet
     char *text;
     size_t size;
 } Lines;
 
 typedef struct {
     const PvModel *model;
-    const uint32_t *order;               // parameters sorted by name
-    Row *rows;                           // by parameter
-    bool *targets;                       // by instance: needs weights
-    bool *named;                         // by instance: some spec says INSTANCE=
-    bool *touched;                       // by instance: some row was filled
+    const uint32_t *order; // parameters sorted by name
+    Row *rows;             // by parameter
+    bool *targets;         // by instance: needs weights
+    bool *named;           // by instance: some spec says INSTANCE=
+    bool *touched;         // by instance: some row was filled
     bool ema;
-    bool absent_is_fine;                 // an instance that no file covers is the caller's affair
+    bool absent_is_fine; // an instance that no file covers is the caller's affair
     Lines missing, surplus, misshapen, twice;
     PvError *error;
 } Mount;
 
-static const PvModel *sorted_model;      // of compare_params; set while sorting
+static const PvModel *sorted_model; // of compare_params; set while sorting
 
 static int compare_params(const void *a, const void *b)
 {
@@ -69,9 +70,11 @@ static int compare_params(const void *a, const void *b)
 static uint32_t *sort_params(const PvModel *model)
 {
     uint32_t *order = pv_alloc(model->param_count * sizeof *order);
-    for (uint32_t i = 0; i < model->param_count; i++) order[i] = i;
+    for (uint32_t i = 0; i < model->param_count; i++)
+        order[i] = i;
     sorted_model = model;
-    if (model->param_count > 1) qsort(order, model->param_count, sizeof *order, compare_params);
+    if (model->param_count > 1)
+        qsort(order, model->param_count, sizeof *order, compare_params);
     return order;
 }
 
@@ -85,11 +88,16 @@ static uint32_t find_param(const Mount *mount, const char *instance, const char 
         uint32_t param = mount->order[middle];
         const char *name = mount->model->params[param].name;
         int way = instance ? strncmp(name, instance, length) : 0;
-        if (way == 0 && instance) way = (uint8_t)name[length] - '.';
-        if (way == 0) way = strcmp(name + (instance ? length + 1 : 0), rest);
-        if (way == 0) return param;
-        if (way < 0) low = middle + 1;
-        else high = middle;
+        if (way == 0 && instance)
+            way = (uint8_t)name[length] - '.';
+        if (way == 0)
+            way = strcmp(name + (instance ? length + 1 : 0), rest);
+        if (way == 0)
+            return param;
+        if (way < 0)
+            low = middle + 1;
+        else
+            high = middle;
     }
     return UINT32_MAX;
 }
@@ -97,8 +105,10 @@ static uint32_t find_param(const Mount *mount, const char *instance, const char 
 __attribute__((format(printf, 2, 3))) static void add_line(Lines *lines, const char *format, ...)
 {
     va_list list;
-    if (!lines->stream) lines->stream = open_memstream(&lines->text, &lines->size);
-    if (!lines->stream) pv_fail(PV_MACHINE, "not enough memory");
+    if (!lines->stream)
+        lines->stream = open_memstream(&lines->text, &lines->size);
+    if (!lines->stream)
+        pv_fail(PV_MACHINE, "not enough memory");
     fputs("\n  ", lines->stream);
     va_start(list, format);
     vfprintf(lines->stream, format, list);
@@ -108,14 +118,16 @@ __attribute__((format(printf, 2, 3))) static void add_line(Lines *lines, const c
 // Adds the lines, if there are any, under a heading to the error.
 static void append_lines(PvError *error, const char *heading, Lines *lines)
 {
-    if (!lines->stream) return;
+    if (!lines->stream)
+        return;
     fflush(lines->stream);
     pv_error_append(error, "\n %s:%s", heading, lines->text);
 }
 
 static void free_lines(Lines *lines)
 {
-    if (lines->stream) fclose(lines->stream);
+    if (lines->stream)
+        fclose(lines->stream);
     free(lines->text);
 }
 
@@ -124,13 +136,15 @@ static void free_lines(Lines *lines)
 // Length of a wrapping at the front of a name, 0: none. Sets *ema for those of averages.
 static size_t wrapping(const char *name, bool *ema)
 {
-    static const char *const plain[] = { "state_dict.", "model.", "module.", "diffusion_model." };
-    static const char *const averaged[] = { "ema_model.", "ema." };
+    static const char *const plain[] = {"state_dict.", "model.", "module.", "diffusion_model."};
+    static const char *const averaged[] = {"ema_model.", "ema."};
     for (size_t i = 0; i < sizeof plain / sizeof plain[0]; i++) {
-        if (!strncmp(name, plain[i], strlen(plain[i]))) return strlen(plain[i]);
+        if (!strncmp(name, plain[i], strlen(plain[i])))
+            return strlen(plain[i]);
     }
     for (size_t i = 0; i < sizeof averaged / sizeof averaged[0]; i++) {
-        if (strncmp(name, averaged[i], strlen(averaged[i]))) continue;
+        if (strncmp(name, averaged[i], strlen(averaged[i])))
+            continue;
         *ema = true;
         return strlen(averaged[i]);
     }
@@ -142,7 +156,8 @@ static int leading_instance(const PvModel *model, const char *name)
 {
     for (uint32_t i = 0; i < model->instance_count; i++) {
         size_t length = strlen(model->instances[i].name);
-        if (!strncmp(name, model->instances[i].name, length) && name[length] == '.') return (int)i;
+        if (!strncmp(name, model->instances[i].name, length) && name[length] == '.')
+            return (int)i;
     }
     return -1;
 }
@@ -151,17 +166,21 @@ static int leading_instance(const PvModel *model, const char *name)
 static bool ends_in(const char *name, const char *tail)
 {
     size_t length = strlen(name), tail_length = strlen(tail);
-    if (length < tail_length || strcmp(name + length - tail_length, tail)) return false;
+    if (length < tail_length || strcmp(name + length - tail_length, tail))
+        return false;
     return length == tail_length || name[length - tail_length - 1] == '.';
 }
 
 static bool is_ignored(const PvModel *model, int instance, const char *name)
 {
-    if (ends_in(name, "num_batches_tracked")) return true;
+    if (ends_in(name, "num_batches_tracked"))
+        return true;
     for (uint32_t i = 0; i < model->instance_count; i++) {
-        if (instance >= 0 && i != (uint32_t)instance) continue;
+        if (instance >= 0 && i != (uint32_t)instance)
+            continue;
         for (uint32_t k = 0; k < model->instances[i].ignored_count; k++) {
-            if (ends_in(name, model->instances[i].ignored[k])) return true;
+            if (ends_in(name, model->instances[i].ignored[k]))
+                return true;
         }
     }
     return false;
@@ -175,14 +194,17 @@ static uint32_t resolve(const Mount *mount, int instance, int plain, const char 
     for (;;) {
         int owner = instance >= 0 ? instance : plain;
         uint32_t found = UINT32_MAX;
-        if (owner >= 0) found = find_param(mount, mount->model->instances[owner].name, name);
+        if (owner >= 0)
+            found = find_param(mount, mount->model->instances[owner].name, name);
         int leading = leading_instance(mount->model, name);
         bool allowed = leading >= 0 && (instance < 0 || instance == leading);
         if (found == UINT32_MAX && allowed && mount->targets[leading])
             found = find_param(mount, NULL, name);
-        if (found != UINT32_MAX) return found;
+        if (found != UINT32_MAX)
+            return found;
         size_t skip = wrapping(name, ema);
-        if (skip == 0) return UINT32_MAX;
+        if (skip == 0)
+            return UINT32_MAX;
         name += skip;
     }
 }
@@ -190,13 +212,17 @@ static uint32_t resolve(const Mount *mount, int instance, int plain, const char 
 // Part of another instance, of an optimizer: names that a file may well carry beside ours.
 static bool belongs_elsewhere(const Mount *mount, int instance, const char *name)
 {
-    if (!strncmp(name, "adam_m.", 7) || !strncmp(name, "adam_v.", 7)) return true;
+    if (!strncmp(name, "adam_m.", 7) || !strncmp(name, "adam_v.", 7))
+        return true;
     bool ema;
     for (size_t skip = 1; skip > 0; name += skip) {
         int leading = leading_instance(mount->model, name);
-        if (leading >= 0 && leading != instance && !mount->targets[leading]) return true;
-        if (leading >= 0 && instance >= 0 && leading != instance) return true;
-        if (leading >= 0 && instance < 0 && mount->named[leading]) return true;
+        if (leading >= 0 && leading != instance && !mount->targets[leading])
+            return true;
+        if (leading >= 0 && instance >= 0 && leading != instance)
+            return true;
+        if (leading >= 0 && instance < 0 && mount->named[leading])
+            return true;
         skip = wrapping(name, &ema);
     }
     return false;
@@ -206,7 +232,8 @@ static bool belongs_elsewhere(const Mount *mount, int instance, const char *name
 
 static bool shape_fits(const PvParam *param, const PvTensor *tensor)
 {
-    if (param->count == 1 && tensor->count == 1) return true;    // [], [1]
+    if (param->count == 1 && tensor->count == 1)
+        return true; // [], [1]
     return pv_tensor_fits(tensor, &param->type, 1);
 }
 
@@ -215,17 +242,19 @@ static void fill_row(Mount *mount, uint32_t param, int spec, const char *file, c
 {
     Row *row = &mount->rows[param];
     const PvParam *what = &mount->model->params[param];
-    if (row->tensor && row->spec == spec) {      // two of one file: averages or not, as asked
+    if (row->tensor && row->spec == spec) { // two of one file: averages or not, as asked
         if (row->ema == ema) {
-            add_line(&mount->twice, "%s: '%s' and '%s' are both %s", file, row->name, name, what->name);
+            add_line(&mount->twice, "%s: '%s' and '%s' are both %s", file, row->name, name,
+                     what->name);
             return;
         }
-        if (ema != mount->ema) return;
+        if (ema != mount->ema)
+            return;
     }
     pv_tensor_drop(row->tensor);
     free(row->name);
-    *row = (Row){ .tensor = pv_tensor_hold(tensor), .name = pv_strdup(name), .spec = spec,
-                  .ema = ema };
+    *row =
+        (Row){.tensor = pv_tensor_hold(tensor), .name = pv_strdup(name), .spec = spec, .ema = ema};
     mount->touched[what->instance] = true;
 }
 
@@ -233,7 +262,8 @@ static void check_shape(Mount *mount, uint32_t param, const char *const *specs)
 {
     const Row *row = &mount->rows[param];
     const PvParam *what = &mount->model->params[param];
-    if (!row->tensor || shape_fits(what, row->tensor)) return;
+    if (!row->tensor || shape_fits(what, row->tensor))
+        return;
     char expected[PV_SHAPE_TEXT], found[PV_SHAPE_TEXT];
     add_line(&mount->misshapen, "%s: '%s' is %s, and %s is %s", specs[row->spec], row->name,
              pv_shape_text(found, row->tensor->rank, row->tensor->dim), what->name,
@@ -245,60 +275,67 @@ static int only_target(const Mount *mount)
 {
     int only = -1;
     for (uint32_t i = 0; i < mount->model->instance_count; i++) {
-        if (!mount->targets[i] || mount->named[i]) continue;
-        if (only >= 0) return -1;
+        if (!mount->targets[i] || mount->named[i])
+            continue;
+        if (only >= 0)
+            return -1;
         only = (int)i;
     }
     return only;
 }
 
 typedef struct {
-    int instance;                        // -1: not said
+    int instance; // -1: not said
     char *path;
-    const char *prefix;                  // within the spec; "" : none
+    const char *prefix; // within the spec; "" : none
 } Spec;
 
 static bool parse_spec(const PvModel *model, const char *text, Spec *spec, PvError *error)
 {
-    *spec = (Spec){ .instance = -1, .prefix = "" };
+    *spec = (Spec){.instance = -1, .prefix = ""};
     const char *equals = strchr(text, '=');
     size_t length = equals ? (size_t)(equals - text) : 0;
     for (uint32_t i = 0; i < model->instance_count && equals; i++) {
         const char *name = model->instances[i].name;
-        if (strlen(name) == length && !strncmp(name, text, length)) spec->instance = (int)i;
+        if (strlen(name) == length && !strncmp(name, text, length))
+            spec->instance = (int)i;
     }
     if (equals && spec->instance < 0 && !memchr(text, '/', length) && !pv_path_exists(text)) {
         char *known = NULL;
         for (uint32_t i = 0; i < model->instance_count; i++) {
-            char *more = pv_printf("%s%s%s", known ? known : "", known ? " " : "",
-                                   model->instances[i].name);
+            char *more =
+                pv_printf("%s%s%s", known ? known : "", known ? " " : "", model->instances[i].name);
             free(known);
             known = more;
         }
-        pv_error(error, PV_WRONG, "--weights %s: the model has no instance '%.*s'", text, (int)length,
-                 text);
+        pv_error(error, PV_WRONG, "--weights %s: the model has no instance '%.*s'", text,
+                 (int)length, text);
         pv_error_hint(error, "instances: %s", known ? known : "(none)");
         free(known);
         return false;
     }
     const char *path = spec->instance >= 0 ? equals + 1 : text;
     const char *hash = strrchr(path, '#');
-    if (hash && pv_path_exists(path)) hash = NULL;
+    if (hash && pv_path_exists(path))
+        hash = NULL;
     spec->path = hash ? pv_printf("%.*s", (int)(hash - path), path) : pv_strdup(path);
-    if (hash) spec->prefix = hash + 1;
+    if (hash)
+        spec->prefix = hash + 1;
     return true;
 }
 
 static bool mount_file(Mount *mount, const Spec *spec, int index)
 {
-    PvTensorSet set = { 0 };
-    if (!pv_tensors_read(spec->path, &set, mount->error)) return false;
+    PvTensorSet set = {0};
+    if (!pv_tensors_read(spec->path, &set, mount->error))
+        return false;
     size_t prefix = strlen(spec->prefix), taken = 0;
     int plain = only_target(mount);
     for (size_t i = 0; i < set.count; i++) {
         const char *name = set.items[i].name;
         bool ema;
-        if (strncmp(name, spec->prefix, prefix)) continue;
+        if (strncmp(name, spec->prefix, prefix))
+            continue;
         taken++;
         uint32_t param = resolve(mount, spec->instance, plain, name + prefix, &ema);
         int owner = spec->instance >= 0 ? spec->instance : plain;
@@ -324,16 +361,19 @@ static void list_missing(Mount *mount)
 {
     for (uint32_t i = 0; i < mount->model->instance_count; i++) {
         const PvInstance *instance = &mount->model->instances[i];
-        if (!mount->targets[i] || instance->count == 0) continue;
+        if (!mount->targets[i] || instance->count == 0)
+            continue;
         if (!mount->touched[i]) {
-            if (mount->absent_is_fine) continue;
+            if (mount->absent_is_fine)
+                continue;
             add_line(&mount->missing, "all %u of '%s'", instance->count, instance->name);
             continue;
         }
         for (uint32_t k = instance->first; k < instance->first + instance->count; k++) {
             char shape[PV_SHAPE_TEXT];
             const PvParam *param = &mount->model->params[k];
-            if (mount->rows[k].tensor || ends_in(param->name, "num_batches_tracked")) continue;
+            if (mount->rows[k].tensor || ends_in(param->name, "num_batches_tracked"))
+                continue;
             add_line(&mount->missing, "%s %s", param->name, pv_type_text(shape, &param->type));
         }
     }
@@ -345,14 +385,14 @@ static bool judge(Mount *mount, size_t spec_count)
     if (!mount->missing.stream && !mount->surplus.stream && !mount->misshapen.stream &&
         !mount->twice.stream)
         return true;
-    pv_error(mount->error, PV_WRONG, spec_count == 0 ? "no weights were given"
-                                                     : "the weights do not fit the model");
+    pv_error(mount->error, PV_WRONG,
+             spec_count == 0 ? "no weights were given" : "the weights do not fit the model");
     append_lines(mount->error, "missing", &mount->missing);
     append_lines(mount->error, "misshapen", &mount->misshapen);
     append_lines(mount->error, "surplus", &mount->surplus);
     append_lines(mount->error, "there twice", &mount->twice);
     return pv_error_hint(mount->error, "--weights [INSTANCE=]FILE[#PREFIX] takes the names that "
-                         "begin with PREFIX; `weights ls FILE` lists names");
+                                       "begin with PREFIX; `weights ls FILE` lists names");
 }
 
 static void write_params(const Mount *mount, char *params, bool *loaded)
@@ -360,12 +400,14 @@ static void write_params(const Mount *mount, char *params, bool *loaded)
     for (uint32_t i = 0; i < mount->model->param_count; i++) {
         const PvParam *param = &mount->model->params[i];
         const PvTensor *tensor = mount->rows[i].tensor;
-        if (!tensor) continue;
+        if (!tensor)
+            continue;
         int dtype = param->type.dtype == PV_I64 ? PV_I64 : PV_REAL_DTYPE;
         pv_convert(params + param->offset, dtype, tensor->data, tensor->dtype, param->count);
     }
     for (uint32_t i = 0; loaded && i < mount->model->instance_count; i++) {
-        if (mount->touched[i]) loaded[i] = true;
+        if (mount->touched[i])
+            loaded[i] = true;
     }
 }
 
@@ -391,27 +433,37 @@ bool pv_weights_mount(const PvModel *model, const char *const *specs, size_t spe
                       bool *loaded, PvError *error)
 {
     Mount mount = {
-        .model = model, .order = sort_params(model), .ema = ema, .error = error,
+        .model = model,
+        .order = sort_params(model),
+        .ema = ema,
+        .error = error,
         .absent_is_fine = loaded != NULL,
         .rows = pv_alloc(model->param_count * sizeof(Row)),
-        .targets = pv_alloc(model->instance_count), .named = pv_alloc(model->instance_count),
+        .targets = pv_alloc(model->instance_count),
+        .named = pv_alloc(model->instance_count),
         .touched = pv_alloc(model->instance_count),
     };
     Spec *parsed = pv_alloc(spec_count * sizeof *parsed);
     bool fine = true;
-    for (uint32_t i = 0; i < wanted_count; i++) mount.targets[wanted[i]] = true;
+    for (uint32_t i = 0; i < wanted_count; i++)
+        mount.targets[wanted[i]] = true;
     for (size_t i = 0; i < spec_count && fine; i++) {
         fine = parse_spec(model, specs[i], &parsed[i], error);
         if (fine && parsed[i].instance >= 0)
             mount.targets[parsed[i].instance] = mount.named[parsed[i].instance] = true;
     }
-    for (size_t i = 0; i < spec_count && fine; i++) fine = mount_file(&mount, &parsed[i], (int)i);
+    for (size_t i = 0; i < spec_count && fine; i++)
+        fine = mount_file(&mount, &parsed[i], (int)i);
     const char **paths = pv_alloc(spec_count * sizeof *paths);
-    for (size_t i = 0; i < spec_count; i++) paths[i] = parsed[i].path;
-    for (uint32_t i = 0; i < model->param_count && fine; i++) check_shape(&mount, i, paths);
+    for (size_t i = 0; i < spec_count; i++)
+        paths[i] = parsed[i].path;
+    for (uint32_t i = 0; i < model->param_count && fine; i++)
+        check_shape(&mount, i, paths);
     fine = fine && judge(&mount, spec_count);
-    if (fine) write_params(&mount, params, loaded);
-    for (size_t i = 0; i < spec_count; i++) free(parsed[i].path);
+    if (fine)
+        write_params(&mount, params, loaded);
+    for (size_t i = 0; i < spec_count; i++)
+        free(parsed[i].path);
     free(paths);
     free(parsed);
     free_mount(&mount);

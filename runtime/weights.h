@@ -39,17 +39,17 @@ enum { PV_MAX_MINIMIZE = 8 };
 // State of a training run. The flat buffers have model->param_bytes bytes each and PvParam.offset.
 typedef struct {
     char *params;
-    char *ema, *adam_m, *adam_v;         // or NULL
-    const bool *has_params;              // by instance: what the file holds; NULL: all
-    const bool *has_ema, *has_moments;   // the same of averages and moments
+    char *ema, *adam_m, *adam_v;       // or NULL
+    const bool *has_params;            // by instance: what the file holds; NULL: all
+    const bool *has_ema, *has_moments; // the same of averages and moments
     const char *stage;
     int64_t step;
     uint64_t seed;
-    int64_t data_position;               // clips taken so far
-    uint64_t *draws;                     // by stream of the model
-    int64_t updates[PV_MAX_MINIMIZE];    // of the optimizer (AdamW's t), by minimize
+    int64_t data_position;            // clips taken so far
+    uint64_t *draws;                  // by stream of the model
+    int64_t updates[PV_MAX_MINIMIZE]; // of the optimizer (AdamW's t), by minimize
     int64_t ema_updates[PV_MAX_MINIMIZE];
-    const PvPair *extra;                 // further metadata to write
+    const PvPair *extra; // further metadata to write
     size_t extra_count;
 } PvCheckpoint;
 
@@ -66,6 +66,6 @@ bool pv_checkpoint_read(const PvModel *model, const char *path, PvCheckpoint *st
 // The newest "step-NNNNNNNN.safetensors" of a folder (malloc'ed; NULL and no error: none).
 char *pv_checkpoint_latest(const char *folder, PvError *error);
 char *pv_checkpoint_path(const char *folder, int64_t step);
-void pv_checkpoint_keep(const char *folder, int keep);   // removes all but the last `keep`
+void pv_checkpoint_keep(const char *folder, int keep); // removes all but the last `keep`
 
 #endif

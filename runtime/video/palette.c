@@ -10,10 +10,10 @@
 enum { CELLS = 1 << 15, COLOURS = 255 };
 
 typedef struct {
-    int first, count;                    // in the list of cells in use
-    int axis;                            // longest side: 0 red, 1 green, 2 blue
+    int first, count; // in the list of cells in use
+    int axis;         // longest side: 0 red, 1 green, 2 blue
     int64_t pixels;
-    int length;                          // of that side
+    int length; // of that side
 } Box;
 
 typedef struct {
@@ -58,24 +58,26 @@ static void measure(Box *box, const Cell *cells)
             low = at < low ? at : low;
             high = at > high ? at : high;
         }
-        if (high - low <= box->length) continue;
+        if (high - low <= box->length)
+            continue;
         box->length = high - low;
         box->axis = axis;
     }
-    for (int i = 0; i < box->count; i++) box->pixels += cells[box->first + i].pixels;
+    for (int i = 0; i < box->count; i++)
+        box->pixels += cells[box->first + i].pixels;
 }
 
 // Cuts a box where half of its pixels are on either side.
 static void cut(Box *box, Box *other, Cell *cells)
 {
-    static int (*const compare[])(const void *, const void *) = { compare_red, compare_green,
-                                                                   compare_blue };
+    static int (*const compare[])(const void *, const void *) = {compare_red, compare_green,
+                                                                 compare_blue};
     qsort(cells + box->first, (size_t)box->count, sizeof *cells, compare[box->axis]);
     int64_t half = 0;
     int count = 0;
     while (count < box->count - 1 && (count == 0 || half < box->pixels / 2))
         half += cells[box->first + count++].pixels;
-    *other = (Box){ .first = box->first + count, .count = box->count - count };
+    *other = (Box){.first = box->first + count, .count = box->count - count};
     box->count = count;
     measure(box, cells);
     measure(other, cells);
@@ -83,7 +85,7 @@ static void cut(Box *box, Box *other, Cell *cells)
 
 static uint32_t mean_colour(const Box *box, const Cell *cells)
 {
-    int64_t sum[3] = { 0 }, pixels = box->pixels > 0 ? box->pixels : 1;
+    int64_t sum[3] = {0}, pixels = box->pixels > 0 ? box->pixels : 1;
     for (int i = 0; i < box->count; i++) {
         const Cell *cell = &cells[box->first + i];
         for (int axis = 0; axis < 3; axis++)
@@ -103,20 +105,23 @@ void pv_make_palette(const uint8_t *rgb, int64_t pixels, uint32_t *palette)
     for (int64_t i = 0; i < pixels; i++)
         counts[rgb[3 * i] >> 3 << 10 | rgb[3 * i + 1] >> 3 << 5 | rgb[3 * i + 2] >> 3]++;
     for (int i = 0; i < CELLS; i++) {
-        if (counts[i] > 0) cells[used++] = (Cell){ .cell = (uint16_t)i, .pixels = counts[i] };
+        if (counts[i] > 0)
+            cells[used++] = (Cell){.cell = (uint16_t)i, .pixels = counts[i]};
     }
-    boxes[0] = (Box){ .count = used };
+    boxes[0] = (Box){.count = used};
     measure(&boxes[0], cells);
     while (count < COLOURS) {
         int widest = -1;
         int64_t most = 0;
         for (int i = 0; i < count; i++) {
             int64_t weight = boxes[i].pixels * boxes[i].length;
-            if (boxes[i].count < 2 || weight <= most) continue;
+            if (boxes[i].count < 2 || weight <= most)
+                continue;
             most = weight;
             widest = i;
         }
-        if (widest < 0) break;
+        if (widest < 0)
+            break;
         cut(&boxes[widest], &boxes[count], cells);
         count++;
     }
@@ -128,10 +133,12 @@ static int nearest(const int *colour, const uint32_t *palette)
 {
     int best = 0, least = 1 << 30;
     for (int i = 0; i < COLOURS; i++) {
-        int red = colour[0] - (int)(palette[i] >> 16 & 255), green = colour[1] - (int)(palette[i] >> 8 & 255);
+        int red = colour[0] - (int)(palette[i] >> 16 & 255),
+            green = colour[1] - (int)(palette[i] >> 8 & 255);
         int blue = colour[2] - (int)(palette[i] & 255);
         int off = red * red * 2 + green * green * 4 + blue * blue;
-        if (off >= least) continue;
+        if (off >= least)
+            continue;
         least = off;
         best = i;
     }
@@ -141,11 +148,12 @@ static int nearest(const int *colour, const uint32_t *palette)
 void pv_apply_palette(const uint8_t *rgb, int width, int height, const uint32_t *palette,
                       uint8_t *out, int stride)
 {
-    static _Thread_local int16_t cache[CELLS];       // nearest colour of a cell, -1: not known
-    int *carried = calloc(((size_t)width + 2) * 6, sizeof *carried);     // errors times 16, 2 rows
+    static _Thread_local int16_t cache[CELLS]; // nearest colour of a cell, -1: not known
+    int *carried = calloc(((size_t)width + 2) * 6, sizeof *carried); // errors times 16, 2 rows
     memset(cache, -1, sizeof cache);
     for (int y = 0; y < height && carried; y++) {
-        int *here = carried + (y % 2) * (width + 2) * 3 + 3, *below = carried + (1 - y % 2) * (width + 2) * 3 + 3;
+        int *here = carried + (y % 2) * (width + 2) * 3 + 3,
+            *below = carried + (1 - y % 2) * (width + 2) * 3 + 3;
         memset(below - 3, 0, ((size_t)width + 2) * 3 * sizeof *below);
         for (int x = 0; x < width; x++) {
             int colour[3];
@@ -154,7 +162,8 @@ void pv_apply_palette(const uint8_t *rgb, int width, int height, const uint32_t 
                 colour[c] = value < 0 ? 0 : value > 255 ? 255 : value;
             }
             int cell = colour[0] >> 3 << 10 | colour[1] >> 3 << 5 | colour[2] >> 3;
-            if (cache[cell] < 0) cache[cell] = (int16_t)nearest(colour, palette);
+            if (cache[cell] < 0)
+                cache[cell] = (int16_t)nearest(colour, palette);
             out[y * stride + x] = (uint8_t)cache[cell];
             uint32_t chosen = palette[cache[cell]];
             for (int c = 0; c < 3; c++) {

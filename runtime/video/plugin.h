@@ -15,8 +15,8 @@ typedef struct PvDecoder PvDecoder;
 typedef struct PvEncoder PvEncoder;
 
 typedef struct {
-    int version;                         // PV_VIDEO_PLUGIN_VERSION
-    const char *libraries;               // "libavformat 59.27.100, ..."
+    int version;           // PV_VIDEO_PLUGIN_VERSION
+    const char *libraries; // "libavformat 59.27.100, ..."
 
     PvDecoder *(*open)(const char *path, char *message, size_t size);
     // Frames a second (0: not known), and the number the file claims (0: not known).
@@ -31,7 +31,7 @@ typedef struct {
     PvEncoder *(*create)(const char *path, const char *format, int width, int height, double rate,
                          char *message, size_t size);
     bool (*add)(PvEncoder *encoder, const uint8_t *rgb, char *message, size_t size);
-    bool (*finish)(PvEncoder *encoder, char *message, size_t size);  // frees it, in any case
+    bool (*finish)(PvEncoder *encoder, char *message, size_t size); // frees it, in any case
 } PvVideoPlugin;
 
 #endif
