@@ -9,7 +9,7 @@
 #include "codegen/cpu/pv_math.h"
 #include "codegen/cpu/sums.h"
 
-enum { ROW_BLOCK = 16 };
+enum { ROW_BLOCK = 16, GROUPS_FOR_THREADS = 16 };
 
 // sum of (x - mean)^2
 static double squares_of(const PvReal *x, PvReal mean, int64_t count)
@@ -179,8 +179,9 @@ void pv_group_norm_grad(const PvRun *run, const int64_t *raw)
 {
     const GroupNormGradArgs *args = (const GroupNormGradArgs *)raw;
     bool collect = args->dgamma && args->dbeta;
-    // Few groups: all (image, group) at once, and the sums of channels a second time.
-    if (collect && (args->images == 1 || args->groups >= 2 * run->threads)) {
+    // Few groups: all (image, group) at once, and the sums of channels a second time. Which way is
+    // taken must not depend on the number of threads: bits might.
+    if (collect && (args->images == 1 || args->groups >= GROUPS_FOR_THREADS)) {
 #pragma omp parallel for schedule(static) num_threads(run->threads) if (args->groups > 1)
         for (int64_t group = 0; group < args->groups; group++) {
             for (int64_t image = 0; image < args->images; image++)

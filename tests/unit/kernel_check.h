@@ -72,7 +72,7 @@ static Output output(int64_t count)
     return out;
 }
 
-static int64_t real_bits(double value)
+static inline int64_t real_bits(double value)
 {
     int64_t bits;
     memcpy(&bits, &value, sizeof bits);
