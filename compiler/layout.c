@@ -95,7 +95,7 @@ View view_of(const Work *work, Val val)
     if (node->op == OP_CONST)
         return view;           // one element, every stride 0
     const uint32_t *order = work->order[local];
-    if (!order || type->rank != node->type[0]->rank) {
+    if (!order || val_out(val) != 0) {
         dense_strides(type, view.stride);
         return view;
     }
