@@ -88,8 +88,8 @@ bool pv_image_encode(const PvImage *image, uint8_t **png, size_t *size, PvError 
 
 bool pv_image_write(const char *path, const PvImage *image, PvError *error)
 {
-    uint8_t *png;
-    size_t size;
+    uint8_t *png = NULL;
+    size_t size = 0;
     if (!pv_image_encode(image, &png, &size, error))
         return false;
     bool fine = pv_file_replace(path, png, size, error);

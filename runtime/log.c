@@ -153,8 +153,8 @@ static void write_summary(PvLog *log, int64_t step, const Buffer *summary)
 void pv_log_image(PvLog *log, int64_t step, const char *name, const PvImage *image)
 {
     PvError error = {0};
-    uint8_t *png;
-    size_t size;
+    uint8_t *png = NULL;
+    size_t size = 0;
     if (!pv_image_encode(image, &png, &size, &error)) {
         pv_warn("%s", error.text);
         pv_error_free(&error);
