@@ -346,9 +346,13 @@ const char *nearest_name(const char *name, const char *const *candidates, size_t
         size_t other = strlen(candidates[i]);
         if (other > NEAR_LIMIT || strcmp(name, candidates[i]) == 0)
             continue;
-        size_t longer = size > other ? size : other;
+        size_t longer = size > other ? size : other, shorter = size + other - longer;
+        if (shorter >= 3 && memcmp(name, candidates[i], shorter) == 0 && least > 3) {
+            least = 3;  // one begins with the other: `pad` for `padding`
+            nearest = candidates[i];
+        }
         size_t limit = (longer + 1) / 3 < 3 ? (longer + 1) / 3 : 3;
-        if (longer - (size < other ? size : other) > limit)
+        if (longer - shorter > limit)
             continue;
         size_t distance = edit_distance(name, size, candidates[i], other);
         if (distance <= limit && distance < least) {
