@@ -466,12 +466,53 @@ void elab_train(Elab *e, Decl *decl);
 uint32_t option_new(Elab *e, const char *name, const char *stage, const Ast *ast, Frame *frame);
 Value option_value(Elab *e, uint32_t option);
 
-/* elab_sample.c, elab_host.c: host programs */
+/* elab_sample.c: sample blocks; elab_host.c: their variables and calls */
+
+// What a host variable may hold at the present place of the block.
+typedef enum { HELD_UNSET, HELD_NUMBER, HELD_NONE, HELD_TENSOR, HELD_MAYBE } Held;
+
+typedef struct {
+    const char *name;            // of the block, or NULL: a temporary
+    const void *key;             // name, or the place of a temporary
+    DType dtype;                 // of a number
+    Type type;                   // of a tensor; rank 0 and DT_NONE: not known yet
+    Held held;
+    Span span;
+} HostVariable;
+
+typedef struct {
+    HostStmt *at;
+    size_t count, capacity;
+} HostBuilder;
+
+struct Host {
+    Decl *decl;
+    Frame *frame;
+    HostVariable *vars;
+    size_t var_count, var_capacity;
+    HostBuilder *block;          // statements go here
+    Map assigned;                // name -> how often it is assigned
+    Map reals;                   // key -> 1: this number must be real
+    bool again;                  // a number became real: evaluate the block anew
+    uint32_t calls;              // entries made
+    uint32_t nothing;            // a variable that holds nothing, or UINT32_MAX
+};
+
 void elab_sample(Elab *e, Decl *decl);
 bool host_wants(Elab *e, Value callee, const Args *args);  // the call is the host's
 Value host_call(Elab *e, Value callee, Args *args);
 Value host_if(Elab *e, Frame *frame, const Ast *ast, Value condition);
 Value host_is_none(Elab *e, Value variable);
 Value host_random(Elab *e, Val random);
+HostStmt *host_emit(Host *host, HostKind kind);
+uint32_t host_variable(Elab *e, const char *name, const void *key, Span span);
+Value host_read(Elab *e, uint32_t variable);               // what its name means here
+void host_hold(Elab *e, uint32_t variable, Held held);     // ... and from here on
+void host_store(Elab *e, uint32_t variable, Value value, Span span);
+HostBlock host_finish(Elab *e, HostBuilder *block);
+Held *host_snapshot(Elab *e);
+void host_restore(Elab *e, const Held *held, size_t count);
+void host_join(Elab *e, const Held *other, size_t count);  // the present state, or that one
+const Arg **match_arguments(Elab *e, const Ast *ast, const Args *args);   // elab_call.c
 
 #endif

@@ -98,7 +98,7 @@ static uint32_t find_parameter(Elab *e, const Ast *ast, const Arg *arg)
 }
 
 // Which argument belongs to which parameter; NULL: its default.
-static const Arg **match_arguments(Elab *e, const Ast *ast, const Args *args)
+const Arg **match_arguments(Elab *e, const Ast *ast, const Args *args)
 {
     uint32_t count = ast->list.count, next = 0;
     const Arg **match = arena_alloc(e->arena, (count + 1) * sizeof *match);

@@ -43,6 +43,8 @@ static void note_draw(Elab *e, const char *name, Span span)
 static Val draw(Elab *e, int kind, int64_t lo, int64_t hi, const Type *type, const char *stream,
                 Span span)
 {
+    if (e->host && !e->run && !type->rank)
+        elab_fail(e, span, "a sample block draws tensors; a program draws numbers");
     note_draw(e, stream, span);
     Attr attr = {.n = {kind, lo, hi}, .count = 3, .text = stream};
     Val val = graph_make(e->graph, OP_RANDOM, NULL, 0, &attr, type);
