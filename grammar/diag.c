@@ -124,71 +124,80 @@ static size_t screen_column(const Place *place, size_t byte)
     return column;
 }
 
-// Prints a line of source and, below, `mark` and `rest` under the span. What is shown is a window
-// of columns [from, to) of the line.
-static void print_line(const Place *place, char first, char rest)
+// What the message at hand has printed last, so that nothing is printed twice.
+typedef struct {
+    uint32_t file, line;
+    size_t from; // first column that was shown
+} Printed;
+
+// Prints a line of source, if it does not stand there already, and below it `first` and `rest`
+// under the span. What is shown of the line are SHOWN_COLUMNS columns, from the first or from
+// some way in front of the span.
+static void print_line(Printed *printed, uint32_t file, const Place *place, char first, char rest)
 {
     size_t begin = screen_column(place, place->begin), end = screen_column(place, place->end);
     size_t width = screen_column(place, place->size);
-    size_t from = 0;
-    if (width > SHOWN_COLUMNS && begin + 40 > SHOWN_COLUMNS)
-        from = begin - (begin < 60 ? begin : 60);
+    size_t from = width > SHOWN_COLUMNS && begin + 40 > SHOWN_COLUMNS ? begin - 60 : 0;
     size_t to = width > from + SHOWN_COLUMNS ? from + SHOWN_COLUMNS : width;
-    fprintf(diag.out, "%5u | %s", place->line, from > 0 ? "..." : "");
-    size_t column = 0;
-    for (size_t offset = 0; offset < place->size && column < to;) {
-        Shown shown = show_character(place, &offset, column);
-        if (column >= from)
-            fwrite(shown.text, 1, shown.length, diag.out);
-        column += shown.width;
+    Printed this = {file, place->line, from};
+    if (this.file != printed->file || this.line != printed->line || this.from != printed->from) {
+        fprintf(diag.out, "%5u | %s", place->line, from > 0 ? "..." : "");
+        size_t column = 0;
+        for (size_t offset = 0; offset < place->size && column < to;) {
+            Shown shown = show_character(place, &offset, column);
+            if (column >= from)
+                fwrite(shown.text, 1, shown.length, diag.out);
+            column += shown.width;
+        }
+        fprintf(diag.out, "%s\n", to < width ? "..." : "");
+        *printed = this;
     }
-    fprintf(diag.out, "%s\n      | %*s", to < width ? "..." : "",
-            (int)(begin - from) + (from > 0 ? 3 : 0), "");
-    fputc(first, diag.out);
-    if (end > to)
-        end = to;
-    for (size_t i = begin + 1; i < end; i++)
+    fprintf(diag.out, "      | %*s%c", (int)(begin - from) + (from > 0 ? 3 : 0), "", first);
+    for (size_t i = begin + 1; i < (end < to ? end : to); i++)
         fputc(rest, diag.out);
 }
 
 // ---- messages ----
 
-static void print_note(const Message *message, const Note *note, uint32_t *shown_file)
+// The head of a message or of a note in another file.
+static void print_head(uint32_t file, const Place *place, const char *word, const char *text)
+{
+    fprintf(diag.out, "%s:%u:%u: %s: %s\n", sources_get(diag.sources, file)->path, place->line,
+            place->column, word, text);
+}
+
+static void print_note(const Note *note, Printed *printed)
 {
     const char *word = note->kind == SAYS_HELP ? "help" : "note";
-    if (note->span.file == 0 || !diag.sources) {
+    uint32_t file = note->span.file;
+    if (file == 0 || !diag.sources) {
         fprintf(diag.out, "      = %s: %s\n", word, note->text);
         return;
     }
     Place place = find_place(note->span);
-    if (note->span.file == *shown_file) {
-        print_line(&place, '~', '~');
-        fprintf(diag.out, " %s: %s\n", word, note->text);
-        return;
-    }
-    *shown_file = note->span.file;
-    fprintf(diag.out, "%s:%u:%u: %s: %s\n", sources_get(diag.sources, note->span.file)->path,
-            place.line, place.column, word, note->text);
-    print_line(&place, '~', '~');
+    bool same_file = file == printed->file;
+    if (!same_file)
+        print_head(file, &place, word, note->text);
+    print_line(printed, file, &place, '~', '~');
+    if (same_file)
+        fprintf(diag.out, " %s: %s", word, note->text);
     fputc('\n', diag.out);
-    (void)message;
 }
 
 static void print_message(const Message *message)
 {
     const char *word = message->warning ? "warning" : "error";
-    uint32_t shown_file = message->span.file;
-    if (shown_file == 0 || !diag.sources) {
+    Printed printed = {0};
+    if (message->span.file == 0 || !diag.sources) {
         fprintf(diag.out, "pvdmc: %s: %s\n", word, message->text);
     } else {
         Place place = find_place(message->span);
-        fprintf(diag.out, "%s:%u:%u: %s: %s\n", sources_get(diag.sources, shown_file)->path,
-                place.line, place.column, word, message->text);
-        print_line(&place, '^', '~');
+        print_head(message->span.file, &place, word, message->text);
+        print_line(&printed, message->span.file, &place, '^', '~');
         fputc('\n', diag.out);
     }
     for (uint32_t i = 0; i < message->note_count; i++)
-        print_note(message, &message->notes[i], &shown_file);
+        print_note(&message->notes[i], &printed);
 }
 
 // Prints the pending message, if there is one.
@@ -348,7 +357,7 @@ const char *nearest_name(const char *name, const char *const *candidates, size_t
             continue;
         size_t longer = size > other ? size : other, shorter = size + other - longer;
         if (shorter >= 3 && memcmp(name, candidates[i], shorter) == 0 && least > 3) {
-            least = 3;  // one begins with the other: `pad` for `padding`
+            least = 3; // one begins with the other: `pad` for `padding`
             nearest = candidates[i];
         }
         size_t limit = (longer + 1) / 3 < 3 ? (longer + 1) / 3 : 3;

@@ -384,6 +384,7 @@ static void tell_places(Sources *sources, uint32_t file)
     uint32_t other = sources_add_text(sources, "b.model", "module B(x)\n");
     diag_error((Span){file, 12, 15}, "unknown name '%s'", "ome");
     diag_help((Span){file, 4, 7}, "did you mean this?");
+    diag_note((Span){file, 10, 11}, "of the same line");
     diag_note((Span){other, 7, 8}, "module B(x)");
     diag_note((Span){0}, "one = 1 by -D");
     diag_warning((Span){file, 0, 17}, "of two lines");
@@ -401,6 +402,7 @@ static void test_message_form(void **state)
                                   "      | ^~~\n"
                                   "    1 | let one = 1\n"
                                   "      |     ~~~ help: did you mean this?\n"
+                                  "      |           ~ note: of the same line\n"
                                   "b.model:1:8: note: module B(x)\n"
                                   "    1 | module B(x)\n"
                                   "      |        ~\n"
