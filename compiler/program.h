@@ -224,6 +224,14 @@ void grad_build(Graph *graph, Val loss, const Val *wrt, uint32_t count, Val *out
 void simplify_module(Module *module);
 Val simplify_val(Graph *graph, Val val);
 
+/* compact.c: the module's graph made anew: only what is needed, numbered in the order of `order`
+   (0 in it is passed over), operands first. Vals of the old graph that the module does not name
+   mean nothing afterwards. */
+void compact_module(Module *module, const Val *order, size_t count);
+// Every Val that a module names, as places to rewrite: decisions, outputs, taps, host programs.
+// malloc'ed.
+Val **module_roots(Module *module, size_t *count);
+
 /* interp.c: the reference. Evaluates nodes one by one in double or float arithmetic. */
 typedef struct {
     int64_t batch;

@@ -3,7 +3,8 @@
 // Nodes are visited from the sources up. Each is made anew from its simplified operands, and then
 // rewritten by the rules of its operation until none applies; rules build their results through
 // `simple`, so every node that a rule sees has simple operands. As nodes are shared, one visit
-// serves all programs. Two or three rounds reach a fixed point.
+// serves all programs. Two or three rounds reach a fixed point; then the graph is made anew without
+// what is no longer needed, in the order that it had (compact.c).
 //
 // What rules may do. Values stay the same bit by bit, with these exceptions, which are the usual
 // ones: the sign of a zero (x + 0 is x), sums that are merged or taken of equal elements
@@ -656,13 +657,13 @@ static Val simple(Graph *graph, Val val)
     return val;
 }
 
-// Remakes all nodes below the roots, and the roots in place. False: nothing changed.
-static bool simplify_round(Graph *graph, Val **roots, size_t count)
+// Remakes all nodes below the roots, and the roots in place; map[val] (for the graph's present
+// nodes) becomes the new value, 0 for what no root needs. False: nothing changed.
+static bool simplify_round(Graph *graph, Val **roots, size_t count, Val *map)
 {
     uint32_t nodes = graph_count(graph);
     bool *reached = calloc(nodes, sizeof *reached), changed = false;
-    Val *map = calloc((size_t)nodes * MAX_OUT, sizeof *map);
-    if (!reached || !map)
+    if (!reached)
         bug("no memory for %u nodes", nodes);
     for (size_t i = 0; i < count; i++)
         reached[val_node(*roots[i])] = true;
@@ -692,69 +693,46 @@ static bool simplify_round(Graph *graph, Val **roots, size_t count)
         *roots[i] = map[*roots[i]];
     }
     free(in);
-    free(map);
     free(reached);
     return changed;
 }
 
-static void simplify_roots(Graph *graph, Val **roots, size_t count)
+// Rounds until nothing changes. Returns (malloc'ed) what became of the values of the nodes that
+// were there before, in their order: [nodes * MAX_OUT], 0 for what is not needed.
+static Val *simplify_roots(Graph *graph, Val **roots, size_t count)
 {
-    for (int round = 0; round < MAX_ROUNDS && simplify_round(graph, roots, count); round++)
-        continue;
+    size_t first = (size_t)graph_count(graph) * MAX_OUT;
+    Val *became = NULL;
+    bool changed = true;
+    for (int round = 0; round < MAX_ROUNDS && changed; round++) {
+        Val *map = calloc((size_t)graph_count(graph) * MAX_OUT, sizeof *map);
+        if (!map)
+            bug("no memory for %u nodes", graph_count(graph));
+        changed = simplify_round(graph, roots, count, map);
+        if (!became) {
+            became = map;
+            continue;
+        }
+        for (size_t i = 0; i < first; i++)
+            became[i] = map[became[i]];
+        free(map);
+    }
+    return became;
 }
 
 Val simplify_val(Graph *graph, Val val)
 {
     Val *root = &val;
-    simplify_roots(graph, &root, 1);
+    free(simplify_roots(graph, &root, 1));
     return val;
-}
-
-// ---- modules ----
-
-typedef struct {
-    Val **at;
-    size_t count, capacity;
-} Roots;
-
-static void add_root(Roots *roots, Val *val)
-{
-    if (!*val)
-        return;
-    roots->at = grow_array(roots->at, &roots->capacity, roots->count, sizeof *roots->at);
-    roots->at[roots->count++] = val;
-}
-
-static void add_block(Roots *roots, HostBlock *block)
-{
-    for (uint32_t i = 0; i < block->count; i++) {
-        HostStmt *stmt = &block->at[i];
-        if (stmt->kind != HOST_RANDOM)
-            add_root(roots, &stmt->value);
-        add_root(roots, &stmt->limit);
-        for (uint32_t j = 0; j < stmt->arg_count; j++)
-            if (!stmt->args[j].is_var)
-                add_root(roots, &stmt->args[j].value);
-        add_block(roots, &stmt->body);
-        add_block(roots, &stmt->other);
-    }
 }
 
 void simplify_module(Module *module)
 {
-    Roots roots = {0};
-    for (uint32_t i = 0; i < module->entry_count; i++)
-        for (uint32_t j = 0; j < module->entries[i].variant_count; j++) {
-            Variant *variant = &module->entries[i].variants[j];
-            for (uint32_t k = 0; k < variant->path_count; k++)
-                add_root(&roots, &variant->path[k].cond);
-            for (uint32_t k = 0; k < variant->output_count; k++)
-                add_root(&roots, &variant->outputs[k].val);
-            for (uint32_t k = 0; k < variant->tap_count; k++)
-                add_root(&roots, &variant->taps[k].val);
-        }
-    for (uint32_t i = 0; i < module->sampler_count; i++)
-        add_block(&roots, &module->samplers[i].body);
-    simplify_roots(module->graph, roots.at, roots.count);
-    free(roots.at);
+    size_t count, nodes = graph_count(module->graph);
+    Val **roots = module_roots(module, &count);
+    Val *order = simplify_roots(module->graph, roots, count);
+    compact_module(module, order, nodes * MAX_OUT);
+    free(order);
+    free(roots);
 }

@@ -230,10 +230,38 @@ static void test_module(void **state)
     Module module = {.arena = arena, .graph = graph, .entries = &entry, .entry_count = 1,
                      .samplers = &sampler, .sampler_count = 1};
     simplify_module(&module);
-    assert_int_equal(output.val, x);
-    assert_int_equal(tap.val, x);
-    assert_int_equal(decision.cond, cond);
-    assert_int_equal(stmt.value, number(3));
+    // the graph is made anew: x, cond, 3
+    assert_true(module.graph != graph);
+    assert_int_equal(graph_count(module.graph), 4);
+    assert_int_equal(output.val, val_of(1, 0));
+    assert_int_equal(tap.val, output.val);
+    assert_int_equal(val_get(module.graph, output.val)->op, OP_INPUT);
+    assert_int_equal(decision.cond, val_of(2, 0));
+    assert_true(val_get(module.graph, stmt.value)->attr->real == 3);
+    graph_verify(module.graph);
+}
+
+// The order of the text stays, though rewriting makes some nodes anew and others not.
+static void test_order(void **state)
+{
+    (void)state;
+    Val x = input(0, DT_F32, DIMS(-1, 4)), y = input(1, DT_F32, DIMS(-1, 4));
+    Val first = g_unary(graph, OP_EXP, g_binary(graph, OP_ADD, x, number(0)));
+    Val second = g_unary(graph, OP_SIN, y);
+    Val third = g_unary(graph, OP_COS, g_binary(graph, OP_MUL, first, number(1)));
+    float values[4] = {1, 2, 3, 4};
+    Type type = make_type(DT_F32, DIMS(1, 4));
+    Val fourth = g_binary(graph, OP_MUL, second, g_table(graph, &type, values));
+    Output outputs[2] = {{OUT_NAMED, "a", 0, third}, {OUT_NAMED, "b", 0, fourth}};
+    Variant variant = {.outputs = outputs, .output_count = 2};
+    Entry entry = {.name = "f", .variants = &variant, .variant_count = 1};
+    Module module = {.arena = arena, .graph = graph, .entries = &entry, .entry_count = 1};
+    simplify_module(&module);
+    static const Op want[] = {OP_INPUT, OP_INPUT, OP_EXP, OP_SIN, OP_COS, OP_TABLE, OP_MUL};
+    assert_int_equal(graph_count(module.graph), 8);
+    for (NodeId id = 1; id < 8; id++)
+        assert_int_equal(graph_node(module.graph, id)->op, want[id - 1]);
+    assert_memory_equal(graph_blob(module.graph, 1, NULL), values, sizeof values);
 }
 
 // ---- random graphs ----
@@ -372,7 +400,7 @@ int main(void)
 #define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
     const struct CMUnitTest tests[] = {
         TEST(test_algebra), TEST(test_stretching), TEST(test_movement), TEST(test_pack),
-        TEST(test_folding), TEST(test_module), TEST(test_random_graphs),
+        TEST(test_folding), TEST(test_module), TEST(test_order), TEST(test_random_graphs),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
