@@ -1,8 +1,9 @@
 // Types and the type rules of sources, elementwise operations and movement.
 //
 // A rule looks at the types of the operands and the attributes of one operation, and either fills
-// in the output types or says in one line, in the terms of the language, what does not fit. Wrong
-// use by the compiler itself (operands missing, attributes that nobody could write) is a bug().
+// in the output types or says in one line, in the terms of the language, what does not fit. What
+// only the compiler itself (or a broken dump) can get wrong is told as briefly; a wrong number of
+// operands or attributes is a bug().
 //
 // Sizes are n or n * b. The batch may enter a type once, so a count of elements is n * b^batch and
 // two counts are equal when both parts are.
@@ -212,6 +213,14 @@ static const char *expression_text(const Rule *rule)
 
 // ---- sources ----
 
+// Whether an element of that dtype can be this number, but for rounding of reals.
+static bool is_number(DType dtype, double value)
+{
+    if (dtype == DT_BOOL)
+        return value == 0 || value == 1;
+    return dtype != DT_I64 || (value == trunc(value) && fabs(value) < 0x1p63);
+}
+
 static bool source_rule(Rule *rule)
 {
     const Attr *attr = rule->attr;
@@ -221,10 +230,9 @@ static bool source_rule(Rule *rule)
     }
     const Type *type = rule->out;
     rule->out[0] = *given_type(rule);
-    if (rule->op == OP_CONST && type->dtype == DT_I64 && attr->real != trunc(attr->real))
-        return rule_fail(rule, "%g is not a whole number", attr->real);
-    if (rule->op == OP_CONST && type->dtype == DT_BOOL && attr->real != 0 && attr->real != 1)
-        return rule_fail(rule, "%g is not a truth value", attr->real);
+    if (rule->op == OP_CONST && !is_number(type->dtype, attr->real))
+        return rule_fail(rule, "%g is not a %s", attr->real,
+                         type->dtype == DT_BOOL ? "truth value" : "whole number");
     if (rule->op == OP_TABLE) {
         Dim count;
         size_t size;
@@ -237,7 +245,7 @@ static bool source_rule(Rule *rule)
     if ((rule->op == OP_OPTION || rule->op == OP_VAR) && type->rank)
         return rule_fail(rule, "an option is one number, not a %s", type_text(type));
     if (rule->op == OP_RANDOM) {
-        if ((attr->n[0] == 2) != (type->dtype == DT_I64) ||
+        if (attr->n[0] < 0 || attr->n[0] > 2 || (attr->n[0] == 2) != (type->dtype == DT_I64) ||
             (attr->n[0] != 2 && !dtype_is_float(type->dtype)))
             return rule_fail(rule, "a %s cannot be drawn", type_text(type));
         if (attr->n[0] == 2 && attr->n[1] >= attr->n[2])
@@ -311,7 +319,8 @@ static bool elementwise_rule(Rule *rule, Want want)
     if (rule->op == OP_CAST) {
         dtype = given_type(rule)->dtype;
         if (!shape_equal(rule->given, rule->out))
-            bug("a cast from %s to %s", type_text(rule->out), type_text(rule->given));
+            return rule_fail(rule, "a cast from %s to %s", type_text(rule->out),
+                             type_text(rule->given));
     }
     rule->out->dtype = dtype;
     return true;
@@ -324,7 +333,7 @@ static bool reshape_rule(Rule *rule)
     const Type *x = rule_in(rule, 0);
     rule->out[0] = *given_type(rule);
     if (rule->out->dtype != x->dtype)
-        bug("a reshape from %s to %s", type_text(x), type_text(rule->out));
+        return rule_fail(rule, "a reshape from %s to %s", type_text(x), type_text(rule->out));
     Dim from, to;
     if (!type_count(x, &from) || !type_count(rule->out, &to) || !dim_equal(from, to))
         return rule_fail(rule, "%s has %s elements, and %s another number", type_text(x),
@@ -338,9 +347,7 @@ static bool expand_rule(Rule *rule)
     const Type *x = rule_in(rule, 0);
     const Type *to = given_type(rule);
     rule->out[0] = *to;
-    if (x->dtype != to->dtype)
-        bug("an expansion from %s to %s", type_text(x), type_text(to));
-    bool fits = x->rank == to->rank;
+    bool fits = x->rank == to->rank && x->dtype == to->dtype;
     for (uint32_t i = 0; fits && i < x->rank; i++)
         fits = dim_equal(x->dim[i], to->dim[i]) || dim_is_one(x->dim[i]);
     return fits || rule_fail(rule, "%s does not stretch to %s", type_text(x), type_text(to));
@@ -350,7 +357,7 @@ static bool transpose_rule(Rule *rule)
 {
     const Type *x = rule_in(rule, 0);
     if (rule->attr->count != x->rank)
-        bug("a transpose of %u axes of %s", rule->attr->count, type_text(x));
+        return rule_fail(rule, "a transpose of %u axes of %s", rule->attr->count, type_text(x));
     uint32_t seen = 0;
     *rule->out = type_like(x, x->dtype);
     for (uint32_t i = 0; i < x->rank; i++) {
@@ -388,7 +395,8 @@ static bool one_axis_rule(Rule *rule)
     if (rule->op == OP_SLICE) {
         if (attr->n[1] < 0 || attr->n[2] < 1 || attr->n[1] > dim->n - attr->n[2])
             return rule_fail(rule, "%lld..%lld is not within axis %u of %s", (long long)attr->n[1],
-                             (long long)(attr->n[1] + attr->n[2]), axis, type_text(x));
+                             (long long)((uint64_t)attr->n[1] + (uint64_t)attr->n[2]), axis,
+                             type_text(x));
         dim->n = attr->n[2];
         return true;
     }
@@ -401,7 +409,7 @@ static bool one_axis_rule(Rule *rule)
         if (__builtin_add_overflow(dim->n, attr->n[1], &dim->n) ||
             __builtin_add_overflow(dim->n, attr->n[2], &dim->n))
             return rule_fail(rule, "pad makes axis %u of %s too large", axis, type_text(x));
-        if (dtype_round(x->dtype, attr->real) != attr->real && !dtype_is_float(x->dtype))
+        if (!is_number(x->dtype, attr->real))
             return rule_fail(rule, "%g is no value of %s", attr->real, type_text(x));
         return true;
     }
@@ -551,11 +559,30 @@ static void check_use(const Rule *rule)
         bug("%s with %u attributes (%s)", info->name, rule->attr->count, info->attrs);
 }
 
+// The positions of the segments are those of their axis.
+static bool check_segments(const Rule *rule, const Type *type)
+{
+    const Segments *segments = graph_segments(rule->graph, type->seg);
+    int64_t sum = 0;
+    bool fits = type->seg_axis < type->rank && !type->dim[type->seg_axis].batch;
+    for (uint32_t i = 0; i < segments->count; i++) {
+        int64_t size = 1;
+        for (uint32_t j = 0; j < segments->rank[i]; j++)
+            fits = fits && segments->extent[i][j] > 0 &&
+                   !__builtin_mul_overflow(size, segments->extent[i][j], &size);
+        fits = fits && !__builtin_add_overflow(sum, size, &sum);
+    }
+    if (fits && type->dim[type->seg_axis].n == sum)
+        return true;
+    return rule_fail(rule, "segments of %lld positions on axis %u of %s", (long long)sum,
+                     type->seg_axis, type_text(type));
+}
+
 // What holds for every type: sizes from 1 up, the batch in one axis, a count that fits int64.
-static bool check_result(const Rule *rule, const Type *type)
+static bool check_type(const Rule *rule, const Type *type)
 {
     if (type->dtype == DT_NONE)
-        bug("%s without a dtype", op_info[rule->op].name);
+        return rule_fail(rule, "%s without a dtype", op_info[rule->op].name);
     uint32_t batch = 0;
     for (uint32_t i = 0; i < type->rank; i++) {
         batch += type->dim[i].batch != 0;
@@ -568,21 +595,7 @@ static bool check_result(const Rule *rule, const Type *type)
     Dim count;
     if (!type_count(type, &count) || count.n > INT64_MAX >> 8)
         return rule_fail(rule, "too many elements: %s", type_text(type));
-    if (type->seg) {
-        const Segments *segments = graph_segments(rule->graph, type->seg);
-        int64_t sum = 0;
-        for (uint32_t i = 0; i < segments->count; i++) {
-            int64_t size = 1;
-            for (uint32_t j = 0; j < segments->rank[i]; j++)
-                size *= segments->extent[i][j];
-            sum += size;
-        }
-        if (type->seg_axis >= type->rank || type->dim[type->seg_axis].batch ||
-            type->dim[type->seg_axis].n != sum)
-            bug("segments of %lld positions on axis %u of %s", (long long)sum, type->seg_axis,
-                type_text(type));
-    }
-    return true;
+    return !type->seg || check_segments(rule, type);
 }
 
 // The rule of the operation; the number of outputs, or 0.
@@ -632,9 +645,11 @@ uint32_t type_infer(Graph *graph, Op op, const Val *in, uint32_t nin, const Attr
 {
     Rule rule = {graph, op, in, nin, attr, given, out};
     check_use(&rule);
+    if (given && !check_type(&rule, given))
+        return 0;
     uint32_t count = apply_rule(&rule);
     for (uint32_t i = 0; i < count; i++)
-        if (!check_result(&rule, &out[i]))
+        if (!check_type(&rule, &out[i]))
             return 0;
     return count;
 }

@@ -34,7 +34,7 @@ static bool take_labels(const Rule *rule, const Type *type, const int64_t *label
     for (uint32_t i = 0; i < type->rank; i++) {
         int64_t label = labels[i];
         if (label < 0 || label >= MAX_LABEL)
-            bug("label %lld of a contraction", (long long)label);
+            return rule_fail(rule, "label %lld of a contraction", (long long)label);
         uint64_t bit = (uint64_t)1 << label;
         if (here & bit)
             return rule_fail(rule, "an axis twice in one operand of a contraction: %s",
@@ -56,7 +56,8 @@ uint32_t contract_rule(Rule *rule)
     const int64_t *n = rule->attr->n;
     if (n[0] != x->rank || n[1] != y->rank || n[2] < 0 || n[2] > MAX_RANK ||
         rule->attr->count != 3 + n[0] + n[1] + n[2])
-        bug("contract with the wrong labels for %s and %s", type_text(x), type_text(y));
+        return rule_fail(rule, "a contraction with other labels than %s and %s have",
+                         type_text(x), type_text(y));
     if (!rule_reals(rule, 0, 1))
         return 0;
     Dim size[MAX_LABEL];
@@ -68,7 +69,7 @@ uint32_t contract_rule(Rule *rule)
     *rule->out = type_make(x->dtype, 0, NULL);
     for (int64_t i = 0; i < n[2]; i++) {
         if (labels[i] < 0 || labels[i] >= MAX_LABEL)
-            bug("label %lld of a contraction", (long long)labels[i]);
+            return rule_fail(rule, "label %lld of a contraction", (long long)labels[i]);
         uint64_t bit = (uint64_t)1 << labels[i];
         if (!(seen & bit))
             return rule_fail(rule, "a result's axis is in no operand, or there twice");
@@ -80,13 +81,16 @@ uint32_t contract_rule(Rule *rule)
 
 // ---- convolutions ----
 
+enum { MOST = 1 << 30 };     // groups, positions of padding
+
 // Output type of conv for x [b, c, s...] and w [o, c / groups, k...].
 static bool conv_type(const Rule *rule, const Type *x, const Type *w, Type *y)
 {
     const int64_t *n = rule->attr->n;
     int64_t axes = n[0], groups = n[1];
-    if (axes < 1 || axes > 3 || groups < 1)
-        bug("a convolution of %lld axes, %lld groups", (long long)axes, (long long)groups);
+    if (axes < 1 || axes > 3 || groups < 1 || groups > MOST)
+        return rule_fail(rule, "a convolution of %lld axes, %lld groups", (long long)axes,
+                         (long long)groups);
     if (x->rank != axes + 2 || w->rank != axes + 2)
         return rule_fail(rule, "a convolution over %lld axes wants [b, c%s], not %s, weights %s",
                          (long long)axes, axes == 1 ? ", n" : axes == 2 ? ", h, w" : ", t, h, w",
@@ -97,12 +101,13 @@ static bool conv_type(const Rule *rule, const Type *x, const Type *w, Type *y)
                              type_text(x));
     if (x->dim[1].n % groups || x->dim[1].n / groups != w->dim[1].n || w->dim[0].n % groups)
         return rule_fail(rule, "weights %s want %lld channels, and %s has %lld", type_text(w),
-                         (long long)(w->dim[1].n * groups), type_text(x), (long long)x->dim[1].n);
+                         (long long)((uint64_t)w->dim[1].n * (uint64_t)groups), type_text(x),
+                         (long long)x->dim[1].n);
     *y = type_make(x->dtype, x->rank, x->dim);
     y->dim[1] = w->dim[0];
     for (uint32_t i = 0; i < axes; i++) {
         int64_t stride = n[2 + i], pad = n[5 + i];
-        if (stride < 1 || pad < 0)
+        if (stride < 1 || pad < 0 || pad > MOST)
             return rule_fail(rule, "stride %lld and pad %lld of a convolution", (long long)stride,
                              (long long)pad);
         int64_t room = x->dim[2 + i].n + 2 * pad - w->dim[2 + i].n;
@@ -122,8 +127,11 @@ uint32_t conv_rule(Rule *rule)
     const Type *first = rule_in(rule, 0), *second = rule_in(rule, 1);
     if (rule->op == OP_CONV)
         return conv_type(rule, first, second, rule->out);
-    if (!rule->given || rule->given->dtype != first->dtype)
+    if (!rule->given)
         bug("%s needs its type", op_info[rule->op].name);
+    if (rule->given->dtype != first->dtype)
+        return rule_fail(rule, "%s: precisions differ: %s and %s", op_info[rule->op].name,
+                         type_text(first), type_text(rule->given));
     bool dgrad = rule->op == OP_CONV_DGRAD;
     Type y;
     if (!conv_type(rule, dgrad ? rule->given : first, dgrad ? second : rule->given, &y))
@@ -179,7 +187,7 @@ uint32_t layer_norm_rule(Rule *rule)
 {
     const Type *x = rule_in(rule, 0);
     if (rule->nin != 1 && rule->nin != 3)
-        bug("layer_norm with %u operands", rule->nin);
+        return rule_fail(rule, "layer_norm with %u operands", rule->nin);
     if (!rule_reals(rule, 0, 2) || !row_statistics(rule, x, &rule->out[1]))
         return 0;
     for (uint32_t i = 1; i < rule->nin; i++)
@@ -192,9 +200,9 @@ uint32_t layer_norm_rule(Rule *rule)
 
 uint32_t layer_norm_grad_rule(Rule *rule)
 {
-    const Type *x = rule_in(rule, 1);
     if (rule->nin != 4 && rule->nin != 5)
-        bug("layer_norm_grad with %u operands", rule->nin);
+        return rule_fail(rule, "layer_norm_grad with %u operands", rule->nin);
+    const Type *x = rule_in(rule, 1);
     Type statistics;
     if (!rule_reals(rule, 0, 4) || !row_statistics(rule, x, &statistics) ||
         !want_shape(rule, 0, x) || !want_shape(rule, 2, &statistics) ||
@@ -289,7 +297,7 @@ static bool attention_shapes(const Rule *rule, uint32_t first, uint32_t mask, Ty
 uint32_t attention_rule(Rule *rule)
 {
     if (rule->nin != 3 && rule->nin != 4)
-        bug("attention with %u operands", rule->nin);
+        return rule_fail(rule, "attention with %u operands", rule->nin);
     if (!rule_reals(rule, 0, 3) || !attention_shapes(rule, 0, 3, &rule->out[0], &rule->out[1]))
         return 0;
     return 2;
@@ -299,7 +307,7 @@ uint32_t attention_rule(Rule *rule)
 uint32_t attention_grad_rule(Rule *rule)
 {
     if (rule->nin != 6 && rule->nin != 7)
-        bug("attention_grad with %u operands", rule->nin);
+        return rule_fail(rule, "attention_grad with %u operands", rule->nin);
     Type o, lse;
     if (!rule_reals(rule, 0, 6) || !attention_shapes(rule, 1, 6, &o, &lse) ||
         !want_shape(rule, 0, &o) || !want_shape(rule, 4, &o) || !want_shape(rule, 5, &lse))
