@@ -477,6 +477,7 @@ typedef struct {
     DType dtype;                 // of a number
     Type type;                   // of a tensor; rank 0 and DT_NONE: not known yet
     Held held;
+    bool free;                   // a temporary that nothing uses any more
     Span span;
 } HostVariable;
 
@@ -495,7 +496,6 @@ struct Host {
     Map reals;                   // key -> 1: this number must be real
     bool again;                  // a number became real: evaluate the block anew
     uint32_t calls;              // entries made
-    uint32_t nothing;            // a variable that holds nothing, or UINT32_MAX
 };
 
 void elab_sample(Elab *e, Decl *decl);
@@ -509,6 +509,10 @@ uint32_t host_variable(Elab *e, const char *name, const void *key, Span span);
 Value host_read(Elab *e, uint32_t variable);               // what its name means here
 void host_hold(Elab *e, uint32_t variable, Held held);     // ... and from here on
 void host_store(Elab *e, uint32_t variable, Value value, Span span);
+void host_store_new(Elab *e, uint32_t variable, Value value, const Ast *ast);
+void host_assign(Elab *e, Frame *frame, uint32_t variable, const Ast *ast);
+void host_choose(Elab *e, Frame *frame, const Ast *ast, Value condition, uint32_t variable);
+void host_free_since(Elab *e, size_t count);
 HostBlock host_finish(Elab *e, HostBuilder *block);
 Held *host_snapshot(Elab *e);
 void host_restore(Elab *e, const Held *held, size_t count);

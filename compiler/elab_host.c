@@ -188,7 +188,20 @@ void host_join(Elab *e, const Held *other, size_t count)
 
 static uint32_t temporary(Elab *e, const void *key, Span span)
 {
+    Host *host = e->host;
+    for (size_t i = 0; i < host->var_count; i++)
+        if (host->vars[i].free) {
+            host->vars[i] = (HostVariable){.key = key, .span = span};
+            return (uint32_t)i;
+        }
     return host_variable(e, NULL, key, span);
+}
+
+// Temporaries made since there were `count` variables are free: what used them was dropped.
+void host_free_since(Elab *e, size_t count)
+{
+    for (size_t i = count; i < e->host->var_count; i++)
+        e->host->vars[i].free = e->host->vars[i].free || !e->host->vars[i].name;
 }
 
 static void set_flag(Elab *e, uint32_t variable, bool flag)
@@ -220,18 +233,48 @@ Value host_is_none(Elab *e, Value value)
     return host_read(e, flag);
 }
 
+// The temporary that the last statement made, if `value` is just that: its place, to be another.
+static uint32_t *fresh_result(const Host *host, Value value)
+{
+    if (value.kind != V_HOST || host->vars[value.input].name || !host->block->count)
+        return NULL;
+    HostStmt *last = &host->block->at[host->block->count - 1];
+    if (last->kind == HOST_RANDOM && last->var == value.input)
+        return &last->var;
+    if (last->kind == HOST_CALL && last->result_count == 1 && last->results[0] == value.input)
+        return &last->results[0];
+    return NULL;
+}
+
+// variable = the value of ast, which was just evaluated.
+void host_store_new(Elab *e, uint32_t variable, Value value, const Ast *ast)
+{
+    Host *host = e->host;
+    bool call = ast->kind == AST_CALL || (ast->kind == AST_BINARY && ast->op == OPR_PIPE);
+    uint32_t *result = call ? fresh_result(host, value) : NULL;
+    if (!result) {
+        host_store(e, variable, value, ast->span);
+        return;
+    }
+    Type type = host->vars[value.input].type;
+    adopt_type(e, &host->vars[variable], &type, ast->span);
+    host->vars[value.input].free = true;
+    *result = variable;
+    host_hold(e, variable, HELD_TENSOR);
+}
+
 static HostBlock branch(Elab *e, Frame *frame, const Ast *ast, uint32_t variable)
 {
     Host *host = e->host;
     HostBuilder *outer = host->block, block = {0};
     host->block = &block;
-    host_store(e, variable, eval(e, frame, ast), ast->span);
+    host_assign(e, frame, variable, ast);
     host->block = outer;
     return host_finish(e, &block);
 }
 
-// if c then x else y, where c is known only when the block runs.
-Value host_if(Elab *e, Frame *frame, const Ast *ast, Value condition)
+// variable = if c then x else y, where c is known only when the block runs.
+void host_choose(Elab *e, Frame *frame, const Ast *ast, Value condition, uint32_t variable)
 {
     Host *host = e->host;
     Val val = value_val(e, condition, ast->a->span);
@@ -239,7 +282,6 @@ Value host_if(Elab *e, Frame *frame, const Ast *ast, Value condition)
     if (type->rank || type->dtype != DT_BOOL)
         elab_fail(e, ast->a->span, "a condition is true or false; this is %s",
                   value_describe(e, condition));
-    uint32_t variable = temporary(e, ast, ast->span);
     size_t count = host->var_count;
     Held *before = host_snapshot(e);
     HostBlock body = branch(e, frame, ast->b, variable);
@@ -252,6 +294,26 @@ Value host_if(Elab *e, Frame *frame, const Ast *ast, Value condition)
     stmt->value = val;
     stmt->body = body;
     stmt->other = other;
+}
+
+// variable = the value of an expression.
+void host_assign(Elab *e, Frame *frame, uint32_t variable, const Ast *ast)
+{
+    while (ast->kind == AST_IFELSE) {
+        Value condition = eval(e, frame, ast->a);
+        if (condition.kind != V_BOOL) {
+            host_choose(e, frame, ast, condition, variable);
+            return;
+        }
+        ast = condition.integer ? ast->b : ast->c;
+    }
+    host_store_new(e, variable, eval(e, frame, ast), ast);
+}
+
+Value host_if(Elab *e, Frame *frame, const Ast *ast, Value condition)
+{
+    uint32_t variable = temporary(e, ast, ast->span);
+    host_choose(e, frame, ast, condition, variable);
     return host_read(e, variable);
 }
 
@@ -298,12 +360,11 @@ bool host_wants(Elab *e, Value callee, const Args *args)
     return false;
 }
 
+// An absent argument: a variable that never holds anything.
 static HostArg nothing(Elab *e)
 {
-    Host *host = e->host;
-    if (host->nothing == UINT32_MAX)
-        host->nothing = temporary(e, &host->nothing, (Span){0});
-    return (HostArg){.is_var = true, .index = host->nothing};
+    const char *name = intern("(nothing)");
+    return (HostArg){.is_var = true, .index = host_variable(e, name, name, (Span){0})};
 }
 
 static HostArg host_argument(Elab *e, const Input *input, Value value, Span span)

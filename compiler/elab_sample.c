@@ -66,11 +66,34 @@ static void assign(Elab *e, const char *name, Value value, Span span, Span at)
 
 // ---- statements ----
 
+// name = expression
+static void assign_one(Elab *e, const char *name, Span span, const Ast *ast)
+{
+    Frame *frame = e->host->frame;
+    while (ast->kind == AST_IFELSE) {
+        Value condition = eval(e, frame, ast->a);
+        if (condition.kind != V_BOOL) {
+            host_choose(e, frame, ast, condition, host_variable(e, name, name, span));
+            return;
+        }
+        ast = condition.integer ? ast->b : ast->c;
+    }
+    Value value = eval(e, frame, ast);
+    if (is_known(value) && map_get(&e->host->assigned, name) == 1)
+        bind_known(e, name, value, span);
+    else
+        host_store_new(e, host_variable(e, name, name, span), value, ast);
+}
+
 static void exec_assignment(Elab *e, const Ast *ast)
 {
     Frame *frame = e->host->frame;
-    Value value = eval(e, frame, ast->a);
     uint32_t count = ast->list.count;
+    if (count == 1 && strcmp(ast->list.at[0]->text, "_") != 0) {
+        assign_one(e, ast->list.at[0]->text, ast->list.at[0]->span2, ast->a);
+        return;
+    }
+    Value value = eval(e, frame, ast->a);
     Value *parts = &value;
     if (count > 1) {
         parts = arena_alloc(e->arena, count * sizeof *parts);
@@ -180,11 +203,13 @@ static void exec_range(Elab *e, const Ast *ast, const Range *range)
     host->vars[counter].dtype = DT_I64;
     uint32_t calls = host->calls, entries = e->module->entry_count;
     HostBlock body;
+    size_t start = host->var_count;
     for (int round = 0;; round++) {
         size_t count = host->var_count;
         Held *before = host_snapshot(e);
         host->calls = calls;
         e->module->entry_count = entries;
+        host_free_since(e, start);
         host_hold(e, counter, HELD_NUMBER);
         body = nested(e, ast->b);
         host_join(e, before, count);
@@ -339,7 +364,6 @@ static void sample_once(Elab *e, void *context)
     host->again = false;
     host->var_count = 0;
     host->calls = 0;
-    host->nothing = UINT32_MAX;
     host->block = &block;
     host->frame = frame_new(e, NULL, host->decl->file, FRAME_FUNCTION);
     frame_bind(e, host->frame, intern("b"), value_dim(dim_batch(1)), (Span){0}, BIND_AXIS);
