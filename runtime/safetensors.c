@@ -353,11 +353,11 @@ static json_t *build_header(const PvWriter *writer, const char *path, PvError *e
     bool fine = header != NULL;
     if (writer->metadata_count > 0) {
         json_t *metadata = json_object();
-        for (size_t i = 0; i < writer->metadata_count; i++) {
-            const PvPair *pair = &writer->metadata[i];
-            fine = fine && !json_object_set_new(metadata, pair->key, json_string(pair->value));
-        }
         fine = fine && !json_object_set_new(header, "__metadata__", metadata);
+        for (size_t i = 0; i < writer->metadata_count && fine; i++) {
+            const PvPair *pair = &writer->metadata[i];
+            fine = !json_object_set_new(metadata, pair->key, json_string(pair->value));
+        }
     }
     json_int_t at = 0;
     for (size_t i = 0; i < writer->count && fine; i++) {

@@ -197,7 +197,8 @@ static uint32_t resolve(const Mount *mount, int instance, int plain, const char 
         if (owner >= 0)
             found = find_param(mount, mount->model->instances[owner].name, name);
         int leading = leading_instance(mount->model, name);
-        bool allowed = leading >= 0 && (instance < 0 || instance == leading);
+        bool allowed =
+            leading >= 0 && (instance < 0 ? !mount->named[leading] : instance == leading);
         if (found == UINT32_MAX && allowed && mount->targets[leading])
             found = find_param(mount, NULL, name);
         if (found != UINT32_MAX)

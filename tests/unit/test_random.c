@@ -50,7 +50,8 @@ static void functions_are_accurate(void **state)
         float s, c;
         pv_bits_sincos(turn, &s, &c);
         double angle = (double)(turn >> 8 << 8) * 0x1p-32 * 6.283185307179586;
-        worst_sine = fmax(worst_sine, fmax(fabs((double)s - sin(angle)), fabs((double)c - cos(angle))));
+        worst_sine =
+            fmax(worst_sine, fmax(fabs((double)s - sin(angle)), fabs((double)c - cos(angle))));
     }
     assert_true(worst_log < 2.5e-7);
     assert_true(worst_sine < 1.5e-7);
@@ -115,7 +116,8 @@ static void run_kernel(PvRandom *random, int threads, int64_t kind, int64_t coun
 {
     PvStep step = {.batch = 1, .random = random};
     PvRun run = {.batch = 1, .threads = threads, .step = &step};
-    RandomArgs args = {.y = (int64_t)(intptr_t)out, .count = count, .kind = kind, .lo = 0, .hi = 1000};
+    RandomArgs args = {
+        .y = (int64_t)(intptr_t)out, .count = count, .kind = kind, .lo = 0, .hi = 1000};
     pv_random(&run, (const int64_t *)&args);
 }
 
@@ -183,7 +185,7 @@ static void streams_and_draws_differ(void **state)
     pv_random_fill(random, 1, 0, 0, 0, 64, d);
     assert_memory_not_equal(a, b, sizeof a);
     assert_memory_not_equal(a, c, sizeof a);
-    assert_memory_equal(b, d, sizeof b);          // not drawn: the same again
+    assert_memory_equal(b, d, sizeof b); // not drawn: the same again
     random->seed = 2;
     pv_random_fill(random, 1, 0, 0, 0, 64, d);
     assert_memory_not_equal(b, d, sizeof b);
@@ -251,10 +253,14 @@ static void first_values(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(philox_known_answers),   cmocka_unit_test(functions_are_accurate),
-        cmocka_unit_test(normals_are_normal),     cmocka_unit_test(uniforms_and_integers),
-        cmocka_unit_test(threads_change_nothing), cmocka_unit_test(bits_are_pinned),
-        cmocka_unit_test(streams_and_draws_differ), cmocka_unit_test(given_tensors_are_used),
+        cmocka_unit_test(philox_known_answers),
+        cmocka_unit_test(functions_are_accurate),
+        cmocka_unit_test(normals_are_normal),
+        cmocka_unit_test(uniforms_and_integers),
+        cmocka_unit_test(threads_change_nothing),
+        cmocka_unit_test(bits_are_pinned),
+        cmocka_unit_test(streams_and_draws_differ),
+        cmocka_unit_test(given_tensors_are_used),
         cmocka_unit_test(first_values),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
