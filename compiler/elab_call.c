@@ -154,8 +154,7 @@ static void bind_parameters(Elab *e, Frame *frame, const Ast *ast, const Args *a
         Span span = match[i] ? match[i]->span : param->span;
         if (!may_be_none)
             value = elab_pin(e, value, span);
-        type_check(e, frame, param->b, &value, span, arena_printf(e->arena, "'%s'", param->text),
-                   param->span2);
+        type_check(e, frame, param->b, &value, span, param->text);
         frame->at[slot[i]].value = value;
     }
 }
@@ -187,7 +186,7 @@ static Value check_results(Elab *e, Frame *frame, const Ast *ast, Value result, 
             names_type(e, frame, promise->text))
             type = arena_copy(e->arena, &named, sizeof named);
         if (type)
-            type_check(e, frame, type, &parts[i], span, "the result", promise->span);
+            type_check(e, frame, type, &parts[i], span, "the result");
     }
     return count > 1 ? value_list(e, parts, count) : result;
 }
@@ -477,7 +476,7 @@ static Value call_sequence(Elab *e, Frame *frame, Value sequence, Args *args)
             x = args->at[i].value;
     for (uint32_t i = 0; i < list->count; i++) {
         x = call_element(e, frame, list->at[i], x, args);
-        if (e->run && list->at[i].kind != V_INSTANCE && list->at[i].kind != V_LIST)
+        if (e->run && e->run->kind == ENTRY_PROGRAM && list->at[i].kind != V_INSTANCE && list->at[i].kind != V_LIST)
             elab_tap(e, element_path(e, list, i), NULL, x);
     }
     e->mode = mode;
@@ -559,6 +558,8 @@ Value construct(Elab *e, Value class, Args *args)
     Value value = {.kind = V_INSTANCE, .instance = self};
     Run *run = e->run;
     bool constructing = e->constructing;
+    if (++e->depth > ELAB_MAX_DEPTH)
+        elab_fail(e, args->span, "modules are nested too deeply: more than %d", ELAB_MAX_DEPTH);
     e->run = NULL;                        // a body draws, decides and reports nothing
     e->constructing = true;
     if (class.kind == V_LAYER) {
@@ -575,5 +576,6 @@ Value construct(Elab *e, Value class, Args *args)
     }
     e->constructing = constructing;
     e->run = run;
+    e->depth--;
     return value;
 }

@@ -11,6 +11,8 @@
 
 // ---- parameters ----
 
+#define PARAM_MAX_ELEMENTS 1e11   // the offsets of all parameters are sums of these
+
 ParamObject *param_new(Elab *e, const char *label, uint32_t rank, const int64_t *dim, Span span)
 {
     ParamObject *param = arena_alloc(e->arena, sizeof *param);
@@ -18,8 +20,13 @@ ParamObject *param_new(Elab *e, const char *label, uint32_t rank, const int64_t 
     param->span = span;
     param->type = type_scalar(e->real);
     param->type.rank = rank;
-    for (uint32_t i = 0; i < rank; i++)
+    double count = 1;
+    for (uint32_t i = 0; i < rank; i++) {
         param->type.dim[i] = dim_fixed(dim[i]);
+        count *= (double)dim[i];
+    }
+    if (count > PARAM_MAX_ELEMENTS)
+        elab_fail(e, span, "a parameter of %.3g elements is too large", count);
     return param;
 }
 

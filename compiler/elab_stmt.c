@@ -106,7 +106,7 @@ static void exec_assign(Elab *e, Frame *frame, const Ast *ast)
     for (uint32_t i = 0; i < count; i++) {
         const Ast *target = ast->list.at[i];
         if (target->b)
-            type_check(e, frame, target->b, &parts[i], ast->a->span, target->text, target->span2);
+            type_check(e, frame, target->b, &parts[i], ast->a->span, target->text);
         if (frame->kind == FRAME_MODULE)
             parts[i] = implied_instance(e, parts[i], ast->a->span);
         if (strcmp(target->text, "_") != 0)
@@ -279,6 +279,8 @@ Flow exec_statement(Elab *e, Frame *frame, const Ast *ast)
         exec_ignore(e, frame, ast);
         return FLOW_NEXT;
     case AST_REPORT:
+        if (frame->kind == FRAME_MODULE)
+            elab_fail(e, ast->span, "'report' stands in functions, train and sample blocks");
         exec_report(e, frame, ast);
         return FLOW_NEXT;
     case AST_ASSERT:

@@ -93,6 +93,12 @@ static const char *shape_source(Elab *e, const Ast *type)
                         file->text + type->span.begin);
 }
 
+// A name in quotes; "the result" as it is.
+static const char *quoted(Elab *e, const char *what)
+{
+    return strchr(what, ' ') ? what : arena_printf(e->arena, "'%s'", what);
+}
+
 static void match_dim(Elab *e, Frame *frame, const Ast *ast, Dim dim, Span span, const char *what)
 {
     Value value;
@@ -116,7 +122,7 @@ static void match_dim(Elab *e, Frame *frame, const Ast *ast, Dim dim, Span span,
     if (dim_equal(want, dim))
         return;
     const char *name = ast->kind == AST_NAME ? ast->text : shape_source(e, ast);
-    elab_error(e, span, "axis '%s' of %s is %s in the tensor, and %s in this scope", name, what,
+    elab_error(e, span, "axis '%s' of %s is %s in the tensor, and %s in this scope", name, quoted(e, what),
                size_text(e, dim), size_text(e, want));
     elab_note(e, ast->span, "asked for here");
     if (bound.file)
@@ -133,7 +139,7 @@ static void match_shape(Elab *e, Frame *frame, const Ast *ast, const Type *type,
             rest = i;
     uint32_t fixed = count - (rest != UINT32_MAX);
     if (rest == UINT32_MAX ? type->rank != fixed : type->rank < fixed) {
-        elab_error(e, span, "%s is %s, and %s is asked for", what,
+        elab_error(e, span, "%s is %s, and %s is asked for", quoted(e, what),
                    shape_text(e, frame, type), shape_source(e, ast));
         elab_note(e, ast->span, "asked for here");
         elab_stop(e);
@@ -160,8 +166,8 @@ static void match_shape(Elab *e, Frame *frame, const Ast *ast, const Type *type,
 static _Noreturn void wrong_kind(Elab *e, const Ast *type, Value value, Span span,
                                  const char *what)
 {
-    elab_error(e, span, "%s is %s, and %s is asked for", what, value_describe(e, value),
-               shape_source(e, type));
+    elab_error(e, span, "%s is %s, and %s is asked for", quoted(e, what),
+               value_describe(e, value), shape_source(e, type));
     elab_note(e, type->span, "asked for here");
     elab_stop(e);
 }
@@ -202,9 +208,8 @@ static void check_number(Elab *e, const Ast *type, Word word, Value *value, Span
 // The value of parameter, result or name `what` must be of that type; binds what is new in it. An
 // int may become a real. `span` is the value's place.
 void type_check(Elab *e, Frame *frame, const Ast *type, Value *value, Span span,
-                const char *what, Span name_span)
+                const char *what)
 {
-    (void)name_span;
     Frame *scope = frame;
     const Ast *ast = follow(e, &scope, type);
     Word word = type_word(ast->text);
@@ -233,7 +238,7 @@ static void add_dim(Elab *e, Type *type, Value value, Span span)
     Dim dim;
     if (!dim_of_value(value, &dim))
         elab_fail(e, span, "a size is an integer; this is %s", value_describe(e, value));
-    if (dim.n < 0 || dim.n > INT32_MAX)
+    if (dim.n < 1 || dim.n > INT32_MAX)
         elab_fail(e, span, "%s is no size", size_text(e, dim));
     if (type->rank == MAX_RANK)
         elab_fail(e, span, "a tensor has at most %d axes", MAX_RANK);
