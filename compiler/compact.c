@@ -61,8 +61,8 @@ Val **module_roots(Module *module, size_t *count)
 typedef struct {
     const Graph *from;
     Graph *to;
-    bool *needed;          // [node of from]
-    NodeId *made;          // [node of from]: its number in `to`, 0 = not yet
+    bool *needed; // [node of from]
+    NodeId *made; // [node of from]: its number in `to`, 0 = not yet
     NodeId *stack;
     size_t stack_count, stack_capacity;
 } Compact;

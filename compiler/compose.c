@@ -85,8 +85,8 @@ bool compose_mix(Graph *graph, Val *x, Val *y)
     if (tx->dtype == ty->dtype)
         return true;
     if (tx->dtype == DT_BOOL || ty->dtype == DT_BOOL) {
-        graph_set_error(graph, "a truth value does not mix with a number: %s and %s",
-                        type_text(tx), type_text(ty));
+        graph_set_error(graph, "a truth value does not mix with a number: %s and %s", type_text(tx),
+                        type_text(ty));
         return false;
     }
     bool to_x = tx->dtype > ty->dtype;
@@ -154,8 +154,8 @@ Val compose_leaky_relu(Graph *graph, Val x, double slope)
 
 Val compose_clamp(Graph *graph, Val x, Val lo, Val hi)
 {
-    if (!compose_mix(graph, &x, &lo) || !compose_mix(graph, &x, &hi)
-        || !compose_mix(graph, &x, &lo))
+    if (!compose_mix(graph, &x, &lo) || !compose_mix(graph, &x, &hi) ||
+        !compose_mix(graph, &x, &lo))
         return 0;
     Val capped = g_where(graph, g_binary(graph, OP_LT, hi, x), hi, x);
     return g_where(graph, g_binary(graph, OP_LT, x, lo), lo, capped);
@@ -253,8 +253,8 @@ Val compose_conv(Graph *graph, Val x, Val w, Val b, const int64_t *stride, const
     for (uint32_t i = 0; i < tx->rank - 2; i++)
         pointwise &= dim_is_one(tw->dim[2 + i]) && attr.n[2 + i] == 1 && attr.n[5 + i] == 0;
     Val in[2] = {x, w};
-    Val y = pointwise ? conv_pointwise(graph, x, w)
-                      : graph_make(graph, OP_CONV, in, 2, &attr, NULL);
+    Val y =
+        pointwise ? conv_pointwise(graph, x, w) : graph_make(graph, OP_CONV, in, 2, &attr, NULL);
     return b ? g_binary(graph, OP_ADD, y, channel_vector(graph, b, tx->rank)) : y;
 }
 
@@ -300,8 +300,7 @@ Val compose_rms_norm(Graph *graph, Val x, Val gamma, double eps)
         return 0;
     }
     Val power = compose_mean_axes(graph, g_binary(graph, OP_MUL, x, x), UINT32_C(1) << (rank - 1));
-    Val scale = g_unary(graph, OP_RSQRT,
-                        g_binary(graph, OP_ADD, power, const_like(graph, x, eps)));
+    Val scale = g_unary(graph, OP_RSQRT, g_binary(graph, OP_ADD, power, const_like(graph, x, eps)));
     Val y = g_binary(graph, OP_MUL, x, scale);
     return gamma ? g_binary(graph, OP_MUL, y, pad_rank(graph, gamma, rank)) : y;
 }
@@ -345,19 +344,18 @@ BatchNorm compose_batch_norm(Graph *graph, Val x, Val gamma, Val beta, Val mean,
         center = compose_mean_axes(graph, x, mask);
         spread = compose_var_axes(graph, x, mask);
         Val n = g_dim(graph, count, type->dtype);
-        Val unbias = g_binary(graph, OP_DIV, n,
-                              g_binary(graph, OP_SUB, n, const_like(graph, x, 1)));
+        Val unbias =
+            g_binary(graph, OP_DIV, n, g_binary(graph, OP_SUB, n, const_like(graph, x, 1)));
         Val batch_mean = center ? g_reshape(graph, center, 1, &channels) : 0;
         Val batch_var = spread ? g_reshape(graph, spread, 1, &channels) : 0;
         out.mean = move_statistic(graph, mean, batch_mean, momentum);
-        out.var = move_statistic(graph, var, g_binary(graph, OP_MUL, batch_var, unbias),
-                                 momentum);
+        out.var = move_statistic(graph, var, g_binary(graph, OP_MUL, batch_var, unbias), momentum);
     } else {
         center = channel_vector(graph, mean, rank);
         spread = channel_vector(graph, var, rank);
     }
-    Val scale = g_unary(graph, OP_RSQRT,
-                        g_binary(graph, OP_ADD, spread, const_like(graph, x, eps)));
+    Val scale =
+        g_unary(graph, OP_RSQRT, g_binary(graph, OP_ADD, spread, const_like(graph, x, eps)));
     Val y = g_binary(graph, OP_MUL, g_binary(graph, OP_SUB, x, center),
                      g_binary(graph, OP_MUL, scale, channel_vector(graph, gamma, rank)));
     out.y = g_binary(graph, OP_ADD, y, channel_vector(graph, beta, rank));
@@ -394,7 +392,7 @@ static Val attention_mask(Graph *graph, Val mask, const Type *tq)
     mask = pad_rank(graph, mask, tq->rank);
     if (!mask || tq->rank <= 4)
         return mask;
-    type = val_type(graph, mask);      // axes that will be joined must not stretch one by one
+    type = val_type(graph, mask); // axes that will be joined must not stretch one by one
     Dim dim[MAX_RANK];
     bool plain = true;
     for (uint32_t i = 0; i < tq->rank; i++) {
@@ -435,8 +433,8 @@ Val compose_rotary(Graph *graph, Val x, Val angles)
         return 0;
     const Type *tx = val_type(graph, x), *ta = val_type(graph, angles);
     uint32_t rank = tx->rank;
-    if (ta->rank != 2 || rank < 2 || !dim_equal(ta->dim[1], tx->dim[rank - 1])
-        || !dim_equal(ta->dim[0], tx->dim[rank - 2]) || ta->dim[1].batch || ta->dim[1].n % 2) {
+    if (ta->rank != 2 || rank < 2 || !dim_equal(ta->dim[1], tx->dim[rank - 1]) ||
+        !dim_equal(ta->dim[0], tx->dim[rank - 2]) || ta->dim[1].batch || ta->dim[1].n % 2) {
         graph_set_error(graph, "rotary: angles %s do not fit %s", type_text(ta), type_text(tx));
         return 0;
     }
@@ -806,8 +804,7 @@ Val compose_resize_linear(Graph *graph, Val x, const int64_t *size, uint32_t cou
         return 0;
     const Type *type = val_type(graph, x);
     if (type->rank < 3 || count != type->rank - 2) {
-        graph_set_error(graph, "resize_linear to %u sizes does not fit %s", count,
-                        type_text(type));
+        graph_set_error(graph, "resize_linear to %u sizes does not fit %s", count, type_text(type));
         return 0;
     }
     for (uint32_t i = 0; i < count && x; i++) {

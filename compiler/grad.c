@@ -25,16 +25,16 @@ typedef struct {
     uint32_t axis;
     int64_t start, size;
     Val dy;
-    uint32_t next;         // in the list of the same value, newest first; 0 = end
+    uint32_t next; // in the list of the same value, newest first; 0 = end
 } Piece;
 
 typedef struct {
     Graph *graph;
-    NodeId last;           // the loss's node: the greatest that matters
-    bool *depends;         // [node] on something asked for
-    Val *adjoint;          // [val]
-    uint32_t *piece_head;  // [val] into pieces, 0 = none
-    Piece *pieces;         // [1 ..]
+    NodeId last;          // the loss's node: the greatest that matters
+    bool *depends;        // [node] on something asked for
+    Val *adjoint;         // [val]
+    uint32_t *piece_head; // [val] into pieces, 0 = none
+    Piece *pieces;        // [1 ..]
     size_t piece_count, piece_capacity;
 } Grad;
 
@@ -54,8 +54,8 @@ static void add(Grad *grad, Val x, Val dx)
 
 static void add_piece(Grad *grad, Val x, uint32_t axis, int64_t start, int64_t size, Val dy)
 {
-    grad->pieces = grow_array(grad->pieces, &grad->piece_capacity, grad->piece_count,
-                              sizeof *grad->pieces);
+    grad->pieces =
+        grow_array(grad->pieces, &grad->piece_capacity, grad->piece_count, sizeof *grad->pieces);
     grad->pieces[grad->piece_count] = (Piece){axis, start, size, dy, grad->piece_head[x]};
     grad->piece_head[x] = (uint32_t)grad->piece_count++;
 }
@@ -74,7 +74,7 @@ static int compare_pieces(const void *a, const void *b)
         return x->start < y->start ? -1 : 1;
     if (x->size != y->size)
         return x->size < y->size ? -1 : 1;
-    return x->next < y->next ? -1 : x->next > y->next;     // next grows with the visits
+    return x->next < y->next ? -1 : x->next > y->next; // next grows with the visits
 }
 
 static Val zeros_along(Graph *graph, const Type *like, uint32_t axis, int64_t size)
@@ -107,8 +107,8 @@ static Val join_pieces(Graph *graph, const Type *type, const Piece *pieces, uint
         parts[part_count++] = zeros_along(graph, type, axis, whole - at);
     bool segmented = type->seg && type->seg_axis == axis;
     Attr attr = {.n = {axis, segmented ? type->seg : 0}, .count = 2};
-    Val joined = part_count == 1 ? parts[0]
-                                 : graph_make(graph, OP_CONCAT, parts, part_count, &attr, NULL);
+    Val joined =
+        part_count == 1 ? parts[0] : graph_make(graph, OP_CONCAT, parts, part_count, &attr, NULL);
     free(parts);
     return joined;
 }
@@ -129,16 +129,16 @@ static void add_pieces(Grad *grad, Val x)
         list[rest++] = grad->pieces[i];
     grad->piece_head[x] = 0;
     qsort(list, count, sizeof *list, compare_pieces);
-    uint32_t distinct = 0;                  // the same part used twice: one sum
+    uint32_t distinct = 0; // the same part used twice: one sum
     for (uint32_t i = 0; i < count; i++) {
         Piece *before = distinct ? &list[distinct - 1] : NULL;
-        if (before && before->axis == list[i].axis && before->start == list[i].start
-            && before->size == list[i].size)
+        if (before && before->axis == list[i].axis && before->start == list[i].start &&
+            before->size == list[i].size)
             before->dy = g_binary(grad->graph, OP_ADD, before->dy, list[i].dy);
         else
             list[distinct++] = list[i];
     }
-    for (rest = distinct; rest;) {          // a lane takes every piece that does not overlap it
+    for (rest = distinct; rest;) { // a lane takes every piece that does not overlap it
         uint32_t laned = 0, left = 0;
         for (uint32_t i = 0; i < rest; i++) {
             const Piece *end = laned ? &lane[laned - 1] : NULL;
@@ -213,23 +213,37 @@ static Val unary_slope(Grad *grad, Op op, Val x, Val y)
 {
     Graph *graph = grad->graph;
     switch ((unsigned)op) {
-    case OP_NEG: return number(grad, x, -1);
-    case OP_ABS: return g_unary(graph, OP_SIGN, x);
-    case OP_SQRT: return g_binary(graph, OP_DIV, number(grad, x, 0.5), y);
-    case OP_RSQRT: return scaled(grad, mul(grad, mul(grad, y, y), y), -0.5);
-    case OP_EXP: return y;
-    case OP_SIN: return g_unary(graph, OP_COS, x);
-    case OP_COS: return g_unary(graph, OP_NEG, g_unary(graph, OP_SIN, x));
-    case OP_TANH: return one_minus(grad, mul(grad, y, y));
+    case OP_NEG:
+        return number(grad, x, -1);
+    case OP_ABS:
+        return g_unary(graph, OP_SIGN, x);
+    case OP_SQRT:
+        return g_binary(graph, OP_DIV, number(grad, x, 0.5), y);
+    case OP_RSQRT:
+        return scaled(grad, mul(grad, mul(grad, y, y), y), -0.5);
+    case OP_EXP:
+        return y;
+    case OP_SIN:
+        return g_unary(graph, OP_COS, x);
+    case OP_COS:
+        return g_unary(graph, OP_NEG, g_unary(graph, OP_SIN, x));
+    case OP_TANH:
+        return one_minus(grad, mul(grad, y, y));
     case OP_ERF:
         return scaled(grad, g_unary(graph, OP_EXP, g_unary(graph, OP_NEG, mul(grad, x, x))),
                       2 / sqrt(M_PI));
-    case OP_SIGMOID: return mul(grad, y, one_minus(grad, y));
-    case OP_SOFTPLUS: return g_unary(graph, OP_SIGMOID, x);
-    case OP_SILU: return silu_slope(grad, x);
-    case OP_GELU: return gelu_slope(grad, x);
-    case OP_GELU_TANH: return gelu_tanh_slope(grad, x);
-    default: bug("no slope of %s", op_info[op].name);
+    case OP_SIGMOID:
+        return mul(grad, y, one_minus(grad, y));
+    case OP_SOFTPLUS:
+        return g_unary(graph, OP_SIGMOID, x);
+    case OP_SILU:
+        return silu_slope(grad, x);
+    case OP_GELU:
+        return gelu_slope(grad, x);
+    case OP_GELU_TANH:
+        return gelu_tanh_slope(grad, x);
+    default:
+        bug("no slope of %s", op_info[op].name);
     }
 }
 
@@ -328,7 +342,9 @@ static Val grad_indexed(Grad *grad, const Node *node, Op op, Val dy)
     Val in[2] = {dy, node->in[1]};
     Attr attr = {.count = 0};
     switch ((unsigned)op) {
-    case OP_WINDOW: case OP_WINDOW_GRAD: case OP_PICK_GRAD:
+    case OP_WINDOW:
+    case OP_WINDOW_GRAD:
+    case OP_PICK_GRAD:
         attr = (Attr){.n = {node->attr->n[0], type->dim[node->attr->n[0]].n}, .count = 2};
         break;
     case OP_PICK:
@@ -388,11 +404,15 @@ static void grad_conv(Grad *grad, const Node *node, Val d)
 {
     Graph *graph = grad->graph;
     static const Op ops[3][2] = {
-        {OP_CONV_DGRAD, OP_CONV_WGRAD}, {OP_CONV, OP_CONV_WGRAD}, {OP_CONV_DGRAD, OP_CONV},
+        {OP_CONV_DGRAD, OP_CONV_WGRAD},
+        {OP_CONV, OP_CONV_WGRAD},
+        {OP_CONV_DGRAD, OP_CONV},
     };
     Val first = node->in[0], second = node->in[1];
     Val in[3][2][2] = {
-        {{d, second}, {first, d}}, {{d, second}, {d, first}}, {{second, d}, {first, d}},
+        {{d, second}, {first, d}},
+        {{d, second}, {d, first}},
+        {{second, d}, {first, d}},
     };
     uint32_t form = node->op == OP_CONV ? 0 : node->op == OP_CONV_DGRAD ? 1 : 2;
     for (uint32_t i = 0; i < 2; i++)
@@ -445,8 +465,8 @@ static Val grad_mask(Grad *grad, const Node *node, NodeId id, Val d_out)
     score = g_binary(graph, OP_ADD, score, node->in[3]);
     Val p = g_unary(graph, OP_EXP, g_binary(graph, OP_SUB, score, val_of(id, 1)));
     Val dp = g_contract(graph, d_out, v, rows, columns, scores);
-    Val dot = g_reduce(graph, OP_REDUCE_SUM, mul(grad, d_out, val_of(id, 0)),
-                       UINT32_C(1) << (rank - 1));
+    Val dot =
+        g_reduce(graph, OP_REDUCE_SUM, mul(grad, d_out, val_of(id, 0)), UINT32_C(1) << (rank - 1));
     Val ds = mul(grad, p, g_binary(graph, OP_SUB, dp, dot));
     if (!node->attr->n[0])
         return ds;
@@ -494,11 +514,26 @@ static void visit(Grad *grad, NodeId id, Val dy)
     Val y = val_of(id, 0);
     Val x = node->nin > 0 ? node->in[0] : 0, z = node->nin > 1 ? node->in[1] : 0;
     switch (node->op) {
-    case OP_CONST: case OP_TABLE: case OP_INPUT: case OP_PARAM: case OP_OPTION: case OP_BATCH:
-    case OP_GIVEN: case OP_VAR: case OP_RANDOM:
+    case OP_CONST:
+    case OP_TABLE:
+    case OP_INPUT:
+    case OP_PARAM:
+    case OP_OPTION:
+    case OP_BATCH:
+    case OP_GIVEN:
+    case OP_VAR:
+    case OP_RANDOM:
         break;
-    case OP_SIGN: case OP_FLOOR: case OP_STOP_GRADIENT: case OP_NOT: case OP_EQ: case OP_NE:
-    case OP_LT: case OP_LE: case OP_AND: case OP_OR:
+    case OP_SIGN:
+    case OP_FLOOR:
+    case OP_STOP_GRADIENT:
+    case OP_NOT:
+    case OP_EQ:
+    case OP_NE:
+    case OP_LT:
+    case OP_LE:
+    case OP_AND:
+    case OP_OR:
         bug("a gradient reached %s", op_info[node->op].name);
     case OP_NEG:
         add(grad, x, g_unary(graph, OP_NEG, dy));
@@ -507,17 +542,29 @@ static void visit(Grad *grad, NodeId id, Val dy)
         add(grad, x, g_binary(graph, OP_DIV, dy, x));
         break;
     case OP_RELU:
-        add(grad, x, g_where(graph, g_binary(graph, OP_LT, number(grad, y, 0), y), dy,
-                             number(grad, dy, 0)));
+        add(grad, x,
+            g_where(graph, g_binary(graph, OP_LT, number(grad, y, 0), y), dy, number(grad, dy, 0)));
         break;
-    case OP_ABS: case OP_SQRT: case OP_RSQRT: case OP_EXP: case OP_SIN: case OP_COS: case OP_TANH:
-    case OP_ERF: case OP_SIGMOID: case OP_SOFTPLUS: case OP_SILU: case OP_GELU: case OP_GELU_TANH:
+    case OP_ABS:
+    case OP_SQRT:
+    case OP_RSQRT:
+    case OP_EXP:
+    case OP_SIN:
+    case OP_COS:
+    case OP_TANH:
+    case OP_ERF:
+    case OP_SIGMOID:
+    case OP_SOFTPLUS:
+    case OP_SILU:
+    case OP_GELU:
+    case OP_GELU_TANH:
         add(grad, x, mul(grad, dy, unary_slope(grad, node->op, x, y)));
         break;
     case OP_CAST:
         add(grad, x, g_cast(graph, dy, val_type(graph, x)->dtype));
         break;
-    case OP_ADD: case OP_SUB:
+    case OP_ADD:
+    case OP_SUB:
         if (wanted(grad, x))
             add(grad, x, dy);
         if (wanted(grad, z))
@@ -529,13 +576,15 @@ static void visit(Grad *grad, NodeId id, Val dy)
         if (wanted(grad, z))
             add(grad, z, mul(grad, dy, x));
         break;
-    case OP_DIV: case OP_MOD:
+    case OP_DIV:
+    case OP_MOD:
         grad_quotient(grad, node, y, dy);
         break;
     case OP_POW:
         grad_pow(grad, node, y, dy);
         break;
-    case OP_MIN: case OP_MAX:
+    case OP_MIN:
+    case OP_MAX:
         grad_extreme(grad, node, dy);
         break;
     case OP_WHERE:
@@ -551,14 +600,15 @@ static void visit(Grad *grad, NodeId id, Val dy)
         add(grad, x, inverse_transpose(graph, node, dy));
         break;
     case OP_EXPAND:
-        add(grad, x, dy);           // sums what was stretched
+        add(grad, x, dy); // sums what was stretched
         break;
     case OP_SLICE:
         grad_slice(grad, node, dy);
         break;
     case OP_PAD:
-        add(grad, x, g_slice(graph, dy, (uint32_t)node->attr->n[0], node->attr->n[1],
-                             val_type(graph, x)->dim[node->attr->n[0]].n));
+        add(grad, x,
+            g_slice(graph, dy, (uint32_t)node->attr->n[0], node->attr->n[1],
+                    val_type(graph, x)->dim[node->attr->n[0]].n));
         break;
     case OP_CONCAT:
         grad_concat(grad, node, dy);
@@ -590,7 +640,8 @@ static void visit(Grad *grad, NodeId id, Val dy)
     case OP_REDUCE_SUM:
         add(grad, x, g_expand(graph, dy, val_type(graph, x)->dim));
         break;
-    case OP_REDUCE_MAX: case OP_REDUCE_MIN:
+    case OP_REDUCE_MAX:
+    case OP_REDUCE_MIN:
         add(grad, x, grad_reduce_extreme(grad, node, y, dy));
         break;
     case OP_CONTRACT:
@@ -598,19 +649,24 @@ static void visit(Grad *grad, NodeId id, Val dy)
             if (wanted(grad, node->in[i]))
                 add(grad, node->in[i], grad_contract(grad, node, i, dy));
         break;
-    case OP_CONV: case OP_CONV_DGRAD: case OP_CONV_WGRAD:
+    case OP_CONV:
+    case OP_CONV_DGRAD:
+    case OP_CONV_WGRAD:
         grad_conv(grad, node, dy);
         break;
     case OP_SOFTMAX:
         add(grad, x, grad_softmax(grad, y, dy));
         break;
-    case OP_LAYER_NORM: case OP_GROUP_NORM:
+    case OP_LAYER_NORM:
+    case OP_GROUP_NORM:
         grad_norm(grad, node, id, dy);
         break;
     case OP_ATTENTION:
         grad_attention(grad, node, id, dy);
         break;
-    case OP_LAYER_NORM_GRAD: case OP_GROUP_NORM_GRAD: case OP_ATTENTION_GRAD:
+    case OP_LAYER_NORM_GRAD:
+    case OP_GROUP_NORM_GRAD:
+    case OP_ATTENTION_GRAD:
         bug("a second derivative, of %s", op_info[node->op].name);
     case OP_COUNT:
         bug("there is no such operation");
@@ -620,8 +676,8 @@ static void visit(Grad *grad, NodeId id, Val dy)
 // Whether the adjoint of this node's output can reach its operands.
 static bool passes(const Node *node)
 {
-    return dtype_is_float(node->type[0]->dtype) && node->op != OP_SIGN && node->op != OP_FLOOR
-           && node->op != OP_STOP_GRADIENT;
+    return dtype_is_float(node->type[0]->dtype) && node->op != OP_SIGN && node->op != OP_FLOOR &&
+           node->op != OP_STOP_GRADIENT;
 }
 
 // Marks the nodes below the loss that depend on something asked for.
@@ -688,116 +744,4 @@ void grad_build(Graph *graph, Val loss, const Val *wrt, uint32_t count, Val *out
     free(grad.adjoint);
     free(grad.piece_head);
     free(grad.pieces);
-}
-
-// ---- modules ----
-
-// Params and inputs that one loss is differentiated by.
-typedef struct {
-    Val *val;
-    OutKind *kind;
-    uint32_t *index;       // of the parameter or input
-    uint32_t count;
-} Wanted;
-
-static const Minimize *find_minimize(const Module *module, uint32_t entry)
-{
-    for (uint32_t i = 0; i < module->stage_count; i++)
-        for (uint32_t j = 0; j < module->stages[i].minimize_count; j++)
-            if (module->stages[i].minimize[j].entry == entry)
-                return &module->stages[i].minimize[j];
-    bug("entry %s is no minimize of any stage", module->entries[entry].name);
-}
-
-// Whether the entry moves this parameter: any of a program, those of the moving instances.
-static bool moves(const Module *module, const Minimize *minimize, uint32_t param)
-{
-    const Param *at = &module->params[param];
-    if (at->buffer || !dtype_is_float(at->type.dtype))
-        return false;
-    for (uint32_t i = 0; minimize && i < minimize->instance_count; i++)
-        if (minimize->instances[i] == at->instance)
-            return true;
-    return !minimize;
-}
-
-// The nodes of the loss that are differentiated by; parameters in their order, then inputs.
-static Wanted collect_wanted(const Module *module, const Minimize *minimize, const Entry *entry,
-                             Val loss)
-{
-    Graph *graph = module->graph;
-    uint32_t most = module->param_count + entry->input_count;
-    Wanted wanted = {
-        arena_alloc(module->arena, most * sizeof(Val)),
-        arena_alloc(module->arena, most * sizeof(OutKind)),
-        arena_alloc(module->arena, most * sizeof(uint32_t)), 0,
-    };
-    Val *slot = calloc((size_t)most + 1, sizeof *slot);
-    bool *reached = calloc((size_t)val_node(loss) + 1, sizeof *reached);
-    if (!slot || !reached)
-        bug("no memory for %u nodes", val_node(loss));
-    reached[val_node(loss)] = true;
-    for (NodeId id = val_node(loss); id > 0; id--) {
-        if (!reached[id])
-            continue;
-        const Node *node = graph_node(graph, id);
-        for (uint32_t i = 0; i < node->nin; i++)
-            reached[val_node(node->in[i])] = true;
-        if (node->op == OP_PARAM && moves(module, minimize, (uint32_t)node->attr->n[0]))
-            slot[node->attr->n[0]] = val_of(id, 0);
-        if (node->op == OP_INPUT && !minimize && dtype_is_float(node->type[0]->dtype))
-            slot[module->param_count + node->attr->n[1]] = val_of(id, 0);
-    }
-    for (uint32_t i = 0; i < most; i++) {
-        if (!slot[i])
-            continue;
-        bool param = i < module->param_count;
-        wanted.val[wanted.count] = slot[i];
-        wanted.kind[wanted.count] = param ? OUT_GRAD : OUT_GRAD_INPUT;
-        wanted.index[wanted.count++] = param ? i : i - module->param_count;
-    }
-    free(slot);
-    free(reached);
-    return wanted;
-}
-
-static void grad_variant(Module *module, const Minimize *minimize, const Entry *entry,
-                         Variant *variant)
-{
-    Val loss = 0;
-    for (uint32_t i = 0; i < variant->output_count && !loss; i++)
-        if (variant->outputs[i].kind == OUT_NAMED)
-            loss = variant->outputs[i].val;
-    if (!loss)
-        bug("entry %s has no loss", entry->name);
-    Wanted wanted = collect_wanted(module, minimize, entry, loss);
-    Val *out = arena_alloc(module->arena, (wanted.count + 1) * sizeof *out);
-    grad_build(module->graph, loss, wanted.val, wanted.count, out);
-    Output *outputs = arena_alloc(module->arena,
-                                  (variant->output_count + wanted.count) * sizeof *outputs);
-    memcpy(outputs, variant->outputs, variant->output_count * sizeof *outputs);
-    uint32_t count = variant->output_count;
-    for (uint32_t i = 0; i < wanted.count; i++) {
-        if (!out[i])
-            continue;
-        const char *of = wanted.kind[i] == OUT_GRAD ? module->params[wanted.index[i]].name
-                                                    : entry->inputs[wanted.index[i]].name;
-        const char *name = intern(arena_printf(module->arena, "grad.%s", of));
-        outputs[count++] = (Output){wanted.kind[i], name, wanted.index[i], out[i]};
-    }
-    variant->outputs = outputs;
-    variant->output_count = count;
-}
-
-void grad_module(Module *module)
-{
-    for (uint32_t i = 0; i < module->entry_count; i++) {
-        Entry *entry = &module->entries[i];
-        if (entry->kind != ENTRY_GRAD && entry->kind != ENTRY_MINIMIZE)
-            continue;
-        const Minimize *minimize =
-            entry->kind == ENTRY_MINIMIZE ? find_minimize(module, i) : NULL;
-        for (uint32_t j = 0; j < entry->variant_count; j++)
-            grad_variant(module, minimize, entry, &entry->variants[j]);
-    }
 }

@@ -212,10 +212,11 @@ typedef struct {
    ENTRY_MINIMIZE get their forward graph here, their OUT_GRADs in grad.c. */
 Module *elaborate(Arena *arena, Sources *sources, const ElabOptions *options);
 
-/* grad.c: gradients of ENTRY_GRAD (all parameters and real inputs that the loss reaches) and
+/* grad_module.c: gradients of ENTRY_GRAD (all parameters and real inputs that the loss reaches) and
    ENTRY_MINIMIZE (parameters of the instances that move) as graph outputs. A parameter of a
    moving instance that the loss does not reach gets no OUT_GRAD. */
 void grad_module(Module *module);
+/* grad.c */
 // d loss / d wrt[i] into out[i] (0: the loss does not depend on it). loss: rank 0, real.
 void grad_build(Graph *graph, Val loss, const Val *wrt, uint32_t count, Val *out);
 

@@ -70,8 +70,8 @@ static Val remake(Graph *graph, const Node *node, const Val *in)
 static bool foldable_type(const Type *type)
 {
     Dim count;
-    return type->dtype != DT_F16 && type->dtype != DT_BF16 && type_count(type, &count)
-           && !count.batch && count.n <= FOLD_LIMIT;
+    return type->dtype != DT_F16 && type->dtype != DT_BF16 && type_count(type, &count) &&
+           !count.batch && count.n <= FOLD_LIMIT;
 }
 
 // Elements of one result of the evaluator as a node: a const if all are the same, else a table.
@@ -88,15 +88,25 @@ static Val table_or_const(Graph *graph, const Type *type, const void *data)
     int64_t integer = 0;
     float narrow = 0;
     switch (type->dtype) {
-    case DT_BOOL: value = *(const unsigned char *)data; break;
-    case DT_F64: memcpy(&value, data, sizeof value); break;
-    case DT_F32: memcpy(&narrow, data, sizeof narrow); value = (double)narrow; break;
+    case DT_BOOL:
+        value = *(const unsigned char *)data;
+        break;
+    case DT_F64:
+        memcpy(&value, data, sizeof value);
+        break;
+    case DT_F32:
+        memcpy(&narrow, data, sizeof narrow);
+        value = (double)narrow;
+        break;
     case DT_I64:
         memcpy(&integer, data, sizeof integer);
         value = (double)integer;
         same &= integer > -(INT64_C(1) << 53) && integer < INT64_C(1) << 53;
         break;
-    case DT_NONE: case DT_F16: case DT_BF16: bug("a constant of %s", dtype_name(type->dtype));
+    case DT_NONE:
+    case DT_F16:
+    case DT_BF16:
+        bug("a constant of %s", dtype_name(type->dtype));
     }
     return same && !isnan(value) ? g_full(graph, &plain, value) : g_table(graph, &plain, data);
 }
@@ -125,8 +135,8 @@ static Val fold_numbers(Graph *graph, const Node *node)
     for (uint32_t i = 0; i < node->nin; i++) {
         double value;
         const Type *type = val_type(graph, node->in[i]);
-        if (!const_value(graph, node->in[i], &value) || type->dtype == DT_F16
-            || type->dtype == DT_BF16)
+        if (!const_value(graph, node->in[i], &value) || type->dtype == DT_F16 ||
+            type->dtype == DT_BF16)
             return 0;
         in[i] = g_const(graph, type->dtype, value);
     }
@@ -142,8 +152,8 @@ static Val fold(Graph *graph, Val val)
 {
     const Node *node = val_get(graph, val);
     OpClass class = op_info[node->op].class;
-    if (class == CLASS_SOURCE || class == CLASS_COMPOSITE || node->nin == 0
-        || node->op == OP_EXPAND || node->op == OP_STOP_GRADIENT)
+    if (class == CLASS_SOURCE || class == CLASS_COMPOSITE || node->nin == 0 ||
+        node->op == OP_EXPAND || node->op == OP_STOP_GRADIENT)
         return 0;
     if (class == CLASS_ELEMENTWISE) {
         Val number = fold_numbers(graph, node);
@@ -210,7 +220,7 @@ static Val bare_operands(Graph *graph, const Node *node)
     }
     if (!changed && !moved)
         return 0;
-    Type bare = type_scalar(type->dtype);       // for cast, whose type is given
+    Type bare = type_scalar(type->dtype); // for cast, whose type is given
     for (uint32_t i = 0; node->nin == 1 && i < val_type(graph, in[0])->rank; i++)
         bare.dim[bare.rank++] = val_type(graph, in[0])->dim[i];
     Val result = simple(graph, graph_make(graph, node->op, in, node->nin, node->attr, &bare));
@@ -222,8 +232,8 @@ static bool exact_cast(DType from, DType to)
 {
     if (from == DT_BOOL)
         return true;
-    return dtype_is_float(from) && dtype_is_float(to) && to > from
-           && !(from == DT_F16 && to == DT_BF16);
+    return dtype_is_float(from) && dtype_is_float(to) && to > from &&
+           !(from == DT_F16 && to == DT_BF16);
 }
 
 static Val rewrite_unary(Graph *graph, const Node *node)
@@ -233,19 +243,21 @@ static Val rewrite_unary(Graph *graph, const Node *node)
     switch ((unsigned)node->op) {
     case OP_STOP_GRADIENT:
         return x;
-    case OP_NEG: case OP_NOT:
+    case OP_NEG:
+    case OP_NOT:
         return inner->op == node->op ? inner->in[0] : 0;
     case OP_ABS:
         if (inner->op == OP_NEG)
             return simple(graph, g_unary(graph, OP_ABS, inner->in[0]));
         return inner->op == OP_ABS ? x : 0;
-    case OP_FLOOR: case OP_RELU:
+    case OP_FLOOR:
+    case OP_RELU:
         return inner->op == node->op ? x : 0;
     case OP_CAST:
         if (node->type[0]->dtype == inner->type[0]->dtype)
             return x;
-        if (inner->op == OP_CAST
-            && exact_cast(val_type(graph, inner->in[0])->dtype, inner->type[0]->dtype))
+        if (inner->op == OP_CAST &&
+            exact_cast(val_type(graph, inner->in[0])->dtype, inner->type[0]->dtype))
             return simple(graph, g_cast(graph, inner->in[0], node->type[0]->dtype));
         return 0;
     default:
@@ -294,8 +306,8 @@ static Val rewrite_product(Graph *graph, const Node *node)
     const Node *x = val_get(graph, node->in[0]), *y = val_get(graph, node->in[1]);
     if (reals && x->op == OP_NEG && y->op == OP_NEG)
         return simple(graph, g_binary(graph, node->op, x->in[0], y->in[0]));
-    if (node->op == OP_DIV && reals && const_value(graph, node->in[1], &value)
-        && exact_reciprocal(value))
+    if (node->op == OP_DIV && reals && const_value(graph, node->in[1], &value) &&
+        exact_reciprocal(value))
         return simple(graph, g_binary(graph, OP_MUL, node->in[0],
                                       full(graph, val_type(graph, node->in[1]), 1 / value)));
     return 0;
@@ -330,13 +342,25 @@ static Val rewrite_elementwise(Graph *graph, const Node *node)
 {
     Val result = 0;
     switch ((unsigned)node->op) {
-    case OP_ADD: case OP_SUB: result = rewrite_sum(graph, node); break;
-    case OP_MUL: case OP_DIV: result = rewrite_product(graph, node); break;
-    case OP_AND: case OP_OR: result = rewrite_logic(graph, node); break;
-    case OP_MIN: case OP_MAX:
+    case OP_ADD:
+    case OP_SUB:
+        result = rewrite_sum(graph, node);
+        break;
+    case OP_MUL:
+    case OP_DIV:
+        result = rewrite_product(graph, node);
+        break;
+    case OP_AND:
+    case OP_OR:
+        result = rewrite_logic(graph, node);
+        break;
+    case OP_MIN:
+    case OP_MAX:
         result = node->in[0] == node->in[1] ? node->in[0] : 0;
         break;
-    case OP_WHERE: result = rewrite_where(graph, node); break;
+    case OP_WHERE:
+        result = rewrite_where(graph, node);
+        break;
     default:
         if (node->nin == 1)
             result = rewrite_unary(graph, node);
@@ -503,9 +527,9 @@ static Val join_neighbours(Graph *graph, Val x, Val y, uint32_t axis)
 {
     const Node *nx = val_get(graph, x), *ny = val_get(graph, y);
     double value;
-    if (nx->op == OP_SLICE && ny->op == OP_SLICE && nx->in[0] == ny->in[0]
-        && nx->attr->n[0] == axis && ny->attr->n[0] == axis
-        && nx->attr->n[1] + nx->attr->n[2] == ny->attr->n[1])
+    if (nx->op == OP_SLICE && ny->op == OP_SLICE && nx->in[0] == ny->in[0] &&
+        nx->attr->n[0] == axis && ny->attr->n[0] == axis &&
+        nx->attr->n[1] + nx->attr->n[2] == ny->attr->n[1])
         return simple(graph, g_slice(graph, nx->in[0], axis, nx->attr->n[1],
                                      nx->attr->n[2] + ny->attr->n[2]));
     if (!const_value(graph, x, &value) || !is_const(graph, y, value))
@@ -556,27 +580,36 @@ static Val rewrite_movement(Graph *graph, const Node *node)
     double value;
     Val x = node->in[0];
     const Node *inner = val_get(graph, x);
-    bool adds = node->op == OP_PAD || node->op == OP_CONCAT || node->op == OP_WINDOW_GRAD
-                || node->op == OP_PICK_GRAD || node->op == OP_GATHER_GRAD;
+    bool adds = node->op == OP_PAD || node->op == OP_CONCAT || node->op == OP_WINDOW_GRAD ||
+                node->op == OP_PICK_GRAD || node->op == OP_GATHER_GRAD;
     if (!adds && const_value(graph, x, &value))
         return full(graph, node->type[0], value);
     switch ((unsigned)node->op) {
-    case OP_RESHAPE: return rewrite_reshape(graph, node);
-    case OP_TRANSPOSE: return rewrite_transpose(graph, node);
+    case OP_RESHAPE:
+        return rewrite_reshape(graph, node);
+    case OP_TRANSPOSE:
+        return rewrite_transpose(graph, node);
     case OP_EXPAND:
         if (shape_equal(val_type(graph, x), node->type[0]))
             return x;
         return inner->op == OP_EXPAND ? g_expand(graph, inner->in[0], node->type[0]->dim) : 0;
-    case OP_SLICE: return rewrite_slice(graph, node);
-    case OP_PAD: return rewrite_pad(graph, node);
-    case OP_CONCAT: return rewrite_concat(graph, node);
+    case OP_SLICE:
+        return rewrite_slice(graph, node);
+    case OP_PAD:
+        return rewrite_pad(graph, node);
+    case OP_CONCAT:
+        return rewrite_concat(graph, node);
     case OP_FLIP:
         if (dim_is_one(node->type[0]->dim[node->attr->n[0]]))
             return x;
         return inner->op == OP_FLIP && inner->attr == node->attr ? inner->in[0] : 0;
-    case OP_SWAP_PAIRS: return inner->op == OP_SWAP_PAIRS ? inner->in[0] : 0;
-    case OP_WINDOW: case OP_WINDOW_GRAD: return rewrite_window(graph, node);
-    default: return 0;
+    case OP_SWAP_PAIRS:
+        return inner->op == OP_SWAP_PAIRS ? inner->in[0] : 0;
+    case OP_WINDOW:
+    case OP_WINDOW_GRAD:
+        return rewrite_window(graph, node);
+    default:
+        return 0;
     }
 }
 
@@ -616,8 +649,8 @@ static Val rewrite_reduce(Graph *graph, const Node *node)
                 return reduce_repeated(graph, node, inner->in[0]);
     }
     if (inner->op == node->op)
-        return simple(graph, g_reduce(graph, node->op, inner->in[0],
-                                      mask | (uint32_t)inner->attr->n[0]));
+        return simple(graph,
+                      g_reduce(graph, node->op, inner->in[0], mask | (uint32_t)inner->attr->n[0]));
     if (shape_equal(val_type(graph, node->in[0]), node->type[0]))
         return node->in[0];
     return 0;
@@ -633,12 +666,18 @@ static Val rewrite(Graph *graph, Val val)
     if (folded)
         return folded;
     switch (op_info[node->op].class) {
-    case CLASS_SOURCE: return 0;
-    case CLASS_ELEMENTWISE: return rewrite_elementwise(graph, node);
-    case CLASS_MOVEMENT: return rewrite_movement(graph, node);
-    case CLASS_REDUCE: return rewrite_reduce(graph, node);
-    case CLASS_CONTRACT: return 0;
-    case CLASS_COMPOSITE: return 0;
+    case CLASS_SOURCE:
+        return 0;
+    case CLASS_ELEMENTWISE:
+        return rewrite_elementwise(graph, node);
+    case CLASS_MOVEMENT:
+        return rewrite_movement(graph, node);
+    case CLASS_REDUCE:
+        return rewrite_reduce(graph, node);
+    case CLASS_CONTRACT:
+        return 0;
+    case CLASS_COMPOSITE:
+        return 0;
     }
     bug("operation %d has no class", (int)node->op);
 }
