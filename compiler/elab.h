@@ -285,6 +285,7 @@ typedef struct CallSite {
     struct CallSite *outer;
     Span span;
     const char *name;
+    const ModuleInstance *self;  // of a method
 } CallSite;
 
 struct Elab {
@@ -397,11 +398,11 @@ Value tensor_first(Elab *e, Val x, int64_t index, Span span);   // x[index], the
 
 /* elab_type.c: types, axes */
 void type_check(Elab *e, Frame *frame, const Ast *type, Value *value, Span span,
-                const char *what, Span name_span);
+                const char *what);
 bool type_resolve(Elab *e, Frame *frame, const Ast *ast, Type *type);   // tensor or step number
 bool type_of_value(Elab *e, Frame *frame, Value shape, Span span, Type *type);   // of a shape
 bool dim_of_value(Value value, Dim *dim);
-const char *axis_name(const Frame *frame, Dim dim);
+const char *axis_name(const Frame *frame, Dim dim, const char *const *used, uint32_t used_count);
 
 /* elab_stmt.c: statements */
 typedef enum { FLOW_NEXT, FLOW_RETURN } Flow;

@@ -278,15 +278,32 @@ static Op graph_op(Operator op)
     }
 }
 
+// The name of the tensor that an operand is, or is made from with numbers: `scale` of 1 + scale.
+static const Ast *operand_name(Elab *e, const Frame *frame, const Ast *ast, const Type *type)
+{
+    if (!ast || ast->kind == AST_NAME) {
+        Binding *binding = ast ? frame_lookup(frame, ast->text) : NULL;
+        bool fits = binding && binding->value.kind == V_TENSOR &&
+                    shape_equal(val_type(e->graph, binding->value.val), type);
+        return fits ? ast : NULL;
+    }
+    if (ast->kind != AST_BINARY && ast->kind != AST_UNARY)
+        return NULL;
+    const Ast *found = operand_name(e, frame, ast->a, type);
+    return found ? found : operand_name(e, frame, ast->b, type);
+}
+
 static void note_operand(Elab *e, Frame *frame, const Ast *ast, const Type *type)
 {
-    Binding *binding = ast && ast->kind == AST_NAME ? frame_lookup(frame, ast->text) : NULL;
-    if (binding && type->rank)
-        elab_note(e, binding->span, "%s since here", shape_text(e, NULL, type));
+    const Ast *name = operand_name(e, frame, ast, type);
+    if (name && type->rank)
+        elab_note(e, frame_lookup(frame, name->text)->span, "%s since here",
+                  shape_text(e, NULL, type));
 }
 
 // rearrange(scale, "b d -> b d 1 1"), if the smaller shape is a start of the larger one.
-static void help_ranks(Elab *e, const Ast *ast, const Type *small, const Type *large)
+static void help_ranks(Elab *e, const Frame *frame, const Ast *ast, const Type *small,
+                       const Type *large)
 {
     const char *left = "", *ones = "";
     for (uint32_t i = 0; i < small->rank; i++) {
@@ -299,8 +316,9 @@ static void help_ranks(Elab *e, const Ast *ast, const Type *small, const Type *l
     }
     for (uint32_t i = small->rank; i < large->rank; i++)
         ones = arena_printf(e->arena, "%s 1", ones);
-    const char *name = ast && ast->kind == AST_NAME ? ast->text : "x";
-    elab_help(e, (Span){0}, "rearrange(%s, \"%s -> %s%s\")", name, left, left, ones);
+    const Ast *name = operand_name(e, frame, ast, small);
+    elab_help(e, (Span){0}, "rearrange(%s, \"%s -> %s%s\")", name ? name->text : "x", left, left,
+              ones);
 }
 
 static void check_shapes(Elab *e, Frame *frame, Operator op, Val x, Val y, Span span,
@@ -319,9 +337,9 @@ static void check_shapes(Elab *e, Frame *frame, Operator op, Val x, Val y, Span 
     note_operand(e, frame, left, a);
     note_operand(e, frame, right, b);
     if (a->rank < b->rank)
-        help_ranks(e, left, a, b);
+        help_ranks(e, frame, left, a, b);
     if (b->rank < a->rank)
-        help_ranks(e, right, b, a);
+        help_ranks(e, frame, right, b, a);
     elab_stop(e);
 }
 

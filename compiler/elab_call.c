@@ -212,7 +212,7 @@ Value call_function(Elab *e, Value callee, Args *args, bool entry, Frame **used)
         frame->label = self ? self->path : function->name;
     const char *path = e->path;
     Mode mode = e->mode;
-    CallSite site = {e->calls, args->span, function->name};
+    CallSite site = {e->calls, args->span, function->name, self};
     e->calls = &site;
     int64_t root = e->root;
     if (self && self->named) {
@@ -565,7 +565,7 @@ Value construct(Elab *e, Value class, Args *args)
     if (class.kind == V_LAYER) {
         construct_layer(e, args, class, self);
     } else {
-        CallSite site = {e->calls, args->span, class.class->name};
+        CallSite site = {e->calls, args->span, class.class->name, NULL};
         e->calls = &site;
         self->class = class.class;
         self->frame = frame_new(e, NULL, class.class->file, FRAME_MODULE);

@@ -43,7 +43,7 @@ uint32_t option_new(Elab *e, const char *name, const char *stage, const Ast *ast
             set_default(e, &option, i, value.list->at[i], ast->a->span);
     } else {
         if (ast->b)
-            type_check(e, frame, ast->b, &value, ast->a->span, "the default", ast->span2);
+            type_check(e, frame, ast->b, &value, ast->a->span, "the default");
         set_default(e, &option, 0, value, ast->a->span);
     }
     Module *module = e->module;

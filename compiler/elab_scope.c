@@ -415,7 +415,7 @@ static Value compute_decl(Elab *e, Decl *decl)
                   declaration_word(ast->kind));
     Value value = eval(e, frame, ast->a);
     if (ast->kind == AST_CONST && ast->b)
-        type_check(e, frame, ast->b, &value, ast->a->span, decl->name, ast->span2);
+        type_check(e, frame, ast->b, &value, ast->a->span, decl->name);
     if (decl->define)
         value = defined_value(e, decl, value);
     if (ast->kind == AST_MODEL) {

@@ -17,15 +17,20 @@ bool dim_of_value(Value value, Dim *dim)
     return true;
 }
 
-// A name that has this size around here, for messages; axes before other integers.
-const char *axis_name(const Frame *frame, Dim dim)
+// A name that has this size around here and is not among `used`, for messages; axes before other
+// integers.
+const char *axis_name(const Frame *frame, Dim dim, const char *const *used, uint32_t used_count)
 {
     const char *found = NULL;
     for (; frame; frame = frame->parent)
         for (uint32_t i = 0; i < frame->count; i++) {
             Dim other;
             const Binding *binding = &frame->at[i];
-            if (!binding->name || !dim_of_value(binding->value, &other) || !dim_equal(other, dim))
+            bool taken = !binding->name || !dim_of_value(binding->value, &other) ||
+                         !dim_equal(other, dim);
+            for (uint32_t k = 0; k < used_count; k++)
+                taken |= used[k] == binding->name;
+            if (taken)
                 continue;
             if (binding->kind == BIND_AXIS)
                 return binding->name;

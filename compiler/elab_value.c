@@ -122,10 +122,11 @@ const char *size_text(Elab *e, Dim dim)
 // A shape with the names its sizes have in `frame` (may be NULL): "[b, c_out=512, h=32]".
 const char *shape_text(Elab *e, const Frame *frame, const Type *type)
 {
-    const char *text = "[";
+    const char *text = "[", *used[MAX_RANK];
     for (uint32_t i = 0; i < type->rank; i++) {
         Dim dim = type->dim[i];
-        const char *name = frame && !dim_is_one(dim) ? axis_name(frame, dim) : NULL;
+        const char *name = frame && !dim_is_one(dim) ? axis_name(frame, dim, used, i) : NULL;
+        used[i] = name;
         const char *size = size_text(e, dim);
         const char *item = size;
         if (name && strcmp(name, size) != 0)
@@ -348,7 +349,10 @@ static void note_calls(Elab *e)
     for (const CallSite *site = e->calls; site; site = site->outer) {
         bool in_main = site->span.file == main_file;
         if (told < 3 || in_main) {
-            diag_note(site->span, "%s is called here", site->name);
+            const char *owner = site->self && site->self->class ? site->self->class->name : NULL;
+            bool forward = owner && strcmp(site->name, "forward") == 0;
+            diag_note(site->span, "%s%s%s is called here", owner ? owner : "",
+                      owner && !forward ? "." : "", forward ? "" : site->name);
             told++;
         }
         if (in_main)
