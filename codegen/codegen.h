@@ -86,6 +86,8 @@ struct Lower {
     Work *work;
     const Graph *graph;
     const Group *group;      // being lowered
+    bool *tapped;            // by local number: a tap shows this storage
+    struct Kern *kern;       // of emit_elementwise.c
     size_t launch_capacity, arg_capacity, buffer_capacity, scalar_capacity;
 };
 void lower_groups(Codegen *cg, Work *work);

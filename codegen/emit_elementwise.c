@@ -28,7 +28,7 @@ typedef struct {
     Inner inner;
 } Pointer;
 
-typedef struct {
+typedef struct Kern {
     Lower *lower;
     const Group *group;
     uint32_t number;
@@ -351,10 +351,13 @@ static void find_inplace(const Kern *kern, PlanLaunch *launch)
 
 void lower_elementwise(Lower *lower, const Group *group, uint32_t number)
 {
-    Kern *kern = arena_alloc(lower->work->arena, sizeof *kern);
+    if (!lower->kern)          // one for all groups of a plan: it is large
+        lower->kern = arena_alloc(lower->work->arena, sizeof *lower->kern);
+    Kern *kern = lower->kern;
     kern->lower = lower;
     kern->group = group;
     kern->number = number;
+    kern->pointer_count = kern->real_count = kern->rank = 0;
     add_pointers(kern);
     join_axes(kern);
     char *text = NULL;

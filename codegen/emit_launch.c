@@ -602,6 +602,22 @@ static void store_outputs(Lower *lower, const bool *direct)
     }
 }
 
+// Copies the tapped values that are strided views of what a group has just stored, so that the
+// storage need not outlive its readers.
+static void copy_taps(Lower *lower, const Group *group)
+{
+    const Work *work = lower->work;
+    bool tapped = false;
+    for (uint32_t k = 0; k < group->result_count; k++)
+        tapped |= group->results[k] && lower->tapped[local_of(work, group->results[k])];
+    for (uint32_t i = 0; tapped && i < work->variant->tap_count; i++) {
+        Val base = view_of(work, work->variant->taps[i].val).base;
+        for (uint32_t k = 0; k < group->result_count; k++)
+            if (group->results[k] == base)
+                dense_place(lower, work->variant->taps[i].val);
+    }
+}
+
 static void place_taps(Lower *lower)
 {
     Work *work = lower->work;
@@ -670,6 +686,31 @@ static void list_uses(Lower *lower)
     }
 }
 
+static void lower_group(Lower *lower, uint32_t number)
+{
+    Work *work = lower->work;
+    const Group *group = &work->groups[number];
+    lower->group = group;
+    uint32_t first = work->launch_count;
+    if (group->kind == GROUP_ELEMENTWISE)
+        lower_elementwise(lower, group, number);
+    else
+        lower_library(lower, group);
+    uint32_t end = work->launch_count;
+    if (end == first)
+        bug("a group without a launch");
+    for (uint32_t i = 0; i < group->result_count; i++)
+        if (group->results[i])
+            work->made_at[place_index(lower, group->results[i])] = (int32_t)end - 1;
+    for (uint32_t i = 0; i < group->member_count; i++) {
+        double fixed, per_batch;
+        node_flops(lower->graph, group->members[i], &fixed, &per_batch);
+        work->launches[end - 1].flops_fixed += fixed;
+        work->launches[end - 1].flops_batch += per_batch;
+    }
+    copy_taps(lower, group);
+}
+
 void lower_groups(Codegen *cg, Work *work)
 {
     Lower lower = {.cg = cg, .work = work, .graph = cg->module->graph};
@@ -681,31 +722,13 @@ void lower_groups(Codegen *cg, Work *work)
     work->made_at = arena_alloc(work->arena, slots * sizeof *work->made_at);
     work->dense_at = arena_alloc(work->arena, slots * sizeof *work->dense_at);
     memset(work->made_at, 0xff, slots * sizeof *work->made_at);      // -1: before the first launch
+    lower.tapped = arena_alloc(work->arena, work->count + 1);
+    for (uint32_t i = 0; work->taps && i < work->variant->tap_count; i++)
+        lower.tapped[local_of(work, view_of(work, work->variant->taps[i].val).base)] = true;
     bool *direct = arena_alloc(work->arena, work->variant->output_count + 1);
     place_outputs(&lower, direct);
-    for (uint32_t i = 0; i < work->group_count; i++) {
-        uint32_t number = work->schedule[i];
-        const Group *group = &work->groups[number];
-        lower.group = group;
-        uint32_t first = work->launch_count;
-        if (group->kind == GROUP_ELEMENTWISE)
-            lower_elementwise(&lower, group, number);
-        else
-            lower_library(&lower, group);
-        PlanLaunch *last = &work->launches[work->launch_count - 1];
-        if (work->launch_count == first)
-            bug("a group without a launch");
-        for (uint32_t k = 0; k < group->result_count; k++)
-            if (group->results[k])
-                work->made_at[place_index(&lower, group->results[k])] =
-                    (int32_t)work->launch_count - 1;
-        for (uint32_t k = 0; k < group->member_count; k++) {
-            double fixed, per_batch;
-            node_flops(cg->module->graph, group->members[k], &fixed, &per_batch);
-            last->flops_fixed += fixed;
-            last->flops_batch += per_batch;
-        }
-    }
+    for (uint32_t i = 0; i < work->group_count; i++)
+        lower_group(&lower, work->schedule[i]);
     lower.group = NULL;
     place_taps(&lower);
     store_outputs(&lower, direct);
