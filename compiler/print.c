@@ -161,13 +161,13 @@ static void put_text(Printer *printer, const char *text)
     fputc('"', printer->out);
 }
 
-// The shortest text that reads back as the same number.
-static void put_real(Printer *printer, double value)
+// A short text that reads back as the same number of that dtype.
+static void put_real(Printer *printer, DType dtype, double value)
 {
     char text[40];
-    for (int digits = 15; digits <= 17; digits++) {
+    for (int digits = 6; digits <= 17; digits++) {
         snprintf(text, sizeof text, "%.*g", digits, value);
-        if (strtod(text, NULL) == value)
+        if (dtype_round(dtype, strtod(text, NULL)) == value)
             break;
     }
     fprintf(printer->out, " %s", text);
@@ -182,7 +182,7 @@ static void put_type(Printer *printer, const Type *type)
 
 static void put_val(Printer *printer, Val val)
 {
-    fprintf(printer->out, " %%%u", printer->number[val_node(val)]);
+    fprintf(printer->out, "%%%u", printer->number[val_node(val)]);
     if (val_out(val))
         fprintf(printer->out, ":%u", val_out(val));
 }
@@ -206,7 +206,9 @@ static void print_attrs(Printer *printer, const Node *node)
         int dollar = *at == '$';
         fprintf(printer->out, " %.*s", length - dollar - list, at + dollar);
         if (!strncmp(at, "$real", 5)) {
-            put_real(printer, attr->real);
+            put_real(printer,
+                     node->op == OP_CONST || node->op == OP_PAD ? node->type[0]->dtype : DT_F64,
+                     attr->real);
         } else if (!strncmp(at, "$text", 5)) {
             put_text(printer, attr->text);
         } else if (list) {
@@ -231,7 +233,7 @@ static void print_node(Printer *printer, NodeId id)
     const Node *node = graph_node(printer->module->graph, id);
     fprintf(printer->out, "%%%u = %s(", printer->number[id], op_info[node->op].name);
     for (uint32_t i = 0; i < node->nin; i++) {
-        fputs(i ? "," : "", printer->out);
+        fputs(i ? ", " : "", printer->out);
         put_val(printer, node->in[i]);
     }
     fputs(")", printer->out);
@@ -298,8 +300,8 @@ static void print_params(Printer *printer)
         fprintf(printer->out, " %u", param->instance);
         put_type(printer, &param->type);
         fprintf(printer->out, " %s", init_names[param->init]);
-        put_real(printer, param->init_a);
-        put_real(printer, param->init_b);
+        put_real(printer, DT_F64, param->init_a);
+        put_real(printer, DT_F64, param->init_b);
         fputs(param->buffer ? " buffer" : "", printer->out);
         end_line(printer, param->span);
     }
@@ -315,7 +317,7 @@ static void print_options(Printer *printer)
         fprintf(printer->out, " %s %u%s =", dtype_name(option->dtype), option->count,
                 option->is_list ? " list" : "");
         for (uint32_t j = 0; j < option->count; j++)
-            put_real(printer, option->value[j]);
+            put_real(printer, DT_F64, option->value[j]);
         if (option->type.dtype != DT_NONE) {
             fputs(" :", printer->out);
             put_type(printer, &option->type);
@@ -328,7 +330,7 @@ static void print_one_variant(Printer *printer, const Variant *variant)
 {
     fprintf(printer->out, "  variant %llu\n", (unsigned long long)variant->given);
     for (uint32_t i = 0; i < variant->path_count; i++) {
-        fputs("    decide", printer->out);
+        fputs("    decide ", printer->out);
         put_val(printer, variant->path[i].cond);
         fprintf(printer->out, " %s\n", variant->path[i].outcome ? "yes" : "no");
     }
@@ -336,13 +338,14 @@ static void print_one_variant(Printer *printer, const Variant *variant)
         const Output *output = &variant->outputs[i];
         fprintf(printer->out, "    output %s", output_names[output->kind]);
         put_text(printer, output->name);
-        fprintf(printer->out, " %u", output->param);
+        fprintf(printer->out, " %u ", output->param);
         put_val(printer, output->val);
         fputc('\n', printer->out);
     }
     for (uint32_t i = 0; i < variant->tap_count; i++) {
         fputs("    tap", printer->out);
         put_text(printer, variant->taps[i].name);
+        fputc(' ', printer->out);
         put_val(printer, variant->taps[i].val);
         fputc('\n', printer->out);
     }
@@ -402,11 +405,11 @@ static void print_stmt(Printer *printer, const HostStmt *stmt, int depth)
     if (stmt->source)
         fprintf(printer->out, " source %u", stmt->source);
     if (stmt->value) {
-        fputs(" value", printer->out);
+        fputs(" value ", printer->out);
         put_val(printer, stmt->value);
     }
     if (stmt->limit) {
-        fputs(" limit", printer->out);
+        fputs(" limit ", printer->out);
         put_val(printer, stmt->limit);
     }
     fputs(stmt->reverse ? " reverse" : "", printer->out);
@@ -418,12 +421,13 @@ static void print_stmt(Printer *printer, const HostStmt *stmt, int depth)
     if (stmt->kind == HOST_CALL) {
         fprintf(printer->out, " entry %u (", stmt->entry);
         for (uint32_t i = 0; i < stmt->arg_count; i++) {
+            fputs(i ? " " : "", printer->out);
             if (stmt->args[i].is_var)
-                fprintf(printer->out, " %u", stmt->args[i].index);
+                fprintf(printer->out, "%u", stmt->args[i].index);
             else
                 put_val(printer, stmt->args[i].value);
         }
-        fputs(" ) ->", printer->out);
+        fputs(") ->", printer->out);
         for (uint32_t i = 0; i < stmt->result_count; i++)
             fprintf(printer->out, " %u", stmt->results[i]);
     }

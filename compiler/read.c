@@ -540,6 +540,7 @@ static void read_call(Reader *reader, HostStmt *stmt)
     stmt->entry = read_index(reader);
     expect(reader, "(");
     while (!reader->failed && !accept(reader, ")")) {
+        skip_space(reader);
         stmt->args = append(reader, stmt->args, &stmt->arg_count, sizeof *stmt->args);
         HostArg *arg = &stmt->args[stmt->arg_count - 1];
         arg->is_var = *reader->at != '%';

@@ -423,6 +423,55 @@ static void broken_text_is_refused(void **state)
     }
 }
 
+// One small program in both textual forms, in full.
+static void text_of_a_small_program(void **state)
+{
+    Fixture *fixture = *state;
+    Graph *graph = fixture->graph;
+    graph_at(graph, (Origin){.span = {1, 4, 9}, .path = "net"});
+    Val x = input(graph, 0, shape(DT_F32, 2, -1, 4));
+    g_const(graph, DT_F32, 99);                            // nothing needs it
+    Val part = g_slice(graph, x, 1, 1, 2);
+    Val y = g_binary(graph, OP_MUL, part, g_const(graph, DT_F32, 0.1));
+    Module module = module_of(fixture, &y, 1);
+    static const struct { bool dot; const char *want; } rows[] = {
+        {false,
+         "entry program \"e\" 0\n"
+         "%1 = input() entry 0 index 0 text \"x\" : f32[b, 4] in \"net\" @1:4:9\n"
+         "%2 = slice(%1) axis 1 start 1 size 2 : f32[b, 2] in \"net\" @1:4:9\n"
+         "%3 = const() real 0.1 : f32 in \"net\" @1:4:9\n"
+         "%4 = mul(%2, %3) : f32[b, 2] in \"net\" @1:4:9\n"
+         "  variant 0\n"
+         "    output named \"y\" 0 %4\n"},
+        {true,
+         "digraph \"a\" {\n"
+         "  node [shape=box, style=filled, fontname=\"sans-serif\"];\n"
+         "  subgraph cluster_0 {\n"
+         "    label=\"e (variant 0)\";\n"
+         "    n0_5 [fillcolor=\"#dff0d8\", label=\"mul 0.1\\nf32[b, 2]\\nnet\"];\n"
+         "    n0_3 -> n0_5;\n"
+         "    n0_3 [fillcolor=\"#fdf3d0\", label=\"slice\\nf32[b, 2]\\nnet\"];\n"
+         "    n0_1 -> n0_3;\n"
+         "    n0_1 [fillcolor=\"#e8e8e8\", label=\"input x\\nf32[b, 4]\\nnet\"];\n"
+         "    o0_0 [shape=ellipse, label=\"y\"];\n"
+         "    n0_5 -> o0_0;\n"
+         "  }\n"
+         "}\n"},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        char *text;
+        size_t size;
+        FILE *out = open_memstream(&text, &size);
+        if (rows[i].dot)
+            print_dot(out, &module, "e");
+        else
+            print_variant(out, &module, &module.entries[0], &module.entries[0].variants[0]);
+        fclose(out);
+        assert_string_equal(text, rows[i].want);
+        free(text);
+    }
+}
+
 // A dump with a few characters changed is refused with a message, or is another module that can be
 // printed; nothing else happens.
 static void damaged_text_does_no_harm(void **state)
@@ -519,7 +568,8 @@ int main(void)
         TEST(first_origin_is_kept), TEST(step_values), TEST(results), TEST(refused_elementwise),
         TEST(refused_movement), TEST(refused_composites), TEST(identities_make_no_node),
         TEST(every_op_is_printed_and_read), TEST(whole_module_is_printed_and_read),
-        TEST(broken_text_is_refused), TEST(damaged_text_does_no_harm), TEST(random_graphs_verify),
+        TEST(text_of_a_small_program), TEST(broken_text_is_refused),
+        TEST(damaged_text_does_no_harm), TEST(random_graphs_verify),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
