@@ -18,6 +18,8 @@
 #include "runtime/file.h"
 #include "runtime/random.h"
 
+static const int64_t max_video = (int64_t)1 << 32; // bytes of a decoded video
+
 typedef enum { CLIPS, IMAGES, LABELS } Kind;
 
 // A decoded video, shared by the cache and by those who read it.
@@ -224,7 +226,7 @@ static Clip *load_clip(PvData *data, int64_t index, PvError *error)
         return clip;
 
     int64_t frame = (int64_t)data->options.width * data->options.height * 3;
-    int64_t limit = data->options.cache_bytes / 2 / frame; // of very long videos the start
+    int64_t limit = max_video / frame; // of a very long video only the start is used
     if (limit < data->options.frames)
         limit = data->options.frames;
     clip = pv_alloc(sizeof *clip);

@@ -9,6 +9,7 @@
 // A data set is a folder (searched through) or a packed file. In a folder a video is a video file,
 // or a folder of pictures; a folder with `trainlist01.txt` / `testlist01.txt` (or
 // ucfTrainTestlist/...) is UCF-101's, and the list is used; folders `train` / `test` likewise.
+// Of a video that is more than 4 GiB when decoded at this size, the start is used.
 // Pixels: middle square, bilinear to h x w, p / 127.5 - 1.
 // pad: a video shorter than t but not shorter than t / 2 gives t / 2 frames of -1, then a window of
 // t / 2 frames. Shorter videos and damaged ones are named once on stderr, counted, and the next
