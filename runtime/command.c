@@ -18,8 +18,19 @@ void pv_words_add(PvWords *words, const char *word)
     words->items[words->count++] = word;
 }
 
+void pv_words_take(PvWords *words, char *word)
+{
+    words->owned = pv_grow(words->owned, &words->owned_capacity, words->owned_count,
+                           sizeof *words->owned);
+    words->owned[words->owned_count++] = word;
+    pv_words_add(words, word);
+}
+
 void pv_words_free(PvWords *words)
 {
+    for (size_t i = 0; i < words->owned_count; i++)
+        free(words->owned[i]);
+    free(words->owned);
     free(words->items);
     *words = (PvWords){0};
 }
@@ -122,20 +133,14 @@ static bool unknown_flag(const PvUsage *usage, const char *name, PvError *error)
     PvWords names = {0};
     for (size_t i = 0; i < usage->flag_count; i++)
         pv_words_add(&names, usage->flags[i].name);
-    char **options = pv_alloc((usage->setting_count + 1) * sizeof *options);
-    for (size_t i = 0; i < usage->setting_count; i++) {
-        options[i] = pv_printf("--%s", usage->setting_names[i]);
-        pv_words_add(&names, options[i]);
-    }
-    pv_unknown("flag", name, names.items, names.count, PV_USAGE, error);
     for (size_t i = 0; i < usage->setting_count; i++)
-        free(options[i]);
-    free(options);
+        pv_words_take(&names, pv_printf("--%s", usage->setting_names[i]));
+    pv_unknown("flag", name, names.items, names.count, PV_USAGE, error);
     pv_words_free(&names);
     return false;
 }
 
-// "--eta 0.5" of a model's option. The text lives as long as the program, as argv does.
+// "--eta 0.5" of a model's option.
 static bool take_setting(const PvUsage *usage, const char *name, size_t length, const char *value,
                          PvError *error)
 {
@@ -145,7 +150,7 @@ static bool take_setting(const PvUsage *usage, const char *name, size_t length, 
             continue;
         if (!value)
             return pv_error(error, PV_USAGE, "--%s needs a value", option);
-        pv_words_add(usage->settings, pv_printf("%s=%s", option, value));
+        pv_words_take(usage->settings, pv_printf("%s=%s", option, value));
         return true;
     }
     char *bare = pv_printf("%.*s", (int)length, name);

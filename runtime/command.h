@@ -9,9 +9,12 @@
 typedef struct {
     const char **items;
     size_t count, capacity;
+    char **owned;                    // those of pv_words_take
+    size_t owned_count, owned_capacity;
 } PvWords;                           // starts as {0}
 
 void pv_words_add(PvWords *words, const char *word);   // kept by pointer
+void pv_words_take(PvWords *words, char *word);        // malloc'ed; freed with the words
 void pv_words_free(PvWords *words);
 
 typedef enum {

@@ -365,7 +365,7 @@ static void list_missing(Mount *mount)
         if (!mount->targets[i] || instance->count == 0)
             continue;
         if (!mount->touched[i]) {
-            if (mount->absent_is_fine)
+            if (mount->absent_is_fine && !mount->named[i])
                 continue;
             add_line(&mount->missing, "all %u of '%s'", instance->count, instance->name);
             continue;
