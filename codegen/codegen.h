@@ -86,7 +86,8 @@ struct Lower {
     Work *work;
     const Graph *graph;
     const Group *group;      // being lowered
-    bool *tapped;            // by local number: a tap shows this storage
+    uint32_t *tap_head;      // by local number: first tap + 1 that shows this storage
+    uint32_t *tap_next;      // by tap: the next of the same storage
     struct Kern *kern;       // of emit_elementwise.c
     size_t launch_capacity, arg_capacity, buffer_capacity, scalar_capacity;
 };

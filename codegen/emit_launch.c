@@ -606,15 +606,30 @@ static void store_outputs(Lower *lower, const bool *direct)
 // storage need not outlive its readers.
 static void copy_taps(Lower *lower, const Group *group)
 {
+    for (uint32_t k = 0; k < group->result_count; k++) {
+        if (!lower->tap_head || !group->results[k])
+            continue;
+        for (uint32_t i = lower->tap_head[local_of(lower->work, group->results[k])]; i;
+             i = lower->tap_next[i - 1]) {
+            Val val = lower->work->variant->taps[i - 1].val;
+            if (view_of(lower->work, val).base == group->results[k])
+                dense_place(lower, val);
+        }
+    }
+}
+
+// Lists taps by the node whose storage they show.
+static void list_taps(Lower *lower)
+{
     const Work *work = lower->work;
-    bool tapped = false;
-    for (uint32_t k = 0; k < group->result_count; k++)
-        tapped |= group->results[k] && lower->tapped[local_of(work, group->results[k])];
-    for (uint32_t i = 0; tapped && i < work->variant->tap_count; i++) {
-        Val base = view_of(work, work->variant->taps[i].val).base;
-        for (uint32_t k = 0; k < group->result_count; k++)
-            if (group->results[k] == base)
-                dense_place(lower, work->variant->taps[i].val);
+    if (!work->taps)
+        return;
+    lower->tap_head = arena_alloc(work->arena, (work->count + 1) * sizeof(uint32_t));
+    lower->tap_next = arena_alloc(work->arena, (work->variant->tap_count + 1) * sizeof(uint32_t));
+    for (uint32_t i = 0; i < work->variant->tap_count; i++) {
+        uint32_t local = local_of(work, view_of(work, work->variant->taps[i].val).base);
+        lower->tap_next[i] = lower->tap_head[local];
+        lower->tap_head[local] = i + 1;
     }
 }
 
@@ -722,9 +737,7 @@ void lower_groups(Codegen *cg, Work *work)
     work->made_at = arena_alloc(work->arena, slots * sizeof *work->made_at);
     work->dense_at = arena_alloc(work->arena, slots * sizeof *work->dense_at);
     memset(work->made_at, 0xff, slots * sizeof *work->made_at);      // -1: before the first launch
-    lower.tapped = arena_alloc(work->arena, work->count + 1);
-    for (uint32_t i = 0; work->taps && i < work->variant->tap_count; i++)
-        lower.tapped[local_of(work, view_of(work, work->variant->taps[i].val).base)] = true;
+    list_taps(&lower);
     bool *direct = arena_alloc(work->arena, work->variant->output_count + 1);
     place_outputs(&lower, direct);
     for (uint32_t i = 0; i < work->group_count; i++)
