@@ -140,5 +140,8 @@ Module *elaborate(Arena *arena, Sources *sources, const ElabOptions *options)
     if (e->file_count && diag_errors() == before)
         build(e);
     release(e);
-    return diag_errors() == before ? module : NULL;
+    if (diag_errors() != before)
+        return NULL;
+    warn_unused(module);
+    return module;
 }

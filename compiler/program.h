@@ -212,6 +212,9 @@ typedef struct {
    ENTRY_MINIMIZE get their forward graph here, their OUT_GRADs in grad.c. */
 Module *elaborate(Arena *arena, Sources *sources, const ElabOptions *options);
 
+/* unused.c: warns of parameters that no entry reads; elaborate calls it. */
+void warn_unused(const Module *module);
+
 /* grad_module.c: gradients of ENTRY_GRAD (all parameters and real inputs that the loss reaches) and
    ENTRY_MINIMIZE (parameters of the instances that move) as graph outputs. A parameter of a
    moving instance that the loss does not reach gets no OUT_GRAD. */
