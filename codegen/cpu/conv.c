@@ -274,26 +274,55 @@ static void conv_pack_columns(Product *base, int64_t n0, int64_t columns, PvReal
     }
 }
 
-static void conv_pack_rows(Product *base, int64_t m0, int64_t rows, PvReal *panel)
+// Taps of one channel, all of them and in reverse: panel[k][i] = from[i * taps + taps - 1 - k].
+// Reads up to a vector from every row.
+static void pack_reversed(PvReal *panel, const PvReal *from, int64_t taps)
 {
-    ConvProduct *product = (ConvProduct *)base;
-    if (product->kind != CONV_PHASE) {
-        pack_panel(panel, PV_ROWS, product->w + m0 * product->w_row + product->k0 *
-                   product->w_channel, product->w_row, product->w_channel, rows, product->k);
-        return;
-    }
-    int64_t taps = product->unfold.tap_count;
+    PvVec x[PV_WIDTH];
+#pragma GCC unroll 16
+    for (int i = 0; i < PV_WIDTH; i++)
+        x[i] = i < PV_ROWS ? vec_load(from + i * taps) : (PvVec){0};
+    vec_transpose(x);
+    for (int64_t k = 0; k < taps; k++)
+        vec_store(panel + k * PV_ROWS, x[taps - 1 - k]);
+}
+
+// Rows of a phase of dgrad: (channel, tap) by way of the table.
+static void phase_pack_rows(const ConvProduct *product, int64_t m0, int64_t rows, PvReal *panel)
+{
+    int64_t taps = product->unfold.tap_count, step = product->w_row;
+    // whole vectors may be read where another channel follows
+    bool whole = (int)PV_WIDTH >= (int)PV_ROWS && rows == PV_ROWS && taps == step && taps <= PV_WIDTH &&
+                 product->w_channel >= PV_WIDTH;
     for (int64_t k = 0; k < product->k;) {
         int64_t channel = (product->k0 + k) / taps, tap = (product->k0 + k) % taps;
         int64_t count = pv_least(taps - tap, product->k - k);
-        const PvReal *from = product->w + channel * product->w_channel + m0 * product->w_row;
+        const PvReal *from = product->w + channel * product->w_channel + m0 * step;
+        PvReal *to = panel + k * PV_ROWS;
+        prefetch_rows(from + PV_ROWS * step, 0, 1, PV_ROWS * step);
+        k += count;
+        if (whole && count == taps && channel + 1 < product->k_total / taps) {
+            pack_reversed(to, from, taps);
+            continue;
+        }
         for (int64_t i = 0; i < PV_ROWS; i++) {
             for (int64_t j = 0; j < count; j++)
-                panel[(k + j) * PV_ROWS + i] =
-                    i < rows ? from[i * product->w_row + product->table[tap + j]] : 0;
+                to[j * PV_ROWS + i] = i < rows ? from[i * step + product->table[tap + j]] : 0;
         }
-        k += count;
     }
+}
+
+static void conv_pack_rows(Product *base, int64_t m0, int64_t rows, PvReal *panel)
+{
+    ConvProduct *product = (ConvProduct *)base;
+    if (product->kind == CONV_PHASE) {
+        phase_pack_rows(product, m0, rows, panel);
+        return;
+    }
+    const PvReal *from = product->w + m0 * product->w_row + product->k0 * product->w_channel;
+    if (product->w_channel == 1)
+        prefetch_rows(from + PV_ROWS * product->w_row, product->w_row, PV_ROWS, product->k);
+    pack_panel(panel, PV_ROWS, from, product->w_row, product->w_channel, rows, product->k);
 }
 
 static void conv_store(Product *base, int64_t m0, int64_t rows, int64_t n0, int64_t columns,

@@ -214,8 +214,11 @@ PV_INLINE void pack_straight(PvReal *to, int width, const PvReal *from, int64_t 
                              int64_t k)
 {
     if (rows >= width) {
-        for (int64_t p = 0; p < k; p++)
+        for (int64_t p = 0; p < k; p++) {
+            // the panel that is likely to be next
+            __builtin_prefetch(from + p * step + width, 0, 2);
             memcpy(to + p * width, from + p * step, (size_t)width * sizeof(PvReal));
+        }
         return;
     }
     for (int64_t p = 0; p < k; p++) {
@@ -237,6 +240,16 @@ PV_INLINE void pack_panel(PvReal *to, int width, const PvReal *from, int64_t row
             for (int64_t i = 0; i < width; i++)
                 to[p * width + i] = i < rows ? from[i * row_step + p * k_step] : 0;
         }
+    }
+}
+
+// Asks for rows from[i * step .. + count) that will be packed next: a panel of rows far apart is no
+// pattern that hardware foresees.
+PV_INLINE void prefetch_rows(const PvReal *from, int64_t step, int64_t rows, int64_t count)
+{
+    for (int64_t i = 0; i < rows; i++) {
+        for (int64_t k = 0; k < count; k += 64 / (int64_t)sizeof(PvReal))
+            __builtin_prefetch(from + i * step + k, 0, 2);
     }
 }
 
