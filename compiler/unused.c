@@ -50,8 +50,8 @@ static void warn_place(const Module *module, const bool *reached, uint32_t first
         more += !reached[i] && !module->params[i].buffer &&
                 same_place(module->params[i].span, param->span);
     if (more > 0)
-        diag_warning(param->span, "nothing uses '%s', nor %u more of this place",
-                     param->name, more);
+        diag_warning(param->span, "nothing uses '%s', nor %u more of this place", param->name,
+                     more);
     else
         diag_warning(param->span, "nothing uses '%s'", param->name);
 }
