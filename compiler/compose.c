@@ -467,6 +467,11 @@ Val compose_softmax(Graph *graph, Val x, int64_t axis)
     int64_t place = find_axis(graph, type, axis);
     if (place < 0)
         return 0;
+    if (type->dim[place].batch) {
+        graph_set_error(graph, "softmax does not go over the batch, axis %lld of %s",
+                        (long long)place, type_text(type));
+        return 0;
+    }
     uint32_t perm[MAX_RANK], last = type->rank - 1;
     for (uint32_t i = 0; i <= last; i++)
         perm[i] = i;
