@@ -459,15 +459,17 @@ static void lower_reduce(Lower *lower, const Group *group)
     View x = view_of(lower->work, node->in[0]);
     PlanArg place = view_place(lower, &x, node->type[0]->dtype);
     PlanArg y = result_place(lower, group->results[0]);
-    launch_begin(lower, "pv_reduce", sizeof(ReduceArgs) / 8);
+    bool real = dtype_is_float(node->type[0]->dtype);
+    launch_begin(lower, real ? "pv_reduce" : "pv_reduce_int", sizeof(ReduceArgs) / 8);
     set_arg(lower, ARG(ReduceArgs, out), y);
     set_arg(lower, ARG(ReduceArgs, x), place);
     set_int(lower, ARG(ReduceArgs, op), node->op == OP_REDUCE_SUM ? 0 : node->op == OP_REDUCE_MAX ? 1 : 2);
     uint32_t kept = reduce_axes(lower, node, &x, false, 0);
     set_int(lower, ARG(ReduceArgs, kept), kept);
     set_int(lower, ARG(ReduceArgs, reduced), reduce_axes(lower, node, &x, true, kept));
-    need_scratch(lower, pv_reduce_scratch(launch_numbers(lower),
-                                          (int64_t)element_size(lower->cg->module, DT_F32)));
+    if (real)
+        need_scratch(lower, pv_reduce_scratch(launch_numbers(lower),
+                                              (int64_t)element_size(lower->cg->module, DT_F32)));
 }
 
 // A value that is made by moving elements in row-major order (a reshape that is no view).

@@ -112,6 +112,7 @@ typedef struct {
     int64_t size[8], stride[8];
 } ReduceArgs;
 void pv_reduce(const PvRun *run, const int64_t *args);
+void pv_reduce_int(const PvRun *run, const int64_t *args);     // x and out are int64; no scratch
 
 // y[i...] = x[i...]: up to 8 axes, any strides (0 and negative too); the elements are `bytes` wide
 // (1, 4, 8). Fast for permutations (blocked) and for runs. `offset`: address of an int64 or 0; x
