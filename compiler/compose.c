@@ -700,6 +700,10 @@ Val compose_range(Graph *graph, Val x, int64_t axis, int64_t from, int64_t to)
 Val compose_pick(Graph *graph, Val x, Val k, int64_t axis)
 {
     int64_t place = x && k ? find_axis(graph, val_type(graph, x), axis) : -1;
+    if (place >= 0 && !dtype_is_float(val_type(graph, x)->dtype)) {
+        graph_set_error(graph, "pick wants real numbers, not %s", type_text(val_type(graph, x)));
+        return 0;
+    }
     Val in[2] = {x, k};
     Attr attr = {.n = {place}, .count = 1};
     return place < 0 ? 0 : graph_make(graph, OP_PICK, in, 2, &attr, NULL);

@@ -84,7 +84,8 @@ Val compose_pad(Graph *graph, Val x, const int64_t *before, const int64_t *after
 Val compose_index(Graph *graph, Val x, int64_t axis, int64_t index);
 // x[.., from..to]; negative ones count from the end, `to` past the end is an error.
 Val compose_range(Graph *graph, Val x, int64_t axis, int64_t from, int64_t to);
-Val compose_pick(Graph *graph, Val x, Val k, int64_t axis);   // k i64 [b]; axis >= 1 goes
+// x real, k i64 [b]; axis >= 1 goes
+Val compose_pick(Graph *graph, Val x, Val k, int64_t axis);
 Val compose_window(Graph *graph, Val x, Val start, int64_t size, int64_t axis); // start rank 0, i64
 Val compose_avg_pool(Graph *graph, Val x, int64_t k);         // all axes after the second
 Val compose_max_pool(Graph *graph, Val x, int64_t k);
