@@ -158,10 +158,11 @@ static bool is_plain(double value)
     return value == 0 || value == 1 || value == -1 || value == 2 || value == 0.5 || value == -2;
 }
 
-static void write_load(const Kern *kern, FILE *out, const char *indent, uint32_t i)
+static void write_load(const Kern *kern, FILE *out, const char *indent, uint32_t i,
+                       const char *neighbour)
 {
     const Pointer *pointer = &kern->pointers[i];
-    const char *index = pointer->swap ? "(i ^ 1)" : "i";
+    const char *index = pointer->swap ? neighbour : "i";
     fprintf(out, "%sconst %s x%u = r%u[", indent, c_type(pointer->dtype), i, i);
     if (pointer->inner == INNER_FIXED)
         fprintf(out, "0]");
@@ -201,15 +202,15 @@ static void name_operand(Kern *kern, const Node *reader, Val val, char *name, si
     }
 }
 
-// The statements of one element.
-static void write_body(Kern *kern, FILE *out)
+// The statements of element i; `neighbour` is the index of the one it changes places with.
+static void write_body(Kern *kern, FILE *out, const char *neighbour)
 {
     const Graph *graph = kern->lower->graph;
     const Group *group = kern->group;
     const char *indent = "            ";
     for (uint32_t i = group->result_count; i < kern->pointer_count; i++)
         if (kern->pointers[i].inner != INNER_FIXED)
-            write_load(kern, out, indent, i);
+            write_load(kern, out, indent, i, neighbour);
     for (uint32_t i = 0; i < group->member_count; i++) {
         const Node *node = graph_node(graph, group->members[i]);
         char names[3][40];
@@ -251,17 +252,43 @@ static void write_rows(const Kern *kern, FILE *out)
                 fprintf(out, " + i%u * a%u_%u", axis, i, axis);
         fprintf(out, ";\n");
         if (pointer->inner == INNER_FIXED && !pointer->result)
-            write_load(kern, out, "        ", i);
+            write_load(kern, out, "        ", i, "0");
     }
+}
+
+static bool has_swap(const Kern *kern)
+{
+    for (uint32_t i = 0; i < kern->pointer_count; i++)
+        if (kern->pointers[i].swap)
+            return true;
+    return false;
+}
+
+// The inner loop. With a swap it goes by pairs, so that vectors are shuffled and not gathered; the
+// axis is even, and so is a block.
+static void write_loop(Kern *kern, FILE *out)
+{
+    if (!has_swap(kern)) {
+        fprintf(out, "#pragma omp simd\n        for (int64_t i = begin; i < end; i++) {\n");
+        write_body(kern, out, "i");
+        fprintf(out, "        }\n");
+        return;
+    }
+    fprintf(out, "#pragma omp simd\n        for (int64_t j = begin; j < end; j += 2) {\n"
+                 "          {\n            const int64_t i = j;\n");
+    write_body(kern, out, "(i + 1)");
+    fprintf(out, "          }\n          {\n            const int64_t i = j + 1;\n");
+    write_body(kern, out, "(i - 1)");
+    fprintf(out, "          }\n        }\n");
 }
 
 static void write_kernel(Kern *kern, FILE *out)
 {
-    char *body = NULL;
-    size_t body_size = 0;
-    FILE *body_out = open_memstream(&body, &body_size);
-    write_body(kern, body_out);
-    fclose(body_out);
+    char *loop = NULL;
+    size_t loop_size = 0;
+    FILE *loop_out = open_memstream(&loop, &loop_size);
+    write_loop(kern, loop_out);        // first: it collects the constants
+    fclose(loop_out);
 
     uint32_t arg = kern->pointer_count, inner = kern->rank - 1;
     fprintf(out, "(const PvRun *run, const int64_t *args)\n{\n");
@@ -290,9 +317,8 @@ static void write_kernel(Kern *kern, FILE *out)
     fprintf(out, "        const int64_t end = begin + %d < n%u ? begin + %d : n%u;\n", BLOCK, inner,
             BLOCK, inner);
     write_rows(kern, out);
-    fprintf(out, "#pragma omp simd\n        for (int64_t i = begin; i < end; i++) {\n%s", body);
-    fprintf(out, "        }\n    }\n}\n");
-    free(body);
+    fprintf(out, "%s    }\n}\n", loop);
+    free(loop);
 }
 
 // "add_silu": the last operations, in order.
