@@ -46,7 +46,7 @@ bool pv_call_set(PvCall *call, uint32_t index, PvTensor *tensor, const char *fro
     call->inputs[index] = NULL;
     if (!tensor)
         return true;
-    bool fits = input->type.rank == 0 ? tensor->count == 1     // a number may be stored as [1]
+    bool fits = input->type.rank == 0 ? tensor->count == 1 // a number may be stored as [1]
                                       : pv_tensor_fits(tensor, &input->type, -1);
     if (!fits) {
         char want[PV_SHAPE_TEXT], have[PV_SHAPE_TEXT];
@@ -138,8 +138,8 @@ bool pv_call_run(PvExec *exec, PvCall *call, const PvCallPlan *plan, PvError *er
     for (uint32_t i = 0; i < entry->output_count; i++)
         call->io[entry->input_count + i] = call->outputs[i]->data;
     const PvPlan *of = plan->plain ? &entry->plain[plan->variant] : &entry->plans[plan->variant];
-    PvExecStep step = {entry, of, &call->step, call->io, plan->taps, plan->tap_count,
-                       plan->tap_tensors};
+    PvExecStep step = {
+        entry, of, &call->step, call->io, plan->taps, plan->tap_count, plan->tap_tensors};
     if (!pv_exec_run(exec, &step, error))
         return false;
     pv_random_advance(call->step.random, of->streams, of->stream_count);

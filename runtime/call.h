@@ -8,23 +8,23 @@
 
 typedef struct {
     const PvEntry *entry;
-    PvTensor **inputs;               // [input_count], NULL: absent
-    PvScalar *numbers;               // [input_count]: of rank 0
-    PvTensor **outputs;              // [output_count], after pv_call_run
-    void **io;                       // [input_count + output_count]
+    PvTensor **inputs;  // [input_count], NULL: absent
+    PvScalar *numbers;  // [input_count]: of rank 0
+    PvTensor **outputs; // [output_count], after pv_call_run
+    void **io;          // [input_count + output_count]
     PvStep step;
 } PvCall;
 
 // `options` and `random` stay the caller's.
 PvCall *pv_call_new(const PvEntry *entry, const PvScalar *options, PvRandom *random);
-void pv_call_free(PvCall *call);     // NULL is fine
+void pv_call_free(PvCall *call); // NULL is fine
 
 // Input `index` is this tensor (not taken; a converted copy is made where the dtype differs).
 // `from` says where it comes from, in the error. NULL: absent.
 bool pv_call_set(PvCall *call, uint32_t index, PvTensor *tensor, const char *from, PvError *error);
 // Input `index`, of rank 0, is this number.
 bool pv_call_set_number(PvCall *call, uint32_t index, double value, PvError *error);
-int pv_call_find(const PvEntry *entry, const char *input);       // index, or -1
+int pv_call_find(const PvEntry *entry, const char *input); // index, or -1
 
 // All inputs are set: the batch is that of the inputs (`fallback` if none has one), the same for
 // all; inputs that are not optional must be there. Sets step.batch and step.given.

@@ -16,8 +16,8 @@ static bool make_room(PvClips *clips, int64_t frames, PvError *error)
 {
     if (clips->frames + frames <= clips->capacity)
         return true;
-    int64_t capacity = 2 * clips->capacity > clips->frames + frames ? 2 * clips->capacity
-                                                                    : clips->frames + frames;
+    int64_t capacity =
+        2 * clips->capacity > clips->frames + frames ? 2 * clips->capacity : clips->frames + frames;
     for (int64_t i = 0; i < clips->count; i++) {
         uint8_t *larger = realloc(clips->rgb[i], (size_t)capacity * frame_size(clips) + 1);
         if (!larger)
@@ -38,9 +38,9 @@ bool pv_clips_add(PvClips *clips, int64_t count, int64_t frames, int height, int
         clips->rgb = pv_alloc((size_t)(count + 1) * sizeof *clips->rgb);
     }
     if (count != clips->count || height != clips->height || width != clips->width)
-        return pv_error(error, PV_WRONG, "clips of different sizes: %lld of %d x %d, %lld of %d x %d",
-                        (long long)clips->count, clips->width, clips->height, (long long)count,
-                        width, height);
+        return pv_error(
+            error, PV_WRONG, "clips of different sizes: %lld of %d x %d, %lld of %d x %d",
+            (long long)clips->count, clips->width, clips->height, (long long)count, width, height);
     if (!make_room(clips, frames, error))
         return false;
     size_t size = frame_size(clips);
@@ -87,10 +87,12 @@ static bool write_tiles(const PvClips *clips, const char *path, double rate, PvE
         return false;
     size_t row = (size_t)clips->width * 3, wide = (size_t)columns * row;
     for (int64_t i = 0; i < clips->count; i++) {
-        size_t left = (size_t)(i % columns) * row, top = (size_t)(i / columns) * (size_t)clips->height;
+        size_t left = (size_t)(i % columns) * row,
+               top = (size_t)(i / columns) * (size_t)clips->height;
         for (int64_t t = 0; t < clips->frames; t++)
             for (int y = 0; y < clips->height; y++)
-                memcpy(video.rgb + ((size_t)t * (size_t)video.height + top + (size_t)y) * wide + left,
+                memcpy(video.rgb + ((size_t)t * (size_t)video.height + top + (size_t)y) * wide +
+                           left,
                        clips->rgb[i] + (size_t)t * frame_size(clips) + (size_t)y * row, row);
     }
     bool good = pv_video_write(path, &video, error);

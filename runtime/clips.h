@@ -5,11 +5,11 @@
 #include "runtime/video.h"
 
 typedef struct {
-    int64_t count;                   // videos
-    int64_t frames, capacity;        // of each, so far; room for
+    int64_t count;            // videos
+    int64_t frames, capacity; // of each, so far; room for
     int height, width;
-    uint8_t **rgb;                   // [count], each [frames, height, width, 3]
-} PvClips;                           // starts as {0}
+    uint8_t **rgb; // [count], each [frames, height, width, 3]
+} PvClips;         // starts as {0}
 
 // Appends `frames` frames to every video. pixels: [count, 3, frames, height, width] in [-1, 1].
 bool pv_clips_add(PvClips *clips, int64_t count, int64_t frames, int height, int width,

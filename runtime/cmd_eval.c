@@ -8,7 +8,7 @@
 typedef struct {
     PvReconstructor model;
     const char *data;
-    int64_t limit;                   // videos; 0: all
+    int64_t limit; // videos; 0: all
     PvQuality total;
     int64_t videos, skipped;
 } Eval;
@@ -52,7 +52,7 @@ static bool measure_folder(Eval *eval, const char *folder, PvError *error)
         if (pv_is_folder(path)) {
             good = measure_folder(eval, path, error);
         } else if (pv_is_video_file(path) && !measure_video(eval, path, error)) {
-            good = error->status == PV_WRONG;        // a damaged file; not: no memory, no plug-in
+            good = error->status == PV_WRONG; // a damaged file; not: no memory, no plug-in
             if (good) {
                 pv_warn("skipped: %s", error->text);
                 pv_error_free(error);
@@ -99,9 +99,12 @@ PvStatus cmd_eval(int argc, char **argv, PvError *error)
         PV_SESSION_FLAGS(&eval.model.session),
     };
     PvUsage usage = {.line = "eval psnr",
-                     .about = "Reconstructs every video of a folder and prints the PSNR of each and "
-                              "of all, beside\nthat of each window's mean frame.",
-                     .flags = flags, .flag_count = sizeof flags / sizeof *flags, .least = 1,
+                     .about =
+                         "Reconstructs every video of a folder and prints the PSNR of each and "
+                         "of all, beside\nthat of each window's mean frame.",
+                     .flags = flags,
+                     .flag_count = sizeof flags / sizeof *flags,
+                     .least = 1,
                      .most = 1};
     PvWords words = {0};
     bool good = pv_usage_parse(&usage, argc, argv, &words, error) &&

@@ -98,10 +98,10 @@ static json_t *instances_json(void)
         int64_t count[2] = {0};
         for (uint32_t k = instance->first; k < instance->first + instance->count; k++)
             count[pv_model.params[k].buffer] += pv_model.params[k].count;
-        json_array_append_new(
-            json, json_pack("{s:s, s:i, s:I, s:I, s:I}", "name", instance->name, "tensors",
-                            (int)instance->count, "parameters", (json_int_t)count[0], "buffers",
-                            (json_int_t)count[1], "bytes", (json_int_t)instance->size));
+        json_array_append_new(json, json_pack("{s:s, s:i, s:I, s:I, s:I}", "name", instance->name,
+                                              "tensors", (int)instance->count, "parameters",
+                                              (json_int_t)count[0], "buffers", (json_int_t)count[1],
+                                              "bytes", (json_int_t)instance->size));
     }
     return json;
 }
@@ -144,11 +144,11 @@ static json_t *stages_json(PvSession *session, int64_t free_bytes, PvError *erro
         json_t *minimize = json_array();
         for (uint32_t k = 0; k < stage->minimize_count; k++)
             json_array_append_new(minimize, minimize_json(session->exec, &stage->minimize[k]));
-        json_t *one = json_pack(
-            "{s:s, s:o, s:o, s:I, s:I, s:I}", "name", stage->name, "minimize", minimize, "reads",
-            names_json(train->needed), "bytes_fixed", (json_int_t)fixed, "bytes_sample",
-            (json_int_t)(pv_memory_sum(items, count, 1) - fixed), "largest_batch",
-            (json_int_t)largest_batch(train, free_bytes));
+        json_t *one =
+            json_pack("{s:s, s:o, s:o, s:I, s:I, s:I}", "name", stage->name, "minimize", minimize,
+                      "reads", names_json(train->needed), "bytes_fixed", (json_int_t)fixed,
+                      "bytes_sample", (json_int_t)(pv_memory_sum(items, count, 1) - fixed),
+                      "largest_batch", (json_int_t)largest_batch(train, free_bytes));
         if (stage->source) {
             json_t *data = value_json(stage->data_name, &stage->data_type);
             json_object_set_new(data, "source", json_string(stage->source));
@@ -175,12 +175,14 @@ static json_t *options_json(void)
     for (uint32_t i = 0; i < pv_model.option_count; i++) {
         const PvOption *option = &pv_model.options[i];
         bool tensor = option->dtype == PV_NONE;
-        json_t *value = option->is_list ? json_array() : tensor ? json_null() : number_json(option, 0);
+        json_t *value = option->is_list ? json_array()
+                        : tensor        ? json_null()
+                                        : number_json(option, 0);
         for (uint32_t k = 0; option->is_list && k < option->count; k++)
             json_array_append_new(value, number_json(option, k));
-        json_t *one = json_pack("{s:s, s:s?, s:s, s:o}", "name", option->name, "block",
-                                option->stage, "dtype",
-                                tensor ? "tensor" : pv_dtype_name(option->dtype), "default", value);
+        json_t *one =
+            json_pack("{s:s, s:s?, s:s, s:o}", "name", option->name, "block", option->stage,
+                      "dtype", tensor ? "tensor" : pv_dtype_name(option->dtype), "default", value);
         if (tensor)
             json_object_set_new(one, "shape", shape_json(&option->type));
         json_array_append_new(json, one);
@@ -195,7 +197,8 @@ static json_t *constants_json(void)
         const char *equals = strchr(pv_model.constants[i], '=');
         if (!equals)
             continue;
-        char *name = pv_printf("%.*s", (int)(equals - pv_model.constants[i]), pv_model.constants[i]);
+        char *name =
+            pv_printf("%.*s", (int)(equals - pv_model.constants[i]), pv_model.constants[i]);
         json_object_set_new(json, name, json_string(equals + 1));
         free(name);
     }
@@ -213,7 +216,8 @@ static json_t *gather(PvSession *session, PvError *error)
         json_array_append_new(samplers, json_string(pv_model.samplers[i].name));
     PvError none = {0};
     json_t *json = json_pack(
-        "{s:s, s:s, s:s, s:s, s:i, s:i, s:I, s:{s:I, s:s}, s:s?, s:o, s:o, s:o, s:o, s:o, s:o, s:o}",
+        "{s:s, s:s, s:s, s:s, s:i, s:i, s:I, s:{s:I, s:s}, s:s?, s:o, s:o, s:o, s:o, s:o, s:o, "
+        "s:o}",
         "model", pv_model.name, "target", "cpu", "real", pv_dtype_name(pv_model.real), "march",
         pv_model.march, "threads", session->exec->threads, "kernels", (int)pv_model.kernel_count,
         "parameters", (json_int_t)parameters, "memory", "free", (json_int_t)space.bytes, "limit",
@@ -248,8 +252,7 @@ static void print_names(const char *before, const json_t *names)
     size_t i;
     const json_t *name;
     printf("%s", before);
-    json_array_foreach(names, i, name)
-        printf("%s%s", i ? ", " : "", json_string_value(name));
+    json_array_foreach(names, i, name) printf("%s%s", i ? ", " : "", json_string_value(name));
 }
 
 static void print_values(const json_t *values)
@@ -267,7 +270,8 @@ static void print_variants(const json_t *entry)
     const json_t *variants = json_object_get(entry, "variants"), *variant;
     size_t i;
     char text[4][32];
-    json_array_foreach(variants, i, variant) {
+    json_array_foreach(variants, i, variant)
+    {
         printf("    %.3f GFLOP a sample, %d launches; parameters %s, activations %s + %s a sample "
                "(at least %s)",
                1e-9 * (number_of(variant, "flops_sample") + number_of(variant, "flops_fixed")),
@@ -284,7 +288,8 @@ static void print_programs(const json_t *programs)
 {
     size_t i;
     const json_t *program;
-    json_array_foreach(programs, i, program) {
+    json_array_foreach(programs, i, program)
+    {
         printf("  %s(", text_of(program, "name"));
         print_values(json_object_get(program, "inputs"));
         printf(") -> ");
@@ -299,18 +304,20 @@ static void print_stages(const json_t *stages)
     size_t i, k;
     const json_t *stage, *minimize;
     char text[2][32];
-    json_array_foreach(stages, i, stage) {
+    json_array_foreach(stages, i, stage)
+    {
         const json_t *data = json_object_get(stage, "data");
         printf("  %s", text_of(stage, "name"));
         if (data)
             printf(" on %s, %s: %s", text_of(data, "source"), text_of(data, "name"),
                    text_of(data, "text"));
-        printf("\n    memory %s + %s a sample; batch %lld fits here", size_of(stage, "bytes_fixed",
-               text[0]), size_of(stage, "bytes_sample", text[1]),
+        printf("\n    memory %s + %s a sample; batch %lld fits here",
+               size_of(stage, "bytes_fixed", text[0]), size_of(stage, "bytes_sample", text[1]),
                (long long)number_of(stage, "largest_batch"));
         print_names("; reads ", json_object_get(stage, "reads"));
         printf("\n");
-        json_array_foreach(json_object_get(stage, "minimize"), k, minimize) {
+        json_array_foreach(json_object_get(stage, "minimize"), k, minimize)
+        {
             print_names("    moves ", json_object_get(minimize, "moves"));
             printf(" with %s, %d micro-steps", text_of(minimize, "optimizer"),
                    (int)number_of(minimize, "accumulate"));
@@ -326,7 +333,8 @@ static void print_options(const json_t *options)
 {
     size_t i;
     const json_t *option;
-    json_array_foreach(options, i, option) {
+    json_array_foreach(options, i, option)
+    {
         const char *block = json_string_value(json_object_get(option, "block"));
         char *value = json_dumps(json_object_get(option, "default"),
                                  JSON_ENCODE_ANY | JSON_REAL_PRECISION(6));
@@ -342,7 +350,8 @@ static void print_text(const json_t *json)
     const json_t *memory = json_object_get(json, "memory"), *one;
     printf("model %s, %s on %s, compiled for %s; %d threads, %s %s\n", text_of(json, "model"),
            text_of(json, "real"), text_of(json, "target"), text_of(json, "march"),
-           (int)number_of(json, "threads"), size_of(memory, "free", text), text_of(memory, "limit"));
+           (int)number_of(json, "threads"), size_of(memory, "free", text),
+           text_of(memory, "limit"));
     printf("\nparameters: %.2f M\n", 1e-6 * number_of(json, "parameters"));
     size_t i;
     json_array_foreach(json_object_get(json, "instances"), i, one)
@@ -395,9 +404,11 @@ PvStatus cmd_info(int argc, char **argv, PvError *error)
         {"--threads", "N", PV_FLAG_INT, &threads, "threads to count with"},
     };
     PvUsage usage = {.line = "info",
-                     .about = "Programs, parameters, operations, memory as a function of the batch, "
-                              "stages, options.",
-                     .flags = flags, .flag_count = sizeof flags / sizeof *flags};
+                     .about =
+                         "Programs, parameters, operations, memory as a function of the batch, "
+                         "stages, options.",
+                     .flags = flags,
+                     .flag_count = sizeof flags / sizeof *flags};
     PvWords words = {0};
     bool good = pv_usage_parse(&usage, argc, argv, &words, error) && info(as_json, threads, error);
     pv_words_free(&words);

@@ -95,11 +95,15 @@ PvStatus cmd_reconstruct(int argc, char **argv, PvError *error)
         {"--ema", NULL, PV_FLAG_BOOL, &r.model.ema, "moving averages where a file has them"},
         PV_SESSION_FLAGS(&r.model.session),
     };
-    PvUsage usage = {.line = "reconstruct VIDEO", .about = about, .flags = flags,
-                     .flag_count = sizeof flags / sizeof *flags, .least = 1, .most = 1};
+    PvUsage usage = {.line = "reconstruct VIDEO",
+                     .about = about,
+                     .flags = flags,
+                     .flag_count = sizeof flags / sizeof *flags,
+                     .least = 1,
+                     .most = 1};
     PvWords words = {0};
-    bool good = pv_usage_parse(&usage, argc, argv, &words, error) &&
-                reconstruct(&r, words.items[0], error);
+    bool good =
+        pv_usage_parse(&usage, argc, argv, &words, error) && reconstruct(&r, words.items[0], error);
     pv_reconstructor_close(&r.model);
     pv_words_free(&words);
     return good ? PV_DONE : error->status;

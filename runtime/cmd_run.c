@@ -13,16 +13,16 @@
 
 typedef struct {
     PvSession session;
-    PvWords inputs;                  // of --in
+    PvWords inputs; // of --in
     const char *out;
-    PvWords tap;                     // comma-separated lists of paths
+    PvWords tap; // comma-separated lists of paths
     int64_t seed;
     bool ema;
     const PvEntry *entry;
-    PvTensorSet files;               // inputs by name, under the entry's names
+    PvTensorSet files; // inputs by name, under the entry's names
     PvCall *call;
     uint32_t variant;
-    uint32_t *taps;                  // indices into the plain plan's taps
+    uint32_t *taps; // indices into the plain plan's taps
     uint32_t tap_count;
     PvTensor **tap_tensors;
 } Run;
@@ -114,9 +114,9 @@ static bool bind_inputs(Run *run, PvError *error)
 {
     const PvEntry *entry = run->entry;
     for (uint32_t i = 0; i < entry->input_count; i++) {
-        const PvSetting *setting =
-            entry->inputs[i].type.rank == 0
-                ? pv_config_find(&run->session.config, entry->inputs[i].name) : NULL;
+        const PvSetting *setting = entry->inputs[i].type.rank == 0
+                                       ? pv_config_find(&run->session.config, entry->inputs[i].name)
+                                       : NULL;
         double number;
         if (setting && (!pv_setting_real(setting, 0, &number, error) ||
                         !pv_call_set_number(run->call, i, number, error)))
@@ -194,8 +194,8 @@ static bool check_memory(Run *run, const PvPlan *plan, const bool *needed, PvErr
     items[2].what = "gradients";
     for (uint32_t i = 0; i < plan->grad_count; i++)
         items[2].fixed += model->params[plan->grads[i]].count * (int64_t)sizeof(PvReal);
-    char *command = pv_printf("%s %s", run->entry->kind == PV_GRAD_OF ? "grad" : "run",
-                              run->entry->name);
+    char *command =
+        pv_printf("%s %s", run->entry->kind == PV_GRAD_OF ? "grad" : "run", run->entry->name);
     bool good = pv_memory_check(command, items, 3, run->call->step.batch, error);
     free(command);
     return good;
@@ -206,7 +206,7 @@ static bool write_results(Run *run, const PvPlan *plan, PvError *error)
     const PvEntry *entry = run->entry;
     const PvModel *model = run->session.model;
     PvWriter *writer = pv_writer_new();
-    PvTensorSet written = {0};                       // names, so that a path taken twice is one
+    PvTensorSet written = {0}; // names, so that a path taken twice is one
     for (uint32_t i = 0; i < run->tap_count; i++)
         pv_set_add(&written, plan->taps[run->taps[i]].name, pv_tensor_hold(run->tap_tensors[i]));
     for (uint32_t i = 0; i < entry->output_count; i++)
@@ -256,8 +256,8 @@ static bool run_program(Run *run, const char *name, PvEntryKind kind, PvError *e
     if (!settle_inputs(run, error) || !find_taps(run, error))
         return false;
     bool plain = run->tap_count > 0;
-    const PvPlan *plan = plain ? &run->entry->plain[run->variant]
-                               : &run->entry->plans[run->variant];
+    const PvPlan *plan =
+        plain ? &run->entry->plain[run->variant] : &run->entry->plans[run->variant];
     bool *needed = pv_alloc((pv_model.instance_count + 1u) * sizeof *needed);
     pv_plan_instances(plan, needed);
     PvCallPlan how = {run->variant, plain, run->taps, run->tap_count, run->tap_tensors};
@@ -297,10 +297,11 @@ static PvStatus run_command(int argc, char **argv, PvEntryKind kind, PvError *er
     bool grad = kind == PV_GRAD_OF;
     PvUsage usage = {
         .line = grad ? "grad PROGRAM" : "run PROGRAM",
-        .about = grad ? "Runs a program with one number as its result, and its gradient: the outputs\n"
-                        "and grad.<instance>.<parameter>, grad.<input> go to --out."
-                      : "Runs one program on tensors from files. Inputs of one number may also be\n"
-                        "given by --set NAME=VALUE. `info` lists programs and their inputs.",
+        .about =
+            grad ? "Runs a program with one number as its result, and its gradient: the outputs\n"
+                   "and grad.<instance>.<parameter>, grad.<input> go to --out."
+                 : "Runs one program on tensors from files. Inputs of one number may also be\n"
+                   "given by --set NAME=VALUE. `info` lists programs and their inputs.",
         .flags = flags,
         .flag_count = sizeof flags / sizeof *flags,
         .least = 1,

@@ -13,7 +13,7 @@
 typedef struct {
     PvSession session;
     const char *out, *noise, *trace, *sampler_name;
-    int64_t seed, batch, frames;     // batch, frames: 0: not given
+    int64_t seed, batch, frames; // batch, frames: 0: not given
     double rate;
     bool no_ema;
     const PvSampler *sampler;
@@ -51,8 +51,8 @@ static int64_t given_batch(const Sampling *s)
     }
     for (uint32_t i = 0; i < pv_model.option_count; i++) {
         const PvOption *option = &pv_model.options[i];
-        const PvTensor *tensor = option->dtype == PV_NONE ? pv_set_find(&s->given, option->name)
-                                                          : NULL;
+        const PvTensor *tensor =
+            option->dtype == PV_NONE ? pv_set_find(&s->given, option->name) : NULL;
         if (tensor && pv_tensor_batch(tensor, &option->type) > 0)
             return pv_tensor_batch(tensor, &option->type);
     }

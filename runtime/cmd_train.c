@@ -23,18 +23,18 @@ typedef struct {
     PvData *data;
     PvLog *log;
     PvProgress *progress;
-    PvTensorSet given;               // of --replay
+    PvTensorSet given; // of --replay
     // flags
     const char *config, *data_path, *list, *out, *replay, *state;
     bool resume;
-    int64_t steps, batch, seed;      // -1: not given
+    int64_t steps, batch, seed; // -1: not given
     // settings
     int64_t log_every, save_every, keep, accumulate, ema_every;
-    int64_t saved;                   // step of the last checkpoint
-    int64_t position;                // in the data, at the start
+    int64_t saved;    // step of the last checkpoint
+    int64_t position; // in the data, at the start
 } Training;
 
-static volatile sig_atomic_t stopped;                // the signal's number
+static volatile sig_atomic_t stopped; // the signal's number
 
 static void on_stop(int number)
 {
@@ -58,8 +58,8 @@ static double now(void)
 // ---- settings ----
 
 static const char *const own_settings[] = {
-    "data", "list", "out", "weights", "batch", "steps", "seed", "log_every", "save_every", "keep",
-    "accumulate", "ema_every",
+    "data", "list",      "out",        "weights", "batch",      "steps",
+    "seed", "log_every", "save_every", "keep",    "accumulate", "ema_every",
 };
 
 // A whole number: the flag, if it was given (>= 0); else --set or YAML; else the model's option of
@@ -173,8 +173,7 @@ static bool take_up(Training *t, bool *found, PvError *error)
     bool good = true;
     uint64_t seed = t->session.random->seed;
     if (!t->resume) {
-        good = pv_error(error, PV_WRONG, "%s holds a run already (%s)", t->out,
-                        pv_base_name(path));
+        good = pv_error(error, PV_WRONG, "%s holds a run already (%s)", t->out, pv_base_name(path));
         pv_error_hint(error, "--resume goes on with it; --out FOLDER starts another");
     } else {
         good = pv_train_resume(t->train, path, &seed, &t->position, error);
@@ -242,8 +241,7 @@ static bool get_ready(Training *t, PvError *error)
 {
     bool found = false;
     if (!check_memory(t, t->batch, error) || !take_up(t, &found, error) ||
-        (!found && !mount(t, error)) || !open_data(t, error) ||
-        !pv_make_folder(t->out, error))
+        (!found && !mount(t, error)) || !open_data(t, error) || !pv_make_folder(t->out, error))
         return false;
     if (t->resume && !found)
         fprintf(stderr, "%s holds no checkpoint: starting anew\n", t->out);
@@ -265,9 +263,11 @@ static void log_number(Training *t, uint32_t turn, const char *name, double valu
         return;
     }
     const PvMinimize *minimize = &t->stage->minimize[turn];
-    char *full = pv_printf("%s/%s", minimize->instance_count > 0
-                                        ? pv_model.instances[minimize->instances[0]].name
-                                        : pv_model.entries[minimize->entry].name, name);
+    char *full =
+        pv_printf("%s/%s",
+                  minimize->instance_count > 0 ? pv_model.instances[minimize->instances[0]].name
+                                               : pv_model.entries[minimize->entry].name,
+                  name);
     pv_log_number(t->log, full, value);
     free(full);
 }
@@ -396,23 +396,25 @@ PvStatus cmd_train(int argc, char **argv, PvError *error)
         {"--batch", "N", PV_FLAG_INT, &t.batch, "samples in a batch (default 8)"},
         {"--steps", "N", PV_FLAG_INT, &t.steps, "where to stop"},
         {"--seed", "N", PV_FLAG_INT, &t.seed, "of first values, data order and draws (default 0)"},
-        {"--replay", "FILE", PV_FLAG_TEXT, &t.replay, "take batches and draws from tensors, for checks"},
+        {"--replay", "FILE", PV_FLAG_TEXT, &t.replay,
+         "take batches and draws from tensors, for checks"},
         {"--state", "FILE", PV_FLAG_TEXT, &t.state, "what --replay ends with"},
         PV_SESSION_FLAGS(&t.session),
     };
     PvUsage usage = {
         .line = "train STAGE",
-        .about = "Trains one stage of the model. YAML and --set know the stage's options and data,\n"
-                 "list, out, weights, batch, steps, seed, log_every, save_every, keep, accumulate,\n"
-                 "ema_every; keys under STAGE: belong to that stage. Ctrl-C writes a checkpoint.",
+        .about =
+            "Trains one stage of the model. YAML and --set know the stage's options and data,\n"
+            "list, out, weights, batch, steps, seed, log_every, save_every, keep, accumulate,\n"
+            "ema_every; keys under STAGE: belong to that stage. Ctrl-C writes a checkpoint.",
         .flags = flags,
         .flag_count = sizeof flags / sizeof *flags,
         .least = 1,
         .most = 1,
     };
     PvWords words = {0};
-    bool good = pv_usage_parse(&usage, argc, argv, &words, error) &&
-                start(&t, words.items[0], error);
+    bool good =
+        pv_usage_parse(&usage, argc, argv, &words, error) && start(&t, words.items[0], error);
     int64_t step = t.train ? t.train->step : 0;
     training_close(&t);
     pv_words_free(&words);

@@ -88,9 +88,9 @@ static bool convert(const Weights *w, const char *file, bool plain, PvError *err
     char *spec = pv_printf("%s=%s", pv_model.instances[index].name, file);
     const char *specs[] = {spec};
     uint32_t wanted = (uint32_t)index;
-    bool good = params ? pv_weights_mount(&pv_model, specs, 1, &wanted, 1, w->ema, params, loaded,
-                                          error)
-                       : pv_error(error, PV_MACHINE, "no address space for the parameters");
+    bool good =
+        params ? pv_weights_mount(&pv_model, specs, 1, &wanted, 1, w->ema, params, loaded, error)
+               : pv_error(error, PV_MACHINE, "no address space for the parameters");
     if (good && !loaded[index])
         good = pv_error(error, PV_WRONG, "%s: no tensor belongs to '%s'", file,
                         pv_model.instances[index].name);

@@ -20,8 +20,8 @@ void pv_words_add(PvWords *words, const char *word)
 
 void pv_words_take(PvWords *words, char *word)
 {
-    words->owned = pv_grow(words->owned, &words->owned_capacity, words->owned_count,
-                           sizeof *words->owned);
+    words->owned =
+        pv_grow(words->owned, &words->owned_capacity, words->owned_count, sizeof *words->owned);
     words->owned[words->owned_count++] = word;
     pv_words_add(words, word);
 }
@@ -161,7 +161,7 @@ static bool take_setting(const PvUsage *usage, const char *name, size_t length, 
 
 bool pv_usage_parse(const PvUsage *usage, int argc, char **argv, PvWords *words, PvError *error)
 {
-    const PvFlag *several = NULL;                    // the flag that takes further words
+    const PvFlag *several = NULL; // the flag that takes further words
     for (int i = 1; i < argc; i++) {
         const char *word = argv[i];
         if (strcmp(word, "--help") == 0 || strcmp(word, "-h") == 0)

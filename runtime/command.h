@@ -9,38 +9,38 @@
 typedef struct {
     const char **items;
     size_t count, capacity;
-    char **owned;                    // those of pv_words_take
+    char **owned; // those of pv_words_take
     size_t owned_count, owned_capacity;
-} PvWords;                           // starts as {0}
+} PvWords; // starts as {0}
 
-void pv_words_add(PvWords *words, const char *word);   // kept by pointer
-void pv_words_take(PvWords *words, char *word);        // malloc'ed; freed with the words
+void pv_words_add(PvWords *words, const char *word); // kept by pointer
+void pv_words_take(PvWords *words, char *word);      // malloc'ed; freed with the words
 void pv_words_free(PvWords *words);
 
 typedef enum {
-    PV_FLAG_BOOL,                    // to: bool *
-    PV_FLAG_TEXT,                    // to: const char **
-    PV_FLAG_INT,                     // to: int64_t *
-    PV_FLAG_REAL,                    // to: double *
-    PV_FLAG_WORDS,                   // to: PvWords *; may be repeated, or followed by several words
+    PV_FLAG_BOOL,  // to: bool *
+    PV_FLAG_TEXT,  // to: const char **
+    PV_FLAG_INT,   // to: int64_t *
+    PV_FLAG_REAL,  // to: double *
+    PV_FLAG_WORDS, // to: PvWords *; may be repeated, or followed by several words
 } PvFlagKind;
 
 typedef struct {
-    const char *name;                // "--weights", "-o"
-    const char *value;               // "FILE"; NULL for PV_FLAG_BOOL
+    const char *name;  // "--weights", "-o"
+    const char *value; // "FILE"; NULL for PV_FLAG_BOOL
     PvFlagKind kind;
     void *to;
     const char *help;
 } PvFlag;
 
 typedef struct {
-    const char *line;                // "run PROGRAM"
-    const char *about;               // a paragraph
+    const char *line;  // "run PROGRAM"
+    const char *about; // a paragraph
     const PvFlag *flags;
     size_t flag_count;
-    size_t least, most;              // words that are no flags
-    PvWords *settings;               // "--NAME VALUE" with another name goes here as "NAME=VALUE",
-    const char *const *setting_names;//   if the name is one of these
+    size_t least, most;               // words that are no flags
+    PvWords *settings;                // "--NAME VALUE" with another name goes here as "NAME=VALUE",
+    const char *const *setting_names; //   if the name is one of these
     size_t setting_count;
 } PvUsage;
 
@@ -54,7 +54,7 @@ bool pv_unknown(const char *what, const char *name, const char *const *names, si
 
 typedef struct {
     const char *name, *summary;
-    PvStatus (*run)(int argc, char **argv, PvError *error);   // argv[0]: the command's name
+    PvStatus (*run)(int argc, char **argv, PvError *error); // argv[0]: the command's name
 } PvCommand;
 
 PvStatus cmd_info(int argc, char **argv, PvError *error);

@@ -18,7 +18,7 @@ char *pv_space_new(int64_t bytes)
                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (space == MAP_FAILED)
         return NULL;
-    madvise(space, size, MADV_HUGEPAGE);             // a wish: failing costs only speed
+    madvise(space, size, MADV_HUGEPAGE); // a wish: failing costs only speed
     return space;
 }
 
@@ -73,7 +73,7 @@ static double now(void)
     return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
 }
 
-static const PvExec *sorted_exec;                    // for qsort
+static const PvExec *sorted_exec; // for qsort
 
 static int slower_first(const void *x, const void *y)
 {
@@ -273,8 +273,7 @@ static bool prepare(PvExec *exec, const PvExecStep *step, PvError *error)
 
 static PvRun run_of(const PvExec *exec, const PvExecStep *step)
 {
-    return (PvRun){step->step->batch, exec->threads, exec->scratch, exec->scratch_each,
-                   step->step};
+    return (PvRun){step->step->batch, exec->threads, exec->scratch, exec->scratch_each, step->step};
 }
 
 bool pv_exec_run(PvExec *exec, const PvExecStep *step, PvError *error)

@@ -12,45 +12,45 @@
 
 // Zeroed address space, page-aligned; NULL: none left. bytes may be 0.
 char *pv_space_new(int64_t bytes);
-void pv_space_free(char *space, int64_t bytes);      // NULL is fine
+void pv_space_free(char *space, int64_t bytes); // NULL is fine
 
 typedef struct {
     double seconds;
-    double flops;                    // predicted
+    double flops; // predicted
     int64_t calls;
 } PvKernelTime;
 
 typedef struct {
     const PvModel *model;
     int threads;
-    char *params, *grads;            // PV_PARAM, PV_GRAD: model->param_bytes each
+    char *params, *grads; // PV_PARAM, PV_GRAD: model->param_bytes each
     char *arena;
     int64_t arena_bytes;
-    char *scratch;                   // threads * scratch_each bytes
+    char *scratch; // threads * scratch_each bytes
     int64_t scratch_each;
-    int64_t *args;                   // resolved
+    int64_t *args; // resolved
     uint32_t arg_capacity;
     PvScalar *scalars;
     uint32_t scalar_capacity;
-    PvKernelTime *times;             // [kernel_count], or NULL: not measured
+    PvKernelTime *times; // [kernel_count], or NULL: not measured
 } PvExec;
 
 // threads < 1: what OpenMP would use (OMP_NUM_THREADS, or the number of cores).
 PvExec *pv_exec_new(const PvModel *model, int threads, PvError *error);
-void pv_exec_free(PvExec *exec);                     // NULL is fine
-bool pv_exec_measure(PvExec *exec, PvError *error);  // times kernels from now on
-void pv_exec_print_times(const PvExec *exec);        // a table on stderr, the slowest first
+void pv_exec_free(PvExec *exec);                    // NULL is fine
+bool pv_exec_measure(PvExec *exec, PvError *error); // times kernels from now on
+void pv_exec_print_times(const PvExec *exec);       // a table on stderr, the slowest first
 
 // One step of an entry. `io`: addresses of the inputs, then of the outputs, of the entry; absent
 // inputs are NULL, those of rank 0 may be (their numbers are in step->inputs).
 typedef struct {
     const PvEntry *entry;
-    const PvPlan *plan;              // of entry->plans or entry->plain
+    const PvPlan *plan; // of entry->plans or entry->plain
     PvStep *step;
     void *const *io;
-    const uint32_t *taps;            // indices into plan->taps
+    const uint32_t *taps; // indices into plan->taps
     uint32_t tap_count;
-    PvTensor *const *tap_tensors;    // [tap_count], of the taps' types
+    PvTensor *const *tap_tensors; // [tap_count], of the taps' types
 } PvExecStep;
 
 uint32_t pv_exec_variant(const PvEntry *entry, const PvStep *step);

@@ -107,7 +107,8 @@ PvMemoryFree pv_memory_free(void)
     if (getrlimit(RLIMIT_AS, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY) {
         int64_t pages = read_number("/proc/self/statm", NULL);
         int64_t used = pages > 0 ? pages * sysconf(_SC_PAGESIZE) : 0;
-        lower(&best, (int64_t)limit.rlim_cur - used, "left under the address space limit (ulimit -v)");
+        lower(&best, (int64_t)limit.rlim_cur - used,
+              "left under the address space limit (ulimit -v)");
     }
     return best;
 }
@@ -120,8 +121,8 @@ int64_t pv_memory_sum(const PvMemoryItem *items, uint32_t count, int64_t batch)
     return sum;
 }
 
-bool pv_memory_check(const char *command, const PvMemoryItem *items, uint32_t count,
-                     int64_t batch, PvError *error)
+bool pv_memory_check(const char *command, const PvMemoryItem *items, uint32_t count, int64_t batch,
+                     PvError *error)
 {
     PvMemoryFree space = pv_memory_free();
     int64_t need = pv_memory_sum(items, count, batch);
@@ -134,8 +135,7 @@ bool pv_memory_check(const char *command, const PvMemoryItem *items, uint32_t co
              pv_size_text(text, (double)need), (long long)batch,
              pv_size_text(text_free, (double)space.bytes), space.limit);
     if (per_batch > 0 && fixed + per_batch <= space.bytes)
-        pv_error_append(error, "; batch %lld fits",
-                        (long long)((space.bytes - fixed) / per_batch));
+        pv_error_append(error, "; batch %lld fits", (long long)((space.bytes - fixed) / per_batch));
     else
         pv_error_append(error, "; no batch fits (%s at batch 1)",
                         pv_size_text(text, (double)(fixed + per_batch)));

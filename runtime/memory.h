@@ -9,7 +9,7 @@
 
 typedef struct {
     int64_t bytes;
-    const char *limit;       // what sets it: "free on this machine", "left in this container"...
+    const char *limit; // what sets it: "free on this machine", "left in this container"...
 } PvMemoryFree;
 
 // The least of what the kernel calls available, what is left in the control groups that this
@@ -18,7 +18,7 @@ PvMemoryFree pv_memory_free(void);
 
 // A part of what is needed: fixed + per_batch * batch bytes.
 typedef struct {
-    const char *what;        // "parameters"
+    const char *what; // "parameters"
     int64_t fixed, per_batch;
 } PvMemoryItem;
 
@@ -26,7 +26,7 @@ int64_t pv_memory_sum(const PvMemoryItem *items, uint32_t count, int64_t batch);
 
 // Do `items` fit at this batch? If not, the error (PV_MACHINE) says what is needed, what is free,
 // and the batch that fits. `command` opens the message ("train diffusion").
-bool pv_memory_check(const char *command, const PvMemoryItem *items, uint32_t count,
-                     int64_t batch, PvError *error);
+bool pv_memory_check(const char *command, const PvMemoryItem *items, uint32_t count, int64_t batch,
+                     PvError *error);
 
 #endif

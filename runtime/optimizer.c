@@ -84,8 +84,8 @@ PvOptimizer *pv_optimizer_new(const PvModel *model, const PvStage *stage, int th
     optimizer->sum = pv_space_new(model->param_bytes);
     optimizer->moves = calloc(model->param_count + 1u, sizeof *optimizer->moves);
     optimizer->factor = calloc(model->instance_count + 1u, sizeof *optimizer->factor);
-    if (!optimizer->m || !optimizer->v || !optimizer->ema || !optimizer->sum ||
-        !optimizer->moves || !optimizer->factor || !cut_chunks(optimizer)) {
+    if (!optimizer->m || !optimizer->v || !optimizer->ema || !optimizer->sum || !optimizer->moves ||
+        !optimizer->factor || !cut_chunks(optimizer)) {
         pv_optimizer_free(optimizer);
         return NULL;
     }
@@ -220,7 +220,7 @@ static double measure_gradients(PvOptimizer *optimizer, const PvMinimize *minimi
                                 double scale)
 {
     const PvModel *model = optimizer->model;
-    double *factor = optimizer->factor;              // sums of squares at first
+    double *factor = optimizer->factor; // sums of squares at first
     memset(factor, 0, model->instance_count * sizeof *factor);
     double sum = 0;
     for (uint32_t c = 0; c < optimizer->chunk_count; c++) {

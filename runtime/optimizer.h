@@ -9,30 +9,30 @@
 
 typedef struct {
     uint32_t param;
-    int64_t first, count;        // elements of the parameter
+    int64_t first, count; // elements of the parameter
 } PvOptimizerChunk;
 
 typedef struct {
     const PvModel *model;
     const PvStage *stage;
     int threads;
-    char *m, *v;                 // AdamW's moments; SGD's momentum lies in m
+    char *m, *v; // AdamW's moments; SGD's momentum lies in m
     char *ema;
-    char *sum;                   // of micro-steps' gradients
-    int64_t updates[PV_MAX_MINIMIZE];       // by minimize: how often it updated
-    int64_t ema_updates[PV_MAX_MINIMIZE];   // how often its averages were
-    bool *moves;                 // [param_count] trained by this stage (no buffers of batch norms)
-    double *factor;              // [instance_count] of the gradients, in the present update
-    PvOptimizerChunk *chunks;      // of the parameters that move, in their order
+    char *sum;                            // of micro-steps' gradients
+    int64_t updates[PV_MAX_MINIMIZE];     // by minimize: how often it updated
+    int64_t ema_updates[PV_MAX_MINIMIZE]; // how often its averages were
+    bool *moves;              // [param_count] trained by this stage (no buffers of batch norms)
+    double *factor;           // [instance_count] of the gradients, in the present update
+    PvOptimizerChunk *chunks; // of the parameters that move, in their order
     uint32_t chunk_count;
-    double *partial;             // [chunk_count] sums of squares
+    double *partial; // [chunk_count] sums of squares
 } PvOptimizer;
 
 // Arguments of one `minimize`, as the model file and the options of this step give them.
 typedef struct {
     double lr, beta1, beta2, eps, weight_decay, momentum;
-    double clip;                 // largest gradient norm of one instance; 0: none
-    double ema;                  // 0: none
+    double clip; // largest gradient norm of one instance; 0: none
+    double ema;  // 0: none
 } PvOptimizerSettings;
 
 // For one stage: parameters of the instances that any of its minimizes names. NULL: no memory.
@@ -56,7 +56,8 @@ double pv_optimizer_update(PvOptimizer *optimizer, uint32_t turn,
                            const PvOptimizerSettings *settings, char *params, const char *grad,
                            const bool *present, double scale);
 
-// average += (1 - d) (parameter - average), d = min(ema, (1 + n) / (10 + n)) at update n = 1, 2, ...
+// average += (1 - d) (parameter - average), d = min(ema, (1 + n) / (10 + n)) at update n = 1, 2,
+// ...
 void pv_optimizer_average(PvOptimizer *optimizer, uint32_t turn, double ema, const char *params);
 
 // The decimal number that an f32 was written as (0.999, not 0.99900001287): settings travel through

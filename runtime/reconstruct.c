@@ -24,7 +24,8 @@ bool pv_reconstructor_open(PvReconstructor *model, PvError *error)
             model->entry = entry;
     }
     if (!model->entry)
-        return pv_error(error, PV_WRONG, "the model %s has no program `reconstruct`", pv_model.name);
+        return pv_error(error, PV_WRONG, "the model %s has no program `reconstruct`",
+                        pv_model.name);
     const PvEntry *entry = model->entry;
     const PvType *type = entry->input_count == 1 ? &entry->inputs[0].type : NULL;
     if (!type || entry->output_count != 1 || !same_type(type, &entry->outputs[0].type) ||

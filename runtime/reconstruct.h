@@ -8,17 +8,17 @@
 
 typedef struct {
     PvSession session;
-    int64_t batch;                   // windows at a time
+    int64_t batch; // windows at a time
     bool ema;
     const PvEntry *entry;
     PvCall *call;
-    int frames, height, width;       // of a window
-} PvReconstructor;                   // batch set, the rest {0}
+    int frames, height, width; // of a window
+} PvReconstructor;             // batch set, the rest {0}
 
 // Sums of squared differences of bytes.
 typedef struct {
-    double error, still_error;       // of the model; of each window's mean frame
-    int64_t count;                   // bytes
+    double error, still_error; // of the model; of each window's mean frame
+    int64_t count;             // bytes
 } PvQuality;
 
 // Finds the program: one whose input is a video and whose output has the same type.
@@ -29,7 +29,7 @@ void pv_reconstructor_close(PvReconstructor *model);
 // x: the video, cropped and resized; y: what the model makes of it. Adds to `quality`.
 bool pv_reconstruct(PvReconstructor *model, const char *path, PvVideo *x, PvVideo *y,
                     PvQuality *quality, PvError *error);
-double pv_quality_psnr(const PvQuality *quality);          // dB; infinite when equal
+double pv_quality_psnr(const PvQuality *quality); // dB; infinite when equal
 double pv_quality_still_psnr(const PvQuality *quality);
 
 #endif

@@ -66,15 +66,14 @@ static bool has_ema(const PvTrain *train, uint32_t instance)
 {
     for (uint32_t i = 0; i < train->stage->minimize_count; i++)
         for (uint32_t k = 0; k < train->stage->minimize[i].instance_count; k++)
-            if (train->stage->minimize[i].instances[k] == instance &&
-                train->turns[i].ema_every > 0)
+            if (train->stage->minimize[i].instances[k] == instance && train->turns[i].ema_every > 0)
                 return true;
     return false;
 }
 
 // losses: [minimizes, steps]
-static bool write_state(const PvTrain *train, const char *path, const double *losses,
-                        int64_t steps, PvError *error)
+static bool write_state(const PvTrain *train, const char *path, const double *losses, int64_t steps,
+                        PvError *error)
 {
     const PvModel *model = train->session->model;
     const PvOptimizer *optimizer = train->optimizer;

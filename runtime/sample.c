@@ -18,15 +18,15 @@
 
 struct PvHost {
     const PvSampleRun *run;
-    PvSamplePlan *plan;              // the dry run fills it, the real run follows it
+    PvSamplePlan *plan; // the dry run fills it, the real run follows it
     bool dry;
     PvError *error;
     PvStep step;
-    PvCall **calls;                  // [entry_count], made when first called
+    PvCall **calls; // [entry_count], made when first called
     PvProgress *progress;
-    size_t at;                       // calls so far
-    int64_t done;                    // of those that are wanted
-    PvWords reports;                 // names of the reports so far
+    size_t at;       // calls so far
+    int64_t done;    // of those that are wanted
+    PvWords reports; // names of the reports so far
 };
 
 static volatile sig_atomic_t stop_signal;
@@ -78,7 +78,7 @@ const PvStep *pv_host_step(PvHost *host)
 typedef struct {
     char *space;
     int64_t bytes;
-    size_t call;                     // number of the call it comes from + 1; 0: of none
+    size_t call; // number of the call it comes from + 1; 0: of none
 } Blank;
 
 static void drop_blank(void *owner)
@@ -204,8 +204,8 @@ static void note_call(PvHost *host, const PvEntry *entry, const PvPlan *plan, co
         size_t maker = maker_of(args[i].tensor);
         if (maker == 0)
             continue;
-        note->from = pv_grow(note->from, &note->from_capacity, note->from_count,
-                             sizeof *note->from);
+        note->from =
+            pv_grow(note->from, &note->from_capacity, note->from_count, sizeof *note->from);
         note->from[note->from_count++] = maker - 1;
         call->from_count++;
     }
@@ -254,7 +254,7 @@ int pv_host_call(PvHost *host, uint32_t index, const PvVar *args, PvVar **result
 
 int pv_host_yield(PvHost *host, const PvVar *var)
 {
-    const PvTensor *clip = var->tensor;              // [b, 3, t, h, w]
+    const PvTensor *clip = var->tensor; // [b, 3, t, h, w]
     if (!clip || clip->rank != 5 || clip->dim[1] != 3 || clip->dtype != PV_REAL_DTYPE) {
         char text[PV_SHAPE_TEXT];
         pv_error(host->error, PV_WRONG, "the sampler yields %s; a video is [b, 3, t, h, w]",
@@ -273,7 +273,9 @@ int pv_host_yield(PvHost *host, const PvVar *var)
     if (!host->run->clips)
         return 0;
     return pv_clips_add(host->run->clips, clip->dim[0], clip->dim[2], (int)clip->dim[3],
-                        (int)clip->dim[4], clip->data, host->error) ? 0 : -1;
+                        (int)clip->dim[4], clip->data, host->error)
+               ? 0
+               : -1;
 }
 
 int pv_host_report(PvHost *host, const char *name, const PvVar *var)

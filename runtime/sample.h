@@ -9,31 +9,31 @@
 typedef struct {
     const PvEntry *entry;
     const PvPlan *plan;
-    size_t first_from, from_count;   // in PvSamplePlan.from
-    bool wanted;                     // something that is written depends on it
+    size_t first_from, from_count; // in PvSamplePlan.from
+    bool wanted;                   // something that is written depends on it
 } PvSampleCall;
 
 // What a sampler will do, found by running it with nothing computed.
 typedef struct {
-    PvSampleCall *calls;             // in order
+    PvSampleCall *calls; // in order
     size_t call_count, call_capacity;
     size_t *from;
     size_t from_count, from_capacity;
-    int64_t wanted;                  // calls that are
-    int64_t frames;                  // that it yields, of one video
-    int64_t clip_frames;             // of its first clip
-    bool *needed;                    // [instance_count]
-    PvMemoryItem activations;        // of the largest plan
-    int64_t frame_bytes;             // of all yields of one video
+    int64_t wanted;           // calls that are
+    int64_t frames;           // that it yields, of one video
+    int64_t clip_frames;      // of its first clip
+    bool *needed;             // [instance_count]
+    PvMemoryItem activations; // of the largest plan
+    int64_t frame_bytes;      // of all yields of one video
 } PvSamplePlan;
 
 typedef struct {
     PvSession *session;
     const PvSampler *sampler;
     int64_t batch;
-    const PvTensorSet *given;        // tensor options by name (streams: session->random->given)
-    PvTensorSet *trace;              // reports go here; or NULL: they are not wanted
-    PvClips *clips;                  // clips go here; or NULL: they are not wanted
+    const PvTensorSet *given; // tensor options by name (streams: session->random->given)
+    PvTensorSet *trace;       // reports go here; or NULL: they are not wanted
+    PvClips *clips;           // clips go here; or NULL: they are not wanted
 } PvSampleRun;
 
 bool pv_sample_plan(const PvSampleRun *run, PvSamplePlan *plan, PvError *error);

@@ -73,7 +73,7 @@ bool pv_session_mount(PvSession *session, const char *command, const bool *neede
 
 void pv_instance_init(const PvModel *model, uint32_t instance, uint64_t seed, char *params)
 {
-    PvModel part = *model;                           // one with the parameters of the instance alone
+    PvModel part = *model; // one with the parameters of the instance alone
     part.params = model->params + model->instances[instance].first;
     part.param_count = model->instances[instance].count;
     pv_random_init(&part, seed, params);

@@ -15,24 +15,26 @@ typedef struct {
     // made by pv_session_open
     const PvModel *model;
     PvExec *exec;
-    PvConfig config;                 // of --set; a command may read a file into it before
+    PvConfig config; // of --set; a command may read a file into it before
     PvScalar *options;
     PvRandom *random;
-    bool *loaded;                    // [instance_count]: weights were mounted
-} PvSession;                         // starts as {0}
+    bool *loaded; // [instance_count]: weights were mounted
+} PvSession;      // starts as {0}
 
 // Flags that every such command has: --threads, --profile, --set.
 #define PV_SESSION_FLAGS(session)                                                                  \
     {"--set", "NAME=VALUE", PV_FLAG_WORDS, &(session)->sets, "value of an option of the model"},   \
         {"--threads", "N", PV_FLAG_INT, &(session)->threads,                                       \
          "threads to use (default: OMP_NUM_THREADS, or all cores)"},                               \
-    {"--profile", NULL, PV_FLAG_BOOL, &(session)->profile, "time every kernel, print a table"}
+    {                                                                                              \
+        "--profile", NULL, PV_FLAG_BOOL, &(session)->profile, "time every kernel, print a table"   \
+    }
 
 // Makes the executor and the streams, and puts --set into `config` and the options of `stage`
 // (NULL: the global ones). Opens no file.
 bool pv_session_open(PvSession *session, const PvModel *model, const char *stage, uint64_t seed,
                      PvError *error);
-void pv_session_close(PvSession *session);           // prints the times if they were measured
+void pv_session_close(PvSession *session); // prints the times if they were measured
 
 // An error for settings that nothing asked for. `more` are names that the command knows itself.
 bool pv_session_check_settings(PvSession *session, const char *stage, const PvWords *more,

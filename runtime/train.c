@@ -84,8 +84,8 @@ PvTrain *pv_train_new(PvSession *session, const PvStage *stage, int64_t accumula
         turn->accumulate = accumulate > 0 ? accumulate : minimize->accumulate;
         if (turn->accumulate < 1)
             turn->accumulate = 1;
-        turn->ema_every = ema_every > 0 && minimize->ema_every > 0 ? ema_every
-                                                                   : minimize->ema_every;
+        turn->ema_every =
+            ema_every > 0 && minimize->ema_every > 0 ? ema_every : minimize->ema_every;
     }
     mark_instances(train);
     train->optimizer = pv_optimizer_new(model, stage, session->exec->threads);
@@ -162,8 +162,8 @@ uint32_t pv_train_need(const PvTrain *train, int64_t batch, PvMemoryItem items[P
                 largest = need;
         }
     }
-    items[0] = (PvMemoryItem){"parameters",
-                              pv_exec_param_bytes(train->session->model, train->needed), 0};
+    items[0] =
+        (PvMemoryItem){"parameters", pv_exec_param_bytes(train->session->model, train->needed), 0};
     items[1] = (PvMemoryItem){"gradients", state[0], 0};
     items[2] = (PvMemoryItem){"their sums", state[1], 0};
     items[3] = (PvMemoryItem){"moments", state[2], 0};
@@ -199,10 +199,10 @@ static PvOptimizerSettings read_settings(const PvCall *call)
         const char *name;
         double *to;
     } known[] = {
-        {"lr", &settings.lr},         {"beta1", &settings.beta1},
-        {"beta2", &settings.beta2},   {"eps", &settings.eps},
-        {"clip", &settings.clip},     {"weight_decay", &settings.weight_decay},
-        {"ema", &settings.ema},       {"momentum", &settings.momentum},
+        {"lr", &settings.lr},       {"beta1", &settings.beta1},
+        {"beta2", &settings.beta2}, {"eps", &settings.eps},
+        {"clip", &settings.clip},   {"weight_decay", &settings.weight_decay},
+        {"ema", &settings.ema},     {"momentum", &settings.momentum},
     };
     for (uint32_t i = 0; i < call->entry->output_count; i++) {
         if (call->entry->outputs[i].kind != PV_OUT_SETTING)
@@ -239,8 +239,8 @@ static void add_numbers(PvTurn *turn)
     const PvEntry *entry = turn->call->entry;
     bool first = true;
     for (uint32_t i = 0; i < entry->output_count; i++) {
-        double number = entry->outputs[i].type.rank == 0
-                            ? pv_tensor_number(turn->call->outputs[i], 0) : 0;
+        double number =
+            entry->outputs[i].type.rank == 0 ? pv_tensor_number(turn->call->outputs[i], 0) : 0;
         if (entry->outputs[i].kind == PV_OUT_REPORT)
             turn->reports[i] += number;
         if (entry->outputs[i].kind == PV_OUT_NAMED && first) {

@@ -13,11 +13,11 @@ typedef bool PvFeed(void *context, PvTrain *train, uint32_t turn, PvError *error
 
 typedef struct {
     PvCall *call;
-    PvCall *settings_call;           // where settings come from when the call has none (replay)
+    PvCall *settings_call; // where settings come from when the call has none (replay)
     int64_t accumulate, ema_every;
-    int64_t micro;                   // micro-steps so far
-    double loss, norm;               // of the last step: means over the micro-steps
-    double *reports;                 // [output_count], those of kind PV_OUT_REPORT
+    int64_t micro;     // micro-steps so far
+    double loss, norm; // of the last step: means over the micro-steps
+    double *reports;   // [output_count], those of kind PV_OUT_REPORT
     PvOptimizerSettings settings;
 } PvTurn;
 
@@ -28,11 +28,11 @@ struct PvTrain {
     PvTurn turns[PV_MAX_MINIMIZE];
     PvFeed *feed;
     void *feed_context;
-    int64_t batch;                   // of the data
-    int64_t step;                    // steps done
-    bool *present, *seen;            // [param_count]: have a gradient in this micro-step, update
-    bool *needed;                    // [instance_count]: parameters are read or moved
-    bool *moves;                     // [instance_count]
+    int64_t batch;        // of the data
+    int64_t step;         // steps done
+    bool *present, *seen; // [param_count]: have a gradient in this micro-step, update
+    bool *needed;         // [instance_count]: parameters are read or moved
+    bool *moves;          // [instance_count]
 };
 
 const PvStage *pv_find_stage(const PvModel *model, const char *name, PvError *error);
@@ -41,7 +41,7 @@ const PvStage *pv_find_stage(const PvModel *model, const char *name, PvError *er
 // minimize is the call of a program. NULL with an error.
 PvTrain *pv_train_new(PvSession *session, const PvStage *stage, int64_t accumulate,
                       int64_t ema_every, bool replay, PvError *error);
-void pv_train_free(PvTrain *train);  // NULL is fine
+void pv_train_free(PvTrain *train); // NULL is fine
 
 // What training needs, in at most PV_TRAIN_ITEMS parts; activations are those of the largest
 // variant at this batch.

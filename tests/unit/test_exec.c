@@ -61,7 +61,8 @@ static float number(const PvTensorSet *set, const char *name, int64_t i)
 }
 
 // Runs a command given as one line of words; stdout is dropped. The message goes to `text`.
-static int command(PvStatus (*run)(int, char **, PvError *), char text[512], const char *format, ...)
+static int command(PvStatus (*run)(int, char **, PvError *), char text[512], const char *format,
+                   ...)
 {
     char line[1024], *words[40], *rest = line;
     va_list list;
@@ -303,8 +304,8 @@ static void same_parameters(const char *first, const char *second)
 static void a_resumed_run_has_the_same_bits(void **state)
 {
     (void)state;
-    must(cmd_train, line_of("train fit --out %s --steps 40 --batch 2 --seed 7 --threads 1",
-                            at("whole")));
+    must(cmd_train,
+         line_of("train fit --out %s --steps 40 --batch 2 --seed 7 --threads 1", at("whole")));
     must(cmd_train, line_of("train fit --out %s --steps 15 --batch 2 --seed 7", at("parts")));
     refuse(cmd_train, 1, "--resume",
            line_of("train fit --out %s --steps 40 --batch 2", at("parts")));
@@ -313,11 +314,11 @@ static void a_resumed_run_has_the_same_bits(void **state)
     same_parameters(at("whole/step-00000040.safetensors"), at("parts/step-00000040.safetensors"));
     PvTensorSet end = load(at("whole/step-00000040.safetensors"));
     assert_true(fabsf(number(&end, "net.w", 0) - 0.25f) < 0.3f);
-    assert_true(number(&end, "net.seen", 0) == 80);            // two micro-steps each
+    assert_true(number(&end, "net.seen", 0) == 80); // two micro-steps each
     assert_string_equal(pv_set_metadata(&end, "updates.0"), "40");
     assert_string_equal(pv_set_metadata(&end, "ema_updates.0"), "20");
     pv_set_free(&end);
-    assert_false(pv_path_exists(at("parts/step-00000015.safetensors")));   // the last 3 are kept
+    assert_false(pv_path_exists(at("parts/step-00000015.safetensors"))); // the last 3 are kept
     assert_true(pv_path_exists(at("parts/step-00000030.safetensors")));
     assert_true(pv_path_exists(at("parts/log.jsonl")));
 }
@@ -329,7 +330,8 @@ static void settings_come_from_yaml_and_flags(void **state)
     fprintf(file, "batch: 2\nfit:\n  lr: 0.1\n  steps: 6\nagain:\n  lr: 3\n  odd: 1\n");
     fclose(file);
     must(cmd_train, line_of("train fit --config %s --out %s --set seed=3", at("c.yaml"), at("y")));
-    must(cmd_train, line_of("train fit --out %s --set lr=0.1 --seed 3 --batch 2 --steps 6", at("z")));
+    must(cmd_train,
+         line_of("train fit --out %s --set lr=0.1 --seed 3 --batch 2 --steps 6", at("z")));
     same_parameters(at("y/step-00000006.safetensors"), at("z/step-00000006.safetensors"));
     refuse(cmd_train, 1, "lr", line_of("train fit --config %s --set lrr=1", at("c.yaml")));
     refuse(cmd_train, 1, "batch is 0", line_of("train fit --set batch=0"));
@@ -353,7 +355,7 @@ static void a_signal_writes_a_checkpoint(void **state)
 {
     (void)state;
     pid_t child = fork();
-    if (child == 0) {                  // a program anew: OpenMP does not survive a fork
+    if (child == 0) { // a program anew: OpenMP does not survive a fork
         alarm(60);
         execl("/proc/self/exe", "test_exec", "train", "fit", "--out", at("signal"), "--steps",
               "100000000", "--seed", "5", (char *)NULL);
@@ -387,7 +389,8 @@ static void replay_takes_batches_from_a_file(void **state)
     put(&set, "x.1", 2, rows, other);
     save(&set, at("replay.st"));
     must(cmd_train, line_of("train again --weights net=%s --replay %s --steps 2 --state %s "
-                            "--set lr=0.001", at("w.st"), at("replay.st"), at("state.st")));
+                            "--set lr=0.001",
+                            at("w.st"), at("replay.st"), at("state.st")));
     PvTensorSet out = load(at("state.st"));
     assert_true(number(&out, "loss", 0) == 67);
     assert_true(fabsf(number(&out, "loss", 1) + 67) < 0.1f);
@@ -414,7 +417,8 @@ static void a_trace_follows_given_noise(void **state)
     put(&set, "noise.1", 2, rows, six);
     save(&set, at("noise.st"));
     // no video is asked for, so that nothing needs weights
-    must(cmd_sample, line_of("sample --noise %s --trace %s --steps 2", at("noise.st"), at("trace.st")));
+    must(cmd_sample,
+         line_of("sample --noise %s --trace %s --steps 2", at("noise.st"), at("trace.st")));
     PvTensorSet out = load(at("trace.st"));
     assert_int_equal(out.count, 2);
     assert_true(number(&out, "x_after.1", 3) == 2);
@@ -428,15 +432,17 @@ static void videos_are_written(void **state)
     refuse(cmd_sample, 1, "--weights net=", line_of("sample -o %s", at("v.png")));
     refuse(cmd_sample, 2, "where to", line_of("sample --weights net=%s", at("w.st")));
     refuse(cmd_sample, 2, "--steps", line_of("sample --weights net=%s --stepps 3", at("w.st")));
-    refuse(cmd_sample, 1, "did you mean 'paint'", line_of("sample --sampler pain -o %s", at("v.png")));
-    must(cmd_sample, line_of("sample --weights net=%s --batch 2 --clips 2 -o %s", at("w.st"), at("v.png")));
+    refuse(cmd_sample, 1, "did you mean 'paint'",
+           line_of("sample --sampler pain -o %s", at("v.png")));
+    must(cmd_sample,
+         line_of("sample --weights net=%s --batch 2 --clips 2 -o %s", at("w.st"), at("v.png")));
     assert_true(pv_path_exists(at("v.png")));
     must(cmd_sample, line_of("sample --weights net=%s --frames 3 -o %s", at("w.st"), at("frames")));
     char **names;
     size_t count;
     PvError error = {0};
     assert_true(pv_list_folder(at("frames"), &names, &count, &error));
-    assert_int_equal(count, 3);                                // of two clips of 2 frames
+    assert_int_equal(count, 3); // of two clips of 2 frames
     pv_names_free(names, count);
 }
 
@@ -470,8 +476,8 @@ static void weights_go_in_and_out(void **state)
     PvTensorSet set = load(at("i.st"));
     assert_true(number(&set, "net.w", 1) == 3);
     pv_set_free(&set);
-    must(cmd_weights, line_of("weights export %s --instance net --prefix model. -o %s", at("i.st"),
-                              at("e.st")));
+    must(cmd_weights,
+         line_of("weights export %s --instance net --prefix model. -o %s", at("i.st"), at("e.st")));
     set = load(at("e.st"));
     assert_true(number(&set, "model.w", 1) == 3);
     pv_set_free(&set);

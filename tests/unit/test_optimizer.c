@@ -14,7 +14,7 @@
 
 // ---- a model of two instances; the second has a buffer ----
 
-enum { BIG = 40000, SMALL = 7 };       // BIG: several chunks
+enum { BIG = 40000, SMALL = 7 }; // BIG: several chunks
 
 static const PvParam params[] = {
     {"a.w", 0, {PV_F32, 1, 0, {BIG}}, 0, BIG, false, PV_ZEROS, 0, 0},
@@ -30,8 +30,13 @@ static const PvInstance instances[] = {
 };
 
 static const PvModel model = {
-    .name = "test", .real = PV_F32, .params = params, .param_count = PARAM_COUNT,
-    .param_bytes = PARAM_BYTES, .instances = instances, .instance_count = 2,
+    .name = "test",
+    .real = PV_F32,
+    .params = params,
+    .param_count = PARAM_COUNT,
+    .param_bytes = PARAM_BYTES,
+    .instances = instances,
+    .instance_count = 2,
 };
 
 static const uint32_t both[] = {0, 1};
@@ -40,7 +45,7 @@ typedef struct {
     PvMinimize minimize;
     PvStage stage;
     PvOptimizer *optimizer;
-    float *p, *g;                      // flat
+    float *p, *g; // flat
     bool present[PARAM_COUNT], seen[PARAM_COUNT];
 } Fixture;
 
@@ -61,8 +66,8 @@ static void fill(float *flat, uint32_t seed, float scale)
 static Fixture *make(const char *name, int threads)
 {
     Fixture *f = calloc(1, sizeof *f);
-    f->minimize = (PvMinimize){.optimizer = name, .instances = both, .instance_count = 2,
-                               .accumulate = 1, .ema_every = 1};
+    f->minimize = (PvMinimize){
+        .optimizer = name, .instances = both, .instance_count = 2, .accumulate = 1, .ema_every = 1};
     f->stage = (PvStage){.name = "s", .minimize = &f->minimize, .minimize_count = 1};
     f->optimizer = pv_optimizer_new(&model, &f->stage, threads);
     f->p = calloc(1, PARAM_BYTES);
@@ -92,8 +97,8 @@ static void adamw_is_torchs(void **state)
 {
     (void)state;
     Fixture *f = make("adamw", 2);
-    PvOptimizerSettings settings = {.lr = 1e-2, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8,
-                                    .weight_decay = 0.01};
+    PvOptimizerSettings settings = {
+        .lr = 1e-2, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .weight_decay = 0.01};
     double p[SMALL], m[SMALL] = {0}, v[SMALL] = {0};
     for (int i = 0; i < SMALL; i++)
         p[i] = at(f->p, 1)[i];
@@ -121,8 +126,8 @@ static void threads_change_nothing(void **state)
 {
     (void)state;
     Fixture *one = make("adamw", 1), *four = make("adamw", 4);
-    PvOptimizerSettings settings = {.lr = 1e-3, .beta1 = 0.5, .beta2 = 0.9, .eps = 1e-8,
-                                    .weight_decay = 0.1, .clip = 0.5};
+    PvOptimizerSettings settings = {
+        .lr = 1e-3, .beta1 = 0.5, .beta2 = 0.9, .eps = 1e-8, .weight_decay = 0.1, .clip = 0.5};
     for (uint32_t n = 1; n <= 3; n++) {
         fill(one->g, n, 0.1f);
         fill(four->g, n, 0.1f);
@@ -145,8 +150,8 @@ static void buffers_and_absent_parameters_stay(void **state)
     memcpy(before, f->p, PARAM_BYTES);
     fill(f->g, 3, 1);
     f->present[1] = false;
-    PvOptimizerSettings settings = {.lr = 1e-2, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8,
-                                    .weight_decay = 0.1};
+    PvOptimizerSettings settings = {
+        .lr = 1e-2, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .weight_decay = 0.1};
     update(f, &settings, 1);
     assert_memory_equal(at(before, 1), at(f->p, 1), SMALL * 4);
     assert_memory_equal(at(before, 3), at(f->p, 3), SMALL * 4);
@@ -195,8 +200,8 @@ static void clip_is_by_instance(void **state)
     Fixture *f = make("sgd", 2);
     memset(f->p, 0, PARAM_BYTES);
     at(f->g, 1)[0] = 3;
-    at(f->g, 1)[1] = 4;                        // norm 5 in instance a
-    at(f->g, 2)[0] = 0.5f;                     // norm 0.5 in instance c
+    at(f->g, 1)[1] = 4;    // norm 5 in instance a
+    at(f->g, 2)[0] = 0.5f; // norm 0.5 in instance c
     PvOptimizerSettings settings = {.lr = 1, .clip = 1};
     double norm = update(f, &settings, 1);
     assert_true(fabs(norm - sqrt(25.25)) < 1e-6);
@@ -212,7 +217,7 @@ static void micro_steps_add_up(void **state)
     Fixture *f = make("sgd", 2);
     memset(f->p, 0, PARAM_BYTES);
     for (int i = 0; i < 3; i++) {
-        f->present[2] = i == 1;                // reached in one of three
+        f->present[2] = i == 1; // reached in one of three
         at(f->g, 1)[0] = (float)(i + 1);
         at(f->g, 2)[0] = 6;
         pv_optimizer_accumulate(f->optimizer, 0, (char *)f->g, f->present, f->seen);
