@@ -475,7 +475,7 @@ static void write_model(Writer *writer)
     fprintf(out, "    kernels, %u, origins, %u, pv_data, %zu, ", cg->kernel_count, writer->count,
             cg->data_size);
     write_string(out, cg->march);
-    fprintf(out, "\n};\n");
+    fprintf(out, ", PV_FEATURES\n};\n");
 }
 
 static void write_tables(Codegen *cg, FILE *out)

@@ -258,7 +258,54 @@ typedef struct {
     const char *const *origins;      uint32_t origin_count;
     const void *consts;              int64_t const_bytes;
     const char *march;               // what the kernels were compiled for
+    uint64_t features;               // PV_FEATURES there: what the processor must have
 } PvModel;
+
+// Processor features that -march switched on where this is expanded (x86-64; elsewhere 0): bits in
+// the order of machine.c's names.
+#ifdef __AVX__
+#define PV_HAS_AVX 1u
+#else
+#define PV_HAS_AVX 0u
+#endif
+#ifdef __AVX2__
+#define PV_HAS_AVX2 2u
+#else
+#define PV_HAS_AVX2 0u
+#endif
+#ifdef __FMA__
+#define PV_HAS_FMA 4u
+#else
+#define PV_HAS_FMA 0u
+#endif
+#ifdef __BMI2__
+#define PV_HAS_BMI2 8u
+#else
+#define PV_HAS_BMI2 0u
+#endif
+#ifdef __AVX512F__
+#define PV_HAS_AVX512F 16u
+#else
+#define PV_HAS_AVX512F 0u
+#endif
+#ifdef __AVX512BW__
+#define PV_HAS_AVX512BW 32u
+#else
+#define PV_HAS_AVX512BW 0u
+#endif
+#ifdef __AVX512VL__
+#define PV_HAS_AVX512VL 64u
+#else
+#define PV_HAS_AVX512VL 0u
+#endif
+#ifdef __AVX512DQ__
+#define PV_HAS_AVX512DQ 128u
+#else
+#define PV_HAS_AVX512DQ 0u
+#endif
+#define PV_FEATURES                                                                               \
+    (PV_HAS_AVX | PV_HAS_AVX2 | PV_HAS_FMA | PV_HAS_BMI2 | PV_HAS_AVX512F | PV_HAS_AVX512BW |      \
+     PV_HAS_AVX512VL | PV_HAS_AVX512DQ)
 
 extern const PvModel pv_model;       // emitted
 

@@ -5,10 +5,14 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "runtime/machine.h"
+
 bool pv_session_open(PvSession *session, const PvModel *model, const char *stage, uint64_t seed,
                      PvError *error)
 {
     session->model = model;
+    if (!pv_machine_check(model, error))
+        return false;
     session->exec = pv_exec_new(model, (int)session->threads, error);
     if (!session->exec || (session->profile && !pv_exec_measure(session->exec, error)))
         return false;

@@ -14,6 +14,7 @@
 
 #include "runtime/command.h"
 #include "runtime/file.h"
+#include "runtime/machine.h"
 #include "runtime/safetensors.h"
 #include "runtime/weights.h"
 
@@ -283,6 +284,24 @@ static void too_little_memory_is_told_with_what_fits(void **state)
     pv_error_free(&error);
 }
 
+static void another_processor_is_told(void **state)
+{
+    (void)state;
+    PvModel other = pv_model;
+    PvError error = {0};
+    other.features = PV_FEATURES;                      // of this test: it runs
+    assert_true(pv_machine_check(&other, &error));
+#if defined __x86_64__
+    if (!__builtin_cpu_supports("avx512f")) {
+        other.features |= 16;
+        assert_false(pv_machine_check(&other, &error));
+        assert_int_equal(error.status, PV_MACHINE);
+        assert_non_null(strstr(error.text, "avx512f"));
+    }
+#endif
+    pv_error_free(&error);
+}
+
 // ---- training ----
 
 static void same_parameters(const char *first, const char *second)
@@ -501,6 +520,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(wrong_runs_are_told),
         cmocka_unit_test(grad_writes_gradients),
         cmocka_unit_test(too_little_memory_is_told_with_what_fits),
+        cmocka_unit_test(another_processor_is_told),
         cmocka_unit_test(a_resumed_run_has_the_same_bits),
         cmocka_unit_test(settings_come_from_yaml_and_flags),
         cmocka_unit_test(a_loss_that_is_not_finite_stops_the_run),
