@@ -244,7 +244,7 @@ static void one_parameter_one_name(void **state)
         "module Outer { part = Tied(4)\n"
         "    def forward(x) = part(x) }\n"
         "model net = Outer\n"
-        "model list = [Linear(4, 4, init: zeros), \"named{1}\": Linear(4, 4)]\n"
+        "model list = [Linear(4, 4, init: zeros), \"named\": Linear(4, 4)]\n"
         "program run(x: [b, 4]) -> y = list(net(x))\n");
     static const char *const names[] = {
         "net.part.shared.weight", "net.part.shared.bias", "net.part.stack.norm.weight",
@@ -302,7 +302,7 @@ static void taps_have_paths(void **state)
         "unet", "unet.input_blocks.1", "unet.input_blocks.1#2", "unet.input_blocks.1#3",
         "unet.mid_attn", "unet.time_embed", "unet.time_embed.1", "unet.input_blocks.1.0.y",
         "unet.out.2#3", "unet.input_blocks.1.0.out_layers.1", "timestep_embedding",
-        "timestep_embedding.angle", "unet.saved.0", "jointly.0"};
+        "timestep_embedding.angle", "unet.ys.0", "jointly.0"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         if (!has_tap(denoise, names[i]))
             fail_msg("no tap %s", names[i]);
