@@ -78,7 +78,10 @@ static void draw_tick(PvImage *image, const Axis *axis, double at, bool vertical
     int pixel = axis->from +
                 (int)lround((at - axis->low) / (axis->high - axis->low) * (axis->to - axis->from));
     double value = axis->log ? pow(10, at) : at;
-    snprintf(text, sizeof text, fabs(value) >= 1e5 ? "%.3g" : "%.5g",
+    snprintf(text, sizeof text,
+             fabs(value) >= 1e5 ? "%.3g"
+             : axis->log        ? "%.3g"
+                                : "%.5g",
              fabs(value) < 1e-12 ? 0 : value);
     if (vertical) {
         pv_image_line(image, other_from, pixel, other_to, pixel, GRID);
@@ -90,12 +93,29 @@ static void draw_tick(PvImage *image, const Axis *axis, double at, bool vertical
     }
 }
 
+// Ticks of a logarithmic axis: powers of ten, on short ones 2 and 5 times them as well.
+static void draw_decades(PvImage *image, const Axis *axis, bool vertical, int other_from,
+                         int other_to)
+{
+    static const double parts[] = {0, 0.30102999566398120, 0.69897000433601880}; // log10 of 1, 2, 5
+    double span = axis->high - axis->low, step = ceil(span / 12);
+    for (double power = floor(axis->low); power <= axis->high; power += step) {
+        for (int i = 0; i < (span < 3 ? 3 : 1); i++) {
+            double at = power + parts[i];
+            if (at >= axis->low && at <= axis->high)
+                draw_tick(image, axis, at, vertical, other_from, other_to);
+        }
+    }
+}
+
 static void draw_axis(PvImage *image, const Axis *axis, bool vertical, int other_from, int other_to)
 {
     double step = tick_step(axis->high - axis->low, vertical ? 8 : 10);
-    if (axis->log && axis->high - axis->low > 2)
-        step = ceil(step);
     double first = ceil(axis->low / step);
+    if (axis->log && axis->high - axis->low > 0.5) {
+        draw_decades(image, axis, vertical, other_from, other_to);
+        return;
+    }
     for (int i = 0; i < 40; i++) {
         double at = (first + i) * step;
         if (at > axis->high + step * 1e-6)

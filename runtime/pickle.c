@@ -86,7 +86,7 @@ static bool pop_mark(Machine *machine, Value ***items, size_t *count)
     if (machine->mark_count == 0)
         return pickle_fail(machine, "the pickle is damaged: it lacks a mark");
     size_t floor = machine->marks[--machine->mark_count];
-    *items = machine->stack + floor;
+    *items = machine->stack ? machine->stack + floor : NULL; // nothing was pushed yet
     *count = machine->depth - floor;
     machine->depth = floor;
     return true;

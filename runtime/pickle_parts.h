@@ -8,7 +8,7 @@ enum {
     MAX_PICKLE = 16 << 20,
     MAX_STACK = 1 << 20,
     MAX_DEPTH = 64,      // of nested containers
-    MAX_STEPS = 4 << 20, // of the walk that flattens
+    MAX_STEPS = 1 << 19, // of the walk that flattens
     MAX_ITEMS = 1 << 20, // tensors in a file
     MAX_NAME = 1000,
 };

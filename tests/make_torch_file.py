@@ -140,6 +140,7 @@ def main():
     write(at("bad_system4.pth"), None, data=b"\x80\x04\x8c\x05posix\x8c\x06system\x93\x8c\x04true\x85R.")
     write(at("bad_eval.pth"), None, data=b"\x80\x02c__builtin__\neval\nX\x01\x00\x00\x001\x85R.")
     write(at("bad_stop.pth"), None, data=b"\x80\x02}")
+    write(at("bad_mark.pth"), None, data=b"(t")
     write(at("bad_memo.pth"), None, data=b"\x80\x02h\x07.")
     write(at("bad_opcode.pth"), None, data=b"\x80\x02\xff.")
     write(at("bad_cycle.pth"), None, data=b"\x80\x02]q\x00h\x00a.")         # a list that holds itself

@@ -19,6 +19,7 @@ typedef struct {
 typedef struct {
     uint16_t cell;
     int64_t pixels;
+    int64_t sum[3]; // of their colours
 } Cell;
 
 static int channel(int cell, int axis)
@@ -89,7 +90,7 @@ static uint32_t mean_colour(const Box *box, const Cell *cells)
     for (int i = 0; i < box->count; i++) {
         const Cell *cell = &cells[box->first + i];
         for (int axis = 0; axis < 3; axis++)
-            sum[axis] += cell->pixels * (channel(cell->cell, axis) * 255 / 31);
+            sum[axis] += cell->sum[axis];
     }
     return 0xFF000000u | (uint32_t)(sum[0] / pixels) << 16 | (uint32_t)(sum[1] / pixels) << 8 |
            (uint32_t)(sum[2] / pixels);
@@ -97,16 +98,22 @@ static uint32_t mean_colour(const Box *box, const Cell *cells)
 
 void pv_make_palette(const uint8_t *rgb, int64_t pixels, uint32_t *palette)
 {
-    static _Thread_local int64_t counts[CELLS];
     static _Thread_local Cell cells[CELLS];
     Box boxes[COLOURS];
     int used = 0, count = 1;
-    memset(counts, 0, sizeof counts);
-    for (int64_t i = 0; i < pixels; i++)
-        counts[rgb[3 * i] >> 3 << 10 | rgb[3 * i + 1] >> 3 << 5 | rgb[3 * i + 2] >> 3]++;
+    memset(cells, 0, sizeof cells);
+    for (int64_t i = 0; i < pixels; i++) {
+        const uint8_t *pixel = rgb + 3 * i;
+        Cell *cell = &cells[pixel[0] >> 3 << 10 | pixel[1] >> 3 << 5 | pixel[2] >> 3];
+        cell->pixels++;
+        for (int axis = 0; axis < 3; axis++)
+            cell->sum[axis] += pixel[axis];
+    }
     for (int i = 0; i < CELLS; i++) {
-        if (counts[i] > 0)
-            cells[used++] = (Cell){.cell = (uint16_t)i, .pixels = counts[i]};
+        if (cells[i].pixels == 0)
+            continue;
+        cells[used] = cells[i];
+        cells[used++].cell = (uint16_t)i;
     }
     boxes[0] = (Box){.count = used};
     measure(&boxes[0], cells);

@@ -495,6 +495,7 @@ static void torch_hostile(void **state)
         {"system4", "'posix.system'"},
         {"eval", "'__builtin__.eval'"},
         {"stop", "cut off"},
+        {"mark", "cut off"},
         {"memo", "never set"},
         {"opcode", "opcode 0xff"},
         {"cycle", "too deeply"},
