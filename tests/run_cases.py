@@ -14,6 +14,7 @@ The examples of grammar/README.md are cases as well. A block marked `model` must
 a block marked `text` follows it directly, it must fail with exactly that text (the file is then
 called example.model).
 """
+import concurrent.futures
 import os
 import pathlib
 import shlex
@@ -101,10 +102,11 @@ def main(arguments):
         return 2
     pvdmc, wanted = os.path.abspath(names[0]), names[1:]
     passed, failures = 0, []
-    for name, outcome, expect in file_cases(pvdmc):
-        if wanted and not any(word in name for word in wanted):
-            continue
-        got = outcome()
+    cases = [case for case in file_cases(pvdmc)
+             if not wanted or any(word in case[0] for word in wanted)]
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        outcomes = list(pool.map(lambda case: case[1](), cases))
+    for (name, _, expect), got in zip(cases, outcomes):
         if update:
             expect.write_text(got)
         want = expect.read_text(encoding="utf-8") if expect.exists() else ""
