@@ -362,7 +362,7 @@ BatchNorm compose_batch_norm(Graph *graph, Val x, Val gamma, Val beta, Val mean,
     return out;
 }
 
-// All axes but the last `keep` + 1 joined into the first, so that rank is keep + 2 at most.
+// The leading axes joined into one, so that `rank` axes remain; fewer stay as they are.
 static Val join_leading(Graph *graph, Val x, uint32_t rank)
 {
     if (!x)

@@ -40,7 +40,11 @@ static Val table(const double *values, uint32_t rank, const int64_t *dims)
     Type type = type_make(DT_F64, rank, dim);
     return g_table(graph, &type, values);
 }
-#define DIMS(...) sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t), (int64_t[]){__VA_ARGS__}
+#define DIMS(...)                                                                                  \
+    sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t), (int64_t[])                                \
+    {                                                                                              \
+        __VA_ARGS__                                                                                \
+    }
 
 // 0, 1, 2, ... in that shape
 static Val count_up(uint32_t rank, const int64_t *dims)
@@ -98,7 +102,7 @@ static void expect_error(Val val, const char *message)
 static void test_pooling(void **state)
 {
     (void)state;
-    Val x = count_up(DIMS(1, 1, 2, 5));                 // the fifth column is dropped
+    Val x = count_up(DIMS(1, 1, 2, 5)); // the fifth column is dropped
     expect(compose_avg_pool(graph, x, 2), "f64[1, 1, 1, 2]", (double[]){3, 5});
     expect(compose_max_pool(graph, x, 2), "f64[1, 1, 1, 2]", (double[]){6, 8});
     Val cube = count_up(DIMS(1, 1, 2, 2, 2));
@@ -150,15 +154,15 @@ static void test_batch_norm(void **state)
     // channel 0: 1 2 3 6, mean 3, variance 3.5; channel 1: 10 20 30 40, mean 25, variance 125
     BatchNorm out = compose_batch_norm(graph, x, one, zero, zero, one, 0.5, 0.1, true);
     double r = 1 / sqrt(4), s = 2 / sqrt(125.5);
-    expect(out.y, "f64[2, 2, 2]", (double[]){-2 * r, -1 * r, -15 * s + 5, -5 * s + 5, 0, 3 * r,
-                                             5 * s + 5, 15 * s + 5});
+    expect(out.y, "f64[2, 2, 2]",
+           (double[]){-2 * r, -1 * r, -15 * s + 5, -5 * s + 5, 0, 3 * r, 5 * s + 5, 15 * s + 5});
     expect(out.mean, "f64[2]", (double[]){0.3, 0.9 * 5 + 2.5});
     expect(out.var, "f64[2]", (double[]){0.9 + 0.1 * 3.5 * 4 / 3, 1.8 + 0.1 * 125 * 4 / 3});
     out = compose_batch_norm(graph, x, one, zero, zero, one, 0, 0.1, false);
     assert_int_equal(out.mean, 0);
     s = 2 / sqrt(2);
-    expect(out.y, "f64[2, 2, 2]", (double[]){1, 2, 5 * s + 5, 15 * s + 5, 3, 6, 25 * s + 5,
-                                             35 * s + 5});
+    expect(out.y, "f64[2, 2, 2]",
+           (double[]){1, 2, 5 * s + 5, 15 * s + 5, 3, 6, 25 * s + 5, 35 * s + 5});
 }
 
 static void test_convolutions(void **state)
@@ -189,16 +193,18 @@ static void test_convolutions(void **state)
 static void test_attention_masks(void **state)
 {
     (void)state;
-    Val q = irregular(DIMS(2, 3, 4), 0), k = irregular(DIMS(2, 5, 4), 1), v = irregular(DIMS(2, 5, 2), 2);
+    Val q = irregular(DIMS(2, 3, 4), 0), k = irregular(DIMS(2, 5, 4), 1),
+        v = irregular(DIMS(2, 5, 2), 2);
     // a mask that hides the last two keys is an attention over the first three
     Type type = type_make(DT_BOOL, 2, (Dim[]){dim_fixed(1), dim_fixed(5)});
     Val mask = g_table(graph, &type, (bool[]){true, true, true, false, false});
-    Val part = compose_attention(graph, q, g_slice(graph, k, 1, 0, 3), g_slice(graph, v, 1, 0, 3), 0,
-                                 0.5, false);
+    Val part = compose_attention(graph, q, g_slice(graph, k, 1, 0, 3), g_slice(graph, v, 1, 0, 3),
+                                 0, 0.5, false);
     expect_equal(compose_attention(graph, q, k, v, mask, 0.5, false), part);
     // by hand: softmax over keys
     Val scores = g_contract(graph, q, k, "bnd", "bmd", "bnm");
-    Val p = compose_softmax(graph, g_binary(graph, OP_MUL, scores, g_const(graph, DT_F64, 0.5)), -1);
+    Val p =
+        compose_softmax(graph, g_binary(graph, OP_MUL, scores, g_const(graph, DT_F64, 0.5)), -1);
     expect_equal(compose_attention(graph, q, k, v, 0, 0.5, false),
                  g_contract(graph, p, v, "bnm", "bme", "bne"));
     // more than four axes
@@ -224,7 +230,8 @@ static void test_movement(void **state)
     assert_true(compose_split_sizes(graph, x, (int64_t[]){1, 2}, 2, 1, parts));
     expect(parts[1], "f64[2, 2]", (double[]){1, 2, 4, 5});
     assert_false(compose_split(graph, x, 2, 1, parts));
-    assert_string_equal(graph_error(graph), "axis 1 of f64[2, 3] does not split into 2 equal parts");
+    assert_string_equal(graph_error(graph),
+                        "axis 1 of f64[2, 3] does not split into 2 equal parts");
     assert_false(compose_split_sizes(graph, x, (int64_t[]){1, 1}, 2, 1, parts));
     assert_string_equal(graph_error(graph),
                         "split: the parts add up to 2, and axis 1 of f64[2, 3] does not");
@@ -272,9 +279,9 @@ int main(void)
 {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
     const struct CMUnitTest tests[] = {
-        TEST(test_pooling), TEST(test_resize_linear), TEST(test_rotary), TEST(test_batch_norm),
-        TEST(test_convolutions), TEST(test_attention_masks), TEST(test_movement),
-        TEST(test_numbers),
+        TEST(test_pooling),    TEST(test_resize_linear), TEST(test_rotary),
+        TEST(test_batch_norm), TEST(test_convolutions),  TEST(test_attention_masks),
+        TEST(test_movement),   TEST(test_numbers),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -55,8 +55,8 @@ static void set_up(Bench *bench)
     memset(bench, 0, sizeof *bench);
     bench->arena = arena_new();
     bench->graph = graph_new(bench->arena);
-    bench->scope = (PatternScope){.context = &bench->names, .lookup = lookup, .bind = bind,
-                                  .real = DT_F64};
+    bench->scope =
+        (PatternScope){.context = &bench->names, .lookup = lookup, .bind = bind, .real = DT_F64};
 }
 
 // "b" and one more known name.
@@ -75,7 +75,11 @@ static Val input(Bench *bench, int64_t index, DType dtype, uint32_t rank, const 
     return graph_make(bench->graph, OP_INPUT, NULL, 0,
                       &(Attr){.n = {0, index}, .count = 2, .text = "x"}, &type);
 }
-#define DIMS(...) sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t), (int64_t[]){__VA_ARGS__}
+#define DIMS(...)                                                                                  \
+    sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t), (int64_t[])                                \
+    {                                                                                              \
+        __VA_ARGS__                                                                                \
+    }
 
 // Element i of input k is 1000 k + i (a truth value: i is odd).
 static void *give(void *context, const Node *node, const Type *type)
@@ -132,8 +136,8 @@ static void test_split_and_join(void **state)
         for (int f = 0; f < 4; f++)
             for (int n = 0; n < 3; n++)
                 for (int d = 0; d < 2; d++)
-                    assert_true(have[((b * 3 + n) * 4 + f) * 2 + d]
-                                == ((b * 12 + f * 3 + n) * 2 + d));
+                    assert_true(have[((b * 3 + n) * 4 + f) * 2 + d] ==
+                                ((b * 12 + f * 3 + n) * 2 + d));
     free(have);
     arena_free(bench.arena);
 }
@@ -154,13 +158,14 @@ static void test_numbers(void **state)
             for (int h = 0; h < 2; h++)
                 for (int n = 0; n < 5; n++)
                     for (int d = 0; d < 4; d++)
-                        assert_true(have[(((k * BATCH + b) * 2 + h) * 5 + n) * 4 + d]
-                                    == ((b * 5 + n) * 24 + (k * 2 + h) * 4 + d));
+                        assert_true(have[(((k * BATCH + b) * 2 + h) * 5 + n) * 4 + d] ==
+                                    ((b * 5 + n) * 24 + (k * 2 + h) * 4 + d));
     free(have);
     // the first 2 is the first 2 of the other side, the second the second
     x = input(&bench, 1, DT_F64, DIMS(2, 3, 2));
-    expect_type(&bench, pattern_rearrange(bench.graph, &bench.scope, x, "2 a 2 -> (2 2) a",
-                                          &bench.error), "f64[4, 3]");
+    expect_type(&bench,
+                pattern_rearrange(bench.graph, &bench.scope, x, "2 a 2 -> (2 2) a", &bench.error),
+                "f64[4, 3]");
     arena_free(bench.arena);
 }
 
@@ -235,8 +240,9 @@ static void test_repeat(void **state)
     free(have);
     know(&bench, "s", dim_batch(6));
     Val token = input(&bench, 1, DT_F64, DIMS(1, 1, 5));
-    expect_type(&bench, pattern_repeat(bench.graph, &bench.scope, token, "1 1 d -> s 1 d",
-                                       &bench.error), "f64[6b, 1, 5]");
+    expect_type(&bench,
+                pattern_repeat(bench.graph, &bench.scope, token, "1 1 d -> s 1 d", &bench.error),
+                "f64[6b, 1, 5]");
     arena_free(bench.arena);
 }
 
@@ -246,13 +252,19 @@ static void test_reduce(void **state)
     Bench bench;
     set_up(&bench);
     Val x = input(&bench, 0, DT_F64, DIMS(-1, 2, 3));
-    static const struct { PatternReduce op; double want[2]; } whole[] = {
-        {PATTERN_SUM, {15, 51}}, {PATTERN_MEAN, {2.5, 8.5}}, {PATTERN_MAX, {5, 11}},
-        {PATTERN_MIN, {0, 6}}, {PATTERN_VAR, {35.0 / 12, 35.0 / 12}},
+    static const struct {
+        PatternReduce op;
+        double want[2];
+    } whole[] = {
+        {PATTERN_SUM, {15, 51}},
+        {PATTERN_MEAN, {2.5, 8.5}},
+        {PATTERN_MAX, {5, 11}},
+        {PATTERN_MIN, {0, 6}},
+        {PATTERN_VAR, {35.0 / 12, 35.0 / 12}},
     };
     for (size_t i = 0; i < sizeof whole / sizeof *whole; i++) {
-        Val y = pattern_reduce(bench.graph, &bench.scope, whole[i].op, x, "b c n -> b 1",
-                               &bench.error);
+        Val y =
+            pattern_reduce(bench.graph, &bench.scope, whole[i].op, x, "b c n -> b 1", &bench.error);
         expect_type(&bench, y, "f64[b, 1]");
         double *have = elements(&bench, y);
         for (int b = 0; b < BATCH; b++)
@@ -260,7 +272,8 @@ static void test_reduce(void **state)
         free(have);
     }
     // over the batch, with axes that change places; the count depends on b
-    Val y = pattern_reduce(bench.graph, &bench.scope, PATTERN_MEAN, x, "b c n -> n c", &bench.error);
+    Val y =
+        pattern_reduce(bench.graph, &bench.scope, PATTERN_MEAN, x, "b c n -> n c", &bench.error);
     expect_type(&bench, y, "f64[3, 2]");
     double *have = elements(&bench, y);
     for (int c = 0; c < 2; c++)
@@ -268,7 +281,8 @@ static void test_reduce(void **state)
             assert_float_equal(have[n * 2 + c], c * 3 + n + 3, 1e-12);
     free(have);
     // part of a group
-    y = pattern_reduce(bench.graph, &bench.scope, PATTERN_MAX, x, "b c (n 3) -> b c n", &bench.error);
+    y = pattern_reduce(bench.graph, &bench.scope, PATTERN_MAX, x, "b c (n 3) -> b c n",
+                       &bench.error);
     expect_type(&bench, y, "f64[b, 2, 1]");
 
     Val flags = input(&bench, 1, DT_BOOL, DIMS(3, 2));
@@ -290,8 +304,8 @@ static void test_einsum(void **state)
     Bench bench;
     set_up(&bench);
     Val x = input(&bench, 0, DT_F64, DIMS(-1, 2, 3)), y = input(&bench, 1, DT_F64, DIMS(-1, 4, 3));
-    Val z = pattern_einsum(bench.graph, &bench.scope, (Val[]){x, y}, 2,
-                           "b i d, b j d -> b j i", &bench.error);
+    Val z = pattern_einsum(bench.graph, &bench.scope, (Val[]){x, y}, 2, "b i d, b j d -> b j i",
+                           &bench.error);
     expect_type(&bench, z, "f64[b, 4, 2]");
     assert_int_equal(val_get(bench.graph, z)->op, OP_CONTRACT);
     double *have = elements(&bench, z);
@@ -336,9 +350,11 @@ static void test_pack(void **state)
     (void)state;
     Bench bench;
     set_up(&bench);
-    Val x = input(&bench, 0, DT_F64, DIMS(-1, 4, 2, 3)), y = input(&bench, 1, DT_F64, DIMS(-1, 4, 5));
+    Val x = input(&bench, 0, DT_F64, DIMS(-1, 4, 2, 3)),
+        y = input(&bench, 1, DT_F64, DIMS(-1, 4, 5));
     Val z = input(&bench, 2, DT_F64, DIMS(-1, 4));
-    Val packed = pattern_pack(bench.graph, &bench.scope, (Val[]){x, y, z}, 3, "b c *", &bench.error);
+    Val packed =
+        pattern_pack(bench.graph, &bench.scope, (Val[]){x, y, z}, 3, "b c *", &bench.error);
     expect_type(&bench, packed, "f64[b, 4, 12]");
     const Type *type = val_type(bench.graph, packed);
     const Segments *segments = graph_segments(bench.graph, type->seg);
@@ -355,8 +371,8 @@ static void test_pack(void **state)
                                  &bench.error));
     assert_int_equal(like[0].rank, 2);
     assert_int_equal(like[2].rank, 0);
-    assert_true(pattern_unpack(bench.graph, &bench.scope, packed, "b c *", like, 3, out,
-                               &bench.error));
+    assert_true(
+        pattern_unpack(bench.graph, &bench.scope, packed, "b c *", like, 3, out, &bench.error));
     for (int i = 0; i < 3; i++) {
         assert_true(shape_equal(val_type(bench.graph, out[i]), val_type(bench.graph, inputs[i])));
         double *have = elements(&bench, out[i]), *want = elements(&bench, inputs[i]);
@@ -381,7 +397,7 @@ typedef struct {
     Call call;
     const char *pattern;
     const char *message;
-    const char *underlined;     // the first place of this text in the pattern; NULL: all of it
+    const char *underlined; // the first place of this text in the pattern; NULL: all of it
     bool in_scope;
 } ErrorCase;
 
@@ -397,8 +413,10 @@ static const ErrorCase error_cases[] = {
      "the size of axis 'p' does not follow; give it, for example 'p: 4'", "p", false},
     {REARRANGE, "(b d) n e -> b d n e",
      "the size of axis 'b' does not follow; give it, for example 'b: 4'", "b", false},
-    {REARRANGE, "b n -> n b", "the pattern has 2 axes, and the tensor 3: f64[b, 4, 6]", "b n", false},
-    {REARRANGE, "b n d ... e -> b", "the pattern has 4 axes, and the tensor 3", "b n d ... e", false},
+    {REARRANGE, "b n -> n b", "the pattern has 2 axes, and the tensor 3: f64[b, 4, 6]", "b n",
+     false},
+    {REARRANGE, "b n d ... e -> b", "the pattern has 4 axes, and the tensor 3", "b n d ... e",
+     false},
     {REARRANGE, "b n d -> b n d e", "axis 'e' stands only on the right; repeat makes new axes", "e",
      false},
     {REARRANGE, "b n d -> b n", "axis 'd' stands only on the left; sum, mean and max remove axes",
@@ -415,10 +433,10 @@ static const ErrorCase error_cases[] = {
     {REARRANGE, "b 0 d -> b d", "'0' is not an axis", "0", false},
     {REARRANGE, "b n * -> b n *", "'*' stands only in patterns of pack and unpack", "*", false},
     {REARRANGE, "b n d, b -> b n d", "',' stands only in patterns of einsum", ",", false},
-    {REARRANGE, "b n (...) -> b n ...",
-     "'...' is not known here: the function does not declare it", "...", false},
-    {REARRANGE, "b n d -> (b n d) u", "axis 'u' stands only on the right; repeat makes new axes", "u",
-     false},
+    {REARRANGE, "b n (...) -> b n ...", "'...' is not known here: the function does not declare it",
+     "...", false},
+    {REARRANGE, "b n d -> (b n d) u", "axis 'u' stands only on the right; repeat makes new axes",
+     "u", false},
     {REPEAT, "b n d -> b n u d",
      "the size of the new axis 'u' is not known; give it, for example 'u: 4'", "u", false},
     {REPEAT, "b n d -> b d", "axis 'n' stands only on the left; sum, mean and max remove axes", "n",
@@ -477,11 +495,10 @@ static void test_errors(void **state)
                      want->message);
         assert_string_equal(bench.names.bound, "");
         assert_int_equal(bench.error.in_scope, want->in_scope);
-        const char *place = want->underlined ? strstr(want->pattern, want->underlined)
-                                             : want->pattern;
-        if (bench.error.begin != (uint32_t)(place - want->pattern)
-            || bench.error.end <= bench.error.begin
-            || bench.error.end > strlen(want->pattern))
+        const char *place =
+            want->underlined ? strstr(want->pattern, want->underlined) : want->pattern;
+        if (bench.error.begin != (uint32_t)(place - want->pattern) ||
+            bench.error.end <= bench.error.begin || bench.error.end > strlen(want->pattern))
             fail_msg("'%s' is underlined at %u..%u", want->pattern, bench.error.begin,
                      bench.error.end);
         arena_free(bench.arena);
@@ -507,9 +524,9 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_split_and_join), cmocka_unit_test(test_numbers),
         cmocka_unit_test(test_batch_and_ones), cmocka_unit_test(test_rest),
-        cmocka_unit_test(test_repeat), cmocka_unit_test(test_reduce),
-        cmocka_unit_test(test_einsum), cmocka_unit_test(test_pack),
-        cmocka_unit_test(test_errors), cmocka_unit_test(test_given_without_axis),
+        cmocka_unit_test(test_repeat),         cmocka_unit_test(test_reduce),
+        cmocka_unit_test(test_einsum),         cmocka_unit_test(test_pack),
+        cmocka_unit_test(test_errors),         cmocka_unit_test(test_given_without_axis),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

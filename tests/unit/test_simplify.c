@@ -43,7 +43,11 @@ static Type make_type(DType dtype, uint32_t rank, const int64_t *dims)
         dim[i] = dims[i] < 0 ? dim_batch(-dims[i]) : dim_fixed(dims[i]);
     return type_make(dtype, rank, dim);
 }
-#define DIMS(...) sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t), (int64_t[]){__VA_ARGS__}
+#define DIMS(...)                                                                                  \
+    sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t), (int64_t[])                                \
+    {                                                                                              \
+        __VA_ARGS__                                                                                \
+    }
 
 static Val input(int64_t index, DType dtype, uint32_t rank, const int64_t *dims)
 {
@@ -96,7 +100,7 @@ static void test_algebra(void **state)
     expect(g_binary(graph, OP_DIV, x, number(4)), g_binary(graph, OP_MUL, x, number(0.25)));
     Val third = g_binary(graph, OP_DIV, x, number(3));
     expect(third, third);
-    Val nothing = g_binary(graph, OP_MUL, x, zero);          // x may be infinite
+    Val nothing = g_binary(graph, OP_MUL, x, zero); // x may be infinite
     expect(nothing, nothing);
     Val minus = g_unary(graph, OP_NEG, y);
     expect(g_unary(graph, OP_NEG, minus), y);
@@ -145,8 +149,8 @@ static void test_movement(void **state)
     expect(g_reshape(graph, g_reshape(graph, x, 2, flat), 3, dim), x);
     expect(g_transpose(graph, g_transpose(graph, x, turn), back), x);
     Val column = input(2, DT_F32, DIMS(1, 4, 1));
-    expect(g_transpose(graph, column, turn), g_reshape(graph, column, 3, (Dim[]){dim_fixed(1),
-           dim_fixed(1), dim_fixed(4)}));
+    expect(g_transpose(graph, column, turn),
+           g_reshape(graph, column, 3, (Dim[]){dim_fixed(1), dim_fixed(1), dim_fixed(4)}));
     expect(g_slice(graph, g_slice(graph, x, 2, 1, 4), 2, 2, 2), g_slice(graph, x, 2, 3, 2));
     Val pair = g_concat(graph, (Val[]){x, y, x}, 3, 1);
     expect(g_slice(graph, pair, 1, 4, 4), y);
@@ -158,10 +162,14 @@ static void test_movement(void **state)
     expect(g_slice(graph, padded, 2, 4, 3), g_slice(graph, x, 2, 1, 3));
     expect(g_slice(graph, padded, 2, 0, 3), constant(0, DIMS(-1, 4, 3)));
     expect(g_pad(graph, padded, 2, 1, 0, 0), g_pad(graph, x, 2, 4, 2, 0));
-    expect(g_concat(graph, (Val[]){g_slice(graph, x, 1, 0, 1), g_slice(graph, x, 1, 1, 2),
-                                   g_slice(graph, x, 1, 3, 1)}, 3, 1), x);
-    expect(g_concat(graph, (Val[]){g_slice(graph, x, 1, 2, 1), g_slice(graph, x, 1, 3, 1), y}, 3, 1),
-           g_concat(graph, (Val[]){g_slice(graph, x, 1, 2, 2), y}, 2, 1));
+    expect(g_concat(graph,
+                    (Val[]){g_slice(graph, x, 1, 0, 1), g_slice(graph, x, 1, 1, 2),
+                            g_slice(graph, x, 1, 3, 1)},
+                    3, 1),
+           x);
+    expect(
+        g_concat(graph, (Val[]){g_slice(graph, x, 1, 2, 1), g_slice(graph, x, 1, 3, 1), y}, 3, 1),
+        g_concat(graph, (Val[]){g_slice(graph, x, 1, 2, 2), y}, 2, 1));
     expect(flip(flip(x, 2), 2), x);
     expect(g_unary(graph, OP_SWAP_PAIRS, g_unary(graph, OP_SWAP_PAIRS, x)), x);
     expect(compose_window(graph, x, g_const(graph, DT_I64, 9), 4, 2), g_slice(graph, x, 2, 2, 4));
@@ -222,13 +230,21 @@ static void test_module(void **state)
     Decision decision = {g_unary(graph, OP_NOT, g_unary(graph, OP_NOT, cond)), true};
     Output output = {OUT_NAMED, "y", 0, dressed};
     Tap tap = {"f.x", g_unary(graph, OP_STOP_GRADIENT, x)};
-    Variant variant = {.path = &decision, .path_count = 1, .outputs = &output, .output_count = 1,
-                       .taps = &tap, .tap_count = 1};
+    Variant variant = {.path = &decision,
+                       .path_count = 1,
+                       .outputs = &output,
+                       .output_count = 1,
+                       .taps = &tap,
+                       .tap_count = 1};
     Entry entry = {.name = "f", .variants = &variant, .variant_count = 1};
     HostStmt stmt = {.kind = HOST_SET, .value = g_binary(graph, OP_ADD, number(1), number(2))};
     Sampler sampler = {.name = "s", .body = {&stmt, 1}};
-    Module module = {.arena = arena, .graph = graph, .entries = &entry, .entry_count = 1,
-                     .samplers = &sampler, .sampler_count = 1};
+    Module module = {.arena = arena,
+                     .graph = graph,
+                     .entries = &entry,
+                     .entry_count = 1,
+                     .samplers = &sampler,
+                     .sampler_count = 1};
     simplify_module(&module);
     // the graph is made anew: x, cond, 3
     assert_true(module.graph != graph);
@@ -289,8 +305,8 @@ static void *give(void *context, const Node *node, const Type *type)
 // Some value made from earlier ones; 0 when the choice does not fit.
 static Val random_value(const Val *pool, uint32_t count)
 {
-    static const Op unary[] = {OP_NEG, OP_ABS, OP_TANH, OP_SIN, OP_RELU, OP_FLOOR,
-                               OP_STOP_GRADIENT, OP_SIGMOID};
+    static const Op unary[] = {OP_NEG,  OP_ABS,   OP_TANH,          OP_SIN,
+                               OP_RELU, OP_FLOOR, OP_STOP_GRADIENT, OP_SIGMOID};
     static const Op binary[] = {OP_ADD, OP_SUB, OP_MUL, OP_MIN, OP_MAX};
     static const double numbers[] = {0, 1, -1, 2, 0.5, 3};
     Val x = pool[pick(count)], y = pool[pick(count)];
@@ -303,27 +319,41 @@ static Val random_value(const Val *pool, uint32_t count)
         dim[i] = dim_is_one(type->dim[i]) ? dim_fixed(1 + pick(3)) : type->dim[i];
     }
     switch (pick(16)) {
-    case 0: return g_unary(graph, unary[pick(8)], x);
-    case 1: case 2: return g_binary(graph, binary[pick(5)], x, y);
-    case 3: return g_binary(graph, binary[pick(5)], x, g_const(graph, DT_F64, numbers[pick(6)]));
-    case 4: return g_binary(graph, binary[pick(5)], g_full(graph, type, numbers[pick(6)]), x);
-    case 5: return g_binary(graph, OP_DIV, x, g_const(graph, DT_F64, 1 + pick(5)));
-    case 6: return rank ? g_transpose(graph, x, perm) : 0;
-    case 7: return rank ? g_expand(graph, x, dim) : 0;
-    case 8: case 9: {
+    case 0:
+        return g_unary(graph, unary[pick(8)], x);
+    case 1:
+    case 2:
+        return g_binary(graph, binary[pick(5)], x, y);
+    case 3:
+        return g_binary(graph, binary[pick(5)], x, g_const(graph, DT_F64, numbers[pick(6)]));
+    case 4:
+        return g_binary(graph, binary[pick(5)], g_full(graph, type, numbers[pick(6)]), x);
+    case 5:
+        return g_binary(graph, OP_DIV, x, g_const(graph, DT_F64, 1 + pick(5)));
+    case 6:
+        return rank ? g_transpose(graph, x, perm) : 0;
+    case 7:
+        return rank ? g_expand(graph, x, dim) : 0;
+    case 8:
+    case 9: {
         int64_t n = rank ? type->dim[axis].n : 1, start = pick((uint32_t)n);
         return rank ? g_slice(graph, x, axis, start, 1 + pick((uint32_t)(n - start))) : 0;
     }
-    case 10: return rank && !type->dim[axis].batch ? g_pad(graph, x, axis, pick(2), pick(3), 0) : 0;
-    case 11: case 12: return rank ? g_concat(graph, (Val[]){x, y, x}, 2 + pick(2), axis) : 0;
+    case 10:
+        return rank && !type->dim[axis].batch ? g_pad(graph, x, axis, pick(2), pick(3), 0) : 0;
+    case 11:
+    case 12:
+        return rank ? g_concat(graph, (Val[]){x, y, x}, 2 + pick(2), axis) : 0;
     case 13:
         if (rank < 2 || type->dim[0].batch)
             return rank ? flip(x, axis) : 0;
         dim[0] = (Dim){type->dim[0].n * type->dim[1].n, type->dim[1].batch};
         memcpy(dim + 1, type->dim + 2, (rank - 2) * sizeof *dim);
         return g_reshape(graph, x, rank - 1, dim);
-    case 14: return rank ? g_reduce(graph, OP_REDUCE_SUM + pick(3), x, 1u << axis) : 0;
-    default: return g_where(graph, g_binary(graph, OP_LT, x, y), x, y);
+    case 14:
+        return rank ? g_reduce(graph, OP_REDUCE_SUM + pick(3), x, 1u << axis) : 0;
+    default:
+        return g_where(graph, g_binary(graph, OP_LT, x, y), x, y);
     }
 }
 
@@ -378,8 +408,8 @@ static void test_random_graphs(void **state)
                 fail_msg("%s", graph_error(graph));
             for (size_t k = 0; k < elements(val_type(graph, before)); k++) {
                 double want = result[0][k], have = result[1][k];
-                if (!(fabs(have - want) <= 1e-9 * fmax(1, fabs(want)) || (isnan(have) && isnan(want))
-                      || have == want))
+                if (!(fabs(have - want) <= 1e-9 * fmax(1, fabs(want)) ||
+                      (isnan(have) && isnan(want)) || have == want))
                     fail_msg("seed %u, value %u, element %zu: %.17g, not %.17g", (unsigned)kept, i,
                              k, have, want);
             }
@@ -400,7 +430,7 @@ int main(void)
 #define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
     const struct CMUnitTest tests[] = {
         TEST(test_algebra), TEST(test_stretching), TEST(test_movement), TEST(test_pack),
-        TEST(test_folding), TEST(test_module), TEST(test_order), TEST(test_random_graphs),
+        TEST(test_folding), TEST(test_module),     TEST(test_order),    TEST(test_random_graphs),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
