@@ -519,34 +519,13 @@ static Val build_simple(Bench *bench, const Row *row)
 
 // ---- rows ----
 
-#define UNARY(op, lo, hi)                                                                          \
-    {                                                                                              \
-        OP_##op, #op, build_unary, lo, hi,                                                         \
-        {                                                                                          \
-            0                                                                                      \
-        }                                                                                          \
-    }
-#define BINARY(op, form, lo, hi)                                                                   \
-    {                                                                                              \
-        OP_##op, #op " " #form, build_binary, lo, hi,                                              \
-        {                                                                                          \
-            form                                                                                   \
-        }                                                                                          \
-    }
-#define ROW(op, build, lo, hi, ...)                                                                \
-    {                                                                                              \
-        OP_##op, #op " {" #__VA_ARGS__ "}", build, lo, hi,                                         \
-        {                                                                                          \
-            __VA_ARGS__                                                                            \
-        }                                                                                          \
-    }
-#define COMPOSITE(name, build, lo, hi, ...)                                                        \
-    {                                                                                              \
-        OP_COUNT, name, build, lo, hi,                                                             \
-        {                                                                                          \
-            __VA_ARGS__                                                                            \
-        }                                                                                          \
-    }
+// clang-format off
+#define UNARY(op, lo, hi) {OP_##op, #op, build_unary, lo, hi, {0}}
+#define BINARY(op, form, lo, hi) {OP_##op, #op " " #form, build_binary, lo, hi, {form}}
+#define ROW(op, build, lo, hi, ...) \
+    {OP_##op, #op " {" #__VA_ARGS__ "}", build, lo, hi, {__VA_ARGS__}}
+#define COMPOSITE(name, build, lo, hi, ...) {OP_COUNT, name, build, lo, hi, {__VA_ARGS__}}
+// clang-format on
 
 static const Row rows[] = {
     UNARY(NEG, -1, 1),
