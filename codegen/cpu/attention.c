@@ -13,6 +13,8 @@
 #include "codegen/cpu/pv_math.h"
 #include "codegen/cpu/tile.h"
 
+enum { TASKS_A_THREAD = 32 };                // pieces in which a thread takes its work, about
+
 static int64_t round_rows(int64_t count)
 {
     return pv_ceil_div(count, PV_ROWS) * PV_ROWS;
@@ -230,7 +232,8 @@ void pv_attention(const PvRun *run, const int64_t *raw)
                           pv_ceil_div(args->n, 4 * PV_LANES));
     blocks = pv_most(blocks, pv_ceil_div(args->n, PV_QUERIES));
     int64_t size = round_lanes(pv_ceil_div(args->n, blocks)), tasks = problems * blocks;
-#pragma omp parallel for schedule(dynamic) num_threads(run->threads) if (tasks > 1)
+    int64_t together = pv_most(1, tasks / (TASKS_A_THREAD * run->threads));
+#pragma omp parallel for schedule(dynamic, together) num_threads(run->threads) if (tasks > 1)
     for (int64_t task = 0; task < tasks; task++) {
         Problem problem = problem_of(args, task / blocks);
         int64_t n0 = task % blocks * size, n1 = pv_least(n0 + size, args->n);
@@ -435,7 +438,8 @@ void pv_attention_grad(const PvRun *run, const int64_t *raw)
     const AttentionGradArgs *grad = (const AttentionGradArgs *)raw;
     const AttentionArgs *args = &grad->f;
     int64_t problems = args->batch0 * args->batch1;
-#pragma omp parallel for schedule(dynamic) num_threads(run->threads) if (problems > 1)
+    int64_t together = pv_most(1, problems / (TASKS_A_THREAD * run->threads));
+#pragma omp parallel for schedule(dynamic, together) num_threads(run->threads) if (problems > 1)
     for (int64_t task = 0; task < problems; task++) {
         int64_t i0 = task / args->batch1, i1 = task % args->batch1;
         GradProblem problem = {

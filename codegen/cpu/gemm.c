@@ -180,7 +180,8 @@ void pv_gemm(const PvRun *run, const int64_t *raw)
     int64_t k_blocks = pv_most(1, pv_ceil_div(k_total, PV_K_BLOCK));
     ProductCut cut = pv_product_cut(args->m, args->n, k_blocks, batches, run->threads);
     int64_t blocks = cut.row_blocks * cut.column_blocks;
-#pragma omp parallel for schedule(dynamic) num_threads(run->threads) if (batches * blocks > 1)
+    int64_t together = pv_most(1, batches * blocks / (32 * (int64_t)run->threads));
+#pragma omp parallel for schedule(dynamic, together) num_threads(run->threads) if (batches * blocks > 1)
     for (int64_t task = 0; task < batches * blocks; task++) {
         int64_t batch = task / blocks, block = task % blocks;
         int64_t i0 = args->sum_batch ? 0 : batch / args->batch1;

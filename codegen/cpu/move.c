@@ -324,7 +324,7 @@ void pv_gather_grad(const PvRun *run, const int64_t *raw)
 // outermost reduced axis is cut into chunks, in a number that depends on the sizes alone; their
 // results lie in the first thread's scratch and are added in order.
 
-enum { REDUCE_BLOCK = 256, FLUSH = 128, REDUCE_CHUNKS = 64, CHUNK_LEAST = 16384 };
+enum { REDUCE_BLOCK = 1024, FLUSH = 128, REDUCE_CHUNKS = 64, CHUNK_LEAST = 16384 };
 
 typedef enum { REDUCE_SUM, REDUCE_MAX, REDUCE_MIN } Reduction;
 
@@ -472,8 +472,9 @@ static void reduce_chunks(const PvRun *run, const Reduce *reduce, int64_t result
     int64_t size = reduced->size[0], blocks = 1;
     PvReal *partial = chunks > 1 ? (PvReal *)run->scratch : out;
     int64_t grain = side_by_side ? PV_LANES : 1;
-    if (results * layout_count(reduced, reduced->axes) > CHUNK_LEAST)
-        blocks = pv_most(1, pv_least(pv_ceil_div(results, grain), 4 * (int64_t)run->threads));
+    // long rows are best read whole: results are cut only for want of chunks
+    if (run->threads > 1 && results * layout_count(reduced, reduced->axes) > CHUNK_LEAST)
+        blocks = pv_least(pv_ceil_div(results, grain), pv_ceil_div(4 * run->threads, chunks));
     int64_t per = pv_ceil_div(pv_ceil_div(results, blocks), grain) * grain;
     blocks = pv_ceil_div(results, per);
 #pragma omp parallel for schedule(dynamic) num_threads(run->threads) if (blocks * chunks > 1)

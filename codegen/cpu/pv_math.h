@@ -11,6 +11,12 @@
 #ifndef PV_MATH_H
 #define PV_MATH_H
 
+// Compilers tuned for older AVX-512 processors prefer vectors of half the width; for the functions
+// below the full width is up to twice as fast.
+#if defined __AVX512F__ && !defined __clang__
+#pragma GCC target("prefer-vector-width=512")
+#endif
+
 #include <math.h>
 #include <string.h>
 
