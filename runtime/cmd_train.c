@@ -240,13 +240,14 @@ static void say_start(const Training *t)
 static bool get_ready(Training *t, PvError *error)
 {
     bool found = false;
+    t->train->batch = t->batch;
+    pv_train_reach(t->train, t->steps);
     if (!check_memory(t, t->batch, error) || !take_up(t, &found, error) ||
         (!found && !mount(t, error)) || !open_data(t, error) || !pv_make_folder(t->out, error))
         return false;
     if (t->resume && !found)
         fprintf(stderr, "%s holds no checkpoint: starting anew\n", t->out);
     t->saved = found ? t->train->step : -1;
-    t->train->batch = t->batch;
     t->train->feed = feed;
     t->train->feed_context = t;
     t->log = pv_log_open(t->out, found ? t->train->step : -1, error);
@@ -358,8 +359,9 @@ static bool replay_stage(Training *t, PvError *error)
     t->train = pv_train_new(&t->session, t->stage, t->accumulate, t->ema_every, true, error);
     int64_t batch;
     return t->train && pv_tensors_read(t->replay, &t->given, error) &&
-           pv_replay_batch(t->train, &t->given, &batch, error) && check_memory(t, batch, error) &&
-           mount(t, error) && pv_replay(t->train, t->steps, t->state, error);
+           pv_replay_batch(t->train, &t->given, t->steps, &batch, error) &&
+           check_memory(t, batch, error) && mount(t, error) &&
+           pv_replay(t->train, t->steps, t->state, error);
 }
 
 static void training_close(Training *t)

@@ -36,7 +36,8 @@ static bool feed(void *context, PvTrain *train, uint32_t index, PvError *error)
 }
 
 // The batch of the first micro-step, for the comparison with the memory there is.
-bool pv_replay_batch(PvTrain *train, PvTensorSet *given, int64_t *batch, PvError *error)
+bool pv_replay_batch(PvTrain *train, PvTensorSet *given, int64_t steps, int64_t *batch,
+                     PvError *error)
 {
     train->feed = feed;
     train->feed_context = given;
@@ -51,6 +52,7 @@ bool pv_replay_batch(PvTrain *train, PvTensorSet *given, int64_t *batch, PvError
             *batch = call->step.batch;
     }
     train->batch = *batch;
+    pv_train_reach(train, steps);
     return true;
 }
 

@@ -6,7 +6,8 @@
 
 // Makes `train` take inputs and draws from `given`, which must outlive it; tells the largest batch
 // of the first micro-steps.
-bool pv_replay_batch(PvTrain *train, PvTensorSet *given, int64_t *batch, PvError *error);
+bool pv_replay_batch(PvTrain *train, PvTensorSet *given, int64_t steps, int64_t *batch,
+                     PvError *error);
 // Runs `steps` steps and writes the state.
 bool pv_replay(PvTrain *train, int64_t steps, const char *state, PvError *error);
 

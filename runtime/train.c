@@ -43,22 +43,63 @@ static void make_turn(PvTrain *train, uint32_t index, bool replay)
         turn->settings_call = pv_call_new(own, session->options, session->random);
     }
     turn->call = pv_call_new(run, session->options, session->random);
+    turn->reach = UINT64_MAX;
     turn->reports = pv_alloc((run->output_count + 1u) * sizeof *turn->reports);
+}
+
+static bool reaches(const PvTurn *turn, uint32_t variant)
+{
+    return turn->reach >> variant & 1;
 }
 
 static void mark_instances(PvTrain *train)
 {
     const PvModel *model = train->session->model;
+    for (uint32_t i = 0; i < model->instance_count; i++)
+        train->needed[i] = train->moves[i] = false;
     for (uint32_t i = 0; i < train->stage->minimize_count; i++) {
         const PvMinimize *minimize = &train->stage->minimize[i];
         const PvEntry *entry = train->turns[i].call->entry;
         for (uint32_t v = 0; v < entry->variant_count; v++)
-            pv_plan_instances(&entry->plans[v], train->needed);
+            if (reaches(&train->turns[i], v))
+                pv_plan_instances(&entry->plans[v], train->needed);
         for (uint32_t k = 0; k < minimize->instance_count; k++)
             train->moves[minimize->instances[k]] = true;
     }
     for (uint32_t i = 0; i < model->instance_count; i++)
         train->needed[i] |= train->moves[i];
+}
+
+// The variants of the turns of one step.
+static void foresee_step(PvTrain *train)
+{
+    for (uint32_t i = 0; i < train->stage->minimize_count; i++) {
+        PvTurn *turn = &train->turns[i];
+        for (int64_t micro = 0; micro < turn->accumulate; micro++) {
+            uint32_t variant = pv_exec_variant(turn->call->entry, &turn->call->step);
+            const PvPlan *plan = &turn->call->entry->plans[variant];
+            turn->reach |= UINT64_C(1) << variant;
+            pv_random_advance(train->session->random, plan->streams, plan->stream_count);
+        }
+    }
+}
+
+void pv_train_reach(PvTrain *train, int64_t steps)
+{
+    PvSession *session = train->session;
+    size_t size = session->random->stream_count * sizeof *session->random->draws;
+    uint64_t *draws = pv_alloc(size + 1);
+    memcpy(draws, session->random->draws, size);
+    for (uint32_t i = 0; i < train->stage->minimize_count; i++)
+        train->turns[i].reach = 0;
+    for (int64_t k = 0; k == 0 || (k < steps && k < 4096); k++) {
+        pv_option_put(session->model, train->stage->name, "step", train->step + k,
+                      session->options);
+        foresee_step(train);
+    }
+    memcpy(session->random->draws, draws, size);
+    free(draws);
+    mark_instances(train);
 }
 
 PvTrain *pv_train_new(PvSession *session, const PvStage *stage, int64_t accumulate,
@@ -157,6 +198,8 @@ uint32_t pv_train_need(const PvTrain *train, int64_t batch, PvMemoryItem items[P
     for (uint32_t i = 0; i < train->stage->minimize_count; i++) {
         const PvEntry *entry = train->turns[i].call->entry;
         for (uint32_t v = 0; v < entry->variant_count; v++) {
+            if (!reaches(&train->turns[i], v))
+                continue;
             PvMemoryItem need = pv_exec_need(train->session->exec, entry, &entry->plans[v]);
             if (pv_memory_sum(&need, 1, batch) > pv_memory_sum(&largest, 1, batch))
                 largest = need;
@@ -250,6 +293,19 @@ static void add_numbers(PvTurn *turn)
     }
 }
 
+// A variant that came up too rarely to be foreseen may read what was not mounted.
+static bool has_instances(const PvTrain *train, const PvTurn *turn, uint32_t variant,
+                          PvError *error)
+{
+    const PvPlan *plan = &turn->call->entry->plans[variant];
+    for (uint32_t i = 0; i < plan->instance_count; i++)
+        if (!train->needed[plan->instances[i]])
+            return pv_error(error, PV_WRONG, "step %lld of %s needs the weights of '%s'",
+                            (long long)train->step + 1, train->stage->name,
+                            train->session->model->instances[plan->instances[i]].name);
+    return true;
+}
+
 static bool run_micro_step(PvTrain *train, uint32_t index, PvError *error)
 {
     PvTurn *turn = &train->turns[index];
@@ -258,6 +314,8 @@ static bool run_micro_step(PvTrain *train, uint32_t index, PvError *error)
         !pv_call_settle(turn->call, train->batch, error))
         return false;
     PvCallPlan plan = {.variant = pv_exec_variant(turn->call->entry, &turn->call->step)};
+    if (!has_instances(train, turn, plan.variant, error))
+        return false;
     if (turn->settings_call && !run_settings(train, turn, error))
         return false;
     if (!pv_call_run(exec, turn->call, &plan, error))

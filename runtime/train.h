@@ -15,6 +15,7 @@ typedef struct {
     PvCall *call;
     PvCall *settings_call; // where settings come from when the call has none (replay)
     int64_t accumulate, ema_every;
+    uint64_t reach;    // bit v: variant v can come up
     int64_t micro;     // micro-steps so far
     double loss, norm; // of the last step: means over the micro-steps
     double *reports;   // [output_count], those of kind PV_OUT_REPORT
@@ -41,6 +42,10 @@ const PvStage *pv_find_stage(const PvModel *model, const char *name, PvError *er
 // minimize is the call of a program. NULL with an error.
 PvTrain *pv_train_new(PvSession *session, const PvStage *stage, int64_t accumulate,
                       int64_t ema_every, bool replay, PvError *error);
+// Finds the variants that come up in the next `steps` steps with the present options and draws, by
+// asking for the variants of as many steps (at most 4096) without running them; `needed` and
+// pv_train_need then count only these. So an option such as a weight of 0 spares a network.
+void pv_train_reach(PvTrain *train, int64_t steps);
 void pv_train_free(PvTrain *train); // NULL is fine
 
 // What training needs, in at most PV_TRAIN_ITEMS parts; activations are those of the largest
