@@ -394,6 +394,32 @@ static void move_result(Lower *lower, const Axes *real, const Axes *sorted, Plan
     launch_copy(lower, y, x, &shape, size);
 }
 
+typedef struct {
+    double cost;               // elements copied; < 0: nothing fits
+    Form x, y;
+    Product product;
+} Choice;
+
+// The forms of the operands that fit the kernel and copy least.
+static Choice choose_forms(const Lower *lower, const Node *node, const Operand *x, const Operand *y,
+                           const Axes *axes)
+{
+    Choice best = {.cost = -1};
+    Product product;
+    for (Form form_x = AS_IT_IS; form_x <= SORTED; form_x++)
+        for (Form form_y = AS_IT_IS; form_y <= SORTED; form_y++) {
+            if ((form_x == DENSE && x->made) || (form_y == DENSE && y->made))
+                continue;
+            Axes tried = *axes;
+            form_strides(lower, node, 0, x, form_x, &tried);
+            form_strides(lower, node, 1, y, form_y, &tried);
+            double cost = copy_cost(lower, x, form_x) + copy_cost(lower, y, form_y);
+            if ((best.cost < 0 || cost < best.cost) && fit_product(&tried, &product))
+                best = (Choice){cost, form_x, form_y, product};
+        }
+    return best;
+}
+
 void lower_contract(Lower *lower, const Group *group)
 {
     const Node *node = anchor_of(lower, group);
@@ -413,36 +439,20 @@ void lower_contract(Lower *lower, const Group *group)
     dense_strides(node->type[0], stride);
     spread_strides(node, 2, stride, &axes);
     real = axes;
-    bool simple = contract_order_is_simple(node);
-    if (!simple)
+    Choice choice = choose_forms(lower, node, &x, &y, &axes);
+    bool direct = choice.cost >= 0;
+    if (!direct) {
         sort_result(&axes, IN_Y);
-
-    double best_cost = -1;
-    Form best_x = AS_IT_IS, best_y = AS_IT_IS;
-    Product best = {.swapped = false}, product;
-    for (Form form_x = AS_IT_IS; form_x <= SORTED; form_x++)
-        for (Form form_y = AS_IT_IS; form_y <= SORTED; form_y++) {
-            if ((form_x == DENSE && x.made) || (form_y == DENSE && y.made))
-                continue;
-            Axes tried = axes;
-            form_strides(lower, node, 0, &x, form_x, &tried);
-            form_strides(lower, node, 1, &y, form_y, &tried);
-            double cost = copy_cost(lower, &x, form_x) + copy_cost(lower, &y, form_y);
-            if ((best_cost < 0 || cost < best_cost) && fit_product(&tried, &product)) {
-                best_cost = cost;
-                best = product;
-                best_x = form_x;
-                best_y = form_y;
-            }
-        }
-    if (best_cost < 0)
+        choice = choose_forms(lower, node, &x, &y, &axes);
+    }
+    if (choice.cost < 0 || (!direct && (group->bias || group->residual)))
         bug("a contraction that is no matrix product: %s", type_text(node->type[0]));
-    PlanArg x_place = form_place(lower, node, 0, &x, best_x, &axes);
-    PlanArg y_place = form_place(lower, node, 1, &y, best_y, &axes);
+    PlanArg x_place = form_place(lower, node, 0, &x, choice.x, &axes);
+    PlanArg y_place = form_place(lower, node, 1, &y, choice.y, &axes);
     PlanArg result = result_place(lower, group->results[0]);
     size_t size = size_of(lower, group->results[0]);
-    PlanArg c = simple ? result : new_buffer(lower, count_of(node->type[0]), size);
-    launch_gemm(lower, group, node, &best, c, x_place, y_place);
-    if (!simple)
+    PlanArg c = direct ? result : new_buffer(lower, count_of(node->type[0]), size);
+    launch_gemm(lower, group, node, &choice.product, c, x_place, y_place);
+    if (!direct)
         move_result(lower, &real, &axes, result, c, size);
 }

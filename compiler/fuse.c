@@ -118,18 +118,27 @@ static uint32_t out_classes(const Node *node, char *classes, uint32_t *axes)
     return count;
 }
 
-// The result's axes come as batch, one operand's, the other's: then the kernel writes it in place.
+// Where the runs of labels begin that make up the matrix's rows and columns: the last labels of one
+// operand are n, those of the other before them m, whatever stands in front are loops.
+static void find_runs(const char *classes, uint32_t count, uint32_t *m_first, uint32_t *n_first)
+{
+    *n_first = count;
+    while (*n_first > 0 && classes[*n_first - 1] != '2' &&
+           classes[*n_first - 1] == classes[count - 1])
+        --*n_first;
+    *m_first = *n_first;
+    while (*m_first > 0 && *n_first < count && classes[*m_first - 1] != '2' &&
+           classes[*m_first - 1] == classes[*n_first - 1])
+        --*m_first;
+}
+
+// Whether the kernel surely can write the result where it belongs: it has two axes of loops.
 bool contract_order_is_simple(const Node *node)
 {
     char classes[MAX_RANK];
-    uint32_t axes[MAX_RANK], count = out_classes(node, classes, axes), changes = 0;
-    for (uint32_t i = 0; i < count; i++) {
-        if (i > 0 && classes[i] != classes[i - 1])
-            changes++;
-        if (i > 0 && classes[i] == '2' && classes[i - 1] != '2')
-            return false;
-    }
-    return changes <= (count > 0 && classes[0] == '2' ? 2u : 1u);
+    uint32_t axes[MAX_RANK], m_first, n_first, count = out_classes(node, classes, axes);
+    find_runs(classes, count, &m_first, &n_first);
+    return m_first <= 2;
 }
 
 // Whether the epilogue of `node` can add a vector along `axis` of its result.
@@ -139,14 +148,12 @@ static bool takes_bias(const Node *node, uint32_t axis)
         return axis == 1;
     if (node->op != OP_CONTRACT || !contract_order_is_simple(node))
         return false;
-    char classes[MAX_RANK], class = '2';
-    uint32_t axes[MAX_RANK], count = out_classes(node, classes, axes), same = 0;
-    for (uint32_t i = 0; i < count; i++)
-        if (axes[i] == axis)
-            class = classes[i];
-    for (uint32_t i = 0; i < count; i++)
-        same += classes[i] == class;
-    return class != '2' && same == 1;
+    char classes[MAX_RANK];
+    uint32_t axes[MAX_RANK], m_first, n_first, count = out_classes(node, classes, axes);
+    find_runs(classes, count, &m_first, &n_first);
+    bool columns = count - n_first == 1 && axes[n_first] == axis;
+    bool rows = n_first - m_first == 1 && axes[m_first] == axis;
+    return columns || rows;
 }
 
 // `val` varies along one axis of `type`, densely: a bias. Gives the axis.
@@ -219,10 +226,6 @@ static Val match_modulation(Fuse *fuse, Group *group, Val val)
         return val;
     group->scale = scale;
     group->shift = shift;
-    NodeId reader;
-    uint32_t plus_local = local_of(work, factor);
-    if (count_users(work, factor, &reader) == 1 && !work->kept[plus_local])
-        work->owner[plus_local] = work->owner[local_of(work, val_of(group->anchor, 0))];
     absorb(work, group, product_id);
     return absorb(work, group, sum_id);
 }
@@ -372,11 +375,31 @@ static uint32_t count_tensors(const Work *work, const Node *node)
     return tensors;
 }
 
+// Whether only kernels with an epilogue read node `local`, and none reads its value: the 1 + scale
+// that a group norm computes by itself.
+static bool is_absorbed(const Work *work, uint32_t local)
+{
+    uint32_t begin = work->user_first[local], end = work->user_first[local + 1];
+    if (work->kept[local] || begin == end)
+        return false;
+    for (uint32_t i = begin; i < end; i++) {
+        uint32_t owner = work->owner[local_of(work, val_of(work->users[i], 0))];
+        if (!owner || work->groups[owner - 1].kind != GROUP_LIBRARY)
+            return false;
+        const Group *group = &work->groups[owner - 1];
+        Val val = val_of(work->nodes[local], 0);
+        if (group->anchor == work->users[i] || val == group->bias || val == group->residual ||
+            val == group->scale || val == group->shift)
+            return false;
+    }
+    return true;
+}
+
 static void group_pointwise(Fuse *fuse)
 {
     Work *work = fuse->work;
     for (uint32_t local = work->count; local-- > 0;) {
-        if (work->owner[local] || !is_pointwise(work, local))
+        if (work->owner[local] || !is_pointwise(work, local) || is_absorbed(work, local))
             continue;
         const Node *node = node_at(work, local);
         bool pointwise = false;
