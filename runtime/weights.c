@@ -288,18 +288,25 @@ static int only_target(const Mount *mount)
 typedef struct {
     int instance; // -1: not said
     char *path;
+    const char *inner; // INSTANCE.INNER=: goes before the file's names; inner_length bytes
+    size_t inner_length;
     const char *prefix; // within the spec; "" : none
 } Spec;
 
 static bool parse_spec(const PvModel *model, const char *text, Spec *spec, PvError *error)
 {
-    *spec = (Spec){.instance = -1, .prefix = ""};
+    *spec = (Spec){.instance = -1, .inner = "", .prefix = ""};
     const char *equals = strchr(text, '=');
     size_t length = equals ? (size_t)(equals - text) : 0;
     for (uint32_t i = 0; i < model->instance_count && equals; i++) {
-        const char *name = model->instances[i].name;
-        if (strlen(name) == length && !strncmp(name, text, length))
-            spec->instance = (int)i;
+        size_t own = strlen(model->instances[i].name);
+        if (own > length || strncmp(model->instances[i].name, text, own))
+            continue;
+        if (own < length && text[own] != '.')
+            continue;
+        spec->instance = (int)i;
+        spec->inner = text + own + (own < length);
+        spec->inner_length = own < length ? length - own - 1 : 0;
     }
     if (equals && spec->instance < 0 && !memchr(text, '/', length) && !pv_path_exists(text)) {
         char *known = NULL;
@@ -338,7 +345,10 @@ static bool mount_file(Mount *mount, const Spec *spec, int index)
         if (strncmp(name, spec->prefix, prefix))
             continue;
         taken++;
-        uint32_t param = resolve(mount, spec->instance, plain, name + prefix, &ema);
+        char *local = pv_printf("%.*s%s%s", (int)spec->inner_length, spec->inner,
+                                spec->inner_length ? "." : "", name + prefix);
+        uint32_t param = resolve(mount, spec->instance, plain, local, &ema);
+        free(local);
         int owner = spec->instance >= 0 ? spec->instance : plain;
         if (param != UINT32_MAX)
             fill_row(mount, param, index, spec->path, name, set.items[i].tensor, ema);

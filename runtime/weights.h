@@ -15,12 +15,13 @@
 // Any tensor file, told apart by its content: safetensors, torch.save's zip.
 bool pv_tensors_read(const char *path, PvTensorSet *set, PvError *error);
 
-// Mounts each of `specs`, "[INSTANCE=]FILE[#PREFIX]", on the instances it covers, and writes their
-// parameters (PvReal or int64) at params + offset; nothing is written if anything is wrong, and
-// all that is wrong is in one error: missing, surplus and misshapen tensors.
+// Mounts each of `specs`, "[INSTANCE[.PATH]=]FILE[#PREFIX]", on the instances it covers, and writes
+// their parameters (PvReal or int64) at params + offset; nothing is written if anything is wrong,
+// and all that is wrong is in one error: missing, surplus and misshapen tensors.
 // - With INSTANCE=, the names of the file that start with PREFIX are that instance's. Without
 //   PREFIX, the wrappings "state_dict.", "model.", "module.", "diffusion_model.", "ema_model."
 //   and "<instance>." are taken off by themselves.
+// - INSTANCE.PATH= puts PATH before what remains of a name: lpips.net.features=vgg16.pth#features.
 // - Without INSTANCE=, the file is looked through for every wanted instance that no other spec
 //   names: names "<instance>.<parameter>" after the wrappings, or (a model with one wanted
 //   instance) plain names.

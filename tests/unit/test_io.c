@@ -611,6 +611,17 @@ static void weights_mount(void **state)
              in("full.safetensors"));
     expect_fine(mount(spec, 2, false, flat, &error), &error);
     assert_true(number_at(flat, 0, 0) == 200 && number_at(flat, 192, 1) == 131);
+    // a part of an instance from a file of its own, the rest from another
+    const char *part[] = {"features.w", "features.b", "classifier.w"};
+    const char *part_shape[] = {"2x3", "3", "9"};
+    const char *seen[] = {"seen"}, *seen_shape[] = {"1"};
+    write_tensors("part.safetensors", 300, 3, part, part_shape);
+    write_tensors("seen.safetensors", 400, 1, seen, seen_shape);
+    snprintf(spec, sizeof spec, "net.a=%s#features. net=%s", in("part.safetensors"),
+             in("seen.safetensors"));
+    expect_fine(mount(spec, 1, false, flat, &error), &error);
+    assert_true(number_at(flat, 0, 0) == 300 && number_at(flat, 64, 0) == 310);
+    assert_int_equal(*(int64_t *)(void *)(flat + 128), 400);
     // what is beside the prefix is not looked at, what is without one is surplus
     snprintf(spec, sizeof spec, "net=%s", in("odd.safetensors"));
     assert_false(mount(spec, 1, false, flat, &error));
