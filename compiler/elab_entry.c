@@ -151,14 +151,25 @@ static Variant finish_variant(Elab *e, const Run *run)
     Variant variant = {
         .path = arena_copy(e->arena, run->path, (run->path_count + 1) * sizeof *run->path),
         .path_count = run->path_count,
-        .outputs = run->outputs, .output_count = (uint32_t)run->output_count,
-        .taps = run->taps, .tap_count = (uint32_t)run->tap_count};
+        .outputs = arena_copy(e->arena, run->outputs, run->output_count * sizeof(Output)),
+        .output_count = (uint32_t)run->output_count,
+        .taps = arena_copy(e->arena, run->taps, run->tap_count * sizeof(Tap)),
+        .tap_count = (uint32_t)run->tap_count};
     for (uint32_t i = 0; i < run->path_count; i++) {
         const Node *node = val_get(e->graph, run->path[i].cond);
         if (node->op == OP_GIVEN && run->path[i].outcome)
             variant.given |= (uint64_t)1 << node->attr->n[1];
     }
     return variant;
+}
+
+// The lists of a run, which finish_variant has copied.
+static void release_run(Run *run)
+{
+    free(run->outputs);
+    free(run->taps);
+    free(run->tap_names.at);
+    free(run->draws);
 }
 
 // The value of report `name` in a variant, or 0.
@@ -244,9 +255,12 @@ bool entry_elaborate(Elab *e, uint32_t index, const bool *training, EntryBody *b
                       "doubles them; where(c, x, y) does not");
             return false;
         }
-        if (!run_variant(e, &run, body, context))
+        bool done = run_variant(e, &run, body, context);
+        if (done)
+            variants[count++] = finish_variant(e, &run);
+        release_run(&run);
+        if (!done)
             return false;
-        variants[count++] = finish_variant(e, &run);
         script_count = run.path_count;
         memcpy(script, path, script_count * sizeof *path);
         while (script_count && !script[script_count - 1].outcome)
