@@ -467,6 +467,9 @@ void elab_train(Elab *e, Decl *decl);
 uint32_t option_new(Elab *e, const char *name, const char *stage, const Ast *ast, Frame *frame);
 Value option_value(Elab *e, uint32_t option);
 
+/* elab_names.c */
+void elab_names(Elab *e);                                  // names in what nothing calls
+
 /* elab_sample.c: sample blocks; elab_host.c: their variables and calls */
 
 // What a host variable may hold at the present place of the block.

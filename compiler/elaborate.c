@@ -108,6 +108,7 @@ static void build(Elab *e)
         return;
     each_decl(e, AST_TRAIN, elab_train);
     each_decl(e, AST_SAMPLE, elab_sample);
+    elab_names(e);
 }
 
 static void release(Elab *e)
