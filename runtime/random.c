@@ -8,6 +8,13 @@
 
 #include "codegen/cpu/kernels.h"
 
+// The choice is made before a sanitizer is ready, so not there; clang knows no such macros.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || defined(__clang__)
+#define BY_MACHINE
+#else
+#define BY_MACHINE __attribute__((target_clones("fma", "default")))
+#endif
+
 enum { KIND_NORMAL, KIND_UNIFORM, KIND_INT };
 
 uint32_t pv_random_hash(const char *name)
@@ -93,11 +100,8 @@ static inline __attribute__((always_inline)) void fill_block(const Source *sourc
 
 // Elements first .. first + count - 1, first a multiple of 4. With the machine's FMA instructions
 // where it has them; every multiply-add is explicit, so both copies give the same bits.
-#ifndef __SANITIZE_ADDRESS__
-__attribute__((target_clones("fma", "default")))
-#endif
-static void
-fill_run(const Source *source, int64_t first, int64_t count, char *out)
+BY_MACHINE
+static void fill_run(const Source *source, int64_t first, int64_t count, char *out)
 {
     int64_t size = source->kind == KIND_INT ? 8 : (int64_t)sizeof(PvReal);
     for (int64_t i = 0; i < count; i += 4) {
