@@ -1,8 +1,9 @@
-// Code generation for the CPU: groups to launches, launches and graphs to C text, C to an executable.
+// Code generation for the CPU: groups to launches, launches and graphs to C text, C to an
+// executable.
 //
-// One Codegen holds what all plans share: the kernels (library ones by symbol, emitted ones by text:
-// equal texts are one kernel), and the data section (constant tables, arguments, launches), which
-// goes into the executable as bytes, so that the C compiler sees kernels and little else.
+// One Codegen holds what all plans share: the kernels (library ones by symbol, emitted ones by
+// text: equal texts are one kernel), and the data section (constant tables, arguments, launches),
+// which goes into the executable as bytes, so that the C compiler sees kernels and little else.
 #ifndef PVDMC_CODEGEN_H
 #define PVDMC_CODEGEN_H
 

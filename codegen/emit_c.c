@@ -3,8 +3,9 @@
 //
 // Tables that hold names are C initialisers. Launches and arguments, which are many and hold only
 // numbers, go into the data section with the constant tables, as the very bytes of PvLaunch and
-// PvArg (pvdmc and the executable share pvdm.h and the machine); the C compiler then takes no longer
-// for a large model than for a small one. Kernels are spread over several files, compiled at once.
+// PvArg (pvdmc and the executable share pvdm.h and the machine); the C compiler then takes no
+// longer for a large model than for a small one. Kernels are spread over several files, compiled at
+// once.
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -280,8 +281,8 @@ static void write_taps(Writer *writer, const Work *work, uint32_t number)
         write_string(writer->out, tap->name);
         fprintf(writer->out, ", ");
         write_type(writer->out, writer->cg->module, tap->type);
-        fprintf(writer->out, ", {%lld, %lld, %d}, %d},\n", (long long)at.a, (long long)at.c, at.space,
-                tap->launch);
+        fprintf(writer->out, ", {%lld, %lld, %d}, %d},\n", (long long)at.a, (long long)at.c,
+                at.space, tap->launch);
     }
     fprintf(writer->out, "};\n");
 }
@@ -441,12 +442,13 @@ static void write_stages(const Codegen *cg, FILE *out)
 
 static void write_prologue(FILE *out)
 {
-    fputs("#include \"codegen/cpu/kernels.h\"\n#include \"codegen/cpu/pv_math.h\"\n"
-          "#include <string.h>\n\nextern const char pv_data[];\n\n"
-          "static inline void pv_set_real(PvScalar *at, PvReal value)\n{\n"
-          "    memcpy(at, &value, sizeof value);\n}\n\n"
-          "static inline void pv_set_int(PvScalar *at, int64_t value)\n{\n    at->i = value;\n}\n\n",
-          out);
+    fputs(
+        "#include \"codegen/cpu/kernels.h\"\n#include \"codegen/cpu/pv_math.h\"\n"
+        "#include <string.h>\n\nextern const char pv_data[];\n\n"
+        "static inline void pv_set_real(PvScalar *at, PvReal value)\n{\n"
+        "    memcpy(at, &value, sizeof value);\n}\n\n"
+        "static inline void pv_set_int(PvScalar *at, int64_t value)\n{\n    at->i = value;\n}\n\n",
+        out);
 }
 
 static void write_model(Writer *writer)
@@ -456,7 +458,8 @@ static void write_model(Writer *writer)
     FILE *out = writer->out;
     for (uint32_t i = 0; i < cg->kernel_count; i++)
         if (cg->kernels[i].text)
-            fprintf(out, "void %s(const PvRun *run, const int64_t *args);\n", cg->kernels[i].symbol);
+            fprintf(out, "void %s(const PvRun *run, const int64_t *args);\n",
+                    cg->kernels[i].symbol);
     fprintf(out, "static const PvKernel kernels[] = {\n");
     for (uint32_t i = 0; i < cg->kernel_count; i++)
         fprintf(out, "    {\"%s\", %s},\n", cg->kernels[i].name, cg->kernels[i].symbol);

@@ -1,8 +1,8 @@
 // Convolutions, attention and norms: their arguments, layouts and epilogues.
 //
 // Convolutions and group norms want images whose channels and positions are dense; attention takes
-// any strides with one of its two inner axes dense, over two axes of problems (images and heads), so
-// leading axes are joined first; layer norm and softmax want rows.
+// any strides with one of its two inner axes dense, over two axes of problems (images and heads),
+// so leading axes are joined first; layer norm and softmax want rows.
 #include <string.h>
 
 #include "codegen/codegen.h"
@@ -244,7 +244,8 @@ void lower_attention_grad(Lower *lower, const Group *group)
     const Node *node = anchor_of(lower, group);
     const Type *q = val_type(lower->graph, node->in[1]), *v = val_type(lower->graph, node->in[3]);
     Attention at = {.lead = 0};
-    Val vals[TENSORS] = {[Q] = node->in[1], [K] = node->in[2], [V] = node->in[3], [O] = node->in[4]};
+    Val vals[TENSORS] = {
+        [Q] = node->in[1], [K] = node->in[2], [V] = node->in[3], [O] = node->in[4]};
     vals[MASK] = node->nin > 6 ? node->in[6] : 0;
     take_operands(lower, &at, vals, q);
     // o may be a part of something larger: then its copy could not have the same strides

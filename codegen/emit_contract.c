@@ -3,11 +3,11 @@
 // A label in both operands and the result is a batch axis, in one operand and the result m or n, in
 // both operands only k; one that only a single operand has is summed before. Labels of size 1 drop
 // out. Labels of one class are joined wherever they lie at one common stride in all that have them;
-// what cannot be joined of m and n becomes a batch axis (with stride 0 in the other operand), of k a
-// summed batch axis. pv_gemm takes two batch axes and wants, in each operand, one of its two strides
-// to be 1. Where the views do not fit, operands are copied: as they are, or sorted into (batch, m, k);
-// of the choices that fit, the one that copies least is taken. A result whose labels interleave is
-// computed sorted, and moved.
+// what cannot be joined of m and n becomes a batch axis (with stride 0 in the other operand), of k
+// a summed batch axis. pv_gemm takes two batch axes and wants, in each operand, one of its two
+// strides to be 1. Where the views do not fit, operands are copied: as they are, or sorted into
+// (batch, m, k); of the choices that fit, the one that copies least is taken. A result whose labels
+// interleave is computed sorted, and moved.
 #include <string.h>
 
 #include "codegen/codegen.h"
@@ -244,7 +244,8 @@ typedef struct {
 } Operand;
 
 // Sums the axes that only this operand has.
-static void sum_own_axes(Lower *lower, const Node *node, int which, const Axes *axes, Operand *operand)
+static void sum_own_axes(Lower *lower, const Node *node, int which, const Axes *axes,
+                         Operand *operand)
 {
     const Type *type = val_type(lower->graph, operand->val);
     int64_t rank;

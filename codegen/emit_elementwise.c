@@ -1,14 +1,14 @@
 // One kernel for a group of elementwise nodes.
 //
-// The iteration space is the group's; every operand is a pointer with strides. Neighbouring axes are
-// joined where all pointers allow it, so most kernels have one or two axes left. The last one is the
-// inner loop, cut into blocks, `omp simd`; (rows x blocks) are shared out among threads. Baked into
-// the text: the expression, the number of axes, and how each pointer moves along the inner axis
-// (not at all, densely, by a stride). Sizes, strides and unusual constants are arguments, so
-// layers of different sizes share a kernel; equal texts are one.
+// The iteration space is the group's; every operand is a pointer with strides. Neighbouring axes
+// are joined where all pointers allow it, so most kernels have one or two axes left. The last one
+// is the inner loop, cut into blocks, `omp simd`; (rows x blocks) are shared out among threads.
+// Baked into the text: the expression, the number of axes, and how each pointer moves along the
+// inner axis (not at all, densely, by a stride). Sizes, strides and unusual constants are
+// arguments, so layers of different sizes share a kernel; equal texts are one.
 //
-// All loads of an element come before its stores, and each result is dense; so a result may lie where
-// an operand of the same layout dies. Which one, is told to the planner.
+// All loads of an element come before its stores, and each result is dense; so a result may lie
+// where an operand of the same layout dies. Which one, is told to the planner.
 #include <stdlib.h>
 #include <string.h>
 
@@ -190,7 +190,8 @@ static void name_operand(Kern *kern, const Node *reader, Val val, char *name, si
         if (i == kern->real_count)
             kern->reals[kern->real_count++] = node->attr->real;
         snprintf(name, size, "c%u", i);
-    } else if (reader->op == OP_SWAP_PAIRS || !group_inlines(kern->lower->work, kern->number, val)) {
+    } else if (reader->op == OP_SWAP_PAIRS ||
+               !group_inlines(kern->lower->work, kern->number, val)) {
         const Pointer *pointer = find_pointer(kern, val, reader->op == OP_SWAP_PAIRS);
         snprintf(name, size, "x%u", (unsigned)(pointer - kern->pointers));
     } else {
@@ -238,8 +239,8 @@ static void write_rows(const Kern *kern, FILE *out)
     uint32_t outer = kern->rank - 1;
     for (uint32_t axis = outer; axis-- > 0;) {
         if (axis > 0)
-            fprintf(out, "        const int64_t i%u = row %% n%u;\n        row /= n%u;\n", axis, axis,
-                    axis);
+            fprintf(out, "        const int64_t i%u = row %% n%u;\n        row /= n%u;\n", axis,
+                    axis, axis);
         else
             fprintf(out, "        const int64_t i0 = row;\n");
     }
@@ -394,7 +395,8 @@ void lower_elementwise(Lower *lower, const Group *group, uint32_t number)
     uint32_t kernel = kernel_emitted(lower->cg, kernel_title(kern), text);
     free(text);
 
-    uint32_t arg = 0, count = kern->pointer_count + kern->real_count + kern->rank, inner = kern->rank - 1;
+    uint32_t arg = 0, count = kern->pointer_count + kern->real_count + kern->rank,
+             inner = kern->rank - 1;
     for (uint32_t i = 0; i < kern->pointer_count; i++) {
         for (uint32_t axis = 0; axis < inner; axis++)
             count += kern->pointers[i].stride[axis].n != 0;

@@ -1,8 +1,8 @@
 // Operations as C expressions, and step values as C statements.
 //
 // One switch gives each elementwise operation its text, with $0, $1, $2 for the operands; functions
-// are those of cpu/pv_math.h. The same texts serve the kernels (on vectors of elements) and the step
-// values that the host computes: options, draws, loop counters and arithmetic on them.
+// are those of cpu/pv_math.h. The same texts serve the kernels (on vectors of elements) and the
+// step values that the host computes: options, draws, loop counters and arithmetic on them.
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -176,8 +176,8 @@ static void write_gather(StepScope *scope, const Node *node)
     long long last = (long long)table->type[0]->dim[0].n - 1;
     const char *type = table->type[0]->dtype == DT_BOOL ? "uint8_t" : c_type(table->type[0]->dtype);
     unsigned index = val_node(node->in[1]);
-    fprintf(scope->out, "((const %s *)(pv_data + %zu))[v%u < 0 ? 0 : v%u > %lld ? %lld : v%u]", type,
-            data_table(scope->cg, table), index, index, last, last, index);
+    fprintf(scope->out, "((const %s *)(pv_data + %zu))[v%u < 0 ? 0 : v%u > %lld ? %lld : v%u]",
+            type, data_table(scope->cg, table), index, index, last, last, index);
 }
 
 void write_step(StepScope *scope, Val val)

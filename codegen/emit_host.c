@@ -1,9 +1,10 @@
 // Host code: which variant a step is, and the samplers.
 //
 // The variants of an entry are the leaves of a tree of questions, listed depth first; `select` asks
-// them from the root, and computes a question's value only where it is asked. A sampler is a function
-// over the runtime's host interface: variables are PvVars, loops and branches are C's, and each
-// call of an entry is one pv_host_call. Whatever happens, its tensors are given back at the end.
+// them from the root, and computes a question's value only where it is asked. A sampler is a
+// function over the runtime's host interface: variables are PvVars, loops and branches are C's, and
+// each call of an entry is one pv_host_call. Whatever happens, its tensors are given back at the
+// end.
 #include <stdlib.h>
 
 #include "codegen/codegen.h"

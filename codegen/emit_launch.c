@@ -1,13 +1,13 @@
 // From groups to launches: which kernel computes a group, and with what arguments.
 //
-// Groups are lowered in the order of the schedule. A result gets its storage when its group comes: an
-// arena buffer, unless it is an output that can be written where it is wanted (space PV_IO or
+// Groups are lowered in the order of the schedule. A result gets its storage when its group comes:
+// an arena buffer, unless it is an output that can be written where it is wanted (space PV_IO or
 // PV_GRAD). Operands are views; a kernel that does not take a view's layout asks for a dense copy,
 // which is made by a launch before it, once for all later readers. The memory planner needs nothing
 // but the list: a buffer lives from the first launch that names it to the last.
 //
-// The struct of a library kernel (cpu/kernels.h) is laid over the arguments, so arguments are set by
-// field: ARG(GemmArgs, m). Emitted kernels name theirs by number.
+// The struct of a library kernel (cpu/kernels.h) is laid over the arguments, so arguments are set
+// by field: ARG(GemmArgs, m). Emitted kernels name theirs by number.
 #include <stdlib.h>
 #include <string.h>
 
@@ -432,7 +432,8 @@ static void lower_random(Lower *lower, const Group *group)
 }
 
 // Axes of one kind (kept, reduced) of `x` into the arguments from `at` on; neighbours are joined.
-static uint32_t reduce_axes(Lower *lower, const Node *node, const View *x, bool reduced, uint32_t at)
+static uint32_t reduce_axes(Lower *lower, const Node *node, const View *x, bool reduced,
+                            uint32_t at)
 {
     const Type *type = val_type(lower->graph, node->in[0]);
     Dim size = dim_fixed(1), stride = dim_fixed(0);
@@ -463,7 +464,10 @@ static void lower_reduce(Lower *lower, const Group *group)
     launch_begin(lower, real ? "pv_reduce" : "pv_reduce_int", sizeof(ReduceArgs) / 8);
     set_arg(lower, ARG(ReduceArgs, out), y);
     set_arg(lower, ARG(ReduceArgs, x), place);
-    set_int(lower, ARG(ReduceArgs, op), node->op == OP_REDUCE_SUM ? 0 : node->op == OP_REDUCE_MAX ? 1 : 2);
+    set_int(lower, ARG(ReduceArgs, op),
+            node->op == OP_REDUCE_SUM   ? 0
+            : node->op == OP_REDUCE_MAX ? 1
+                                        : 2);
     uint32_t kept = reduce_axes(lower, node, &x, false, 0);
     set_int(lower, ARG(ReduceArgs, kept), kept);
     set_int(lower, ARG(ReduceArgs, reduced), reduce_axes(lower, node, &x, true, kept));
@@ -656,7 +660,8 @@ static void place_taps(Lower *lower)
 
 // ---- what a plan draws, writes, reads ----
 
-static void add_number(Work *work, uint32_t **list, uint32_t *count, uint32_t limit, uint32_t number)
+static void add_number(Work *work, uint32_t **list, uint32_t *count, uint32_t limit,
+                       uint32_t number)
 {
     if (!*list)
         *list = arena_alloc(work->arena, (limit + 1) * sizeof **list);

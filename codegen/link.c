@@ -1,10 +1,10 @@
 // From C text to an executable: runs the C compiler.
 //
-// The emitted files and the kernel library are compiled at the same time, as many processes as there
-// are processors, with the same flags; then all is linked with the runtime and the static libraries
-// that it stands on, so that the result needs libc and nothing else. Headers, kernel sources and
-// libpvdm are found beside pvdmc: in include/ and lib/. The executable replaces an older one in one
-// step, when it is complete.
+// The emitted files and the kernel library are compiled at the same time, as many processes as
+// there are processors, with the same flags; then all is linked with the runtime and the static
+// libraries that it stands on, so that the result needs libc and nothing else. Headers, kernel
+// sources and libpvdm are found beside pvdmc: in include/ and lib/. The executable replaces an
+// older one in one step, when it is complete.
 #include <dirent.h>
 #include <errno.h>
 #include <limits.h>
@@ -49,7 +49,8 @@ static void add_word(Command *command, const char *word)
 static void add_words(Arena *arena, Command *command, const char *text, const char *separators)
 {
     char *copy = arena_printf(arena, "%s", text), *rest = NULL;
-    for (char *word = strtok_r(copy, separators, &rest); word; word = strtok_r(NULL, separators, &rest))
+    for (char *word = strtok_r(copy, separators, &rest); word;
+         word = strtok_r(NULL, separators, &rest))
         add_word(command, word);
 }
 
@@ -225,6 +226,12 @@ static int build(Link *link)
     }
     const char *output = link->options->output;
     const char *temporary = arena_printf(arena, "%s.%ld.tmp", output, (long)getpid());
+    FILE *probe = fopen(temporary, "w");       // before the compiler's work, not after it
+    if (!probe) {
+        fprintf(stderr, "pvdmc: error: cannot write %s: %s\n", output, strerror(errno));
+        return 1;
+    }
+    fclose(probe);
     int result = run_jobs(link);
     if (result == 0)
         result = link_objects(link, temporary);

@@ -5,8 +5,10 @@
 // 1. Epilogues. From each contraction, convolution and norm the only reader is followed as long as
 //    the kernel's epilogue can compute it: act(y (1 + scale) + shift), or act(y + bias) + residual.
 //    An intermediate value that something else reads ends the chain, so nothing is computed twice.
-// 2. Elementwise groups. Nodes are taken from the last to the first. One whose readers all belong to
-//    one elementwise group of the same iteration space joins it (smaller ones, which would be computed
+// 2. Elementwise groups. Nodes are taken from the last to the first. One whose readers all belong
+// to
+//    one elementwise group of the same iteration space joins it (smaller ones, which would be
+// computed
 //    again for each element, only if they are cheap). A cheap node with one tensor operand whose
 //    readers are spread over groups is computed in each of them. Every other one starts a group.
 //
@@ -62,7 +64,8 @@ static bool is_cheap(Op op)
 static Group *add_group(Fuse *fuse, GroupKind kind, NodeId anchor)
 {
     Work *work = fuse->work;
-    work->groups = grow_array(work->groups, &fuse->group_capacity, work->group_count, sizeof(Group));
+    work->groups =
+        grow_array(work->groups, &fuse->group_capacity, work->group_count, sizeof(Group));
     Group *group = &work->groups[work->group_count++];
     const Node *node = graph_node(fuse->graph, anchor);
     *group = (Group){.kind = kind, .anchor = anchor, .act = OP_STOP_GRADIENT};
@@ -446,7 +449,8 @@ static void list_add(ValList *list, Val val)
     list->at[list->count++] = val;
 }
 
-static void walk_pointwise(const Work *work, uint32_t group, Val val, ValList *reads, ValList *members)
+static void walk_pointwise(const Work *work, uint32_t group, Val val, ValList *reads,
+                           ValList *members)
 {
     for (uint32_t i = 0; i < members->count; i++)
         if (members->at[i] == val_node(val))

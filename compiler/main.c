@@ -12,7 +12,15 @@
 
 #include "codegen/codegen.h"
 
-typedef enum { EMIT_EXECUTABLE, EMIT_AST, EMIT_GRAPH, EMIT_FUSED, EMIT_PLAN, EMIT_C, EMIT_DOT } Emit;
+typedef enum {
+    EMIT_EXECUTABLE,
+    EMIT_AST,
+    EMIT_GRAPH,
+    EMIT_FUSED,
+    EMIT_PLAN,
+    EMIT_C,
+    EMIT_DOT
+} Emit;
 
 typedef struct {
     const char *path, *output, *dump, *stop_after, *march;
@@ -247,16 +255,19 @@ static const char usage[] =
     "  --emit ast|graph|fused|plan|c|dot\n"
     "                      prints that instead of making an executable\n"
     "  --dump PASS|all     prints what a pass left\n"
-    "  --stop-after PASS   passes: parse elaborate grad simplify layout fuse schedule lower plan link\n"
+    "  --stop-after PASS   passes: parse elaborate grad simplify layout fuse schedule lower plan "
+    "link\n"
     "  --check             looks for errors only\n"
     "  --time, --stats     time of each pass; sizes of plans\n"
     "  --verbose           shows the commands that are run\n"
     "  --help              this text\n"
     "\n"
-    "The C compiler is $CC, or cc. Exit status: 0 done, 1 the model is wrong, 2 usage, 3 the machine\n"
+    "The C compiler is $CC, or cc. Exit status: 0 done, 1 the model is wrong, 2 usage, 3 the "
+    "machine\n"
     "lacks something. --lib, --explain and bench are not in this build.\n";
 
-static _Noreturn void __attribute__((format(printf, 2, 3))) fail(int status, const char *format, ...)
+static _Noreturn void __attribute__((format(printf, 2, 3)))
+fail(int status, const char *format, ...)
 {
     va_list args;
     va_start(args, format);

@@ -1,14 +1,14 @@
 // Memory: when buffers live, and where they lie.
 //
 // A buffer is alive from the first launch that names it to the last. Buffers that grow with the
-// batch and those that do not are packed apart: all offsets of the first kind are multiples of b, so
-// one plan serves every batch, at address arena_fixed + offset * b.
+// batch and those that do not are packed apart: all offsets of the first kind are multiples of b,
+// so one plan serves every batch, at address arena_fixed + offset * b.
 //
 // An elementwise result may lie where an operand of its kernel dies: the two become one buffer.
 // Packing is a choice of offsets such that no two buffers that live at once overlap; finding the
-// best is NP-hard (dynamic storage allocation). Several orders are tried (by size, by size and time,
-// by time alone, by length of life), each buffer going into the tightest gap that fits among those
-// alive with it; the smallest arena wins. The largest live set is a lower bound, and is told.
+// best is NP-hard (dynamic storage allocation). Several orders are tried (by size, by size and
+// time, by time alone, by length of life), each buffer going into the tightest gap that fits among
+// those alive with it; the smallest arena wins. The largest live set is a lower bound, and is told.
 #include <stdlib.h>
 #include <string.h>
 
@@ -66,7 +66,8 @@ static int compare_items(const void *left, const void *right)
 }
 
 // Places the items in that order; `placed` is scratch: numbers of placed items by offset.
-static int64_t pack_in_order(Interval *items, const uint32_t *order, uint32_t *placed, uint32_t count)
+static int64_t pack_in_order(Interval *items, const uint32_t *order, uint32_t *placed,
+                             uint32_t count)
 {
     int64_t total = 0;
     for (uint32_t n = 0; n < count; n++) {
@@ -177,7 +178,8 @@ static void pack_kind(Work *work, bool batch, int64_t *size, int64_t *bound)
         if (buffer->alias || buffer->batch != batch || buffer->first < 0)
             continue;
         which[count] = i;
-        items[count++] = (Interval){.size = buffer->bytes, .first = buffer->first, .last = buffer->last};
+        items[count++] =
+            (Interval){.size = buffer->bytes, .first = buffer->first, .last = buffer->last};
     }
     *size = pack_intervals(work->arena, items, count);
     *bound = live_bound(work->arena, items, count);
@@ -227,8 +229,9 @@ static void print_arg(FILE *out, const Work *work, const PlanArg *arg)
 
 void print_plan(FILE *out, const Work *work, const char *(*kernel_name)(uint32_t kernel))
 {
-    fprintf(out, "plan %s -O%d: %u launches, %u buffers, arena %lld + %lld b bytes (at least %lld + "
-                 "%lld b), scratch %lld a thread\n",
+    fprintf(out,
+            "plan %s -O%d: %u launches, %u buffers, arena %lld + %lld b bytes (at least %lld + "
+            "%lld b), scratch %lld a thread\n",
             work->entry->name, work->level, work->launch_count, work->buffer_count,
             (long long)work->arena_fixed, (long long)work->arena_batch, (long long)work->live_fixed,
             (long long)work->live_batch, (long long)work->scratch);

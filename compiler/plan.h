@@ -1,4 +1,5 @@
-// The back end's data: from the graph of one variant to a plan, the list of launches with addresses.
+// The back end's data: from the graph of one variant to a plan, the list of launches with
+// addresses.
 //
 //   layout    which values are views, that is (storage of another value, offset, strides)
 //   fuse      groups: what one kernel computes
@@ -6,9 +7,10 @@
 //   lower     groups to launches (codegen/emit_launch.c: it knows the kernels of a target)
 //   plan      lifetimes and offsets of buffers
 //
-// One Work holds one plan while it is made. Nodes are numbered anew, densely, in it (`local`), since
-// one graph holds the nodes of all programs. A value that is not a view has storage of its own: an
-// arena buffer, or a place in parameters, gradients, inputs, outputs, constants or step values.
+// One Work holds one plan while it is made. Nodes are numbered anew, densely, in it (`local`),
+// since one graph holds the nodes of all programs. A value that is not a view has storage of its
+// own: an arena buffer, or a place in parameters, gradients, inputs, outputs, constants or step
+// values.
 #ifndef PVDMC_PLAN_H
 #define PVDMC_PLAN_H
 
@@ -20,7 +22,8 @@ typedef struct {
 } Affine;
 
 // Element (i0, i1, ...) of a value lies at offset + sum i * stride in the storage of `base`, all in
-// elements. The stride of an axis of size 1 is 0; an axis outside the batch axis has a multiple of b.
+// elements. The stride of an axis of size 1 is 0; an axis outside the batch axis has a multiple of
+// b.
 typedef struct {
     Val base;
     Affine offset;
@@ -29,8 +32,8 @@ typedef struct {
 
 typedef enum { GROUP_ELEMENTWISE, GROUP_LIBRARY } GroupKind;
 
-// What one kernel computes. Elementwise: the expression trees of `results`, over one iteration space,
-// down to values that other groups store. Library: `anchor`, and what its epilogue takes in.
+// What one kernel computes. Elementwise: the expression trees of `results`, over one iteration
+// space, down to values that other groups store. Library: `anchor`, and what its epilogue takes in.
 typedef struct {
     GroupKind kind;
     NodeId anchor;             // library: the node of the kernel; elementwise: the last result's
@@ -95,7 +98,7 @@ typedef struct {
     uint32_t *user_first;      // users of local number i: users[user_first[i] .. user_first[i + 1]]
     NodeId *users;
     View **view;               // by local number: NULL = it has storage of its own
-    uint32_t **order;          // by local number: axes of the storage, outermost first; NULL: 0, 1, ...
+    uint32_t **order; // by local number: axes of the storage, outermost first; NULL: 0, 1, ...
 
     Group *groups;
     uint32_t group_count;

@@ -1,13 +1,13 @@
 // Schedule: the order of groups.
 //
-// The numbers of nodes are an order already, that of the model's text, and backward passes follow in
-// reverse: a good one for memory. So groups run in the order of their last node, with one exception:
-// a group that frees at least as many bytes of the arena as it allocates runs as soon as it can. The
-// gradients of parameters are such groups (their results lie outside the arena, and activations die
-// with them), and so are most reductions.
+// The numbers of nodes are an order already, that of the model's text, and backward passes follow
+// in reverse: a good one for memory. So groups run in the order of their last node, with one
+// exception: a group that frees at least as many bytes of the arena as it allocates runs as soon as
+// it can. The gradients of parameters are such groups (their results lie outside the arena, and
+// activations die with them), and so are most reductions.
 //
-// The ready groups wait in a heap; a group is looked at again whenever one of the values it reads has
-// lost its last other reader, so the pass is near linear.
+// The ready groups wait in a heap; a group is looked at again whenever one of the values it reads
+// has lost its last other reader, so the pass is near linear.
 //
 // At -O2 neighbours in the order that are elementwise, of one iteration space, and share a value
 // become one kernel: merging neighbours of a topological order cannot make a cycle.

@@ -1,6 +1,6 @@
 // link: pvdm_codegen pvdm_kernels32 dl
-// Every operation of ops.def through the back end: the plan of -O2 and the unfused one are compiled by
-// the C compiler, run, and compared with the reference. A new operation is tested because
+// Every operation of ops.def through the back end: the plan of -O2 and the unfused one are compiled
+// by the C compiler, run, and compared with the reference. A new operation is tested because
 // every_op.h has to make it.
 #include "tests/unit/every_op.h"
 
@@ -110,7 +110,8 @@ static void *give_source(void *context, const Node *node, const Type *type)
     else if (node->op == OP_PARAM)
         memcpy(out, params + cg->param_offset[node->attr->n[0]], bytes);
     else if (node->op == OP_OPTION)
-        put_scalar(out, type, options[cg->option_slot[node->attr->n[0]] + (uint32_t)node->attr->n[1]]);
+        put_scalar(out, type,
+                   options[cg->option_slot[node->attr->n[0]] + (uint32_t)node->attr->n[1]]);
     else if (node->op == OP_GIVEN)
         *(uint8_t *)out = 1;
     else
@@ -148,8 +149,10 @@ static void describe_sources(Module *module, Entry *entry)
             module->params[index] = (Param){.name = "i.p", .type = *node->type[0]};
             module->param_count = index + 1 > module->param_count ? index + 1 : module->param_count;
         } else if (node->op == OP_OPTION) {
-            module->options[index] = (Option){.name = "o", .dtype = node->type[0]->dtype, .count = 8};
-            module->option_count = index + 1 > module->option_count ? index + 1 : module->option_count;
+            module->options[index] =
+                (Option){.name = "o", .dtype = node->type[0]->dtype, .count = 8};
+            module->option_count =
+                index + 1 > module->option_count ? index + 1 : module->option_count;
         } else if (node->op == OP_INPUT) {
             index = (uint32_t)node->attr->n[1];
             entry->inputs[index].type = *node->type[0];
@@ -212,8 +215,8 @@ static bool agree(const void *have, const void *want, const Type *type)
     return true;
 }
 
-static void run_plan(const PvModel *model, const PvPlan *plan, const Codegen *cg, const Entry *entry,
-                     void **results)
+static void run_plan(const PvModel *model, const PvPlan *plan, const Codegen *cg,
+                     const Entry *entry, void **results)
 {
     const struct EntryOutputs *outputs = &cg->outputs[0];
     int64_t arena_bytes = plan->arena_fixed + BATCH * plan->arena_batch;
