@@ -301,6 +301,7 @@ struct Elab {
     size_t stage_capacity, sampler_capacity, constant_capacity;
     Map layers, builtins;        // name -> Layer, Builtin
     Map loaded;                  // real path -> FileScope
+    Map kept;                    // function -> tables it made
     Map parameters;              // names that some function of some file takes
     uint64_t steps;              // of evaluation so far
     uint32_t depth;              // of nested expressions and calls
@@ -343,6 +344,7 @@ const char *value_describe(Elab *e, Value value);         // "a tensor, [b, 4]"
 const char *size_text(Elab *e, Dim dim);                   // "32", "b", "2 b"
 const char *shape_text(Elab *e, const Frame *frame, const Type *type);  // "[b, c=512]"
 
+const char *path_join(Elab *e, const char *prefix, const char *name, uint64_t number, char mark);
 uint64_t map_get(const Map *map, const void *key);        // 0: not there
 void map_set(Map *map, const void *key, uint64_t value);
 

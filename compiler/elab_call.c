@@ -200,11 +200,65 @@ static Value run_body(Elab *e, Frame *frame, const Ast *ast)
     return check_results(e, frame, ast, frame->result, ast->b->span);
 }
 
+// ---- tables are computed once ----
+//
+// A function of a file that makes a constant tensor from numbers (rotary angles) gives the same
+// one each time: its results are kept, found by function and arguments.
+
+typedef struct Kept {
+    struct Kept *next;
+    const Args *args;
+    Value result;
+} Kept;
+
+static bool only_numbers(const Args *args)
+{
+    for (uint32_t i = 0; i < args->count; i++)
+        if (args->at[i].value.kind > V_STRING || args->at[i].name)
+            return false;
+    return args->count > 0;
+}
+
+static bool find_kept(Elab *e, const Function *function, const Args *args, Value *result)
+{
+    if (function->env || !only_numbers(args))
+        return false;
+    for (const Kept *kept = (Kept *)(uintptr_t)map_get(&e->kept, function->ast); kept;
+         kept = kept->next) {
+        bool same = kept->args->count == args->count;
+        for (uint32_t i = 0; same && i < args->count; i++)
+            same = kept->args->at[i].value.kind == args->at[i].value.kind &&
+                   value_equal(e, kept->args->at[i].value, args->at[i].value);
+        if (same) {
+            *result = kept->result;
+            return true;
+        }
+    }
+    return false;
+}
+
+static void keep(Elab *e, const Function *function, const Args *args, Value result)
+{
+    if (function->env || !only_numbers(args) || result.kind != V_TENSOR ||
+        val_get(e->graph, result.val)->op != OP_TABLE)
+        return;
+    Kept *kept = arena_alloc(e->arena, sizeof *kept);
+    kept->next = (Kept *)(uintptr_t)map_get(&e->kept, function->ast);
+    Args *copy = args_new(e, args->count, args->span);
+    memcpy(copy->at, args->at, args->count * sizeof *copy->at);
+    kept->args = copy;
+    kept->result = result;
+    map_set(&e->kept, function->ast, (uint64_t)(uintptr_t)kept);
+}
+
 // Calls a def, a method or a program. entry: a program run alone, where b is the batch.
 Value call_function(Elab *e, Value callee, Args *args, bool entry, Frame **used)
 {
     const Function *function = callee.function;
     const Ast *ast = function->ast;
+    Value result;
+    if (!e->run && find_kept(e, function, args, &result))
+        return result;
     Frame *frame = frame_new(e, function->env, function->file, FRAME_FUNCTION);
     const ModuleInstance *self = frame->instance;
     bool method = self && self->named && function->env == self->frame;
@@ -226,7 +280,9 @@ Value call_function(Elab *e, Value callee, Args *args, bool entry, Frame **used)
     if (entry)
         frame_bind(e, frame, intern("b"), value_dim(dim_batch(1)), (Span){0}, BIND_AXIS);
     bind_parameters(e, frame, ast, args, BIND_LOCAL);
-    Value result = run_body(e, frame, ast);
+    result = run_body(e, frame, ast);
+    if (!e->run)
+        keep(e, function, args, result);
     if (!entry && method && strcmp(function->name, "forward") != 0)
         elab_tap(e, self->path, function->name, result);
     else if (!entry && !self)
@@ -400,8 +456,8 @@ static const char *element_path(Elab *e, const List *list, uint32_t index)
     if (!path)
         return NULL;
     if (list->names && list->names[index])
-        return intern(arena_printf(e->arena, "%s.%s", path, list->names[index]));
-    return intern(arena_printf(e->arena, "%s.%" PRIu32, path, list->offset + index));
+        return path_join(e, path, list->names[index], 0, '.');
+    return path_join(e, path, NULL, list->offset + index, '.');
 }
 
 static void collect_parameters(Elab *e, const AstList *list)

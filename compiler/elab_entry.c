@@ -86,7 +86,7 @@ static void add_tap(Elab *e, Run *run, const char *name, Val val)
     uint64_t times = map_get(&run->tap_names, name) + 1;
     map_set(&run->tap_names, name, times);
     if (times > 1)
-        name = intern(arena_printf(e->arena, "%s#%" PRIu64, name, times));
+        name = path_join(e, name, NULL, times, '#');
     run->taps = grow_array(run->taps, &run->tap_capacity, run->tap_count, sizeof *run->taps);
     run->taps[run->tap_count++] = (Tap){name, val};
 }
@@ -101,15 +101,14 @@ void elab_tap(Elab *e, const char *prefix, const char *name, Value value)
         return;
     if (value.kind == V_LIST && value.list->at[0].kind != V_TENSOR)
         return;
-    const char *path = name ? intern(arena_printf(e->arena, "%s.%s", prefix, name)) : prefix;
+    const char *path = name ? path_join(e, prefix, name, 0, '.') : prefix;
     if (value.kind == V_TENSOR) {
         add_tap(e, run, path, value.val);
         return;
     }
     for (uint32_t i = 0; i < value.list->count; i++)
         if (value.list->at[i].kind == V_TENSOR)
-            add_tap(e, run, intern(arena_printf(e->arena, "%s.%" PRIu32, path, i)),
-                    value.list->at[i].val);
+            add_tap(e, run, path_join(e, path, NULL, i, '.'), value.list->at[i].val);
 }
 
 // Buffers that moved are stored when the step ends.

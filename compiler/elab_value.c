@@ -253,6 +253,25 @@ const char *value_describe(Elab *e, Value value)
     return "a value";
 }
 
+// "prefix.name", interned; "prefix.7" where name is NULL. Called for every tap of every program.
+const char *path_join(Elab *e, const char *prefix, const char *name, uint64_t number, char mark)
+{
+    char digits[24], text[256];
+    size_t at = sizeof digits;
+    if (!name) {
+        do
+            digits[--at] = (char)('0' + number % 10);
+        while (number /= 10);
+    }
+    size_t before = strlen(prefix), after = name ? strlen(name) : sizeof digits - at;
+    char *out = before + after + 1 <= sizeof text ? text
+                                                  : arena_alloc(e->arena, before + after + 1);
+    memcpy(out, prefix, before);
+    out[before] = mark;
+    memcpy(out + before + 1, name ? name : digits + at, after);
+    return intern_n(out, before + 1 + after);
+}
+
 // ---- maps from pointers ----
 
 static size_t map_slot(const Map *map, const void *key)

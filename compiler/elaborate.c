@@ -122,6 +122,7 @@ static void release(Elab *e)
     free(e->layers.at);
     free(e->loaded.at);
     free(e->parameters.at);
+    free(e->kept.at);
     free(e->reported);
 }
 
