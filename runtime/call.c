@@ -8,9 +8,9 @@ PvCall *pv_call_new(const PvEntry *entry, const PvScalar *options, PvRandom *ran
 {
     PvCall *call = pv_alloc(sizeof *call);
     call->entry = entry;
-    call->inputs = pv_alloc((entry->input_count + 1u) * sizeof *call->inputs);
+    call->inputs = pv_alloc((entry->input_count + 1u) * sizeof(void *));
     call->numbers = pv_alloc((entry->input_count + 1u) * sizeof *call->numbers);
-    call->outputs = pv_alloc((entry->output_count + 1u) * sizeof *call->outputs);
+    call->outputs = pv_alloc((entry->output_count + 1u) * sizeof(void *));
     call->io = pv_alloc((entry->input_count + entry->output_count + 1u) * sizeof *call->io);
     call->step = (PvStep){1, options, call->numbers, 0, random};
     return call;

@@ -5,6 +5,7 @@
 // and SIGTERM end the loop after the step in progress and a checkpoint is written; a second one
 // ends the program at once. Checkpoints replace each other atomically, so that kill -9 and a full
 // disk leave the last one whole.
+#include <math.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -188,6 +189,16 @@ static bool take_up(Training *t, bool *found, PvError *error)
     return good;
 }
 
+// Decoded videos are kept in up to 1 GiB, but no more than a quarter of what training leaves.
+static int64_t cache_size(const Training *t)
+{
+    PvMemoryItem items[PV_TRAIN_ITEMS];
+    uint32_t count = pv_train_need(t->train, t->batch, items);
+    int64_t left = pv_memory_free().bytes - pv_memory_sum(items, count, t->batch);
+    int64_t most = INT64_C(1) << 30, least = INT64_C(1) << 24;
+    return left / 4 > most ? most : left / 4 < least ? least : left / 4;
+}
+
 static bool open_data(Training *t, PvError *error)
 {
     const PvStage *stage = t->stage;
@@ -203,6 +214,7 @@ static bool open_data(Training *t, PvError *error)
     options.path = t->data_path;
     options.list = t->list;
     options.seed = t->session.random->seed;
+    options.cache_bytes = cache_size(t);
     t->data = pv_data_open(&options, error);
     return t->data && pv_data_start(t->data, t->position, t->batch, error);
 }
@@ -273,6 +285,7 @@ static void log_number(Training *t, uint32_t turn, const char *name, double valu
     free(full);
 }
 
+// A report that this step's variant does not make is NaN, and left out.
 static void log_step(Training *t, double seconds)
 {
     double samples = 0;
@@ -281,7 +294,7 @@ static void log_step(Training *t, double seconds)
         const PvEntry *entry = turn->call->entry;
         log_number(t, i, "loss", turn->loss);
         for (uint32_t k = 0; k < entry->output_count; k++)
-            if (entry->outputs[k].kind == PV_OUT_REPORT)
+            if (entry->outputs[k].kind == PV_OUT_REPORT && !isnan(turn->reports[k]))
                 log_number(t, i, entry->outputs[k].name, turn->reports[k]);
         log_number(t, i, "lr", turn->settings.lr);
         log_number(t, i, "grad_norm", turn->norm);

@@ -300,7 +300,7 @@ static bool run_sampler(PvHost *host)
 {
     PvSession *session = host->run->session;
     host->step = (PvStep){host->run->batch, session->options, NULL, 0, session->random};
-    host->calls = pv_alloc((session->model->entry_count + 1u) * sizeof *host->calls);
+    host->calls = pv_alloc((session->model->entry_count + 1u) * sizeof(void *));
     bool good = host->run->sampler->run(host) == 0;
     for (uint32_t i = 0; i < session->model->entry_count; i++)
         pv_call_free(host->calls[i]);

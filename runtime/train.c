@@ -212,6 +212,9 @@ uint32_t pv_train_need(const PvTrain *train, int64_t batch, PvMemoryItem items[P
     items[3] = (PvMemoryItem){"moments", state[2], 0};
     items[4] = (PvMemoryItem){"averages", state[3], 0};
     items[5] = largest;
+    items[6] = (PvMemoryItem){"data", 0, 0};
+    if (train->stage->source) // read ahead: a batch that is ready, and one in the making
+        items[6].per_batch = 2 * pv_type_bytes(&train->stage->data_type, 1);
     return PV_TRAIN_ITEMS;
 }
 

@@ -50,7 +50,7 @@ void pv_train_free(PvTrain *train); // NULL is fine
 
 // What training needs, in at most PV_TRAIN_ITEMS parts; activations are those of the largest
 // variant at this batch.
-enum { PV_TRAIN_ITEMS = 6 };
+enum { PV_TRAIN_ITEMS = 7 };
 uint32_t pv_train_need(const PvTrain *train, int64_t batch, PvMemoryItem items[PV_TRAIN_ITEMS]);
 
 // Weights are in place: gives first values to what moves and was not mounted, starts averages.
