@@ -402,6 +402,27 @@ static Val attention_mask(Graph *graph, Val mask, const Type *tq)
     return plain ? mask : g_expand(graph, mask, dim);
 }
 
+// x without the constant numbers it was multiplied by; they go into *scale. So the operands of an
+// attention that scales q and k beforehand stay views of one projection.
+static Val peel_factors(Graph *graph, Val x, double *scale)
+{
+    for (;;) {
+        const Node *node = val_get(graph, x);
+        if (node->op != OP_MUL)
+            return x;
+        unsigned factor = 2;
+        for (unsigned i = 0; i < 2; i++) {
+            const Node *operand = val_get(graph, node->in[i]);
+            if (operand->op == OP_CONST && operand->type[0]->rank == 0)
+                factor = i;
+        }
+        if (factor == 2)
+            return x;
+        *scale *= val_get(graph, node->in[factor])->attr->real;
+        x = node->in[1 - factor];
+    }
+}
+
 Val compose_attention(Graph *graph, Val q, Val k, Val v, Val mask, double scale, bool causal)
 {
     if (!q || !k || !v)
@@ -414,7 +435,7 @@ Val compose_attention(Graph *graph, Val q, Val k, Val v, Val mask, double scale,
     }
     if (mask && !(mask = attention_mask(graph, mask, tq)))
         return 0;
-    Val in[4] = {q, k, v, mask};
+    Val in[4] = {peel_factors(graph, q, &scale), peel_factors(graph, k, &scale), v, mask};
     for (uint32_t i = 0; i < 4; i++)
         in[i] = join_leading(graph, in[i], 4);
     Attr attr = {.n = {causal}, .count = 1, .real = scale};
