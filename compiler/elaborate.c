@@ -68,6 +68,26 @@ static void each_decl(Elab *e, AstKind kind, DeclFn *fn)
         }
 }
 
+// What the executable knows by name exists once, also when two imported files declare it.
+static void check_unique(Elab *e, AstKind kind)
+{
+    Map seen = {0};
+    for (size_t i = 0; i < e->file_count; i++)
+        for (uint32_t j = 0; j < e->files[i]->decl_count; j++) {
+            Decl *decl = decl_final(e->files[i]->decls[j]);
+            if (decl->ast->kind != kind)
+                continue;
+            Decl *other = (Decl *)(uintptr_t)map_get(&seen, decl->name);
+            if (other && other != decl) {
+                elab_error(e, decl->ast->span2, "'%s' is declared in %s already", decl->name,
+                           file_of(other->file->path));
+                elab_note(e, other->ast->span2, "declared here");
+            }
+            map_set(&seen, decl->name, (uint64_t)(uintptr_t)decl);
+        }
+    free(seen.at);
+}
+
 static void evaluate_decl(Elab *e, Decl *decl)
 {
     elab_try(e, evaluate, decl);
@@ -94,6 +114,9 @@ static const char *model_name(const char *path)
 
 static void build(Elab *e)
 {
+    static const AstKind named[] = {AST_MODEL, AST_PROGRAM, AST_OPTION, AST_TRAIN, AST_SAMPLE};
+    for (size_t i = 0; i < sizeof named / sizeof *named; i++)
+        check_unique(e, named[i]);
     check_assertions(e);
     each_decl(e, AST_CONST, add_constant);
     each_decl(e, AST_LET, evaluate_decl);
