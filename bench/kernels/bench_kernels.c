@@ -1,7 +1,7 @@
 // Times the CPU kernels on shapes of PVDM-S against cblas_sgemm with as many operations in the same
 // run (first table), and against a copy of as many bytes (second). Prints ratios: figures of a
-// shared machine are worth no more. Both sides use one thread, or with an argument that many; a second one picks
-// lines by a part of their names.
+// shared machine are worth no more. Both sides use one thread, or with an argument that many; a
+// second one picks lines by a part of their names.
 //
 //   cc -O2 -I. -I/usr/include/x86_64-linux-gnu/openblas-openmp bench/kernels/bench_kernels.c
 //      libpvdm_kernels32.a .../openblas-openmp/libopenblas.a -fopenmp -lm -o bench_kernels
@@ -15,8 +15,8 @@
 
 enum { POOL = 512 << 20, ROUNDS = 100 };
 
-static const double PATIENCE = 0.4;      // seconds for one line
-static const char *only = "";           // part of the names wanted
+static const double PATIENCE = 0.4; // seconds for one line
+static const char *only = "";       // part of the names wanted
 
 static char *pool, *scratch;
 static size_t used;
@@ -97,9 +97,16 @@ static void report(const char *name, PvKernelFn *kernel, const void *args, int64
 static void bench_conv(int64_t images, int64_t c_in, int64_t c_out, int64_t h, int64_t w,
                        int64_t kernel)
 {
-    ConvArgs args = {.images = images, .c_in = c_in, .c_out = c_out, .groups = 1,
-                     .x_image = c_in * h * w, .y_image = c_out * h * w, .in = {1, h, w},
-                     .out = {1, h, w}, .kernel = {1, kernel, kernel}, .stride = {1, 1, 1},
+    ConvArgs args = {.images = images,
+                     .c_in = c_in,
+                     .c_out = c_out,
+                     .groups = 1,
+                     .x_image = c_in * h * w,
+                     .y_image = c_out * h * w,
+                     .in = {1, h, w},
+                     .out = {1, h, w},
+                     .kernel = {1, kernel, kernel},
+                     .stride = {1, 1, 1},
                      .pad = {0, kernel / 2, kernel / 2}};
     args.x = reals(images * args.x_image);
     args.y = reals(images * args.y_image);
@@ -112,8 +119,9 @@ static void bench_conv(int64_t images, int64_t c_in, int64_t c_out, int64_t h, i
                        pv_conv_dgrad_scratch(&args, sizeof(PvReal)),
                        pv_conv_wgrad_scratch(&args, sizeof(PvReal))};
     for (int i = 0; i < 3; i++) {
-        snprintf(name, sizeof name, "conv%d %s %lld x %lldx%lld %lld -> %lld", (int)kernel, kinds[i],
-                 (long long)images, (long long)h, (long long)w, (long long)c_in, (long long)c_out);
+        snprintf(name, sizeof name, "conv%d %s %lld x %lldx%lld %lld -> %lld", (int)kernel,
+                 kinds[i], (long long)images, (long long)h, (long long)w, (long long)c_in,
+                 (long long)c_out);
         report(name, kernels[i], &args, sizes[i], work, 0);
     }
     used = 0;
@@ -123,12 +131,45 @@ static void bench_conv(int64_t images, int64_t c_in, int64_t c_out, int64_t h, i
 static void bench_linear(int64_t rows, int64_t in, int64_t out)
 {
     int64_t x = reals(rows * in), w = reals(in * out), y = reals(rows * out);
-    GemmArgs forward = {.c = y, .a = x, .b = w, .m = rows, .n = out, .k = in, .batch0 = 1,
-                        .batch1 = 1, .a_m = in, .a_k = 1, .b_n = in, .b_k = 1, .c_m = out};
-    GemmArgs dgrad = {.c = x, .a = y, .b = w, .m = rows, .n = in, .k = out, .batch0 = 1,
-                      .batch1 = 1, .a_m = out, .a_k = 1, .b_n = 1, .b_k = in, .c_m = in};
-    GemmArgs wgrad = {.c = w, .a = y, .b = x, .m = out, .n = in, .k = rows, .batch0 = 1,
-                      .batch1 = 1, .a_m = 1, .a_k = out, .b_n = 1, .b_k = in, .c_m = in};
+    GemmArgs forward = {.c = y,
+                        .a = x,
+                        .b = w,
+                        .m = rows,
+                        .n = out,
+                        .k = in,
+                        .batch0 = 1,
+                        .batch1 = 1,
+                        .a_m = in,
+                        .a_k = 1,
+                        .b_n = in,
+                        .b_k = 1,
+                        .c_m = out};
+    GemmArgs dgrad = {.c = x,
+                      .a = y,
+                      .b = w,
+                      .m = rows,
+                      .n = in,
+                      .k = out,
+                      .batch0 = 1,
+                      .batch1 = 1,
+                      .a_m = out,
+                      .a_k = 1,
+                      .b_n = 1,
+                      .b_k = in,
+                      .c_m = in};
+    GemmArgs wgrad = {.c = w,
+                      .a = y,
+                      .b = x,
+                      .m = out,
+                      .n = in,
+                      .k = rows,
+                      .batch0 = 1,
+                      .batch1 = 1,
+                      .a_m = 1,
+                      .a_k = out,
+                      .b_n = 1,
+                      .b_k = in,
+                      .c_m = in};
     const GemmArgs *all[] = {&forward, &dgrad, &wgrad};
     const char *kinds[] = {"forward", "dgrad", "wgrad"};
     for (int i = 0; i < 3; i++) {
@@ -144,19 +185,19 @@ static void bench_linear(int64_t rows, int64_t in, int64_t out)
 static void bench_attention(int64_t batch, int64_t heads, int64_t n, int64_t d, bool turned)
 {
     int64_t size = batch * heads * n * d;
-    AttentionGradArgs grad = {.f = {.batch0 = batch, .batch1 = heads, .n = n, .m = n, .d = d,
-                                    .e = d}};
+    AttentionGradArgs grad = {
+        .f = {.batch0 = batch, .batch1 = heads, .n = n, .m = n, .d = d, .e = d}};
     AttentionArgs *args = &grad.f;
     double scale = 0.125;
     memcpy(&args->scale, &scale, sizeof scale);
     int64_t step_n = turned ? 1 : heads * d, step_d = turned ? n : 1;
     int64_t s1 = turned ? n * d : d, s0 = heads * n * d;
-    int64_t *strides[] = {&args->q0, &args->k0, &args->v0, &args->o0, &grad.dq0, &grad.dk0,
-                          &grad.dv0};
+    int64_t *strides[] = {&args->q0, &args->k0, &args->v0, &args->o0,
+                          &grad.dq0, &grad.dk0, &grad.dv0};
     for (int i = 0; i < 7; i++)
         memcpy(strides[i], (int64_t[]){s0, s1, step_n, step_d}, 4 * sizeof(int64_t));
-    int64_t *arrays[] = {&args->q, &args->k, &args->v, &args->o, &grad.d_o, &grad.dq, &grad.dk,
-                         &grad.dv};
+    int64_t *arrays[] = {&args->q,  &args->k, &args->v, &args->o,
+                         &grad.d_o, &grad.dq, &grad.dk, &grad.dv};
     for (int i = 0; i < 8; i++)
         *arrays[i] = reals(size);
     args->lse = reals(batch * heads * n);
@@ -173,17 +214,30 @@ static void bench_attention(int64_t batch, int64_t heads, int64_t n, int64_t d, 
 static void bench_norms(void)
 {
     double eps = 1e-5;
-    GroupNormArgs group = {.images = 4, .c = 256, .positions = 1024, .groups = 32,
-                           .x_image = 256 * 1024, .y_image = 256 * 1024, .act = PV_ACT_SILU};
+    GroupNormArgs group = {.images = 4,
+                           .c = 256,
+                           .positions = 1024,
+                           .groups = 32,
+                           .x_image = 256 * 1024,
+                           .y_image = 256 * 1024,
+                           .act = PV_ACT_SILU};
     memcpy(&group.eps, &eps, sizeof eps);
     int64_t count = 4 * 256 * 1024;
     group.x = reals(count), group.y = reals(count), group.gamma = reals(256);
     group.beta = reals(256), group.mean = reals(128), group.rstd = reals(128);
     report("group norm + silu 4 x 256 x 1024", pv_group_norm, &group, 0, 0, (double)count * 8);
-    GroupNormGradArgs group_grad = {.images = 4, .c = 256, .positions = 1024, .groups = 32,
-                                    .x_image = 256 * 1024, .dy_image = 256 * 1024,
-                                    .dx_image = 256 * 1024, .x = group.x, .dy = group.y,
-                                    .mean = group.mean, .rstd = group.rstd, .gamma = group.gamma};
+    GroupNormGradArgs group_grad = {.images = 4,
+                                    .c = 256,
+                                    .positions = 1024,
+                                    .groups = 32,
+                                    .x_image = 256 * 1024,
+                                    .dy_image = 256 * 1024,
+                                    .dx_image = 256 * 1024,
+                                    .x = group.x,
+                                    .dy = group.y,
+                                    .mean = group.mean,
+                                    .rstd = group.rstd,
+                                    .gamma = group.gamma};
     group_grad.dx = reals(count), group_grad.dgamma = reals(256), group_grad.dbeta = reals(256);
     report("group norm gradient", pv_group_norm_grad, &group_grad, 0, 0, (double)count * 12);
     used = 0;
@@ -193,18 +247,33 @@ static void bench_norms(void)
     layer.beta = reals(c), layer.mean = reals(rows), layer.rstd = reals(rows);
     int64_t size = pv_norm_scratch(c, sizeof(PvReal));
     report("layer norm 16384 x 384", pv_layer_norm, &layer, size, 0, (double)(rows * c * 8));
-    LayerNormGradArgs layer_grad = {.rows = rows, .c = c, .x = layer.x, .dy = layer.y,
-                                    .mean = layer.mean, .rstd = layer.rstd, .gamma = layer.gamma};
+    LayerNormGradArgs layer_grad = {.rows = rows,
+                                    .c = c,
+                                    .x = layer.x,
+                                    .dy = layer.y,
+                                    .mean = layer.mean,
+                                    .rstd = layer.rstd,
+                                    .gamma = layer.gamma};
     layer_grad.dx = reals(rows * c), layer_grad.dgamma = reals(c), layer_grad.dbeta = reals(c);
-    report("layer norm gradient", pv_layer_norm_grad, &layer_grad, size, 0, (double)(rows * c * 12));
+    report("layer norm gradient", pv_layer_norm_grad, &layer_grad, size, 0,
+           (double)(rows * c * 12));
     SoftmaxArgs softmax = {.x = layer.x, .y = layer.y, .rows = rows, .c = c};
     report("softmax 16384 x 384", pv_softmax, &softmax, 0, 0, (double)(rows * c * 8));
-    ReduceArgs bias = {.out = layer.gamma, .x = layer.x, .kept = 1, .reduced = 1, .size = {c, rows},
+    ReduceArgs bias = {.out = layer.gamma,
+                       .x = layer.x,
+                       .kept = 1,
+                       .reduced = 1,
+                       .size = {c, rows},
                        .stride = {1, c}};
     report("sum over rows 16384 x 384", pv_reduce, &bias, pv_reduce_scratch(&bias, 4), 0,
            (double)(rows * c * 4));
-    CopyArgs turn = {.y = layer.y, .x = layer.x, .bytes = 4, .axes = 2, .size = {c, rows},
-                     .y_stride = {rows, 1}, .x_stride = {1, c}};
+    CopyArgs turn = {.y = layer.y,
+                     .x = layer.x,
+                     .bytes = 4,
+                     .axes = 2,
+                     .size = {c, rows},
+                     .y_stride = {rows, 1},
+                     .x_stride = {1, c}};
     report("transpose 16384 x 384", pv_copy, &turn, 0, 0, (double)(rows * c * 8));
     used = 0;
 }

@@ -13,7 +13,7 @@
 #include "codegen/cpu/pv_math.h"
 #include "codegen/cpu/tile.h"
 
-enum { TASKS_A_THREAD = 32 };                // pieces in which a thread takes its work, about
+enum { TASKS_A_THREAD = 32 }; // pieces in which a thread takes its work, about
 
 static int64_t round_rows(int64_t count)
 {
@@ -73,8 +73,8 @@ static Problem problem_of(const AttentionArgs *args, int64_t number)
         .q = (const PvReal *)args->q + i0 * args->q0 + i1 * args->q1,
         .k = (const PvReal *)args->k + i0 * args->k0 + i1 * args->k1,
         .v = (const PvReal *)args->v + i0 * args->v0 + i1 * args->v1,
-        .mask = args->mask ? (const PvReal *)args->mask + i0 * args->mask0 + i1 * args->mask1
-                           : NULL,
+        .mask =
+            args->mask ? (const PvReal *)args->mask + i0 * args->mask0 + i1 * args->mask1 : NULL,
         .o = (PvReal *)args->o + i0 * args->o0 + i1 * args->o1,
         .lse = args->lse ? (PvReal *)args->lse + number * args->n : NULL,
         .scale = pv_real(args->scale),
@@ -107,11 +107,11 @@ static int64_t key_block(int64_t keys, int64_t most)
 }
 
 typedef struct {
-    PvReal *k, *v;                   // row panels: [key panel][d][PV_ROWS], [e panel][keys][PV_ROWS]
-    PvReal *q;                       // lane panels [query panel][d][PV_LANES]
-    PvReal *scores;                  // [keys][PV_LANES]
-    PvReal *o;                       // [query panel][e, whole row panels][PV_LANES]
-    PvReal *most, *sum;              // [queries]: running maximum and sum
+    PvReal *k, *v;      // row panels: [key panel][d][PV_ROWS], [e panel][keys][PV_ROWS]
+    PvReal *q;          // lane panels [query panel][d][PV_LANES]
+    PvReal *scores;     // [keys][PV_LANES]
+    PvReal *o;          // [query panel][e, whole row panels][PV_LANES]
+    PvReal *most, *sum; // [queries]: running maximum and sum
 } ForwardScratch;
 
 // Takes scores [keys][PV_LANES] to exp(scores - maximum), and brings most and sum up to date;
@@ -228,8 +228,8 @@ void pv_attention(const PvRun *run, const int64_t *raw)
         return;
     int64_t blocks = pv_ceil_div(args->n, PV_QUERIES);
     if (run->threads > 1 && problems * blocks < 4 * run->threads)
-        blocks = pv_least(pv_ceil_div(4 * run->threads, problems),
-                          pv_ceil_div(args->n, 4 * PV_LANES));
+        blocks =
+            pv_least(pv_ceil_div(4 * run->threads, problems), pv_ceil_div(args->n, 4 * PV_LANES));
     blocks = pv_most(blocks, pv_ceil_div(args->n, PV_QUERIES));
     int64_t size = round_lanes(pv_ceil_div(args->n, blocks)), tasks = problems * blocks;
     int64_t together = pv_most(1, tasks / (TASKS_A_THREAD * run->threads));
@@ -247,14 +247,14 @@ void pv_attention(const PvRun *run, const int64_t *raw)
 typedef struct {
     // of the block of keys: row panels of K over keys and over d, of V over keys
     PvReal *k, *k_turned, *v;
-    PvReal *dk, *dv;                 // [d panel][keys][PV_LANES], [e panel][keys][PV_LANES]
+    PvReal *dk, *dv; // [d panel][keys][PV_LANES], [e panel][keys][PV_LANES]
     // of the block of queries: lane panels over queries, and over d and e
-    PvReal *q, *d_o;                 // [d][PV_LANES], [e][PV_LANES] of one panel
-    PvReal *q_turned, *do_turned;    // [d panel][queries][PV_LANES], [e panel][queries][PV_LANES]
-    PvReal *p, *ds;                  // [keys][PV_GRAD_QUERIES]
-    PvReal *left;                    // one row panel over queries
-    PvReal *dq;                      // of all queries: [query panel][d, whole row panels][PV_LANES]
-    PvReal *delta;                   // [n]: rowsum(do o)
+    PvReal *q, *d_o;              // [d][PV_LANES], [e][PV_LANES] of one panel
+    PvReal *q_turned, *do_turned; // [d panel][queries][PV_LANES], [e panel][queries][PV_LANES]
+    PvReal *p, *ds;               // [keys][PV_GRAD_QUERIES]
+    PvReal *left;                 // one row panel over queries
+    PvReal *dq;                   // of all queries: [query panel][d, whole row panels][PV_LANES]
+    PvReal *delta;                // [n]: rowsum(do o)
 } GradScratch;
 
 typedef struct {
@@ -262,7 +262,7 @@ typedef struct {
     const AttentionGradArgs *args;
     const PvReal *d_o;
     PvReal *dq, *dk, *dv;
-    int64_t block;                   // keys of a block
+    int64_t block; // keys of a block
     GradScratch at;
 } GradProblem;
 
@@ -322,8 +322,8 @@ static void grad_panel(const GradProblem *problem, int64_t n0, int64_t column, i
     PvReal lse[PV_LANES];
     pack_lane_panels(at->q, problem->f.q + n0 * args->q_n, args->q_n, args->q_d, queries, args->d,
                      problem->f.scale);
-    pack_lane_panels(at->d_o, problem->d_o + n0 * args->o_n, args->o_n, args->o_d, queries,
-                     args->e, 1);
+    pack_lane_panels(at->d_o, problem->d_o + n0 * args->o_n, args->o_n, args->o_d, queries, args->e,
+                     1);
     panels_multiply(p, PV_GRAD_QUERIES, at->k, keys, at->q, PV_LANES, queries, args->d, false);
     panels_multiply(ds, PV_GRAD_QUERIES, at->v, keys, at->d_o, PV_LANES, queries, args->e, false);
     if (problem->f.mask || args->causal)
@@ -345,8 +345,7 @@ static void grad_panel(const GradProblem *problem, int64_t n0, int64_t column, i
 
 // sums[panel][keys][PV_LANES] += weights[keys][queries] right[panel][queries][PV_LANES]
 static void grad_keys(const GradProblem *problem, PvReal *sums, const PvReal *weights,
-                      const PvReal *right, int64_t columns, int64_t keys, int64_t queries,
-                      bool add)
+                      const PvReal *right, int64_t columns, int64_t keys, int64_t queries, bool add)
 {
     PvReal *left = problem->at.left;
     for (int64_t i = 0; i < keys; i += PV_ROWS) {
@@ -354,9 +353,8 @@ static void grad_keys(const GradProblem *problem, PvReal *sums, const PvReal *we
         pack_transposed(left, PV_ROWS, weights + i * PV_GRAD_QUERIES, PV_GRAD_QUERIES, rows,
                         queries);
         for (int64_t j = 0; j < columns; j += PV_LANES)
-            tile_multiply(rows, pv_least(columns - j, PV_LANES), queries, left,
-                          right + j * queries, PV_LANES, sums + j * problem->block + i * PV_LANES,
-                          PV_LANES, add);
+            tile_multiply(rows, pv_least(columns - j, PV_LANES), queries, left, right + j * queries,
+                          PV_LANES, sums + j * problem->block + i * PV_LANES, PV_LANES, add);
     }
 }
 
@@ -394,8 +392,8 @@ static void grad_block(const GradProblem *problem, int64_t m0, int64_t keys)
             continue;
         for (int64_t i = 0; i < queries; i += PV_LANES)
             grad_panel(problem, n0 + i, i, pv_least(queries - i, PV_LANES), m0, keys);
-        pack_lane_panels(at->q_turned, problem->f.q + n0 * args->q_n, args->q_d, args->q_n,
-                         args->d, queries, problem->f.scale);
+        pack_lane_panels(at->q_turned, problem->f.q + n0 * args->q_n, args->q_d, args->q_n, args->d,
+                         queries, problem->f.scale);
         pack_lane_panels(at->do_turned, problem->d_o + n0 * args->o_n, args->o_d, args->o_n,
                          args->e, queries, 1);
         grad_keys(problem, at->dv, at->p, at->do_turned, args->e, keys, queries, add);

@@ -8,19 +8,19 @@
 #include <stdint.h>
 
 enum {
-    PV_MAX_ROWS = 12,                        // rows of a register tile, at most
-    PV_MAX_TILE = 128,                       // bytes of a row of a register tile, at most
-    PV_PANELS = 16,                          // column panels of a block of a product
-    PV_ROW_PANELS = 20,                      // row panels of a block, if k needs several blocks
-    PV_K_BLOCK = 384,                        // longest run of k between two visits of the result
-    PV_POINTWISE = 256,                      // positions from which a 1 x 1 kernel is a plain product
-    PV_QUERIES = 512,                        // queries of a task of attention
-    PV_KEYS = 264,                           // keys of a block of attention: a multiple of 12
-    PV_GRAD_QUERIES = 128,                   // queries of a block of its gradient
-    PV_GRAD_KEYS = 120,                      // keys of a block of its gradient
-    PV_NORM_PARTS = 32,                      // parts of the rows in sums over rows
-    PV_REDUCE_PARTIALS = 32768,              // partial results of a reduction, at most
-    PV_SLACK = 256,                          // bytes behind a buffer that may be touched
+    PV_MAX_ROWS = 12,           // rows of a register tile, at most
+    PV_MAX_TILE = 128,          // bytes of a row of a register tile, at most
+    PV_PANELS = 16,             // column panels of a block of a product
+    PV_ROW_PANELS = 20,         // row panels of a block, if k needs several blocks
+    PV_K_BLOCK = 384,           // longest run of k between two visits of the result
+    PV_POINTWISE = 256,         // positions from which a 1 x 1 kernel is a plain product
+    PV_QUERIES = 512,           // queries of a task of attention
+    PV_KEYS = 264,              // keys of a block of attention: a multiple of 12
+    PV_GRAD_QUERIES = 128,      // queries of a block of its gradient
+    PV_GRAD_KEYS = 120,         // keys of a block of its gradient
+    PV_NORM_PARTS = 32,         // parts of the rows in sums over rows
+    PV_REDUCE_PARTIALS = 32768, // partial results of a reduction, at most
+    PV_SLACK = 256,             // bytes behind a buffer that may be touched
 };
 
 static inline int64_t pv_align(int64_t bytes)

@@ -15,9 +15,9 @@
 #include "codegen/cpu/product.h"
 
 typedef struct {
-    int64_t image, count;            // images
-    int64_t first[3], size[3];       // positions
-    int64_t columns;                 // images x positions
+    int64_t image, count;      // images
+    int64_t first[3], size[3]; // positions
+    int64_t columns;           // images x positions
 } Box;
 
 // The implicit matrix: element (channel, tap; position) of a source [image][channel][in...] is at
@@ -27,16 +27,16 @@ typedef struct {
     int64_t image_step, channel_step;
     int64_t in[3], out[3], taps[3], step[3], low[3];
     int64_t images, tap_count;
-    int64_t box[3], box_images, boxes[3], box_count;     // size and number of boxes
+    int64_t box[3], box_images, boxes[3], box_count; // size and number of boxes
     bool padded;
     // of the box at hand; all of them in scratch
     Box at;
     PvReal *patch;
-    const PvReal *base;              // the patch, or the source
-    int64_t base_channel;            // from channel to channel of base
-    int64_t base_first;              // channel that base starts with
-    int32_t *tap_offset;             // [tap_count]
-    int32_t *offset;                 // [columns] into base
+    const PvReal *base;   // the patch, or the source
+    int64_t base_channel; // from channel to channel of base
+    int64_t base_first;   // channel that base starts with
+    int32_t *tap_offset;  // [tap_count]
+    int32_t *offset;      // [columns] into base
 } Unfold;
 
 static void unfold_cut(Unfold *unfold, int64_t columns)
@@ -226,18 +226,18 @@ typedef struct {
     Product base;
     ConvKind kind;
     Unfold unfold;
-    const PvReal *w;                 // of this group; wgrad: dy of this group
-    int64_t w_row, w_channel;        // steps of row and of channel of k in w
-    int32_t *table;                  // CONV_PHASE: place of a tap in the kernel; CONV_SCATTER: where
-                                     // a tap's results go
+    const PvReal *w;          // of this group; wgrad: dy of this group
+    int64_t w_row, w_channel; // steps of row and of channel of k in w
+    int32_t *table;           // CONV_PHASE: place of a tap in the kernel; CONV_SCATTER: where
+                              // a tap's results go
     int64_t k_total, k_step, k0, k;
     // where results go: row * out_row + out_offset[column] of `out`
     PvReal *out;
-    const PvReal *residual, *bias;   // bias[row]
+    const PvReal *residual, *bias; // bias[row]
     int64_t out_row;
-    int32_t *out_offset;             // [columns]
-    int64_t scatter_taps;            // CONV_SCATTER: rows are (channel, tap)
-    PvReal *rows;                    // CONV_WGRAD: [PV_WIDTH][PV_K_BLOCK]
+    int32_t *out_offset;  // [columns]
+    int64_t scatter_taps; // CONV_SCATTER: rows are (channel, tap)
+    PvReal *rows;         // CONV_WGRAD: [PV_WIDTH][PV_K_BLOCK]
     PvAct act;
 } ConvProduct;
 
@@ -264,9 +264,7 @@ static void conv_pack_columns(Product *base, int64_t n0, int64_t columns, PvReal
     int grain = offsets_grain(offset, columns);
     int64_t channel = product->k0 / unfold->tap_count, tap = product->k0 % unfold->tap_count;
     for (int64_t k = 0; k < product->k; k++) {
-        collect_any(panel + k * PV_LANES,
-                    unfold_at(unfold, channel, tap),
-                    offset, columns, grain);
+        collect_any(panel + k * PV_LANES, unfold_at(unfold, channel, tap), offset, columns, grain);
         if (++tap == unfold->tap_count) {
             tap = 0;
             channel++;
@@ -292,14 +290,13 @@ static void phase_pack_rows(const ConvProduct *product, int64_t m0, int64_t rows
 {
     int64_t taps = product->unfold.tap_count, step = product->w_row;
     // whole vectors may be read where another channel follows
-    bool whole = (int)PV_WIDTH >= (int)PV_ROWS && rows == PV_ROWS && taps == step && taps <= PV_WIDTH &&
-                 product->w_channel >= PV_WIDTH;
+    bool whole = (int)PV_WIDTH >= (int)PV_ROWS && rows == PV_ROWS && taps == step &&
+                 taps <= PV_WIDTH && product->w_channel >= PV_WIDTH;
     for (int64_t k = 0; k < product->k;) {
         int64_t channel = (product->k0 + k) / taps, tap = (product->k0 + k) % taps;
         int64_t count = pv_least(taps - tap, product->k - k);
         const PvReal *from = product->w + channel * product->w_channel + m0 * step;
         PvReal *to = panel + k * PV_ROWS;
-        prefetch_rows(from + PV_ROWS * step, 0, 1, PV_ROWS * step);
         k += count;
         if (whole && count == taps && channel + 1 < product->k_total / taps) {
             pack_reversed(to, from, taps);
@@ -312,17 +309,20 @@ static void phase_pack_rows(const ConvProduct *product, int64_t m0, int64_t rows
     }
 }
 
-static void conv_pack_rows(Product *base, int64_t m0, int64_t rows, PvReal *panel)
+static Ahead conv_pack_rows(Product *base, int64_t m0, int64_t rows, PvReal *panel)
 {
     ConvProduct *product = (ConvProduct *)base;
     if (product->kind == CONV_PHASE) {
         phase_pack_rows(product, m0, rows, panel);
-        return;
+        int64_t taps = pv_most(1, product->unfold.tap_count), channel = product->k0 / taps;
+        return (Ahead){product->w + channel * product->w_channel + (m0 + PV_ROWS) * product->w_row,
+                       product->w_channel, product->k / taps + 1};
     }
     const PvReal *from = product->w + m0 * product->w_row + product->k0 * product->w_channel;
-    if (product->w_channel == 1)
-        prefetch_rows(from + PV_ROWS * product->w_row, product->w_row, PV_ROWS, product->k);
     pack_panel(panel, PV_ROWS, from, product->w_row, product->w_channel, rows, product->k);
+    from += PV_ROWS * product->w_row;
+    return product->w_channel == 1 ? (Ahead){from, product->w_row, PV_ROWS}
+                                   : (Ahead){from, product->w_channel, product->k};
 }
 
 static void conv_store(Product *base, int64_t m0, int64_t rows, int64_t n0, int64_t columns,
@@ -377,12 +377,12 @@ static void out_offsets(ConvProduct *product, const int64_t *extent, const int64
 
 // A product over all boxes and blocks of rows of all groups.
 typedef struct {
-    ConvProduct product;             // without what depends on group and box
-    int64_t groups, rows;            // rows of each group
+    ConvProduct product;  // without what depends on group and box
+    int64_t groups, rows; // rows of each group
     const PvReal *source, *w, *bias, *residual;
     PvReal *out;
-    int64_t source_group, w_group, bias_group, out_group, out_image;     // steps
-    int64_t extent[3], first[3], step[3];                    // of positions in the result
+    int64_t source_group, w_group, bias_group, out_group, out_image; // steps
+    int64_t extent[3], first[3], step[3];                            // of positions in the result
     // the table: (first + index * step) of each axis, in a grid of `table_extent`
     int64_t table_size[3], table_first[3], table_step[3], table_extent[3];
 } ConvLaunch;
@@ -393,8 +393,9 @@ static void table_fill(const ConvLaunch *launch, int32_t *table)
     const int64_t *step = launch->table_step, *extent = launch->table_extent;
     for (int64_t d = 0; d < size[0]; d++) {
         for (int64_t h = 0; h < size[1]; h++) {
-            int64_t at = ((first[0] + d * step[0]) * extent[1] + first[1] + h * step[1]) *
-                         extent[2] + first[2];
+            int64_t at =
+                ((first[0] + d * step[0]) * extent[1] + first[1] + h * step[1]) * extent[2] +
+                first[2];
             for (int64_t w = 0; w < size[2]; w++)
                 *table++ = (int32_t)(at + w * step[2]);
         }
@@ -417,9 +418,9 @@ static void conv_task(const ConvLaunch *launch, int64_t group, int64_t box, int6
     product.table = (int32_t *)scratch;
     scratch += pv_align(table * 4);
     char *blocks = scratch;
-    unfold->patch = (PvReal *)(scratch + pv_product_bytes(room * (int64_t)sizeof(PvReal),
-                                                          sizeof(PvReal),
-                                                          product.base.k_blocks > 1));
+    unfold->patch =
+        (PvReal *)(scratch + pv_product_bytes(room * (int64_t)sizeof(PvReal), sizeof(PvReal),
+                                              product.base.k_blocks > 1));
     table_fill(launch, product.table);
     unfold->source = launch->source + group * launch->source_group;
     unfold_open(unfold, box);
@@ -440,8 +441,8 @@ static void conv_launch(const PvRun *run, ConvLaunch *launch)
     if (positions == 0 || launch->rows == 0)
         return;
     int64_t k_blocks = pv_most(1, pv_ceil_div(product->k_total, PV_K_BLOCK));
-    ProductCut cut = pv_product_cut(launch->rows, positions, k_blocks, launch->groups,
-                                    run->threads);
+    ProductCut cut =
+        pv_product_cut(launch->rows, positions, k_blocks, launch->groups, run->threads);
     unfold_init(unfold, cut.columns);
     product->base = (Product){k_blocks, conv_begin, conv_pack_rows, conv_pack_columns, conv_store};
     product->k_step = pv_ceil_div(product->k_total, k_blocks);
@@ -477,25 +478,51 @@ void pv_conv(const PvRun *run, const int64_t *raw)
     int64_t inside = volume(args->in), outside = volume(args->out), taps = volume(args->kernel);
     if (is_pointwise(args)) {
         GemmArgs gemm = {
-            .c = args->y, .a = args->w, .b = args->x, .m = rows, .n = outside, .k = channels,
-            .batch0 = args->images, .batch1 = 1, .a_m = channels, .a_k = 1, .b0 = args->x_image,
-            .b_k = inside, .b_n = 1, .c0 = args->y_image, .c_m = outside, .bias = args->bias,
-            .bias_axis = 1, .residual = args->residual, .act = args->act,
+            .c = args->y,
+            .a = args->w,
+            .b = args->x,
+            .m = rows,
+            .n = outside,
+            .k = channels,
+            .batch0 = args->images,
+            .batch1 = 1,
+            .a_m = channels,
+            .a_k = 1,
+            .b0 = args->x_image,
+            .b_k = inside,
+            .b_n = 1,
+            .c0 = args->y_image,
+            .c_m = outside,
+            .bias = args->bias,
+            .bias_axis = 1,
+            .residual = args->residual,
+            .act = args->act,
         };
         pv_gemm(run, (const int64_t *)&gemm);
         return;
     }
     ConvLaunch launch = {
-        .product = {.kind = CONV_FORWARD, .w_row = channels * taps, .w_channel = 1,
-                    .k_total = channels * taps, .out_row = outside, .act = (PvAct)args->act,
-                    .unfold = {.image_step = args->x_image, .channel_step = inside,
+        .product = {.kind = CONV_FORWARD,
+                    .w_row = channels * taps,
+                    .w_channel = 1,
+                    .k_total = channels * taps,
+                    .out_row = outside,
+                    .act = (PvAct)args->act,
+                    .unfold = {.image_step = args->x_image,
+                               .channel_step = inside,
                                .images = args->images}},
-        .groups = args->groups, .rows = rows,
-        .source = (const PvReal *)args->x, .w = (const PvReal *)args->w,
-        .bias = (const PvReal *)args->bias, .residual = (const PvReal *)args->residual,
+        .groups = args->groups,
+        .rows = rows,
+        .source = (const PvReal *)args->x,
+        .w = (const PvReal *)args->w,
+        .bias = (const PvReal *)args->bias,
+        .residual = (const PvReal *)args->residual,
         .out = (PvReal *)args->y,
-        .source_group = channels * inside, .w_group = rows * channels * taps, .bias_group = rows,
-        .out_group = rows * outside, .out_image = args->y_image,
+        .source_group = channels * inside,
+        .w_group = rows * channels * taps,
+        .bias_group = rows,
+        .out_group = rows * outside,
+        .out_image = args->y_image,
     };
     for (int axis = 0; axis < 3; axis++) {
         Unfold *unfold = &launch.product.unfold;
@@ -515,16 +542,25 @@ static ConvLaunch dgrad_launch(const ConvArgs *args)
     int64_t rows = args->c_in / args->groups, channels = args->c_out / args->groups;
     int64_t inside = volume(args->in), outside = volume(args->out), taps = volume(args->kernel);
     ConvLaunch launch = {
-        .product = {.w_row = taps, .w_channel = rows * taps, .out_row = inside,
+        .product = {.w_row = taps,
+                    .w_channel = rows * taps,
+                    .out_row = inside,
                     .act = (PvAct)args->act,
-                    .unfold = {.image_step = args->y_image, .channel_step = outside,
+                    .unfold = {.image_step = args->y_image,
+                               .channel_step = outside,
                                .images = args->images}},
-        .groups = args->groups, .rows = rows,
-        .source = (const PvReal *)args->y, .w = (const PvReal *)args->w,
-        .bias = (const PvReal *)args->bias, .residual = (const PvReal *)args->residual,
+        .groups = args->groups,
+        .rows = rows,
+        .source = (const PvReal *)args->y,
+        .w = (const PvReal *)args->w,
+        .bias = (const PvReal *)args->bias,
+        .residual = (const PvReal *)args->residual,
         .out = (PvReal *)args->x,
-        .source_group = channels * outside, .w_group = rows * channels * taps, .bias_group = rows,
-        .out_group = rows * inside, .out_image = args->x_image,
+        .source_group = channels * outside,
+        .w_group = rows * channels * taps,
+        .bias_group = rows,
+        .out_group = rows * inside,
+        .out_image = args->x_image,
     };
     for (int axis = 0; axis < 3; axis++) {
         launch.product.unfold.in[axis] = args->out[axis];
@@ -565,13 +601,13 @@ static void dgrad_phase(const PvRun *run, const ConvArgs *args, const int64_t *p
     product->kind = CONV_PHASE;
     for (int axis = 0; axis < 3; axis++) {
         int64_t stride = args->stride[axis], reach = phase[axis] + args->pad[axis];
-        int64_t tap = reach % stride;        // the first that lands on a position of y
+        int64_t tap = reach % stride; // the first that lands on a position of y
         int64_t taps = tap < args->kernel[axis] ? (args->kernel[axis] - tap - 1) / stride + 1 : 0;
         unfold->out[axis] = (args->in[axis] - phase[axis] - 1 + stride) / stride;
         unfold->taps[axis] = taps;
         unfold->low[axis] = taps - 1 - reach / stride;
         launch.first[axis] = phase[axis];
-        launch.table_size[axis] = taps;      // in reverse
+        launch.table_size[axis] = taps; // in reverse
         launch.table_first[axis] = tap + (taps - 1) * stride;
         launch.table_step[axis] = -stride;
     }
@@ -585,10 +621,25 @@ void pv_conv_dgrad(const PvRun *run, const int64_t *raw)
     if (is_pointwise(args)) {
         int64_t positions = volume(args->in);
         GemmArgs gemm = {
-            .c = args->x, .a = args->w, .b = args->y, .m = args->c_in, .n = positions,
-            .k = args->c_out, .batch0 = args->images, .batch1 = 1, .a_m = 1, .a_k = args->c_in,
-            .b0 = args->y_image, .b_k = positions, .b_n = 1, .c0 = args->x_image, .c_m = positions,
-            .bias = args->bias, .bias_axis = 1, .residual = args->residual, .act = args->act,
+            .c = args->x,
+            .a = args->w,
+            .b = args->y,
+            .m = args->c_in,
+            .n = positions,
+            .k = args->c_out,
+            .batch0 = args->images,
+            .batch1 = 1,
+            .a_m = 1,
+            .a_k = args->c_in,
+            .b0 = args->y_image,
+            .b_k = positions,
+            .b_n = 1,
+            .c0 = args->x_image,
+            .c_m = positions,
+            .bias = args->bias,
+            .bias_axis = 1,
+            .residual = args->residual,
+            .act = args->act,
         };
         pv_gemm(run, (const int64_t *)&gemm);
         return;
@@ -625,12 +676,12 @@ static int64_t wgrad_begin(Product *base, int64_t block, int64_t n0, int64_t n1)
 }
 
 // dy of the box's positions, in runs of neighbours
-static void wgrad_pack_rows(Product *base, int64_t m0, int64_t rows, PvReal *panel)
+static Ahead wgrad_pack_rows(Product *base, int64_t m0, int64_t rows, PvReal *panel)
 {
     ConvProduct *product = (ConvProduct *)base;
     const int32_t *offset = product->out_offset;
-    const PvReal *from = product->w + product->unfold.at.image * product->w_channel +
-                         m0 * product->w_row;
+    const PvReal *from =
+        product->w + product->unfold.at.image * product->w_channel + m0 * product->w_row;
     for (int64_t k = 0; k < product->k;) {
         int64_t end = k + 1;
         while (end < product->k && offset[end] == offset[end - 1] + 1)
@@ -639,6 +690,7 @@ static void wgrad_pack_rows(Product *base, int64_t m0, int64_t rows, PvReal *pan
                         end - k);
         k = end;
     }
+    return (Ahead){0}; // dy is small enough to be near
 }
 
 static void wgrad_pack_columns(Product *base, int64_t n0, int64_t columns, PvReal *panel)
@@ -697,15 +749,30 @@ void pv_conv_wgrad(const PvRun *run, const int64_t *raw)
     int64_t inside = volume(args->in), outside = volume(args->out), taps = volume(args->kernel);
     if (is_pointwise(args)) {
         GemmArgs gemm = {
-            .c = args->w, .a = args->y, .b = args->x, .m = rows, .n = channels, .k = outside,
-            .batch0 = args->images, .batch1 = 1, .a0 = args->y_image, .a_m = outside, .a_k = 1,
-            .b0 = args->x_image, .b_k = 1, .b_n = inside, .c_m = channels, .sum_batch = 1,
+            .c = args->w,
+            .a = args->y,
+            .b = args->x,
+            .m = rows,
+            .n = channels,
+            .k = outside,
+            .batch0 = args->images,
+            .batch1 = 1,
+            .a0 = args->y_image,
+            .a_m = outside,
+            .a_k = 1,
+            .b0 = args->x_image,
+            .b_k = 1,
+            .b_n = inside,
+            .c_m = channels,
+            .sum_batch = 1,
         };
         pv_gemm(run, (const int64_t *)&gemm);
         return;
     }
     ConvProduct product = {
-        .kind = CONV_WGRAD, .w_row = outside, .w_channel = args->y_image,
+        .kind = CONV_WGRAD,
+        .w_row = outside,
+        .w_channel = args->y_image,
         .out_row = channels * taps,
         .unfold = {.image_step = args->x_image, .channel_step = inside, .images = args->images},
     };

@@ -34,12 +34,12 @@ ProductCut pv_product_cut(int64_t m, int64_t n, int64_t k_blocks, int64_t batche
 void pv_product_block(Product *product, int64_t m0, int64_t m1, int64_t n0, int64_t n1,
                       char *scratch)
 {
-    PvReal *left = (PvReal *)scratch;                     // [k][PV_ROWS]
+    PvReal *left = (PvReal *)scratch; // [k][PV_ROWS]
     scratch += pv_align((PV_K_BLOCK * PV_ROWS) * (int64_t)sizeof(PvReal) + PV_SLACK);
     int64_t panels = pv_ceil_div(n1 - n0, PV_LANES);
-    PvReal *right = (PvReal *)scratch;                    // [panel][k][PV_LANES]
+    PvReal *right = (PvReal *)scratch; // [panel][k][PV_LANES]
     scratch += panels * PV_K_BLOCK * PV_LANES * (int64_t)sizeof(PvReal);
-    PvReal *sums = (PvReal *)scratch;                     // [row panel][panel][PV_ROWS][PV_LANES]
+    PvReal *sums = (PvReal *)scratch; // [row panel][panel][PV_ROWS][PV_LANES]
     bool whole = product->k_blocks == 1;
     for (int64_t block = 0; block < product->k_blocks; block++) {
         int64_t k = product->begin(product, block, n0, n1);
@@ -51,13 +51,17 @@ void pv_product_block(Product *product, int64_t m0, int64_t m1, int64_t n0, int6
         }
         for (int64_t m = m0; m < m1; m += PV_ROWS) {
             int64_t rows = pv_least(m1 - m, PV_ROWS);
-            product->pack_rows(product, m, rows, left);
+            Ahead ahead = product->pack_rows(product, m, rows, left);
             for (int64_t j = 0; j < panels; j++) {
                 int64_t n = n0 + j * PV_LANES, columns = pv_least(n1 - n, PV_LANES);
                 int64_t number = whole ? 0 : (m - m0) / PV_ROWS * panels + j;
                 PvReal *tile = sums + number * PV_ROWS * PV_LANES;
-                tile_multiply(rows, columns, k, left, right + j * PV_K_BLOCK * PV_LANES, PV_LANES,
-                              tile, PV_LANES, block > 0);
+                const PvReal *panel = right + j * PV_K_BLOCK * PV_LANES;
+                if (j == 0 && ahead.rows > 0 && rows == PV_ROWS)
+                    tile_multiply_ahead(columns, k, left, panel, tile, block > 0, &ahead);
+                else
+                    tile_multiply(rows, columns, k, left, panel, PV_LANES, tile, PV_LANES,
+                                  block > 0);
                 if (last)
                     product->store(product, m, rows, n, columns, tile);
             }
@@ -104,11 +108,11 @@ void pv_product_finish(PvReal *out, const PvReal *sum, int64_t count, PvReal bia
 typedef struct {
     Product base;
     const GemmArgs *args;
-    const PvReal *a, *b;         // of this batch element, or with sum_batch of the first
+    const PvReal *a, *b; // of this batch element, or with sum_batch of the first
     PvReal *c;
     const PvReal *residual;
-    int64_t k_total, k_step;     // of k with the summed batches; block length
-    int64_t k0, k;               // present block
+    int64_t k_total, k_step; // of k with the summed batches; block length
+    int64_t k0, k;           // present block
 } GemmProduct;
 
 static int64_t gemm_begin(Product *base, int64_t block, int64_t n0, int64_t n1)
@@ -139,12 +143,18 @@ PV_INLINE void gemm_pack(const GemmProduct *product, int width, const PvReal *fr
     }
 }
 
-static void gemm_pack_rows(Product *base, int64_t m0, int64_t rows, PvReal *panel)
+static Ahead gemm_pack_rows(Product *base, int64_t m0, int64_t rows, PvReal *panel)
 {
     GemmProduct *product = (GemmProduct *)base;
     const GemmArgs *args = product->args;
     gemm_pack(product, PV_ROWS, product->a + m0 * args->a_m, args->a_m, args->a_k, args->a0,
               args->a1, rows, panel);
+    const PvReal *next = product->a + (m0 + PV_ROWS) * args->a_m;
+    if (args->sum_batch)
+        return (Ahead){0};
+    next += product->k0 * args->a_k;
+    return args->a_k == 1 ? (Ahead){next, args->a_m, PV_ROWS}
+                          : (Ahead){next, args->a_k, product->k};
 }
 
 static void gemm_pack_columns(Product *base, int64_t n0, int64_t columns, PvReal *panel)
@@ -181,7 +191,8 @@ void pv_gemm(const PvRun *run, const int64_t *raw)
     ProductCut cut = pv_product_cut(args->m, args->n, k_blocks, batches, run->threads);
     int64_t blocks = cut.row_blocks * cut.column_blocks;
     int64_t together = pv_most(1, batches * blocks / (32 * (int64_t)run->threads));
-#pragma omp parallel for schedule(dynamic, together) num_threads(run->threads) if (batches * blocks > 1)
+#pragma omp parallel for schedule(dynamic, together)                                               \
+    num_threads(run->threads) if (batches * blocks > 1)
     for (int64_t task = 0; task < batches * blocks; task++) {
         int64_t batch = task / blocks, block = task % blocks;
         int64_t i0 = args->sum_batch ? 0 : batch / args->batch1;

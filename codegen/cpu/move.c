@@ -11,14 +11,14 @@ typedef uint32_t __attribute__((may_alias)) Unit4;
 typedef uint64_t __attribute__((may_alias)) Unit8;
 
 enum {
-    COPY_CHUNK = 16384,                      // elements of a run in one task
-    COPY_SQUARE = 64,                        // side of a square that turns
-    GRAIN = 4096,                            // elements below which threads do not pay
+    COPY_CHUNK = 16384, // elements of a run in one task
+    COPY_SQUARE = 64,   // side of a square that turns
+    GRAIN = 4096,       // elements below which threads do not pay
 };
 
 typedef struct {
     int axes;
-    int64_t size[8], y[8], x[8];             // strides in elements
+    int64_t size[8], y[8], x[8]; // strides in elements
 } Layout;
 
 static void layout_swap(Layout *at, int i, int j)
@@ -260,8 +260,8 @@ void pv_pick(const PvRun *run, const int64_t *raw)
 {
     const PickArgs *args = (const PickArgs *)raw;
     const int64_t *k = (const int64_t *)args->k;
-#pragma omp parallel for schedule(static) num_threads(run->threads) \
-    if (args->outer * args->inner > GRAIN)
+#pragma omp parallel for schedule(static)                                                          \
+    num_threads(run->threads) if (args->outer * args->inner > GRAIN)
     for (int64_t i = 0; i < args->outer; i++) {
         int64_t at = i * args->axis + clamp(k[i / args->per], args->axis);
         memcpy((PvReal *)args->y + i * args->inner, (const PvReal *)args->x + at * args->inner,
@@ -287,8 +287,8 @@ void pv_gather(const PvRun *run, const int64_t *raw)
 {
     const GatherArgs *args = (const GatherArgs *)raw;
     const int64_t *k = (const int64_t *)args->k;
-#pragma omp parallel for schedule(static) num_threads(run->threads) \
-    if (args->count * args->inner > GRAIN)
+#pragma omp parallel for schedule(static)                                                          \
+    num_threads(run->threads) if (args->count * args->inner > GRAIN)
     for (int64_t i = 0; i < args->count; i++)
         memcpy((PvReal *)args->y + i * args->inner,
                (const PvReal *)args->x + clamp(k[i], args->rows) * args->inner,
@@ -329,7 +329,7 @@ enum { REDUCE_BLOCK = 1024, FLUSH = 128, REDUCE_CHUNKS = 64, CHUNK_LEAST = 16384
 typedef enum { REDUCE_SUM, REDUCE_MAX, REDUCE_MIN } Reduction;
 
 typedef struct {
-    Layout kept, reduced;            // y: strides of the result; of `reduced` not used
+    Layout kept, reduced; // y: strides of the result; of `reduced` not used
     const PvReal *x;
     Reduction op;
 } Reduce;
@@ -515,8 +515,8 @@ void pv_reduce(const PvRun *run, const int64_t *raw)
     const Layout *kept = &reduce.kept, *reduced = &reduce.reduced;
     int64_t count = layout_count(reduced, reduced->axes);
     int64_t kept_step = magnitude(kept->x[kept->axes - 1]);
-    bool side_by_side = kept->size[kept->axes - 1] > 1 &&
-                        kept_step < magnitude(reduced->x[reduced->axes - 1]);
+    bool side_by_side =
+        kept->size[kept->axes - 1] > 1 && kept_step < magnitude(reduced->x[reduced->axes - 1]);
     int64_t chunks = pv_least(REDUCE_CHUNKS, PV_REDUCE_PARTIALS / results);
     chunks = pv_least(chunks, results * count / CHUNK_LEAST);
     chunks = pv_most(1, pv_least(chunks, reduced->size[0]));

@@ -240,8 +240,8 @@ static void layer_norm_row(const LayerNormArgs *args, int64_t row)
 void pv_layer_norm(const PvRun *run, const int64_t *raw)
 {
     const LayerNormArgs *args = (const LayerNormArgs *)raw;
-#pragma omp parallel for schedule(static, ROW_BLOCK) num_threads(run->threads) \
-    if (args->rows > ROW_BLOCK)
+#pragma omp parallel for schedule(static, ROW_BLOCK)                                               \
+    num_threads(run->threads) if (args->rows > ROW_BLOCK)
     for (int64_t row = 0; row < args->rows; row++)
         layer_norm_row(args, row);
 }
@@ -300,7 +300,7 @@ void pv_layer_norm_grad(const PvRun *run, const int64_t *raw)
     int64_t c = args->c, per = pv_most(1, pv_ceil_div(args->rows, PV_NORM_PARTS));
     int64_t parts = pv_ceil_div(args->rows, per);
     bool collect = args->dgamma && args->dbeta;
-    PvReal *sums = (PvReal *)run->scratch;               // [part][dgamma, dbeta][c]
+    PvReal *sums = (PvReal *)run->scratch; // [part][dgamma, dbeta][c]
 #pragma omp parallel for schedule(static) num_threads(run->threads) if (parts > 1)
     for (int64_t part = 0; part < parts; part++) {
         PvReal *mine = sums + part * 2 * c;
@@ -353,8 +353,8 @@ static void softmax_row(PvReal *y, const PvReal *x, int64_t count)
 void pv_softmax(const PvRun *run, const int64_t *raw)
 {
     const SoftmaxArgs *args = (const SoftmaxArgs *)raw;
-#pragma omp parallel for schedule(static, ROW_BLOCK) num_threads(run->threads) \
-    if (args->rows > ROW_BLOCK)
+#pragma omp parallel for schedule(static, ROW_BLOCK)                                               \
+    num_threads(run->threads) if (args->rows > ROW_BLOCK)
     for (int64_t row = 0; row < args->rows; row++)
         softmax_row((PvReal *)args->y + row * args->c, (const PvReal *)args->x + row * args->c,
                     args->c);

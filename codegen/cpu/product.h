@@ -15,8 +15,9 @@ struct Product {
     int64_t k_blocks;
     // Prepares block of k number `block` for columns n0 .. n1 - 1; returns its length.
     int64_t (*begin)(Product *product, int64_t block, int64_t n0, int64_t n1);
-    // Rows m0 .. m0 + rows - 1 of the present block of k, [k][PV_ROWS].
-    void (*pack_rows)(Product *product, int64_t m0, int64_t rows, PvReal *panel);
+    // Rows m0 .. m0 + rows - 1 of the present block of k, [k][PV_ROWS]; says where the next
+    // PV_ROWS rows come from (0 rows: no need to say).
+    Ahead (*pack_rows)(Product *product, int64_t m0, int64_t rows, PvReal *panel);
     // Columns n0 .. n0 + columns - 1, [k][PV_LANES].
     void (*pack_columns)(Product *product, int64_t n0, int64_t columns, PvReal *panel);
     // The finished tile[rows][PV_LANES].

@@ -48,13 +48,13 @@ PV_FN float pv_from_bits(int32_t bits)
 // e^x = 2^n e^r, |r| <= ln 2 / 2; the power of two in two factors, for results below 2^-126.
 PV_FN float pv_exp(float x)
 {
-    const float magic = 12582912.0f;                       // 1.5 2^23: rounds to an integer
+    const float magic = 12582912.0f; // 1.5 2^23: rounds to an integer
     x = x > 89.0f ? 89.0f : x;
     x = x < -104.0f ? -104.0f : x;
     float shifted = pv_fma(x, 1.44269504f, magic);
     float n = shifted - magic;
-    float r = pv_fma(n, -0.693145752f, x);                 // ln 2, 17 bits
-    r = pv_fma(n, -1.42860677e-6f, r);                     // and the rest
+    float r = pv_fma(n, -0.693145752f, x); // ln 2, 17 bits
+    r = pv_fma(n, -1.42860677e-6f, r);     // and the rest
     float p = 0.001381165373f;
     p = pv_fma(p, r, 0.008370134457f);
     p = pv_fma(p, r, 0.04166852845f);
@@ -164,7 +164,7 @@ PV_FN float pv_softplus(float x)
 PV_FN float pv_gelu(float x)
 {
     float a = __builtin_fabsf(x) * 0.707106781f;
-    float tail = a < 1.0f ? 1.0f - pv_erf_small(a) : pv_erfc_large(a);   // erfc a
+    float tail = a < 1.0f ? 1.0f - pv_erf_small(a) : pv_erfc_large(a); // erfc a
     return 0.5f * x * (x < 0.0f ? tail : 2.0f - tail);
 }
 
@@ -172,7 +172,7 @@ PV_FN float pv_gelu(float x)
 // to |x| about 1e9
 PV_FN float pv_sin_quarter(float x, int64_t quarter)
 {
-    const double magic = 6755399441055744.0;               // 1.5 2^52
+    const double magic = 6755399441055744.0; // 1.5 2^52
     double shifted = __builtin_fma((double)x, 0.63661977236758134, magic);
     double n = shifted - magic;
     double r = __builtin_fma(n, -1.5707963267948966, (double)x);

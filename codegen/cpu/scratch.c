@@ -57,8 +57,8 @@ static int64_t conv_bytes(const int64_t *out, const int64_t *step, const int64_t
                           int64_t channels, int64_t table, int64_t real)
 {
     int64_t row = PV_PANELS * PV_MAX_TILE, columns = row / real, count = volume(taps);
-    int64_t patch = patch_bound(columns, out, step, taps) *
-                    channel_bound(PV_K_BLOCK, count, channels);
+    int64_t patch =
+        patch_bound(columns, out, step, taps) * channel_bound(PV_K_BLOCK, count, channels);
     return 2 * pv_align(columns * 4) + pv_align(count * 4) + pv_align(table * 4) +
            pv_product_bytes(row, real, true) + pv_align(patch * real) + PV_SLACK;
 }
@@ -119,8 +119,8 @@ int64_t pv_attention_scratch(const AttentionArgs *args, int64_t real)
 int64_t pv_attention_grad_scratch(const AttentionGradArgs *grad, int64_t real)
 {
     const AttentionArgs *args = &grad->f;
-    int64_t keys = args->m == 0 ? PV_GRAD_KEYS
-                                : pv_least(round_up(args->m, PV_MAX_ROWS), PV_GRAD_KEYS);
+    int64_t keys =
+        args->m == 0 ? PV_GRAD_KEYS : pv_least(round_up(args->m, PV_MAX_ROWS), PV_GRAD_KEYS);
     int64_t d_lanes = round_up(args->d, MAX_LANES), e_lanes = round_up(args->e, MAX_LANES);
     int64_t d_rows = round_up(args->d, PV_MAX_ROWS);
     int64_t count = keys * (d_lanes + e_lanes + 2 * PV_GRAD_QUERIES + args->d + d_rows + args->e) +

@@ -40,8 +40,8 @@ typedef int32_t PvIndex;
 #endif
 typedef PvReal PvVec __attribute__((vector_size(PV_VECTOR_BYTES)));
 // the same at any address
-typedef PvReal PvVecU __attribute__((vector_size(PV_VECTOR_BYTES), aligned(sizeof(PvReal)),
-                                     may_alias));
+typedef PvReal PvVecU
+    __attribute__((vector_size(PV_VECTOR_BYTES), aligned(sizeof(PvReal)), may_alias));
 typedef PvIndex PvMask __attribute__((vector_size(PV_VECTOR_BYTES)));
 
 #define PV_INLINE static inline __attribute__((always_inline, unused))
@@ -67,10 +67,19 @@ PV_INLINE char *pv_thread_scratch(const PvRun *run)
     return run->scratch + omp_get_thread_num() * run->scratch_size;
 }
 
+// Memory that will be packed next, asked for while a tile is computed, a line for each k: line
+// after line of `rows` rows `step` apart. Hardware does not foresee panels of rows far apart.
+typedef struct {
+    const PvReal *at;
+    int64_t step, rows;
+} Ahead;
+
 // One variant; rows and vectors are constants where it is inlined.
 PV_INLINE void tile_body(int rows, int vectors, int64_t k, const PvReal *a, const PvReal *b,
-                         int64_t b_step, PvReal *c, int64_t c_step, bool add)
+                         int64_t b_step, PvReal *c, int64_t c_step, bool add, const Ahead *next)
 {
+    Ahead ahead = next ? *next : (Ahead){0};
+    int64_t row = 0;
     PvVec sum[PV_ROWS][2];
 #pragma GCC unroll 16
     for (int i = 0; i < rows; i++) {
@@ -92,6 +101,14 @@ PV_INLINE void tile_body(int rows, int vectors, int64_t k, const PvReal *a, cons
         }
         a += PV_ROWS;
         b += b_step;
+        if (!next)
+            continue;
+        __builtin_prefetch(ahead.at, 0, 2);
+        ahead.at += ahead.step;
+        if (++row == ahead.rows) {
+            ahead.at += 64 / (int64_t)sizeof(PvReal) - row * ahead.step;
+            row = 0;
+        }
     }
 #pragma GCC unroll 16
     for (int i = 0; i < rows; i++) {
@@ -105,25 +122,38 @@ PV_INLINE void tile_body(int rows, int vectors, int64_t k, const PvReal *a, cons
 
 // c[rows][lanes] (+)= sum over k of a[k][rows] b[k][lanes]. Writes whole vectors and `rows`
 // rounded up to a third of PV_ROWS.
-static __attribute__((noinline, unused)) void
-tile_multiply(int64_t rows, int64_t lanes, int64_t k, const PvReal *a, const PvReal *b,
-              int64_t b_step, PvReal *c, int64_t c_step, bool add)
+static __attribute__((noinline, unused)) void tile_multiply(int64_t rows, int64_t lanes, int64_t k,
+                                                            const PvReal *a, const PvReal *b,
+                                                            int64_t b_step, PvReal *c,
+                                                            int64_t c_step, bool add)
 {
     if (lanes > PV_WIDTH) {
         if (rows > 2 * PV_ROWS / 3)
-            tile_body(PV_ROWS, 2, k, a, b, b_step, c, c_step, add);
+            tile_body(PV_ROWS, 2, k, a, b, b_step, c, c_step, add, NULL);
         else if (rows > PV_ROWS / 3)
-            tile_body(2 * PV_ROWS / 3, 2, k, a, b, b_step, c, c_step, add);
+            tile_body(2 * PV_ROWS / 3, 2, k, a, b, b_step, c, c_step, add, NULL);
         else
-            tile_body(PV_ROWS / 3, 2, k, a, b, b_step, c, c_step, add);
+            tile_body(PV_ROWS / 3, 2, k, a, b, b_step, c, c_step, add, NULL);
     } else {
         if (rows > 2 * PV_ROWS / 3)
-            tile_body(PV_ROWS, 1, k, a, b, b_step, c, c_step, add);
+            tile_body(PV_ROWS, 1, k, a, b, b_step, c, c_step, add, NULL);
         else if (rows > PV_ROWS / 3)
-            tile_body(2 * PV_ROWS / 3, 1, k, a, b, b_step, c, c_step, add);
+            tile_body(2 * PV_ROWS / 3, 1, k, a, b, b_step, c, c_step, add, NULL);
         else
-            tile_body(PV_ROWS / 3, 1, k, a, b, b_step, c, c_step, add);
+            tile_body(PV_ROWS / 3, 1, k, a, b, b_step, c, c_step, add, NULL);
     }
+}
+
+// The same for all PV_ROWS rows and packed panels, while asking for what comes next.
+static __attribute__((noinline, unused)) void tile_multiply_ahead(int64_t lanes, int64_t k,
+                                                                  const PvReal *a, const PvReal *b,
+                                                                  PvReal *c, bool add,
+                                                                  const Ahead *next)
+{
+    if (lanes > PV_WIDTH)
+        tile_body(PV_ROWS, 2, k, a, b, PV_LANES, c, PV_LANES, add, next);
+    else
+        tile_body(PV_ROWS, 1, k, a, b, PV_LANES, c, PV_LANES, add, next);
 }
 
 // ---- packing ----
@@ -240,16 +270,6 @@ PV_INLINE void pack_panel(PvReal *to, int width, const PvReal *from, int64_t row
             for (int64_t i = 0; i < width; i++)
                 to[p * width + i] = i < rows ? from[i * row_step + p * k_step] : 0;
         }
-    }
-}
-
-// Asks for rows from[i * step .. + count) that will be packed next: a panel of rows far apart is no
-// pattern that hardware foresees.
-PV_INLINE void prefetch_rows(const PvReal *from, int64_t step, int64_t rows, int64_t count)
-{
-    for (int64_t i = 0; i < rows; i++) {
-        for (int64_t k = 0; k < count; k += 64 / (int64_t)sizeof(PvReal))
-            __builtin_prefetch(from + i * step + k, 0, 2);
     }
 }
 

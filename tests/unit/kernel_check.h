@@ -64,7 +64,8 @@ typedef struct {
 // An output full of marks, expected to stay so until `expected` says otherwise.
 static Output output(int64_t count)
 {
-    Output out = {hold((size_t)count * sizeof(PvReal)), hold((size_t)count * sizeof(double)), count};
+    Output out = {hold((size_t)count * sizeof(PvReal)), hold((size_t)count * sizeof(double)),
+                  count};
     for (int64_t i = 0; i < count; i++) {
         out.data[i] = MARK;
         out.expected[i] = MARK;

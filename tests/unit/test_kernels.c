@@ -22,7 +22,7 @@ static double activate(double x, int64_t act)
 typedef struct {
     int64_t m, n, k, batch0, batch1;
     bool a_turned, b_turned, sum_batch;
-    int bias;                        // 0 none, 1 over n, 2 over m
+    int bias; // 0 none, 1 over n, 2 over m
     bool residual, in_place;
     PvAct act;
 } GemmCase;
@@ -39,10 +39,11 @@ static void gemm_expect(const GemmArgs *args, const PvReal *residual, Output *ou
                 for (int64_t s = batch; s < (args->sum_batch ? batches : batch + 1); s++) {
                     int64_t i0 = s / args->batch1, i1 = s % args->batch1;
                     for (int64_t k = 0; k < args->k; k++)
-                        sum += (double)a[i0 * args->a0 + i1 * args->a1 + i * args->a_m +
-                                         k * args->a_k] *
-                               (double)b[i0 * args->b0 + i1 * args->b1 + k * args->b_k +
-                                         j * args->b_n];
+                        sum +=
+                            (double)
+                                a[i0 * args->a0 + i1 * args->a1 + i * args->a_m + k * args->a_k] *
+                            (double)
+                                b[i0 * args->b0 + i1 * args->b1 + k * args->b_k + j * args->b_n];
                 }
                 if (bias)
                     sum += (double)bias[args->bias_axis ? i : j];
@@ -57,8 +58,13 @@ static void gemm_expect(const GemmArgs *args, const PvReal *residual, Output *ou
 
 static void check_gemm(GemmCase test)
 {
-    GemmArgs args = {.m = test.m, .n = test.n, .k = test.k, .batch0 = test.batch0,
-                     .batch1 = test.batch1, .act = test.act, .sum_batch = test.sum_batch};
+    GemmArgs args = {.m = test.m,
+                     .n = test.n,
+                     .k = test.k,
+                     .batch0 = test.batch0,
+                     .batch1 = test.batch1,
+                     .act = test.act,
+                     .sum_batch = test.sum_batch};
     // rows are apart by more than their length, batch elements by more than a matrix
     args.a_m = test.a_turned ? 1 : test.k + 3;
     args.a_k = test.a_turned ? test.m + 2 : 1;
@@ -106,8 +112,12 @@ static void test_gemm_sizes(void **state)
     for (int i = 0; i < count; i++) {
         for (int j = 0; j < count; j++) {
             for (int turned = 0; turned < 4; turned++)
-                check_gemm((GemmCase){.m = sizes[i], .n = sizes[j], .k = sizes[(i + j) % count],
-                                      .batch0 = 1, .batch1 = 1, .a_turned = turned & 1,
+                check_gemm((GemmCase){.m = sizes[i],
+                                      .n = sizes[j],
+                                      .k = sizes[(i + j) % count],
+                                      .batch0 = 1,
+                                      .batch1 = 1,
+                                      .a_turned = turned & 1,
                                       .b_turned = turned & 2});
         }
     }
@@ -116,12 +126,26 @@ static void test_gemm_sizes(void **state)
 static void test_gemm_blocks(void **state)
 {
     (void)state;
-    check_gemm((GemmCase){.m = 260, .n = 530, .k = 400, .batch0 = 1, .batch1 = 1, .bias = 1,
-                          .act = PV_ACT_GELU});
-    check_gemm((GemmCase){.m = 500, .n = 70, .k = 1000, .batch0 = 1, .batch1 = 1, .bias = 2,
-                          .a_turned = true, .act = PV_ACT_SILU, .residual = true});
-    check_gemm((GemmCase){.m = 30, .n = 600, .k = 800, .batch0 = 1, .batch1 = 1, .bias = 1,
-                          .b_turned = true, .act = PV_ACT_SILU, .residual = true,
+    check_gemm((GemmCase){
+        .m = 260, .n = 530, .k = 400, .batch0 = 1, .batch1 = 1, .bias = 1, .act = PV_ACT_GELU});
+    check_gemm((GemmCase){.m = 500,
+                          .n = 70,
+                          .k = 1000,
+                          .batch0 = 1,
+                          .batch1 = 1,
+                          .bias = 2,
+                          .a_turned = true,
+                          .act = PV_ACT_SILU,
+                          .residual = true});
+    check_gemm((GemmCase){.m = 30,
+                          .n = 600,
+                          .k = 800,
+                          .batch0 = 1,
+                          .batch1 = 1,
+                          .bias = 1,
+                          .b_turned = true,
+                          .act = PV_ACT_SILU,
+                          .residual = true,
                           .in_place = true});
     check_gemm((GemmCase){.m = 1, .n = 700, .k = 900, .batch0 = 1, .batch1 = 1, .b_turned = true});
     check_gemm((GemmCase){.m = 3, .n = 700, .k = 900, .batch0 = 1, .batch1 = 1});
@@ -132,8 +156,15 @@ static void test_gemm_batches(void **state)
 {
     (void)state;
     for (int turned = 0; turned < 4; turned++) {
-        GemmCase test = {.m = 17, .n = 33, .k = 20, .batch0 = 3, .batch1 = 5, .bias = 1,
-                         .a_turned = turned & 1, .b_turned = turned & 2, .residual = true,
+        GemmCase test = {.m = 17,
+                         .n = 33,
+                         .k = 20,
+                         .batch0 = 3,
+                         .batch1 = 5,
+                         .bias = 1,
+                         .a_turned = turned & 1,
+                         .b_turned = turned & 2,
+                         .residual = true,
                          .act = PV_ACT_RELU};
         check_gemm(test);
         test.residual = false;
@@ -155,8 +186,8 @@ typedef struct {
 
 static ConvArgs conv_args(const ConvCase *test)
 {
-    ConvArgs args = {.images = test->images, .c_in = test->c_in, .c_out = test->c_out,
-                     .groups = test->groups};
+    ConvArgs args = {
+        .images = test->images, .c_in = test->c_in, .c_out = test->c_out, .groups = test->groups};
     args.x_image = test->c_in;
     args.y_image = test->c_out;
     for (int i = 0; i < 3; i++) {
@@ -184,24 +215,24 @@ static void conv_each(const ConvArgs *args, void (*visit)(void *, int64_t, int64
             for (int64_t c = 0; c < channels; c++) {
                 int64_t y_plane = o, w_plane = o * channels + c, x_plane = o / rows * channels + c;
                 for (y[0] = 0; y[0] < args->out[0]; y[0]++)
-                for (y[1] = 0; y[1] < args->out[1]; y[1]++)
-                for (y[2] = 0; y[2] < args->out[2]; y[2]++)
-                for (t[0] = 0; t[0] < args->kernel[0]; t[0]++)
-                for (t[1] = 0; t[1] < args->kernel[1]; t[1]++)
-                for (t[2] = 0; t[2] < args->kernel[2]; t[2]++) {
-                    int64_t y_at = y_plane, x_at = x_plane, w_at = w_plane;
-                    bool inside = true;
-                    for (int i = 0; i < 3; i++) {
-                        x[i] = y[i] * args->stride[i] + t[i] - args->pad[i];
-                        inside = inside && x[i] >= 0 && x[i] < args->in[i];
-                        y_at = y_at * args->out[i] + y[i];
-                        x_at = x_at * args->in[i] + x[i];
-                        w_at = w_at * args->kernel[i] + t[i];
-                    }
-                    if (inside)
-                        visit(context, image * args->y_image + y_at, image * args->x_image + x_at,
-                              w_at);
-                }
+                    for (y[1] = 0; y[1] < args->out[1]; y[1]++)
+                        for (y[2] = 0; y[2] < args->out[2]; y[2]++)
+                            for (t[0] = 0; t[0] < args->kernel[0]; t[0]++)
+                                for (t[1] = 0; t[1] < args->kernel[1]; t[1]++)
+                                    for (t[2] = 0; t[2] < args->kernel[2]; t[2]++) {
+                                        int64_t y_at = y_plane, x_at = x_plane, w_at = w_plane;
+                                        bool inside = true;
+                                        for (int i = 0; i < 3; i++) {
+                                            x[i] = y[i] * args->stride[i] + t[i] - args->pad[i];
+                                            inside = inside && x[i] >= 0 && x[i] < args->in[i];
+                                            y_at = y_at * args->out[i] + y[i];
+                                            x_at = x_at * args->in[i] + x[i];
+                                            w_at = w_at * args->kernel[i] + t[i];
+                                        }
+                                        if (inside)
+                                            visit(context, image * args->y_image + y_at,
+                                                  image * args->x_image + x_at, w_at);
+                                    }
             }
         }
     }
@@ -210,7 +241,7 @@ static void conv_each(const ConvArgs *args, void (*visit)(void *, int64_t, int64
 typedef struct {
     double *sum;
     const PvReal *left, *right;
-    int which;                       // 0 forward, 1 dgrad, 2 wgrad
+    int which; // 0 forward, 1 dgrad, 2 wgrad
 } ConvSum;
 
 static void conv_visit(void *context, int64_t y, int64_t x, int64_t w)
@@ -256,13 +287,18 @@ static void check_conv(ConvCase test)
     char name[120];
     for (int which = 0; which < 3; which++) {
         for (int extra = 0; extra < (which == 2 ? 1 : 2); extra++) {
-            snprintf(name, sizeof name, "conv %s %lld x %lld -> %lld, %lld %lld %lld, kernel %lld, "
-                     "stride %lld, pad %lld", which == 0 ? "forward" : which == 1 ? "dgrad" : "wgrad",
+            snprintf(name, sizeof name,
+                     "conv %s %lld x %lld -> %lld, %lld %lld %lld, kernel %lld, "
+                     "stride %lld, pad %lld",
+                     which == 0   ? "forward"
+                     : which == 1 ? "dgrad"
+                                  : "wgrad",
                      (long long)test.images, (long long)test.c_in, (long long)test.c_out,
                      (long long)test.in[0], (long long)test.in[1], (long long)test.in[2],
                      (long long)test.kernel[2], (long long)test.stride[2], (long long)test.pad[2]);
-            Output out = output(which == 0 ? args.y_image * test.images
-                                : which == 1 ? args.x_image * test.images : weights);
+            Output out = output(which == 0   ? args.y_image * test.images
+                                : which == 1 ? args.x_image * test.images
+                                             : weights);
             ConvArgs now = args;
             now.x = (int64_t)(which == 1 ? out.data : x);
             now.y = (int64_t)(which == 0 ? out.data : y);
@@ -282,13 +318,16 @@ static void check_conv(ConvCase test)
                 conv_finish(&whole, &out, channels, which == 1 ? args.in : args.out,
                             which == 1 ? args.x_image : args.y_image, &sum, residual);
             }
-            ConvArgs sizes = now;    // as the compiler asks: without the batch
+            ConvArgs sizes = now; // as the compiler asks: without the batch
             sizes.images = 0;
             int64_t scratch = which == 0   ? pv_conv_scratch(&sizes, sizeof(PvReal))
                               : which == 1 ? pv_conv_dgrad_scratch(&sizes, sizeof(PvReal))
                                            : pv_conv_wgrad_scratch(&sizes, sizeof(PvReal));
-            check(name, which == 0 ? pv_conv : which == 1 ? pv_conv_dgrad : pv_conv_wgrad, &now,
-                  scratch, &out, 1, 400);
+            check(name,
+                  which == 0   ? pv_conv
+                  : which == 1 ? pv_conv_dgrad
+                               : pv_conv_wgrad,
+                  &now, scratch, &out, 1, 400);
         }
     }
     release();
@@ -298,11 +337,11 @@ static void test_conv_planes(void **state)
 {
     (void)state;
     // the U-Net's shapes with few channels, from whole planes to a few positions
-    const int64_t sizes[][2] = {{32, 32}, {16, 32}, {16, 16}, {8, 16}, {8, 8}, {4, 8}, {4, 4},
-                                {2, 4}, {5, 7}, {20, 20}, {1, 1}};
+    const int64_t sizes[][2] = {{32, 32}, {16, 32}, {16, 16}, {8, 16},  {8, 8}, {4, 8},
+                                {4, 4},   {2, 4},   {5, 7},   {20, 20}, {1, 1}};
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
-        check_conv((ConvCase){2, 5, 14, 1, {1, sizes[i][0], sizes[i][1]}, {1, 3, 3}, {1, 1, 1},
-                              {0, 1, 1}});
+        check_conv((ConvCase){
+            2, 5, 14, 1, {1, sizes[i][0], sizes[i][1]}, {1, 3, 3}, {1, 1, 1}, {0, 1, 1}});
     }
     check_conv((ConvCase){1, 50, 30, 1, {1, 16, 16}, {1, 3, 3}, {1, 1, 1}, {0, 1, 1}});
     check_conv((ConvCase){9, 30, 13, 1, {1, 4, 4}, {1, 3, 3}, {1, 1, 1}, {0, 1, 1}});

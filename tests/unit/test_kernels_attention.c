@@ -4,8 +4,8 @@
 
 typedef struct {
     int64_t batch0, batch1, n, m, d, e;
-    bool turned;                     // [d, n] instead of [n, d]
-    int mask;                        // 0 none, 1 [n, m], 2 the same for all n
+    bool turned; // [d, n] instead of [n, d]
+    int mask;    // 0 none, 1 [n, m], 2 the same for all n
     bool causal;
 } AttentionCase;
 
@@ -30,7 +30,7 @@ static double dot(const PvReal *x, int64_t x_step, const PvReal *y, int64_t y_st
 
 typedef struct {
     const PvReal *q, *k, *v, *mask, *o, *d_o;
-    double *p;                       // [n, m]
+    double *p; // [n, m]
     double *o_out, *lse_out, *dq, *dk, *dv;
 } Expect;
 
@@ -42,8 +42,8 @@ static void expect_forward(const AttentionArgs *args, const Expect *at)
         for (int64_t j = 0; j < args->m; j++) {
             double scale;
             memcpy(&scale, &args->scale, sizeof scale);
-            p[j] = scale * dot(at->q + i * args->q_n, args->q_d, at->k + j * args->k_n, args->k_d,
-                               args->d);
+            p[j] = scale *
+                   dot(at->q + i * args->q_n, args->q_d, at->k + j * args->k_n, args->k_d, args->d);
             if (at->mask)
                 p[j] += (double)at->mask[i * args->mask_n + j * args->mask_m];
             if (args->causal && j > i)
@@ -101,8 +101,13 @@ static void expect_backward(const AttentionGradArgs *grad, const Expect *at)
 static void check_attention(AttentionCase test)
 {
     int64_t q_count, k_count, v_count, o_count;
-    AttentionGradArgs grad = {.f = {.batch0 = test.batch0, .batch1 = test.batch1, .n = test.n,
-                                    .m = test.m, .d = test.d, .e = test.e, .causal = test.causal,
+    AttentionGradArgs grad = {.f = {.batch0 = test.batch0,
+                                    .batch1 = test.batch1,
+                                    .n = test.n,
+                                    .m = test.m,
+                                    .d = test.d,
+                                    .e = test.e,
+                                    .causal = test.causal,
                                     .scale = real_bits(1.3)}};
     AttentionArgs *args = &grad.f;
     strides(test.n, test.d, test.turned, test.batch1, &args->q0, &args->q1, &args->q_n, &args->q_d,
@@ -128,8 +133,9 @@ static void check_attention(AttentionCase test)
     args->o = (int64_t)outs[0].data;
     args->lse = (int64_t)outs[1].data;
 
-    memcpy(&grad.dq0, (int64_t[]){args->q0, args->q1, args->q_n, args->q_d, args->k0, args->k1,
-                                  args->k_n, args->k_d, args->v0, args->v1, args->v_n, args->v_d},
+    memcpy(&grad.dq0,
+           (int64_t[]){args->q0, args->q1, args->q_n, args->q_d, args->k0, args->k1, args->k_n,
+                       args->k_d, args->v0, args->v1, args->v_n, args->v_d},
            12 * sizeof(int64_t));
     Output grads[3] = {output(q_count), output(k_count), output(v_count)};
     PvReal *d_o = random_array(o_count);
@@ -150,13 +156,19 @@ static void check_attention(AttentionCase test)
         int64_t q = i0 * args->q0 + i1 * args->q1, k = i0 * args->k0 + i1 * args->k1;
         int64_t v = i0 * args->v0 + i1 * args->v1, o = i0 * args->o0 + i1 * args->o1;
         all[i] = (Expect){
-            .q = (const PvReal *)args->q + q, .k = (const PvReal *)args->k + k,
+            .q = (const PvReal *)args->q + q,
+            .k = (const PvReal *)args->k + k,
             .v = (const PvReal *)args->v + v,
-            .mask = test.mask ? (const PvReal *)args->mask + i0 * args->mask0 + i1 * args->mask1
-                              : NULL,
-            .o = outs[0].data + o, .d_o = d_o + o, .p = p + i * test.n * test.m,
-            .o_out = outs[0].expected + o, .lse_out = outs[1].expected + i * test.n,
-            .dq = grads[0].expected + q, .dk = grads[1].expected + k, .dv = grads[2].expected + v,
+            .mask =
+                test.mask ? (const PvReal *)args->mask + i0 * args->mask0 + i1 * args->mask1 : NULL,
+            .o = outs[0].data + o,
+            .d_o = d_o + o,
+            .p = p + i * test.n * test.m,
+            .o_out = outs[0].expected + o,
+            .lse_out = outs[1].expected + i * test.n,
+            .dq = grads[0].expected + q,
+            .dk = grads[1].expected + k,
+            .dv = grads[2].expected + v,
         };
         expect_forward(args, &all[i]);
     }
@@ -176,8 +188,8 @@ static void test_attention_sizes(void **state)
     for (int i = 0; i < count; i++) {
         for (int j = 0; j < count; j++) {
             for (int turned = 0; turned < 2; turned++)
-                check_attention((AttentionCase){1, 2, sizes[i], sizes[j], 16 + i, 16 + j, turned,
-                                                0, false});
+                check_attention(
+                    (AttentionCase){1, 2, sizes[i], sizes[j], 16 + i, 16 + j, turned, 0, false});
         }
     }
 }

@@ -22,7 +22,8 @@ static int64_t product(int64_t axes, const int64_t *size)
 }
 
 // x in the order `perm` of axes of sizes `size` (those of y), both with a gap after the last axis.
-static void check_copy(int64_t axes, const int64_t *size, const int *perm, bool flip, bool broadcast)
+static void check_copy(int64_t axes, const int64_t *size, const int *perm, bool flip,
+                       bool broadcast)
 {
     CopyArgs args = {.bytes = sizeof(PvReal), .axes = axes};
     int64_t x_size = 1, y_size = 1;
@@ -58,10 +59,10 @@ static void check_copy(int64_t axes, const int64_t *size, const int *perm, bool 
 static void test_copy(void **state)
 {
     (void)state;
-    const int64_t sizes[][4] = {{1, 1, 1, 1}, {2, 3, 4, 5}, {1, 70, 1, 33}, {3, 64, 2, 100},
+    const int64_t sizes[][4] = {{1, 1, 1, 1},    {2, 3, 4, 5},    {1, 70, 1, 33}, {3, 64, 2, 100},
                                 {17, 16, 3, 16}, {2, 130, 5, 90}, {8, 1, 128, 2}};
-    const int perms[][4] = {{0, 1, 2, 3}, {0, 1, 3, 2}, {0, 3, 1, 2}, {3, 2, 1, 0}, {2, 0, 3, 1},
-                            {1, 0, 2, 3}};
+    const int perms[][4] = {{0, 1, 2, 3}, {0, 1, 3, 2}, {0, 3, 1, 2},
+                            {3, 2, 1, 0}, {2, 0, 3, 1}, {1, 0, 2, 3}};
     for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++) {
         for (size_t p = 0; p < sizeof perms / sizeof *perms; p++) {
             for (int extra = 0; extra < 4; extra++)
@@ -80,15 +81,21 @@ static void test_copy_bytes(void **state)
     for (size_t i = 0; i < sizeof x; i++)
         x[i] = (uint8_t)(i * 31 ^ i >> 5);
     for (int64_t bytes = 1; bytes <= 8; bytes = bytes == 1 ? 4 : 2 * bytes) {
-        CopyArgs args = {.y = (int64_t)y, .x = (int64_t)x, .bytes = bytes, .axes = 2,
-                         .size = {COLUMNS, ROWS}, .y_stride = {ROWS, 1}, .x_stride = {1, COLUMNS}};
+        CopyArgs args = {.y = (int64_t)y,
+                         .x = (int64_t)x,
+                         .bytes = bytes,
+                         .axes = 2,
+                         .size = {COLUMNS, ROWS},
+                         .y_stride = {ROWS, 1},
+                         .x_stride = {1, COLUMNS}};
         launch(pv_copy, &args, 0, 2);
         for (int64_t i = 0; i < COLUMNS; i++) {
             for (int64_t j = 0; j < ROWS; j++)
                 assert_memory_equal(y + (i * ROWS + j) * bytes, x + (j * COLUMNS + i) * bytes,
                                     (size_t)bytes);
         }
-        FillArgs fill = {.y = (int64_t)y, .count = 5000, .bytes = bytes, .value = 0x0102030405060708};
+        FillArgs fill = {
+            .y = (int64_t)y, .count = 5000, .bytes = bytes, .value = 0x0102030405060708};
         memset(y, 0, sizeof y);
         launch(pv_fill, &fill, 0, 2);
         for (int64_t i = 0; i < 5001 * bytes; i++)
@@ -103,9 +110,15 @@ static void test_window(void **state)
         int64_t taken = offset < 0 ? 0 : offset > 6 ? 6 : offset;
         PvReal *x = random_array(3 * 10 * 7);
         Output out = output(3 * 4 * 7), back = output(3 * 10 * 7);
-        CopyArgs args = {.y = (int64_t)out.data, .x = (int64_t)x, .bytes = sizeof(PvReal),
-                         .axes = 3, .offset = (int64_t)&offset, .offset_stride = 7,
-                         .offset_max = 6, .size = {3, 4, 7}, .y_stride = {28, 7, 1},
+        CopyArgs args = {.y = (int64_t)out.data,
+                         .x = (int64_t)x,
+                         .bytes = sizeof(PvReal),
+                         .axes = 3,
+                         .offset = (int64_t)&offset,
+                         .offset_stride = 7,
+                         .offset_max = 6,
+                         .size = {3, 4, 7},
+                         .y_stride = {28, 7, 1},
                          .x_stride = {70, 7, 1}};
         for (int64_t i = 0; i < 84; i++)
             out.expected[i] = (double)x[i / 28 * 70 + taken * 7 + i % 28];
@@ -129,11 +142,18 @@ static void test_pick_gather(void **state)
     const int64_t k[OUTER / PER] = {4, 0, 77, -3};
     PvReal *x = random_array(OUTER * AXIS * INNER), *dy = random_array(COUNT * INNER);
     Output y = output(OUTER * INNER), dx = output(OUTER * AXIS * INNER);
-    PickArgs pick = {.y = (int64_t)y.data, .x = (int64_t)x, .k = (int64_t)k, .outer = OUTER,
-                     .per = PER, .axis = AXIS, .inner = INNER};
+    PickArgs pick = {.y = (int64_t)y.data,
+                     .x = (int64_t)x,
+                     .k = (int64_t)k,
+                     .outer = OUTER,
+                     .per = PER,
+                     .axis = AXIS,
+                     .inner = INNER};
     memset(dx.expected, 0, sizeof *dx.expected * (size_t)dx.count);
     for (int64_t i = 0; i < OUTER * INNER; i++) {
-        int64_t o = i / INNER, index = k[o / PER] < 0 ? 0 : k[o / PER] >= AXIS ? AXIS - 1 : k[o / PER];
+        int64_t o = i / INNER, index = k[o / PER] < 0       ? 0
+                                       : k[o / PER] >= AXIS ? AXIS - 1
+                                                            : k[o / PER];
         int64_t at = (o * AXIS + index) * INNER + i % INNER;
         y.expected[i] = (double)x[at];
         dx.expected[at] = (double)dy[i];
@@ -154,8 +174,12 @@ static void test_pick_gather(void **state)
             sums.expected[row * INNER + j] += (double)dy[i * INNER + j];
         }
     }
-    GatherArgs gather = {.y = (int64_t)rows.data, .x = (int64_t)x, .k = (int64_t)index,
-                         .count = COUNT, .rows = ROWS, .inner = INNER};
+    GatherArgs gather = {.y = (int64_t)rows.data,
+                         .x = (int64_t)x,
+                         .k = (int64_t)index,
+                         .count = COUNT,
+                         .rows = ROWS,
+                         .inner = INNER};
     check("gather", pv_gather, &gather, 0, &rows, 1, 0);
     gather.y = (int64_t)dy;
     gather.x = (int64_t)sums.data;
@@ -199,8 +223,9 @@ static void check_reduce(int64_t op, int64_t kept, int64_t reduced, const int64_
 static void test_reduce(void **state)
 {
     (void)state;
-    const int64_t sizes[][4] = {{3, 4, 5, 6}, {1, 1, 300, 300}, {64, 7, 50, 33}, {1, 2, 1, 100000},
-                                {2, 130, 3, 9}, {100, 384, 2, 1}, {5, 1, 1, 1}};
+    const int64_t sizes[][4] = {{3, 4, 5, 6},      {1, 1, 300, 300}, {64, 7, 50, 33},
+                                {1, 2, 1, 100000}, {2, 130, 3, 9},   {100, 384, 2, 1},
+                                {5, 1, 1, 1}};
     const int perms[][4] = {{0, 1, 2, 3}, {2, 3, 0, 1}, {0, 2, 1, 3}, {3, 1, 2, 0}, {2, 0, 3, 1}};
     for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++) {
         for (size_t p = 0; p < sizeof perms / sizeof *perms; p++) {
@@ -215,8 +240,8 @@ static void test_reduce(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_copy),        cmocka_unit_test(test_copy_bytes),
-        cmocka_unit_test(test_window),      cmocka_unit_test(test_pick_gather),
+        cmocka_unit_test(test_copy),   cmocka_unit_test(test_copy_bytes),
+        cmocka_unit_test(test_window), cmocka_unit_test(test_pick_gather),
         cmocka_unit_test(test_reduce),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

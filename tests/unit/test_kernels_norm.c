@@ -23,9 +23,15 @@ static void check_group_norm(int64_t images, int64_t c, int64_t positions, int64
                              bool modulated, PvAct act)
 {
     int64_t channels = c / groups, plane = c * positions, count = channels * positions;
-    GroupNormArgs args = {.images = images, .c = c, .positions = positions, .groups = groups,
-                          .x_image = plane + 3, .y_image = plane + 5, .mod_image = 2 * c,
-                          .eps = real_bits(1e-5), .act = act};
+    GroupNormArgs args = {.images = images,
+                          .c = c,
+                          .positions = positions,
+                          .groups = groups,
+                          .x_image = plane + 3,
+                          .y_image = plane + 5,
+                          .mod_image = 2 * c,
+                          .eps = real_bits(1e-5),
+                          .act = act};
     PvReal *x = random_array(images * args.x_image), *gamma = random_array(c);
     PvReal *beta = random_array(c), *mod = random_array(images * 2 * c);
     Output outs[3] = {output(images * args.y_image), output(images * groups),
@@ -39,8 +45,12 @@ static void check_group_norm(int64_t images, int64_t c, int64_t positions, int64
     args.mean = (int64_t)outs[1].data;
     args.rstd = (int64_t)outs[2].data;
 
-    GroupNormGradArgs grad = {.images = images, .c = c, .positions = positions, .groups = groups,
-                              .x_image = args.x_image, .dy_image = args.y_image,
+    GroupNormGradArgs grad = {.images = images,
+                              .c = c,
+                              .positions = positions,
+                              .groups = groups,
+                              .x_image = args.x_image,
+                              .dy_image = args.y_image,
                               .dx_image = plane + 1};
     PvReal *dy = random_array(images * grad.dy_image);
     PvReal *mean_in = random_array(images * groups), *rstd_in = random_array(images * groups);
@@ -112,7 +122,8 @@ static void check_layer_norm(int64_t rows, int64_t c, bool affine, PvAct act)
     LayerNormArgs args = {.rows = rows, .c = c, .eps = real_bits(1e-5), .act = act};
     LayerNormGradArgs grad = {.rows = rows, .c = c};
     PvReal *x = random_array(rows * c), *gamma = random_array(c), *beta = random_array(c);
-    PvReal *dy = random_array(rows * c), *mean_in = random_array(rows), *rstd_in = random_array(rows);
+    PvReal *dy = random_array(rows * c), *mean_in = random_array(rows),
+           *rstd_in = random_array(rows);
     Output outs[3] = {output(rows * c), output(rows), output(rows)};
     Output grads[3] = {output(rows * c), output(c), output(c)};
     args.x = grad.x = (int64_t)x;
@@ -192,8 +203,10 @@ static void test_softmax(void **state)
             }
             if (in_place)
                 memcpy(out.data, x, (size_t)(rows * c) * sizeof *x);
-            SoftmaxArgs args = {.y = (int64_t)out.data, .x = (int64_t)(in_place ? out.data : x),
-                                .rows = rows, .c = c};
+            SoftmaxArgs args = {.y = (int64_t)out.data,
+                                .x = (int64_t)(in_place ? out.data : x),
+                                .rows = rows,
+                                .c = c};
             check("softmax", pv_softmax, &args, 0, &out, 1, 100);
             release();
         }

@@ -45,8 +45,8 @@ typedef struct {
     float (*function)(float);
     double (*exact)(double);
     double from, to;
-    double ulp;                      // of the exact result, or
-    double absolute;                 // error, if not 0
+    double ulp;      // of the exact result, or
+    double absolute; // error, if not 0
 } Range;
 
 static void test_accuracy(void **state)
