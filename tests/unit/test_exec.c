@@ -289,7 +289,7 @@ static void another_processor_is_told(void **state)
     (void)state;
     PvModel other = pv_model;
     PvError error = {0};
-    other.features = PV_FEATURES;                      // of this test: it runs
+    other.features = PV_FEATURES; // of this test: it runs
     assert_true(pv_machine_check(&other, &error));
 #if defined __x86_64__
     if (!__builtin_cpu_supports("avx512f")) {
