@@ -2,9 +2,11 @@
 //   net.w [3] (ones), net.seen [1] i64 (buffer)
 //   program scale(x: [b, 3], gain: real = none) -> y = x * w * gain
 //   program total(x: [b, 3]) -> loss = sum(x * w), with its gradient
-//   train fit: loss = mean((w - target - mean(noise) / 100)^2), noise [b, 3] from stream "noise", two
+//   train fit: loss = mean((w - target - mean(noise) / 100)^2), noise [b, 3] from stream "noise",
+//   two
 //     micro-steps, average every 2 updates; `again` moves by the gradient of `total` when replayed
-//   sample paint: x = x / 2 + noise a few times, then clips of the shade w[0]; option cond: x at first
+//   sample paint: x = x / 2 + noise a few times, then clips of the shade w[0]; option cond: x at
+//   first
 #ifndef SMALL_MODEL_H
 #define SMALL_MODEL_H
 
@@ -14,7 +16,7 @@
 #include "runtime/call.h"
 
 #define REAL(address) ((PvReal *)(intptr_t)(address))
-#define COUNT(array) (sizeof(array) / sizeof *(array))
+#define COUNT(array)  (sizeof(array) / sizeof *(array))
 
 // y [n], x [n], w [3], gain (address or 0), n
 static void k_scale(const PvRun *run, const int64_t *args)
@@ -94,8 +96,8 @@ static void k_step(const PvRun *run, const int64_t *args)
 }
 
 static const PvKernel kernels[] = {
-    {"scale", k_scale}, {"sum", k_sum}, {"total_grad", k_total_grad}, {"noise", k_noise},
-    {"fit", k_fit}, {"store", k_store}, {"paint", k_paint}, {"step", k_step},
+    {"scale", k_scale}, {"sum", k_sum},     {"total_grad", k_total_grad}, {"noise", k_noise},
+    {"fit", k_fit},     {"store", k_store}, {"paint", k_paint},           {"step", k_step},
 };
 
 static const PvParam params[] = {
@@ -105,10 +107,31 @@ static const PvParam params[] = {
 static const PvInstance instances[] = {{"net", 0, 2, 0, 128, NULL, 0}};
 static const uint32_t only_net[] = {0};
 
-#define ROWS {PV_REAL_DTYPE, 2, 1, {1, 3}}        // [b, 3]
-#define NUMBER {PV_REAL_DTYPE, 0, 0, {0}}
-#define CLIP {PV_REAL_DTYPE, 5, 1, {1, 3, 2, 4, 4}}
-#define AT(space, a, c) {a, c, space}
+#define ROWS                                                                                       \
+    {                                                                                              \
+        PV_REAL_DTYPE, 2, 1,                                                                       \
+        {                                                                                          \
+            1, 3                                                                                   \
+        }                                                                                          \
+    } // [b, 3]
+#define NUMBER                                                                                     \
+    {                                                                                              \
+        PV_REAL_DTYPE, 0, 0,                                                                       \
+        {                                                                                          \
+            0                                                                                      \
+        }                                                                                          \
+    }
+#define CLIP                                                                                       \
+    {                                                                                              \
+        PV_REAL_DTYPE, 5, 1,                                                                       \
+        {                                                                                          \
+            1, 3, 2, 4, 4                                                                          \
+        }                                                                                          \
+    }
+#define AT(space, a, c)                                                                            \
+    {                                                                                              \
+        a, c, space                                                                                \
+    }
 
 // ---- scale ----
 
@@ -127,14 +150,17 @@ static uint32_t scale_select(const PvStep *step)
 }
 
 static const PvArg scale_args[2][5] = {
-    {AT(PV_IO + 2, 0, 0), AT(PV_IO, 0, 0), AT(PV_PARAM, 0, 0), AT(PV_VALUE, 0, 0), AT(PV_VALUE, 0, 3)},
-    {AT(PV_IO + 2, 0, 0), AT(PV_IO, 0, 0), AT(PV_PARAM, 0, 0), AT(PV_SCALAR, 0, 0), AT(PV_VALUE, 0, 3)},
+    {AT(PV_IO + 2, 0, 0), AT(PV_IO, 0, 0), AT(PV_PARAM, 0, 0), AT(PV_VALUE, 0, 0),
+     AT(PV_VALUE, 0, 3)},
+    {AT(PV_IO + 2, 0, 0), AT(PV_IO, 0, 0), AT(PV_PARAM, 0, 0), AT(PV_SCALAR, 0, 0),
+     AT(PV_VALUE, 0, 3)},
 };
 // the plain plan computes y three times over, twice into the arena
 static const PvArg scale_plain_args[] = {
-    AT(PV_ARENA, 0, 64), AT(PV_IO, 0, 0), AT(PV_PARAM, 0, 0), AT(PV_VALUE, 0, 0), AT(PV_VALUE, 0, 3),
-    AT(PV_ARENA, 0, 0), AT(PV_IO, 0, 0), AT(PV_PARAM, 0, 0), AT(PV_VALUE, 0, 0), AT(PV_VALUE, 0, 3),
-    AT(PV_IO + 2, 0, 0), AT(PV_IO, 0, 0), AT(PV_PARAM, 0, 0), AT(PV_VALUE, 0, 0), AT(PV_VALUE, 0, 3),
+    AT(PV_ARENA, 0, 64), AT(PV_IO, 0, 0),    AT(PV_PARAM, 0, 0),  AT(PV_VALUE, 0, 0),
+    AT(PV_VALUE, 0, 3),  AT(PV_ARENA, 0, 0), AT(PV_IO, 0, 0),     AT(PV_PARAM, 0, 0),
+    AT(PV_VALUE, 0, 0),  AT(PV_VALUE, 0, 3), AT(PV_IO + 2, 0, 0), AT(PV_IO, 0, 0),
+    AT(PV_PARAM, 0, 0),  AT(PV_VALUE, 0, 0), AT(PV_VALUE, 0, 3),
 };
 static const PvLaunch scale_launches[] = {{0, 0, 5, 0, 0, 0, 3}};
 static const PvLaunch scale_plain_launches[] = {
@@ -147,14 +173,30 @@ static const PvTap scale_taps[] = {
 #define READS .instances = only_net, .instance_count = 1
 static const PvPlan scale_plans[] = {
     {.launches = scale_launches, .launch_count = 1, .args = scale_args[0], .arg_count = 5, READS},
-    {.launches = scale_launches, .launch_count = 1, .args = scale_args[1], .arg_count = 5,
-     .scalar_count = 1, .scalars = scale_scalars, READS},
+    {.launches = scale_launches,
+     .launch_count = 1,
+     .args = scale_args[1],
+     .arg_count = 5,
+     .scalar_count = 1,
+     .scalars = scale_scalars,
+     READS},
 };
 static const PvPlan scale_plain[] = {
-    {.launches = scale_plain_launches, .launch_count = 3, .args = scale_plain_args, .arg_count = 15,
-     .arena_batch = 128, .taps = scale_taps, .tap_count = 3, READS},
-    {.launches = scale_launches, .launch_count = 1, .args = scale_args[1], .arg_count = 5,
-     .scalar_count = 1, .scalars = scale_scalars, READS},
+    {.launches = scale_plain_launches,
+     .launch_count = 3,
+     .args = scale_plain_args,
+     .arg_count = 15,
+     .arena_batch = 128,
+     .taps = scale_taps,
+     .tap_count = 3,
+     READS},
+    {.launches = scale_launches,
+     .launch_count = 1,
+     .args = scale_args[1],
+     .arg_count = 5,
+     .scalar_count = 1,
+     .scalars = scale_scalars,
+     READS},
 };
 
 // ---- total and its gradient ----
@@ -163,29 +205,42 @@ static const PvInput total_inputs[] = {{"x", ROWS, false}};
 static const PvOutput total_outputs[] = {{PV_OUT_NAMED, "loss", NUMBER},
                                          {PV_OUT_GRAD_INPUT, "grad.x", ROWS}};
 static const PvArg total_args[] = {
-    AT(PV_ARENA, 0, 64), AT(PV_IO, 0, 0), AT(PV_PARAM, 0, 0), AT(PV_VALUE, 0, 0), AT(PV_VALUE, 0, 3),
-    AT(PV_IO + 1, 0, 0), AT(PV_ARENA, 0, 64), AT(PV_VALUE, 0, 3),
-    AT(PV_GRAD, 0, 0), AT(PV_IO + 2, 0, 0), AT(PV_IO, 0, 0), AT(PV_PARAM, 0, 0), AT(PV_VALUE, 0, 3),
+    AT(PV_ARENA, 0, 64), AT(PV_IO, 0, 0),     AT(PV_PARAM, 0, 0),  AT(PV_VALUE, 0, 0),
+    AT(PV_VALUE, 0, 3),  AT(PV_IO + 1, 0, 0), AT(PV_ARENA, 0, 64), AT(PV_VALUE, 0, 3),
+    AT(PV_GRAD, 0, 0),   AT(PV_IO + 2, 0, 0), AT(PV_IO, 0, 0),     AT(PV_PARAM, 0, 0),
+    AT(PV_VALUE, 0, 3),
 };
 static const PvLaunch total_launches[] = {
     {0, 0, 5, 0, 0, 0, 3}, {1, 5, 3, 0, 0, 0, 3}, {2, 8, 5, 0, 0, 0, 3}};
 static const uint32_t only_w[] = {0};
 static const PvPlan total_plans[] = {
-    {.launches = total_launches, .launch_count = 2, .args = total_args, .arg_count = 8,
-     .arena_batch = 64 + 64, READS},
+    {.launches = total_launches,
+     .launch_count = 2,
+     .args = total_args,
+     .arg_count = 8,
+     .arena_batch = 64 + 64,
+     READS},
 };
 static const PvPlan total_grad_plans[] = {
-    {.launches = total_launches, .launch_count = 3, .args = total_args, .arg_count = 13,
-     .arena_batch = 64 + 64, .grads = only_w, .grad_count = 1, READS},
+    {.launches = total_launches,
+     .launch_count = 3,
+     .args = total_args,
+     .arg_count = 13,
+     .arena_batch = 64 + 64,
+     .grads = only_w,
+     .grad_count = 1,
+     READS},
 };
 
 // ---- fit: a minimize without data ----
 
 static const PvOutput fit_outputs[] = {
-    {PV_OUT_NAMED, "loss", NUMBER}, {PV_OUT_REPORT, "mean", NUMBER},
-    {PV_OUT_SETTING, "lr", NUMBER}, {PV_OUT_SETTING, "ema", NUMBER},
+    {PV_OUT_NAMED, "loss", NUMBER},
+    {PV_OUT_REPORT, "mean", NUMBER},
+    {PV_OUT_SETTING, "lr", NUMBER},
+    {PV_OUT_SETTING, "ema", NUMBER},
 };
-static void fit_scalars(const PvStep *step, PvScalar *out)     // bad, lr, ema
+static void fit_scalars(const PvStep *step, PvScalar *out) // bad, lr, ema
 {
     PvReal lr = (PvReal)step->options[0].f, ema = (PvReal)0.99;
     out[0].i = step->options[5].i;
@@ -193,19 +248,27 @@ static void fit_scalars(const PvStep *step, PvScalar *out)     // bad, lr, ema
     memcpy(&out[2], &ema, sizeof ema);
 }
 static const PvArg fit_args[] = {
-    AT(PV_ARENA, 0, 64), AT(PV_VALUE, 0, 3),
-    AT(PV_IO, 0, 0), AT(PV_IO + 1, 0, 0), AT(PV_GRAD, 0, 0), AT(PV_PARAM, 0, 0), AT(PV_ARENA, 0, 64),
-    AT(PV_VALUE, 0, 3), AT(PV_PARAM, 64, 0), AT(PV_SCALAR, 0, 0),
-    AT(PV_IO + 2, 0, 0), AT(PV_SCALAR, 8, 0),
+    AT(PV_ARENA, 0, 64), AT(PV_VALUE, 0, 3),   AT(PV_IO, 0, 0),     AT(PV_IO + 1, 0, 0),
+    AT(PV_GRAD, 0, 0),   AT(PV_PARAM, 0, 0),   AT(PV_ARENA, 0, 64), AT(PV_VALUE, 0, 3),
+    AT(PV_PARAM, 64, 0), AT(PV_SCALAR, 0, 0),  AT(PV_IO + 2, 0, 0), AT(PV_SCALAR, 8, 0),
     AT(PV_IO + 3, 0, 0), AT(PV_SCALAR, 16, 0),
 };
 static const PvLaunch fit_launches[] = {
     {3, 0, 2, 0, 0, 0, 3}, {4, 2, 8, 0, 0, 0, 9}, {5, 10, 2, 0, 0, 1, 0}, {5, 12, 2, 0, 0, 1, 0}};
 static const uint32_t stream_noise[] = {0};
 static const PvPlan fit_plans[] = {
-    {.launches = fit_launches, .launch_count = 4, .args = fit_args, .arg_count = 14,
-     .arena_batch = 64 + 64, .scalar_count = 3, .scalars = fit_scalars, .grads = only_w,
-     .grad_count = 1, .streams = stream_noise, .stream_count = 1, READS},
+    {.launches = fit_launches,
+     .launch_count = 4,
+     .args = fit_args,
+     .arg_count = 14,
+     .arena_batch = 64 + 64,
+     .scalar_count = 3,
+     .scalars = fit_scalars,
+     .grads = only_w,
+     .grad_count = 1,
+     .streams = stream_noise,
+     .stream_count = 1,
+     READS},
 };
 static const PvMinimize fit_minimize[] = {
     {3, UINT32_MAX, "adamw", only_net, 1, 2, 2, false},
@@ -220,8 +283,8 @@ static const PvStage stages[] = {
 
 static const PvInput step_inputs[] = {{"x", ROWS, false}, {"noise", ROWS, false}};
 static const PvOutput step_outputs[] = {{PV_OUT_NAMED, "next", ROWS}};
-static const PvArg step_args[] = {
-    AT(PV_IO + 2, 0, 0), AT(PV_IO, 0, 0), AT(PV_IO + 1, 0, 0), AT(PV_VALUE, 0, 3)};
+static const PvArg step_args[] = {AT(PV_IO + 2, 0, 0), AT(PV_IO, 0, 0), AT(PV_IO + 1, 0, 0),
+                                  AT(PV_VALUE, 0, 3)};
 static const PvLaunch step_launches[] = {{7, 0, 4, 0, 0, 0, 6}};
 static const PvPlan step_plans[] = {
     {.launches = step_launches, .launch_count = 1, .args = step_args, .arg_count = 4},
@@ -269,7 +332,8 @@ static int paint_run(PvHost *host)
 // ---- the whole ----
 
 static const PvEntry entries[] = {
-    {PV_PROGRAM, "scale", scale_inputs, 2, scale_outputs, 1, scale_plans, scale_plain, 2, scale_select},
+    {PV_PROGRAM, "scale", scale_inputs, 2, scale_outputs, 1, scale_plans, scale_plain, 2,
+     scale_select},
     {PV_PROGRAM, "total", total_inputs, 1, total_outputs, 1, total_plans, NULL, 1, NULL},
     {PV_GRAD_OF, "total", total_inputs, 1, total_outputs, 2, total_grad_plans, NULL, 1, NULL},
     {PV_MINIMIZE, "fit.0", NULL, 0, fit_outputs, 4, fit_plans, NULL, 1, NULL},
@@ -289,12 +353,28 @@ static const char *const constants[] = {"width=3"};
 static const PvSampler samplers[] = {{"paint", paint_run}};
 
 const PvModel pv_model = {
-    .name = "small", .real = PV_REAL_DTYPE, .constants = constants, .constant_count = 1,
-    .params = params, .param_count = COUNT(params), .param_bytes = 128,
-    .instances = instances, .instance_count = 1, .options = options,
-    .option_count = COUNT(options), .option_slots = 6, .streams = streams, .stream_count = 2,
-    .entries = entries, .entry_count = COUNT(entries), .stages = stages, .stage_count = 2,
-    .samplers = samplers, .sampler_count = 1, .kernels = kernels, .kernel_count = COUNT(kernels),
+    .name = "small",
+    .real = PV_REAL_DTYPE,
+    .constants = constants,
+    .constant_count = 1,
+    .params = params,
+    .param_count = COUNT(params),
+    .param_bytes = 128,
+    .instances = instances,
+    .instance_count = 1,
+    .options = options,
+    .option_count = COUNT(options),
+    .option_slots = 6,
+    .streams = streams,
+    .stream_count = 2,
+    .entries = entries,
+    .entry_count = COUNT(entries),
+    .stages = stages,
+    .stage_count = 2,
+    .samplers = samplers,
+    .sampler_count = 1,
+    .kernels = kernels,
+    .kernel_count = COUNT(kernels),
     .march = "test",
 };
 
