@@ -127,17 +127,18 @@ Val list_table(Elab *e, Value list, Span span)
 static _Noreturn void not_whole(Elab *e, Frame *frame, int64_t a, int64_t b, Span span,
                                 const Ast *left)
 {
-    elab_error(e, span, "%" PRId64 " / %" PRId64 " is not whole (%g)", a, b,
-               (double)a / (double)b);
+    elab_error(e, span, "%" PRId64 " / %" PRId64 " is not whole (%g)", a, b, (double)a / (double)b);
     FileScope *space;
     Decl *decl = left && left->kind == AST_NAME && frame
-                     ? file_lookup(e, frame->file, left->text, &space) : NULL;
+                     ? file_lookup(e, frame->file, left->text, &space)
+                     : NULL;
     if (decl && decl->define)
         elab_note(e, (Span){0}, "%s = %" PRId64 " by -D on the command line", decl->name, a);
     int64_t below = a - ((a % b) + b) % b;
     if (b > 0)
-        elab_help(e, (Span){0}, "%" PRId64 " and %" PRId64 " are multiples of %" PRId64
-                  "; div(a, b) rounds down", below, below + b, b);
+        elab_help(e, (Span){0},
+                  "%" PRId64 " and %" PRId64 " are multiples of %" PRId64 "; div(a, b) rounds down",
+                  below, below + b, b);
     elab_stop(e);
 }
 
@@ -161,8 +162,12 @@ static int64_t whole_power(Elab *e, int64_t base, int64_t exponent, Span span)
 
 static Value compare_result(Operator op, int order)
 {
-    bool result = op == OPR_EQ ? order == 0 : op == OPR_NE ? order != 0 : op == OPR_LT ? order < 0 :
-                  op == OPR_LE ? order <= 0 : op == OPR_GT ? order > 0 : order >= 0;
+    bool result = op == OPR_EQ   ? order == 0
+                  : op == OPR_NE ? order != 0
+                  : op == OPR_LT ? order < 0
+                  : op == OPR_LE ? order <= 0
+                  : op == OPR_GT ? order > 0
+                                 : order >= 0;
     return value_bool(result);
 }
 
@@ -188,7 +193,8 @@ static Value whole_operator(Elab *e, Frame *frame, Operator op, int64_t a, int64
         if (b == 0)
             elab_fail(e, span, "division by zero");
         if (b == -1)
-            return op == OPR_MOD ? value_int(0) : whole_operator(e, frame, OPR_SUB, 0, a, span, left);
+            return op == OPR_MOD ? value_int(0)
+                                 : whole_operator(e, frame, OPR_SUB, 0, a, span, left);
         if (op == OPR_MOD)
             return value_int((a % b + b) % b);
         if (a % b != 0)
@@ -249,8 +255,9 @@ static bool batch_operator(Operator op, Value x, Value y, Value *out)
         return true;
     }
     if ((op == OPR_DIV || op == OPR_MOD) && x.batch && b != 0 && a % b == 0) {
-        *out = op == OPR_MOD ? value_int(0) :
-               y.batch ? value_int(a / b) : value_dim(dim_batch(a / b));
+        *out = op == OPR_MOD ? value_int(0)
+               : y.batch     ? value_int(a / b)
+                             : value_dim(dim_batch(a / b));
         return true;
     }
     if ((op == OPR_EQ || op == OPR_NE) && both) {
@@ -265,16 +272,25 @@ static bool batch_operator(Operator op, Value x, Value y, Value *out)
 static Op graph_op(Operator op)
 {
     switch ((int)op) {
-    case OPR_ADD: return OP_ADD;
-    case OPR_SUB: return OP_SUB;
-    case OPR_MUL: return OP_MUL;
-    case OPR_DIV: return OP_DIV;
-    case OPR_MOD: return OP_MOD;
-    case OPR_EQ: return OP_EQ;
-    case OPR_NE: return OP_NE;
+    case OPR_ADD:
+        return OP_ADD;
+    case OPR_SUB:
+        return OP_SUB;
+    case OPR_MUL:
+        return OP_MUL;
+    case OPR_DIV:
+        return OP_DIV;
+    case OPR_MOD:
+        return OP_MOD;
+    case OPR_EQ:
+        return OP_EQ;
+    case OPR_NE:
+        return OP_NE;
     case OPR_LT:
-    case OPR_GT: return OP_LT;
-    default: return OP_LE;
+    case OPR_GT:
+        return OP_LT;
+    default:
+        return OP_LE;
     }
 }
 
@@ -309,9 +325,10 @@ static void help_ranks(Elab *e, const Frame *frame, const Ast *ast, const Type *
     for (uint32_t i = 0; i < small->rank; i++) {
         if (!dim_equal(small->dim[i], large->dim[i]) && !dim_is_one(small->dim[i]))
             return;
-        const char *axis = dim_is_one(small->dim[i]) ? "1" :
-                           small->dim[i].batch && small->dim[i].n == 1 ? "b" :
-                           (const char *[]){"c", "d", "e", "f", "g", "h", "i", "j"}[i];
+        const char *axis = dim_is_one(small->dim[i]) ? "1"
+                           : small->dim[i].batch && small->dim[i].n == 1
+                               ? "b"
+                               : (const char *[]){"c", "d", "e", "f", "g", "h", "i", "j"}[i];
         left = arena_printf(e->arena, "%s%s%s", left, i ? " " : "", axis);
     }
     for (uint32_t i = small->rank; i < large->rank; i++)
@@ -366,9 +383,9 @@ static Value tensor_operator(Elab *e, Frame *frame, Operator op, Value left_valu
         a = g_cast(e->graph, a, e->real);
     if (reals && val_type(e->graph, b)->dtype == DT_I64)
         b = g_cast(e->graph, b, e->real);
-    Val result = op == OPR_POW ? compose_pow(e->graph, a, b) :
-                 op == OPR_GT || op == OPR_GE ? compose_binary(e->graph, graph_op(op), b, a) :
-                 compose_binary(e->graph, graph_op(op), a, b);
+    Val result = op == OPR_POW                  ? compose_pow(e->graph, a, b)
+                 : op == OPR_GT || op == OPR_GE ? compose_binary(e->graph, graph_op(op), b, a)
+                                                : compose_binary(e->graph, graph_op(op), a, b);
     if (!result)
         elab_fail_graph(e, span);
     return value_tensor(result);

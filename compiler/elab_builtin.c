@@ -39,11 +39,26 @@ static int64_t whole_arg(Elab *e, Value value, const Args *call, const char *wha
 
 // ---- elementwise ----
 
-static double sigmoid_number(double x) { return 1 / (1 + exp(-x)); }
-static double softplus_number(double x) { return x > 30 ? x : log1p(exp(x)); }
-static double relu_number(double x) { return x > 0 ? x : 0; }
-static double silu_number(double x) { return x / (1 + exp(-x)); }
-static double gelu_number(double x) { return x * (1 + erf(x * M_SQRT1_2)) / 2; }
+static double sigmoid_number(double x)
+{
+    return 1 / (1 + exp(-x));
+}
+static double softplus_number(double x)
+{
+    return x > 30 ? x : log1p(exp(x));
+}
+static double relu_number(double x)
+{
+    return x > 0 ? x : 0;
+}
+static double silu_number(double x)
+{
+    return x / (1 + exp(-x));
+}
+static double gelu_number(double x)
+{
+    return x * (1 + erf(x * M_SQRT1_2)) / 2;
+}
 static double gelu_tanh_number(double x)
 {
     return x * (1 + tanh(M_2_SQRTPI * M_SQRT1_2 * (x + 0.044715 * x * x * x))) / 2;
@@ -73,8 +88,7 @@ static Value call_log2(Elab *e, Frame *frame, const Builtin *self, Value *arg, c
     return tensor_or_fail(e, compose_log2(e->graph, tensor_arg(e, arg, 0, call)), call->span);
 }
 
-static Value call_identity(Elab *e, Frame *frame, const Builtin *self, Value *arg,
-                           const Args *call)
+static Value call_identity(Elab *e, Frame *frame, const Builtin *self, Value *arg, const Args *call)
 {
     UNUSED(e), UNUSED(frame), UNUSED(self), UNUSED(call);
     return arg[0];
@@ -128,8 +142,7 @@ static Value call_where(Elab *e, Frame *frame, const Builtin *self, Value *arg, 
     return tensor_or_fail(e, compose_where(e->graph, cond, x, y), call->span);
 }
 
-static Value call_softmax(Elab *e, Frame *frame, const Builtin *self, Value *arg,
-                          const Args *call)
+static Value call_softmax(Elab *e, Frame *frame, const Builtin *self, Value *arg, const Args *call)
 {
     UNUSED(frame), UNUSED(self);
     int64_t axis = arg_given(arg[1]) ? whole_arg(e, arg[1], call, "the axis") : -1;
@@ -183,8 +196,8 @@ PatternScope pattern_scope(Elab *e, Frame *frame, const Args *call, PatternAxis 
 {
     PatternContext *context = arena_alloc(e->arena, sizeof *context);
     *context = (PatternContext){e, frame};
-    PatternScope scope = {.context = context, .lookup = pattern_lookup, .given = given,
-                          .real = e->real};
+    PatternScope scope = {
+        .context = context, .lookup = pattern_lookup, .given = given, .real = e->real};
     for (uint32_t i = 0; i < call->count; i++) {
         const Arg *arg = &call->at[i];
         if (!arg->name || is_own_param(arg->name))
@@ -325,8 +338,10 @@ static PatternShape like_shape(Elab *e, Frame *frame, const char *pattern, Value
         elab_fail(e, call->span, "a tensor has at most %d axes", MAX_RANK);
     for (uint32_t i = 0; i < sizes.list->count; i++)
         if (!dim_of_value(sizes.list->at[i], &shape.dim[shape.rank++]))
-            elab_fail(e, call->span, "'like' is a list of tensors or of lists of sizes; this "
-                      "holds %s", value_describe(e, sizes.list->at[i]));
+            elab_fail(e, call->span,
+                      "'like' is a list of tensors or of lists of sizes; this "
+                      "holds %s",
+                      value_describe(e, sizes.list->at[i]));
     return shape;
 }
 
@@ -359,23 +374,30 @@ static Value call_unpack(Elab *e, Frame *frame, const Builtin *self, Value *arg,
 static const struct {
     const char *name;
     PatternReduce reduce;
-    Operator fold;                    // of a list; OPR_NONE: not of lists
+    Operator fold; // of a list; OPR_NONE: not of lists
 } reductions[] = {
     {"sum", PATTERN_SUM, OPR_ADD}, {"mean", PATTERN_MEAN, OPR_ADD}, {"max", PATTERN_MAX, OPR_GT},
-    {"min", PATTERN_MIN, OPR_LT}, {"var", PATTERN_VAR, OPR_NONE}, {"any", PATTERN_ANY, OPR_OR},
+    {"min", PATTERN_MIN, OPR_LT},  {"var", PATTERN_VAR, OPR_NONE},  {"any", PATTERN_ANY, OPR_OR},
     {"all", PATTERN_ALL, OPR_AND},
 };
 
 static Val reduce_whole(Elab *e, PatternReduce reduce, Val x)
 {
     switch (reduce) {
-    case PATTERN_SUM: return compose_sum(e->graph, x);
-    case PATTERN_MEAN: return compose_mean(e->graph, x);
-    case PATTERN_MAX: return compose_max(e->graph, x);
-    case PATTERN_MIN: return compose_min(e->graph, x);
-    case PATTERN_VAR: return compose_var(e->graph, x);
-    case PATTERN_ANY: return compose_any(e->graph, x, e->real);
-    case PATTERN_ALL: return compose_all(e->graph, x, e->real);
+    case PATTERN_SUM:
+        return compose_sum(e->graph, x);
+    case PATTERN_MEAN:
+        return compose_mean(e->graph, x);
+    case PATTERN_MAX:
+        return compose_max(e->graph, x);
+    case PATTERN_MIN:
+        return compose_min(e->graph, x);
+    case PATTERN_VAR:
+        return compose_var(e->graph, x);
+    case PATTERN_ANY:
+        return compose_any(e->graph, x, e->real);
+    case PATTERN_ALL:
+        return compose_all(e->graph, x, e->real);
     }
     return 0;
 }
@@ -414,9 +436,11 @@ static Value fold_list(Elab *e, Frame *frame, Operator fold, Value list, const A
             result = value_bool(fold == OPR_AND ? result.integer && next.integer
                                                 : result.integer || next.integer);
         else if (fold != OPR_ADD)
-            result = tensor_or_fail(e, g_binary(e->graph, fold == OPR_AND ? OP_AND : OP_OR,
-                                                value_val(e, result, call->span),
-                                                value_val(e, next, call->span)), call->span);
+            result = tensor_or_fail(e,
+                                    g_binary(e->graph, fold == OPR_AND ? OP_AND : OP_OR,
+                                             value_val(e, result, call->span),
+                                             value_val(e, next, call->span)),
+                                    call->span);
         else
             result = eval_operator(e, frame, fold, result, next, call->span, NULL, NULL);
     }
@@ -481,8 +505,7 @@ static Value call_attention(Elab *e, Frame *frame, const Builtin *self, Value *a
             elab_fail(e, call->span, "'causal' is true or false");
         causal = arg[5].integer != 0;
     }
-    return tensor_or_fail(e, compose_attention(e->graph, q, k, v, mask, scale, causal),
-                          call->span);
+    return tensor_or_fail(e, compose_attention(e->graph, q, k, v, mask, scale, causal), call->span);
 }
 
 static Value call_rotary(Elab *e, Frame *frame, const Builtin *self, Value *arg, const Args *call)
@@ -505,8 +528,7 @@ static Value with_mode(Elab *e, Value value, Mode mode, const Args *call)
     return value;
 }
 
-static Value call_training(Elab *e, Frame *frame, const Builtin *self, Value *arg,
-                           const Args *call)
+static Value call_training(Elab *e, Frame *frame, const Builtin *self, Value *arg, const Args *call)
 {
     UNUSED(frame), UNUSED(self);
     return with_mode(e, arg[0], MODE_TRAINING, call);

@@ -107,8 +107,7 @@ const Arg **match_arguments(Elab *e, const Ast *ast, const Args *args)
         uint32_t at = arg->name ? find_parameter(e, ast, arg) : next++;
         if (at >= count) {
             elab_error(e, arg->span, "%s '%s' takes %" PRIu32 " argument%s, not %" PRIu32,
-                       declaration_word(ast), ast->text, count, count == 1 ? "" : "s",
-                       args->count);
+                       declaration_word(ast), ast->text, count, count == 1 ? "" : "s", args->count);
             note_signature(e, ast);
             elab_stop(e);
         }
@@ -120,8 +119,7 @@ const Arg **match_arguments(Elab *e, const Ast *ast, const Args *args)
 }
 
 // Binds arguments first, so that shapes see all of them, then defaults and types in order.
-static void bind_parameters(Elab *e, Frame *frame, const Ast *ast, const Args *args,
-                            BindKind kind)
+static void bind_parameters(Elab *e, Frame *frame, const Ast *ast, const Args *args, BindKind kind)
 {
     const Arg **match = match_arguments(e, ast, args);
     uint32_t count = ast->list.count;
@@ -182,8 +180,7 @@ static Value check_results(Elab *e, Frame *frame, const Ast *ast, Value result, 
         const Ast *promise = ast->list2.at[i];
         Ast named = {.kind = AST_TYPE, .span = promise->span, .text = promise->text};
         const Ast *type = promise->b;
-        if (!type && promise->text && ast->kind == AST_DEF &&
-            names_type(e, frame, promise->text))
+        if (!type && promise->text && ast->kind == AST_DEF && names_type(e, frame, promise->text))
             type = arena_copy(e->arena, &named, sizeof named);
         if (type)
             type_check(e, frame, type, &parts[i], span, "the result");
@@ -493,7 +490,8 @@ static void check_sequence_names(Elab *e, Value sequence, const Args *args)
             !declared_anywhere(e, arg->name))
             elab_fail(e, arg->name_span, "no module declares '%s'", arg->name);
         if (positional > 1)
-            elab_fail(e, arg->span, "a sequence takes one value, and named arguments for those "
+            elab_fail(e, arg->span,
+                      "a sequence takes one value, and named arguments for those "
                       "elements that declare them");
     }
     if (!positional)
@@ -532,7 +530,8 @@ static Value call_sequence(Elab *e, Frame *frame, Value sequence, Args *args)
             x = args->at[i].value;
     for (uint32_t i = 0; i < list->count; i++) {
         x = call_element(e, frame, list->at[i], x, args);
-        if (e->run && e->run->kind == ENTRY_PROGRAM && list->at[i].kind != V_INSTANCE && list->at[i].kind != V_LIST)
+        if (e->run && e->run->kind == ENTRY_PROGRAM && list->at[i].kind != V_INSTANCE &&
+            list->at[i].kind != V_LIST)
             elab_tap(e, element_path(e, list, i), NULL, x);
     }
     e->mode = mode;
@@ -565,8 +564,7 @@ static Value call_partial(Elab *e, Frame *frame, const Partial *partial, Args *a
     }
     for (uint32_t i = 0; i < partial->args.count; i++)
         if (all->at[i].hole)
-            elab_fail(e, args->span, "this function has %" PRIu32 " holes to fill",
-                      partial->holes);
+            elab_fail(e, args->span, "this function has %" PRIu32 " holes to fill", partial->holes);
     return elab_call(e, frame, partial->callee, all);
 }
 
@@ -590,8 +588,10 @@ Value elab_call(Elab *e, Frame *frame, Value callee, Args *args)
     case V_LIST:
         return call_sequence(e, frame, callee, args);
     default:
-        elab_fail(e, args->callee_span, "only functions, modules and sequences can be called; "
-                  "this is %s", value_describe(e, callee));
+        elab_fail(e, args->callee_span,
+                  "only functions, modules and sequences can be called; "
+                  "this is %s",
+                  value_describe(e, callee));
     }
 }
 
@@ -616,7 +616,7 @@ Value construct(Elab *e, Value class, Args *args)
     bool constructing = e->constructing;
     if (++e->depth > ELAB_MAX_DEPTH)
         elab_fail(e, args->span, "modules are nested too deeply: more than %d", ELAB_MAX_DEPTH);
-    e->run = NULL;                        // a body draws, decides and reports nothing
+    e->run = NULL; // a body draws, decides and reports nothing
     e->constructing = true;
     if (class.kind == V_LAYER) {
         construct_layer(e, args, class, self);

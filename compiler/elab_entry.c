@@ -33,9 +33,10 @@ bool elab_decide(Elab *e, Val condition, Span span)
         return (node->attr->real != 0) != flip;
     if (!run) {
         elab_error(e, span, "this is known only when a step starts");
-        elab_help(e, (Span){0}, e->host ? "in a sample block, choose by an 'if' statement, or by "
-                  "if ... then ... else around a whole value"
-                  : "declarations and modules are evaluated by the compiler");
+        elab_help(e, (Span){0},
+                  e->host ? "in a sample block, choose by an 'if' statement, or by "
+                            "if ... then ... else around a whole value"
+                          : "declarations and modules are evaluated by the compiler");
         elab_stop(e);
     }
     for (uint32_t i = 0; i < run->path_count; i++)
@@ -43,8 +44,7 @@ bool elab_decide(Elab *e, Val condition, Span span)
             return run->path[i].outcome != flip;
     if (run->path_count == ELAB_MAX_VARIANTS)
         elab_fail(e, span, "more than %d questions in one step", ELAB_MAX_VARIANTS);
-    bool outcome = run->path_count >= run->script_count ||
-                   run->script[run->path_count].outcome;
+    bool outcome = run->path_count >= run->script_count || run->script[run->path_count].outcome;
     run->path[run->path_count++] = (Decision){condition, outcome};
     return outcome != flip;
 }
@@ -74,8 +74,8 @@ bool input_given(Elab *e, Value maybe, Span span)
 void run_output(Elab *e, Run *run, OutKind kind, const char *name, Val val)
 {
     (void)e;
-    run->outputs = grow_array(run->outputs, &run->output_capacity, run->output_count,
-                              sizeof *run->outputs);
+    run->outputs =
+        grow_array(run->outputs, &run->output_capacity, run->output_count, sizeof *run->outputs);
     run->outputs[run->output_count++] = (Output){kind, name, 0, val};
 }
 
@@ -198,8 +198,8 @@ static void level_outputs(Elab *e, Variant *variants, uint32_t count)
         }
     for (uint32_t i = 0; i < count; i++) {
         Variant *variant = &variants[i];
-        Output *outputs = arena_alloc(e->arena, (variant->output_count + report_count + 1) *
-                                                    sizeof *outputs);
+        Output *outputs =
+            arena_alloc(e->arena, (variant->output_count + report_count + 1) * sizeof *outputs);
         uint32_t next = 0;
         for (uint32_t k = 0; k < variant->output_count; k++)
             if (variant->outputs[k].kind == OUT_NAMED)
@@ -232,8 +232,7 @@ static bool run_variant(Elab *e, Run *run, EntryBody *body, void *context)
     return done;
 }
 
-bool entry_elaborate(Elab *e, uint32_t index, const bool *training, EntryBody *body,
-                     void *context)
+bool entry_elaborate(Elab *e, uint32_t index, const bool *training, EntryBody *body, void *context)
 {
     Decision script[ELAB_MAX_VARIANTS], path[ELAB_MAX_VARIANTS + 1];
     uint32_t script_count = 0, count = 0;
@@ -243,14 +242,20 @@ bool entry_elaborate(Elab *e, uint32_t index, const bool *training, EntryBody *b
         Type *inputs = arena_alloc(e->arena, (entry->input_count + 1) * sizeof *inputs);
         for (uint32_t i = 0; i < entry->input_count; i++)
             inputs[i] = entry->inputs[i].type;
-        Run run = {.entry = index, .kind = entry->kind, .span = entry->span, .path = path,
-                   .script = script, .script_count = script_count, .inputs = inputs,
+        Run run = {.entry = index,
+                   .kind = entry->kind,
+                   .span = entry->span,
+                   .path = path,
+                   .script = script,
+                   .script_count = script_count,
+                   .inputs = inputs,
                    .training = training,
                    .state = arena_alloc(e->arena, (e->module->param_count + 1) * sizeof(Val))};
         if (count == ELAB_MAX_VARIANTS) {
             elab_error(e, entry->span, "'%s' has more than %d variants", entry->name,
                        ELAB_MAX_VARIANTS);
-            elab_help(e, (Span){0}, "every optional input and every 'if' on a number of the step "
+            elab_help(e, (Span){0},
+                      "every optional input and every 'if' on a number of the step "
                       "doubles them; where(c, x, y) does not");
             return false;
         }
@@ -326,9 +331,8 @@ static void program_body(Elab *e, Run *run, void *context)
     Args *args = args_new(e, entry->input_count, ast->span2);
     for (uint32_t i = 0; i < entry->input_count; i++) {
         args->at[i].span = ast->list.at[i]->span;
-        args->at[i].value = entry->inputs[i].optional
-                                ? (Value){.kind = V_MAYBE, .input = i}
-                                : value_tensor(input_val(e, i));
+        args->at[i].value = entry->inputs[i].optional ? (Value){.kind = V_MAYBE, .input = i}
+                                                      : value_tensor(input_val(e, i));
     }
     Value result = call_function(e, decl_value(e, decl), args, true, NULL);
     Span span = ast->a ? ast->a->span : ast->span2;

@@ -36,8 +36,10 @@ bool elab_truth(Elab *e, Value value, Span span)
         if (type->rank == 0 && type->dtype == DT_BOOL && graph_is_step(e->graph, value.val))
             return elab_decide(e, value.val, span);
         if (type->dtype == DT_BOOL) {
-            elab_error(e, span, "'if' needs a value that is known when the step starts; this is "
-                       "%s", value_describe(e, value));
+            elab_error(e, span,
+                       "'if' needs a value that is known when the step starts; this is "
+                       "%s",
+                       value_describe(e, value));
             elab_help(e, (Span){0}, "where(condition, a, b) chooses element by element");
             elab_stop(e);
         }
@@ -66,8 +68,8 @@ static Value eval_string(Elab *e, Frame *frame, const Ast *ast)
         if (value.kind > V_STRING)
             elab_fail(e, ast->span, "'%s' is %s; a string holds numbers, strings and bools", name,
                       value_describe(e, value));
-        out = arena_printf(e->arena, "%s%.*s%s", out, (int)(open - text), text,
-                           value_text(e, value));
+        out =
+            arena_printf(e->arena, "%s%.*s%s", out, (int)(open - text), text, value_text(e, value));
         text = close + 1;
         open = strchr(text, '{');
     }
@@ -210,8 +212,8 @@ static Value eval_range(Elab *e, Frame *frame, const Ast *ast)
     bool step = range_end(e, frame, ast->a, &range->first, &range->first_val);
     step |= range_end(e, frame, ast->b, &range->limit, &range->limit_val);
     if (!step && range->limit < range->first)
-        elab_fail(e, ast->span, "the range %" PRId64 "..%" PRId64 " runs backwards",
-                  range->first, range->limit);
+        elab_fail(e, ast->span, "the range %" PRId64 "..%" PRId64 " runs backwards", range->first,
+                  range->limit);
     if (step && !range->first_val)
         range->first_val = g_const(e->graph, DT_I64, (double)range->first);
     if (step && !range->limit_val)
@@ -348,7 +350,7 @@ static Value eval_kind(Elab *e, Frame *frame, const Ast *ast)
     case AST_RANGE:
         return eval_range(e, frame, ast);
     case AST_ERROR:
-        e->quiet = true;              // the parser told it
+        e->quiet = true; // the parser told it
         elab_stop(e);
     default:
         elab_fail(e, ast->span, "this is no value");

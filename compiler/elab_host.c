@@ -38,8 +38,7 @@ uint32_t host_variable(Elab *e, const char *name, const void *key, Span span)
     for (size_t i = 0; name && i < host->var_count; i++)
         if (host->vars[i].name == name)
             return (uint32_t)i;
-    host->vars = grow_array(host->vars, &host->var_capacity, host->var_count,
-                            sizeof *host->vars);
+    host->vars = grow_array(host->vars, &host->var_capacity, host->var_count, sizeof *host->vars);
     host->vars[host->var_count] = (HostVariable){.name = name, .key = key, .span = span};
     return (uint32_t)host->var_count++;
 }
@@ -118,9 +117,8 @@ static void adopt_type(Elab *e, HostVariable *var, const Type *type, Span span)
         var->type = *type;
     if (shape_equal(&var->type, type) && var->type.dtype == type->dtype)
         return;
-    elab_error(e, span, "'%s' is %s at one place and %s at another",
-               var->name ? var->name : "this", shape_text(e, NULL, &var->type),
-               shape_text(e, NULL, type));
+    elab_error(e, span, "'%s' is %s at one place and %s at another", var->name ? var->name : "this",
+               shape_text(e, NULL, &var->type), shape_text(e, NULL, type));
     elab_note(e, var->span, "first bound here");
     elab_stop(e);
 }
@@ -145,8 +143,10 @@ void host_store(Elab *e, uint32_t variable, Value value, Span span)
     } else if (value_is_step(e, value)) {
         store_number(e, variable, value, span);
     } else {
-        elab_fail(e, span, "a name that a sample block binds again holds a number or a tensor; "
-                  "this is %s", value_describe(e, value));
+        elab_fail(e, span,
+                  "a name that a sample block binds again holds a number or a tensor; "
+                  "this is %s",
+                  value_describe(e, value));
     }
 }
 
@@ -173,15 +173,14 @@ static Held join(Held x, Held y)
     if (x == y)
         return x;
     if (x == HELD_NUMBER || y == HELD_NUMBER)
-        return HELD_NUMBER;           // a tensor beside it was refused when it was stored
+        return HELD_NUMBER; // a tensor beside it was refused when it was stored
     return HELD_MAYBE;
 }
 
 void host_join(Elab *e, const Held *other, size_t count)
 {
     for (size_t i = 0; i < e->host->var_count; i++)
-        host_hold(e, (uint32_t)i,
-                  join(e->host->vars[i].held, i < count ? other[i] : HELD_UNSET));
+        host_hold(e, (uint32_t)i, join(e->host->vars[i].held, i < count ? other[i] : HELD_UNSET));
 }
 
 // ---- conditions and draws ----
@@ -345,12 +344,11 @@ bool host_wants(Elab *e, Value callee, const Args *args)
 {
     (void)e;
     if (callee.kind == V_BUILTIN && strstr(callee.builtin->params, "list"))
-        return false;                 // len, zip, enumerate, reverse look at lists only
+        return false; // len, zip, enumerate, reverse look at lists only
     if (callee.kind == V_INSTANCE || (callee.kind == V_LIST && value_is_module(callee)))
         return true;
-    if (callee.kind == V_FUNCTION &&
-        (callee.function->ast->kind == AST_PROGRAM ||
-         (callee.function->env && callee.function->env->instance)))
+    if (callee.kind == V_FUNCTION && (callee.function->ast->kind == AST_PROGRAM ||
+                                      (callee.function->env && callee.function->env->instance)))
         return true;
     if (callee.kind == V_PARTIAL)
         return host_wants(e, callee.partial->callee, args);
@@ -393,8 +391,9 @@ static HostArg host_argument(Elab *e, const Input *input, Value value, Span span
         val = g_cast(e->graph, val, input->type.dtype);
     else if (dtype != input->type.dtype)
         elab_fail(e, span, "'%s' is %s, not %s", input->name,
-                  input->type.dtype == DT_I64 ? "an integer" :
-                  input->type.dtype == DT_BOOL ? "true or false" : "a number",
+                  input->type.dtype == DT_I64    ? "an integer"
+                  : input->type.dtype == DT_BOOL ? "true or false"
+                                                 : "a number",
                   value_describe(e, value));
     return (HostArg){.value = val};
 }
@@ -405,11 +404,11 @@ static Value launch(Elab *e, uint32_t index, HostArg *args, Span span)
     const Entry *entry = &e->module->entries[index];
     const Variant *variant = entry->variant_count ? &entry->variants[0] : NULL;
     if (!variant) {
-        e->quiet = true;              // the entry's own errors were told
+        e->quiet = true; // the entry's own errors were told
         elab_stop(e);
     }
-    HostStmt stmt = {.kind = HOST_CALL, .entry = index, .args = args,
-                     .arg_count = entry->input_count};
+    HostStmt stmt = {
+        .kind = HOST_CALL, .entry = index, .args = args, .arg_count = entry->input_count};
     stmt.results = arena_alloc(e->arena, (variant->output_count + 1) * sizeof *stmt.results);
     for (uint32_t i = 0; i < variant->output_count; i++) {
         if (variant->outputs[i].kind != OUT_NAMED)
@@ -457,7 +456,7 @@ typedef struct {
     Args *args;
     Frame *frame;
     Input inputs[64];
-    Value from[64];              // what the host passes
+    Value from[64]; // what the host passes
     uint32_t count;
 } CallContext;
 
@@ -511,8 +510,8 @@ static Value resolve(Elab *e, const CallContext *call, Value value)
         return value;
     Value list = value_list(e, value.list->at, value.list->count);
     *list.list = *value.list;
-    list.list->at = arena_copy(e->arena, value.list->at,
-                               (value.list->count + 1) * sizeof *value.list->at);
+    list.list->at =
+        arena_copy(e->arena, value.list->at, (value.list->count + 1) * sizeof *value.list->at);
     bool changed = false;
     for (uint32_t i = 0; i < list.list->count; i++) {
         list.list->at[i] = resolve(e, call, value.list->at[i]);
@@ -551,8 +550,8 @@ static Value call_anything(Elab *e, Value callee, Args *args)
         call->args->at[i] = args->at[i];
         call->args->at[i].value = replace(e, call, &args->at[i], args->at[i].value, i);
     }
-    const char *name = intern(arena_printf(e->arena, "%s.call%" PRIu32, host->decl->name,
-                                           host->calls++));
+    const char *name =
+        intern(arena_printf(e->arena, "%s.call%" PRIu32, host->decl->name, host->calls++));
     uint32_t index = entry_new(e, ENTRY_CALL, name, args->span);
     e->module->entries[index].inputs =
         arena_copy(e->arena, call->inputs, (call->count + 1) * sizeof *call->inputs);

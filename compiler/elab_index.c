@@ -79,8 +79,7 @@ static Value index_list(Elab *e, Frame *frame, List *list, const Ast *ast)
     if (value_is_tensor(index)) {
         Val val = value_val(e, index, at->span);
         if (val_type(e->graph, val)->dtype != DT_I64)
-            elab_fail(e, at->span, "an index is an integer; this is %s",
-                      value_describe(e, index));
+            elab_fail(e, at->span, "an index is an integer; this is %s", value_describe(e, index));
         Value all = {.kind = V_LIST, .list = list};
         return gather(e, list_table(e, all, ast->a->span), val, ast->span);
     }

@@ -11,7 +11,7 @@
 
 // ---- parameters ----
 
-#define PARAM_MAX_ELEMENTS 1e11   // the offsets of all parameters are sums of these
+#define PARAM_MAX_ELEMENTS 1e11 // the offsets of all parameters are sums of these
 
 ParamObject *param_new(Elab *e, const char *label, uint32_t rank, const int64_t *dim, Span span)
 {
@@ -66,7 +66,8 @@ void param_init(Elab *e, ParamObject *param, Value init, Span span)
         param->init = INIT_FULL;
     else {
         elab_error(e, span, "this is no initialiser");
-        elab_help(e, (Span){0}, "zeros, ones, full(_, 2.0), normal, normal(_, std: 0.02), "
+        elab_help(e, (Span){0},
+                  "zeros, ones, full(_, 2.0), normal, normal(_, std: 0.02), "
                   "uniform(_, -1, 1)");
         elab_stop(e);
     }
@@ -145,8 +146,7 @@ static bool flag_arg(Elab *e, Value value, const Args *call, const char *what, b
     if (value.kind == V_ABSENT)
         return absent;
     if (value.kind != V_BOOL)
-        elab_fail(e, call->span, "%s is true or false; this is %s", what,
-                  value_describe(e, value));
+        elab_fail(e, call->span, "%s is true or false; this is %s", what, value_describe(e, value));
     return value.integer != 0;
 }
 
@@ -216,8 +216,9 @@ static void conv_construct(Elab *e, ModuleInstance *self, Value *arg, const Args
     self->config[CONV_GROUPS] = groups;
     self->config[CONV_AXES] = axes;
     if (groups < 1 || in % groups != 0 || out % groups != 0)
-        elab_fail(e, call->span, "%" PRId64 " and %" PRId64 " channels do not make %" PRId64
-                  " groups", in, out, groups);
+        elab_fail(e, call->span,
+                  "%" PRId64 " and %" PRId64 " channels do not make %" PRId64 " groups", in, out,
+                  groups);
     int64_t fan_in = in / groups;
     dim[0] = out;
     dim[1] = in / groups;
@@ -249,9 +250,11 @@ static void conv3_construct(Elab *e, ModuleInstance *self, Value *arg, const Arg
 static Value conv_forward(Elab *e, ModuleInstance *self, Value x, const Args *call)
 {
     Val w = field_val(e, self, "weight", call->span);
-    return finish(e, compose_conv(e->graph, x.val, w, field_val(e, self, "bias", call->span),
-                                  self->config + CONV_STRIDE, self->config + CONV_PAD,
-                                  self->config[CONV_GROUPS]), call);
+    return finish(e,
+                  compose_conv(e->graph, x.val, w, field_val(e, self, "bias", call->span),
+                               self->config + CONV_STRIDE, self->config + CONV_PAD,
+                               self->config[CONV_GROUPS]),
+                  call);
 }
 
 // ---- transposed convolutions: in out kernel stride= pad= bias= init= ----
@@ -294,8 +297,10 @@ static Value transpose_forward(Elab *e, ModuleInstance *self, Value x, const Arg
 {
     Val w = field_val(e, self, "weight", call->span);
     Val b = field_val(e, self, "bias", call->span);
-    return finish(e, compose_conv_transpose(e->graph, x.val, w, b, self->config + CONV_STRIDE,
-                                            self->config + CONV_PAD), call);
+    return finish(e,
+                  compose_conv_transpose(e->graph, x.val, w, b, self->config + CONV_STRIDE,
+                                         self->config + CONV_PAD),
+                  call);
 }
 
 // ---- norms ----
@@ -307,8 +312,7 @@ static void add_affine(Elab *e, ModuleInstance *self, int64_t c, Span span)
 }
 
 // The axis a norm is made for must have its size.
-static void check_channels(Elab *e, const ModuleInstance *self, Val x, bool last,
-                           const Args *call)
+static void check_channels(Elab *e, const ModuleInstance *self, Val x, bool last, const Args *call)
 {
     const Type *type = val_type(e->graph, x);
     uint32_t axis = last ? type->rank - 1 : 1;
@@ -365,8 +369,8 @@ static Value group_norm_forward(Elab *e, ModuleInstance *self, Value x, const Ar
     check_channels(e, self, x.val, false, call);
     Val gamma = field_val(e, self, "weight", call->span);
     Val beta = field_val(e, self, "bias", call->span);
-    return finish(e, compose_group_norm(e->graph, x.val, gamma, beta, self->config[1],
-                                        self->real[0]), call);
+    return finish(
+        e, compose_group_norm(e->graph, x.val, gamma, beta, self->config[1], self->real[0]), call);
 }
 
 static void batch_norm_construct(Elab *e, ModuleInstance *self, Value *arg, const Args *call)

@@ -60,8 +60,10 @@ static Value call_zip(Elab *e, Frame *frame, const Builtin *self, Value *arg, co
     for (uint32_t i = 1; i < call->count; i++) {
         uint32_t other = sequence_count(e, call->at[i].value, call->at[i].span);
         if (other != count)
-            elab_fail(e, call->at[i].span, "zip joins lists of one length; here are %" PRIu32
-                      " and %" PRIu32 " elements", count, other);
+            elab_fail(e, call->at[i].span,
+                      "zip joins lists of one length; here are %" PRIu32 " and %" PRIu32
+                      " elements",
+                      count, other);
     }
     List *list = counted_list(e, count, call);
     for (uint32_t i = 0; i < count; i++) {
@@ -73,8 +75,7 @@ static Value call_zip(Elab *e, Frame *frame, const Builtin *self, Value *arg, co
     return (Value){.kind = V_LIST, .list = list};
 }
 
-static Value call_reverse(Elab *e, Frame *frame, const Builtin *self, Value *arg,
-                          const Args *call)
+static Value call_reverse(Elab *e, Frame *frame, const Builtin *self, Value *arg, const Args *call)
 {
     UNUSED(frame), UNUSED(self);
     if (arg[0].kind == V_RANGE) {
@@ -88,30 +89,30 @@ static Value call_reverse(Elab *e, Frame *frame, const Builtin *self, Value *arg
     return (Value){.kind = V_LIST, .list = list};
 }
 
-static Value call_cumprod(Elab *e, Frame *frame, const Builtin *self, Value *arg,
-                          const Args *call)
+static Value call_cumprod(Elab *e, Frame *frame, const Builtin *self, Value *arg, const Args *call)
 {
     UNUSED(self);
     List *list = counted_list(e, sequence_count(e, arg[0], arg_span(call, 0)), call);
     for (uint32_t i = 0; i < list->count; i++) {
         Value next = sequence_at(e, arg[0], i, call->span);
-        list->at[i] = i ? eval_operator(e, frame, OPR_MUL, list->at[i - 1], next, call->span,
-                                        NULL, NULL) : next;
+        list->at[i] =
+            i ? eval_operator(e, frame, OPR_MUL, list->at[i - 1], next, call->span, NULL, NULL)
+              : next;
     }
     return (Value){.kind = V_LIST, .list = list};
 }
 
 // n numbers from a to b, both included; one number is a.
-static Value call_linspace(Elab *e, Frame *frame, const Builtin *self, Value *arg,
-                           const Args *call)
+static Value call_linspace(Elab *e, Frame *frame, const Builtin *self, Value *arg, const Args *call)
 {
     UNUSED(frame), UNUSED(self);
     double a = value_number(e, arg[0], arg_span(call, 0), "the first number");
     double b = value_number(e, arg[1], arg_span(call, 1), "the last number");
     List *list = counted_list(e, whole_arg(e, arg[2], call, "the number of numbers"), call);
     for (uint32_t i = 0; i < list->count; i++)
-        list->at[i] = value_real(i + 1 == list->count && i ? b :
-                                 a + (list->count > 1 ? i * (b - a) / (list->count - 1) : 0));
+        list->at[i] = value_real(i + 1 == list->count && i
+                                     ? b
+                                     : a + (list->count > 1 ? i * (b - a) / (list->count - 1) : 0));
     return (Value){.kind = V_LIST, .list = list};
 }
 
@@ -133,7 +134,8 @@ static Value call_div(Elab *e, Frame *frame, const Builtin *self, Value *arg, co
     Value x = arg[0], y = arg[1];
     if (x.kind == V_INT && y.kind == V_INT && !x.batch && !y.batch)
         return value_int(floor_divide(e, x.integer, y.integer, call->span));
-    if (x.kind == V_INT && y.kind == V_INT && y.integer != 0 && x.integer % y.integer == 0 && x.batch)
+    if (x.kind == V_INT && y.kind == V_INT && y.integer != 0 && x.integer % y.integer == 0 &&
+        x.batch)
         return eval_operator(e, frame, OPR_DIV, x, y, call->span, NULL, NULL);
     if (value_is_number(x) && value_is_number(y) && !x.batch && !y.batch) {
         double a = value_number(e, x, call->span, "x"), b = value_number(e, y, call->span, "y");
@@ -267,16 +269,16 @@ static Value call_flip(Elab *e, Frame *frame, const Builtin *self, Value *arg, c
 {
     UNUSED(frame), UNUSED(self);
     int64_t axis = whole_arg(e, arg[1], call, "the axis");
-    return tensor_or_fail(e, compose_flip(e->graph, tensor_arg(e, arg, 0, call), axis),
-                          call->span);
+    return tensor_or_fail(e, compose_flip(e->graph, tensor_arg(e, arg, 0, call), axis), call->span);
 }
 
 static Value call_pick(Elab *e, Frame *frame, const Builtin *self, Value *arg, const Args *call)
 {
     UNUSED(frame), UNUSED(self);
     int64_t axis = whole_arg(e, arg[2], call, "the axis");
-    return tensor_or_fail(e, compose_pick(e->graph, tensor_arg(e, arg, 0, call),
-                                          tensor_arg(e, arg, 1, call), axis), call->span);
+    return tensor_or_fail(
+        e, compose_pick(e->graph, tensor_arg(e, arg, 0, call), tensor_arg(e, arg, 1, call), axis),
+        call->span);
 }
 
 static Value call_window(Elab *e, Frame *frame, const Builtin *self, Value *arg, const Args *call)
@@ -284,8 +286,10 @@ static Value call_window(Elab *e, Frame *frame, const Builtin *self, Value *arg,
     UNUSED(frame), UNUSED(self);
     int64_t size = whole_arg(e, arg[2], call, "the size");
     int64_t axis = whole_arg(e, arg[3], call, "the axis");
-    return tensor_or_fail(e, compose_window(e->graph, tensor_arg(e, arg, 0, call),
-                                            tensor_arg(e, arg, 1, call), size, axis), call->span);
+    return tensor_or_fail(e,
+                          compose_window(e->graph, tensor_arg(e, arg, 0, call),
+                                         tensor_arg(e, arg, 1, call), size, axis),
+                          call->span);
 }
 
 static Value call_pool(Elab *e, Frame *frame, const Builtin *self, Value *arg, const Args *call)
@@ -293,9 +297,9 @@ static Value call_pool(Elab *e, Frame *frame, const Builtin *self, Value *arg, c
     UNUSED(frame);
     Val x = tensor_arg(e, arg, 0, call);
     int64_t k = whole_arg(e, arg[1], call, self->name[0] == 'r' ? "the factor" : "the window");
-    Val val = self->name[0] == 'a' ? compose_avg_pool(e->graph, x, k) :
-              self->name[0] == 'm' ? compose_max_pool(e->graph, x, k) :
-                                     compose_resize_nearest(e->graph, x, k);
+    Val val = self->name[0] == 'a'   ? compose_avg_pool(e->graph, x, k)
+              : self->name[0] == 'm' ? compose_max_pool(e->graph, x, k)
+                                     : compose_resize_nearest(e->graph, x, k);
     return tensor_or_fail(e, val, call->span);
 }
 
@@ -310,8 +314,8 @@ static Value call_resize_linear(Elab *e, Frame *frame, const Builtin *self, Valu
         elab_fail(e, arg_span(call, 1), "%" PRIu32 " sizes for %" PRIu32 " axes",
                   arg[1].list->count, count);
     for (uint32_t i = 0; i < count; i++)
-        size[i] = whole_arg(e, arg[1].kind == V_LIST ? arg[1].list->at[i] : arg[1], call,
-                            "the size");
+        size[i] =
+            whole_arg(e, arg[1].kind == V_LIST ? arg[1].list->at[i] : arg[1], call, "the size");
     return tensor_or_fail(e, compose_resize_linear(e->graph, x, size, count), call->span);
 }
 

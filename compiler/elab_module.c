@@ -81,12 +81,16 @@ static void name_param(Elab *e, ParamObject *param, const char *path, uint32_t r
     Module *module = e->module;
     param->named = true;
     param->index = module->param_count;
-    module->params = grow_array(module->params, &e->param_capacity, module->param_count,
-                                sizeof *module->params);
-    module->params[module->param_count++] = (Param){
-        .name = path, .instance = root, .type = param->type, .buffer = param->buffer,
-        .init = param->init, .init_a = param->init_a, .init_b = param->init_b,
-        .span = param->span};
+    module->params =
+        grow_array(module->params, &e->param_capacity, module->param_count, sizeof *module->params);
+    module->params[module->param_count++] = (Param){.name = path,
+                                                    .instance = root,
+                                                    .type = param->type,
+                                                    .buffer = param->buffer,
+                                                    .init = param->init,
+                                                    .init_a = param->init_a,
+                                                    .init_b = param->init_b,
+                                                    .span = param->span};
 }
 
 static void add_ignored(Elab *e, const ModuleInstance *self, const char *path, uint32_t root)
@@ -133,8 +137,8 @@ static void name_list(Elab *e, List *list, const char *path, uint32_t root)
         Value item = list->at[i];
         if (item.kind != V_PARAM && item.kind != V_INSTANCE && item.kind != V_LIST)
             continue;
-        const char *key = list->names && list->names[i]
-                              ? list->names[i] : arena_printf(e->arena, "%" PRIu32, i);
+        const char *key =
+            list->names && list->names[i] ? list->names[i] : arena_printf(e->arena, "%" PRIu32, i);
         name_value(e, item, intern(arena_printf(e->arena, "%s.%s", path, key)), root);
     }
 }
@@ -153,8 +157,8 @@ static void name_model(Elab *e, Decl *decl)
 {
     Module *module = e->module;
     decl->index = module->instance_count;
-    module->instances = grow_array(module->instances, &e->instance_capacity,
-                                   module->instance_count, sizeof *module->instances);
+    module->instances = grow_array(module->instances, &e->instance_capacity, module->instance_count,
+                                   sizeof *module->instances);
     module->instances[module->instance_count++] =
         (Instance){.name = decl->name, .first = module->param_count, .span = decl->ast->span2};
     name_value(e, decl->value, decl->name, decl->index);

@@ -161,8 +161,8 @@ void elab_names(Elab *e)
         for (uint32_t j = 0; j < e->files[i]->decl_count; j++) {
             const Decl *decl = e->files[i]->decls[j];
             AstKind kind = decl->ast->kind;
-            if (kind == AST_DEF || kind == AST_MODULE || kind == AST_PROGRAM ||
-                kind == AST_TRAIN || kind == AST_SAMPLE)
+            if (kind == AST_DEF || kind == AST_MODULE || kind == AST_PROGRAM || kind == AST_TRAIN ||
+                kind == AST_SAMPLE)
                 check_body(e, NULL, e->files[i], decl->ast);
         }
 }

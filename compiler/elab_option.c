@@ -6,8 +6,10 @@
 
 static DType option_dtype(Elab *e, Value value)
 {
-    return value.kind == V_INT && !value.batch ? DT_I64 : value.kind == V_BOOL ? DT_BOOL :
-           value.kind == V_REAL ? e->real : DT_NONE;
+    return value.kind == V_INT && !value.batch ? DT_I64
+           : value.kind == V_BOOL              ? DT_BOOL
+           : value.kind == V_REAL              ? e->real
+                                               : DT_NONE;
 }
 
 static void set_default(Elab *e, Option *option, uint32_t index, Value value, Span span)

@@ -105,8 +105,7 @@ static Value call_normal(Elab *e, Frame *frame, const Builtin *self, Value *arg,
     return scale(e, frame, x, arg[2], arg[1], call);
 }
 
-static Value call_uniform(Elab *e, Frame *frame, const Builtin *self, Value *arg,
-                          const Args *call)
+static Value call_uniform(Elab *e, Frame *frame, const Builtin *self, Value *arg, const Args *call)
 {
     Type type = shape_arg(e, frame, arg[0], call, e->real);
     const char *stream = stream_arg(e, self, arg[3], call);
@@ -117,8 +116,7 @@ static Value call_uniform(Elab *e, Frame *frame, const Builtin *self, Value *arg
     return scale(e, frame, x, width, lo, call);
 }
 
-static Value call_randint(Elab *e, Frame *frame, const Builtin *self, Value *arg,
-                          const Args *call)
+static Value call_randint(Elab *e, Frame *frame, const Builtin *self, Value *arg, const Args *call)
 {
     int64_t lo = value_whole(e, arg[0], call->span, "the lower bound");
     int64_t hi = value_whole(e, arg[1], call->span, "the upper bound");
@@ -143,8 +141,7 @@ static Value call_bernoulli(Elab *e, Frame *frame, const Builtin *self, Value *a
 }
 
 // In training mode each call draws from a stream of its own, numbered in order.
-static Value call_dropout(Elab *e, Frame *frame, const Builtin *self, Value *arg,
-                          const Args *call)
+static Value call_dropout(Elab *e, Frame *frame, const Builtin *self, Value *arg, const Args *call)
 {
     UNUSED(frame), UNUSED(self);
     double p = value_number(e, arg[1], call->span, "the probability");

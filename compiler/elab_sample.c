@@ -131,10 +131,11 @@ static const Ast *asked_variable(Elab *e, const Ast *condition, Value *variable)
 {
     if (condition->kind != AST_BINARY || (condition->op != OPR_EQ && condition->op != OPR_NE))
         return NULL;
-    const Ast *name = condition->b->kind == AST_NONE ? condition->a :
-                      condition->a->kind == AST_NONE ? condition->b : NULL;
-    Binding *binding = name && name->kind == AST_NAME ? frame_find(e->host->frame, name->text)
-                                                      : NULL;
+    const Ast *name = condition->b->kind == AST_NONE   ? condition->a
+                      : condition->a->kind == AST_NONE ? condition->b
+                                                       : NULL;
+    Binding *binding =
+        name && name->kind == AST_NAME ? frame_find(e->host->frame, name->text) : NULL;
     if (!binding || binding->value.kind != V_HOST ||
         e->host->vars[binding->value.input].held != HELD_MAYBE)
         return NULL;
@@ -372,13 +373,14 @@ static void sample_once(Elab *e, void *context)
     e->host = NULL;
     if (host->again)
         return;
-    Sampler sampler = {.name = host->decl->name, .body = body, .span = host->decl->ast->span2,
+    Sampler sampler = {.name = host->decl->name,
+                       .body = body,
+                       .span = host->decl->ast->span2,
                        .var_count = (uint32_t)host->var_count};
     sampler.vars = arena_alloc(e->arena, (host->var_count + 1) * sizeof *sampler.vars);
     for (size_t i = 0; i < host->var_count; i++) {
         const HostVariable *var = &host->vars[i];
-        const char *name = var->name ? var->name
-                                     : intern(arena_printf(e->arena, "t%zu", i));
+        const char *name = var->name ? var->name : intern(arena_printf(e->arena, "t%zu", i));
         sampler.vars[i] = (HostVar){name, var->dtype, var->type};
     }
     Module *module = e->module;

@@ -36,8 +36,7 @@ Binding *frame_find(const Frame *frame, const char *name)
 }
 
 // Adds a binding; the caller knows that the name is not there yet.
-Binding *frame_bind(Elab *e, Frame *frame, const char *name, Value value, Span span,
-                    BindKind kind)
+Binding *frame_bind(Elab *e, Frame *frame, const char *name, Value value, Span span, BindKind kind)
 {
     if (frame->count == frame->capacity) {
         uint32_t capacity = frame->capacity ? frame->capacity * 2 : 8;
@@ -71,10 +70,16 @@ const char *file_of(const char *path)
 
 static const char *declaration_word(AstKind kind)
 {
-    return kind == AST_CONST ? "const" : kind == AST_LET ? "let" : kind == AST_TYPEDEF ? "type" :
-           kind == AST_MODEL ? "model" : kind == AST_MODULE ? "module" :
-           kind == AST_PROGRAM ? "program" : kind == AST_DEF ? "def" :
-           kind == AST_TRAIN ? "train" : kind == AST_SAMPLE ? "sample" : "option";
+    return kind == AST_CONST     ? "const"
+           : kind == AST_LET     ? "let"
+           : kind == AST_TYPEDEF ? "type"
+           : kind == AST_MODEL   ? "model"
+           : kind == AST_MODULE  ? "module"
+           : kind == AST_PROGRAM ? "program"
+           : kind == AST_DEF     ? "def"
+           : kind == AST_TRAIN   ? "train"
+           : kind == AST_SAMPLE  ? "sample"
+                                 : "option";
 }
 
 Decl *decl_final(Decl *decl)
@@ -120,8 +125,9 @@ Decl *file_lookup(Elab *e, FileScope *file, const char *name, FileScope **space)
     if (!seen) {
         e->visit++;
         Decl *found = search(e, file, name, space);
-        seen = found ? (uint64_t)(uintptr_t)found :
-               *space ? (uint64_t)(uintptr_t)*space | IS_SPACE : NOT_FOUND;
+        seen = found    ? (uint64_t)(uintptr_t)found
+               : *space ? (uint64_t)(uintptr_t)*space | IS_SPACE
+                        : NOT_FOUND;
         map_set(&file->seen, name, seen);
     }
     if (seen == NOT_FOUND)
@@ -172,7 +178,7 @@ static void check_again(Elab *e, FileScope *file, const Decl *decl)
 {
     AstKind kind = decl->ast->kind;
     if (kind == AST_DEF || kind == AST_LET || kind == AST_TYPEDEF || kind == AST_MODULE)
-        return;                       // these hide what is imported
+        return; // these hide what is imported
     Decl *other = search_imports(e, file, decl->name);
     if (!other || other->ast->kind != kind || other->file == file)
         return;
@@ -207,9 +213,9 @@ static FileScope *load(Elab *e, const char *path, Span asked);
 static FileScope *load_import(Elab *e, const FileScope *from, const Ast *ast)
 {
     size_t directory = (size_t)(file_of(from->path) - from->path);
-    const char *path = ast->text[0] == '/'
-                           ? ast->text
-                           : arena_printf(e->arena, "%.*s%s", (int)directory, from->path, ast->text);
+    const char *path = ast->text[0] == '/' ? ast->text
+                                           : arena_printf(e->arena, "%.*s%s", (int)directory,
+                                                          from->path, ast->text);
     char real[PATH_MAX];
     for (uint32_t i = 0; !realpath(path, real) && i < e->options->include_count; i++)
         path = arena_printf(e->arena, "%s/%s", e->options->include_dirs[i], ast->text);
@@ -340,9 +346,12 @@ static Value parse_define(Elab *e, const Decl *decl)
 
 static const char *kind_word(Value value)
 {
-    return value.kind == V_INT ? "an integer" : value.kind == V_REAL ? "a real" :
-           value.kind == V_BOOL ? "true or false" : value.kind == V_STRING ? "a string" :
-           value.kind == V_LIST ? "a list" : "another kind of value";
+    return value.kind == V_INT      ? "an integer"
+           : value.kind == V_REAL   ? "a real"
+           : value.kind == V_BOOL   ? "true or false"
+           : value.kind == V_STRING ? "a string"
+           : value.kind == V_LIST   ? "a list"
+                                    : "another kind of value";
 }
 
 // `given` in the type of the file's own value: an int serves as real, also in lists.
@@ -467,7 +476,7 @@ bool elab_lookup(Elab *e, const Frame *frame, const char *name, Value *value, Sp
 {
     FileScope *file = NULL, *space;
     for (; frame; frame = frame->parent) {
-        if (frame->kind == FRAME_TYPE) {        // a named type: the names of its file come first
+        if (frame->kind == FRAME_TYPE) { // a named type: the names of its file come first
             Decl *decl = file_lookup(e, frame->file, name, &space);
             if (decl) {
                 *value = decl_value(e, decl);

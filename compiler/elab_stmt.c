@@ -232,8 +232,9 @@ static void exec_report(Elab *e, Frame *frame, const Ast *ast)
                       value_describe(e, value_tensor(val)));
         if (type->dtype != e->real)
             val = g_cast(e->graph, val, e->real);
-        const char *name = item->kind == AST_NAME || item->kind == AST_FIELD ? item->text
-                           : intern(arena_printf(e->arena, "report%" PRIu32, i));
+        const char *name = item->kind == AST_NAME || item->kind == AST_FIELD
+                               ? item->text
+                               : intern(arena_printf(e->arena, "report%" PRIu32, i));
         run_output(e, e->run, OUT_REPORT, name, val);
     }
 }
@@ -295,7 +296,7 @@ Flow exec_statement(Elab *e, Frame *frame, const Ast *ast)
     case AST_OPTION:
         elab_fail(e, ast->span, "an option stands in a file, or in a train or sample block");
     default:
-        e->quiet = true;              // the parser told it
+        e->quiet = true; // the parser told it
         elab_stop(e);
     }
 }

@@ -10,11 +10,11 @@
 
 typedef struct {
     Decl *decl;
-    Frame *frame;             // options, and what is known without running
+    Frame *frame; // options, and what is known without running
     Stage stage;
-    bool *training;           // by instance
+    bool *training; // by instance
     const Ast *data;
-    const Ast *minimize;      // the one at hand
+    const Ast *minimize; // the one at hand
     uint32_t entry;
 } Train;
 
@@ -45,10 +45,12 @@ static void bind_options(Elab *e, Train *train)
         const char *name = intern(implicit_options[i].name);
         if (frame_find(train->frame, name))
             continue;
-        Ast value = {.kind = AST_INT, .integer = implicit_options[i].value,
-                     .span = train->decl->ast->span2};
+        Ast value = {
+            .kind = AST_INT, .integer = implicit_options[i].value, .span = train->decl->ast->span2};
         Ast *option = arena_alloc(e->arena, sizeof *option);
-        *option = (Ast){.kind = AST_OPTION, .text = name, .span2 = train->decl->ast->span2,
+        *option = (Ast){.kind = AST_OPTION,
+                        .text = name,
+                        .span2 = train->decl->ast->span2,
                         .a = arena_copy(e->arena, &value, sizeof value)};
         bind_option(e, train, name, option);
     }
@@ -82,8 +84,10 @@ static void read_source(Elab *e, Train *train, const Ast *data)
     DType dtype = clips || images ? e->real : DT_I64;
     if (type->rank != rank || type->dtype != dtype || !type->dim[0].batch || type->dim[0].n != 1)
         elab_fail(e, data->b->span, "%s are %s; this type is %s", source,
-                  clips ? "[b, 3, frames, height, width]" :
-                  images ? "[b, 3, height, width]" : "int[b]", shape_text(e, NULL, type));
+                  clips    ? "[b, 3, frames, height, width]"
+                  : images ? "[b, 3, height, width]"
+                           : "int[b]",
+                  shape_text(e, NULL, type));
     stage->source = source;
     stage->frames = clips ? (uint32_t)extent(type, 2) : images ? 1 : 0;
     stage->height = clips || images ? (uint32_t)extent(type, rank - 2) : 0;
@@ -116,8 +120,8 @@ static void read_data(Elab *e, Train *train)
 static uint32_t moving_instance(Elab *e, Train *train, const Ast *path)
 {
     FileScope *space;
-    Decl *decl = path->kind == AST_NAME
-                     ? file_lookup(e, train->frame->file, path->text, &space) : NULL;
+    Decl *decl =
+        path->kind == AST_NAME ? file_lookup(e, train->frame->file, path->text, &space) : NULL;
     if (!decl && path->kind == AST_NAME)
         elab_unknown_name(e, train->frame, path->text, path->span);
     if (!decl || decl->ast->kind != AST_MODEL)
@@ -199,8 +203,8 @@ static Frame *run_prefix(Elab *e, Train *train)
     Frame *frame = frame_new(e, train->frame, train->frame->file, FRAME_FUNCTION);
     frame->label = train->decl->name;
     if (train->data)
-        frame_bind(e, frame, train->data->text, value_tensor(input_val(e, 0)),
-                   train->data->span2, BIND_LOCAL);
+        frame_bind(e, frame, train->data->text, value_tensor(input_val(e, 0)), train->data->span2,
+                   BIND_LOCAL);
     const AstList *list = &train->decl->ast->b->list;
     for (uint32_t i = 0; i < list->count; i++) {
         AstKind kind = list->at[i]->kind;
@@ -259,7 +263,8 @@ static void read_arguments(Elab *e, Train *train, const Ast *ast, Minimize *mini
 {
     const Ast *optimizer = ast->list2.count ? ast->list2.at[0] : NULL;
     const char *name = optimizer && optimizer->kind == AST_CALL && optimizer->a->kind == AST_NAME
-                           ? optimizer->a->text : "";
+                           ? optimizer->a->text
+                           : "";
     if (strcmp(name, "adamw") != 0 && strcmp(name, "sgd") != 0)
         elab_fail(e, optimizer ? optimizer->span : ast->span,
                   "an optimizer is adamw(lr, ...) or sgd(lr, ...)");
@@ -297,8 +302,8 @@ static void add_minimize(Elab *e, Train *train, const Ast *ast)
     minimize.instances = arena_alloc(e->arena, (ast->list.count + 1) * sizeof(uint32_t));
     for (uint32_t i = 0; i < ast->list.count; i++)
         minimize.instances[i] = moving_instance(e, train, ast->list.at[i]);
-    const char *name = intern(arena_printf(e->arena, "%s.%" PRIu32, stage->name,
-                                           stage->minimize_count));
+    const char *name =
+        intern(arena_printf(e->arena, "%s.%" PRIu32, stage->name, stage->minimize_count));
     minimize.entry = entry_new(e, ENTRY_MINIMIZE, name, ast->span);
     if (train->data) {
         Entry *entry = &e->module->entries[minimize.entry];
@@ -330,8 +335,8 @@ static void train_block(Elab *e, void *context)
     if (!train->stage.minimize_count)
         elab_fail(e, decl->ast->span2, "train block '%s' minimizes nothing", decl->name);
     Module *module = e->module;
-    module->stages = grow_array(module->stages, &e->stage_capacity, module->stage_count,
-                                sizeof *module->stages);
+    module->stages =
+        grow_array(module->stages, &e->stage_capacity, module->stage_count, sizeof *module->stages);
     module->stages[module->stage_count++] = train->stage;
 }
 

@@ -26,8 +26,8 @@ const char *axis_name(const Frame *frame, Dim dim, const char *const *used, uint
         for (uint32_t i = 0; i < frame->count; i++) {
             Dim other;
             const Binding *binding = &frame->at[i];
-            bool taken = !binding->name || !dim_of_value(binding->value, &other) ||
-                         !dim_equal(other, dim);
+            bool taken =
+                !binding->name || !dim_of_value(binding->value, &other) || !dim_equal(other, dim);
             for (uint32_t k = 0; k < used_count; k++)
                 taken |= used[k] == binding->name;
             if (taken)
@@ -42,12 +42,23 @@ const char *axis_name(const Frame *frame, Dim dim, const char *const *used, uint
 
 // ---- named types ----
 
-typedef enum { WORD_NONE, WORD_INT, WORD_REAL, WORD_BOOL, WORD_STRING, WORD_LIST, WORD_MODULE } Word;
+typedef enum {
+    WORD_NONE,
+    WORD_INT,
+    WORD_REAL,
+    WORD_BOOL,
+    WORD_STRING,
+    WORD_LIST,
+    WORD_MODULE
+} Word;
 
 static Word type_word(const char *text)
 {
-    static const struct { const char *text; Word word; } words[] = {
-        {"int", WORD_INT}, {"real", WORD_REAL}, {"f32", WORD_REAL}, {"bool", WORD_BOOL},
+    static const struct {
+        const char *text;
+        Word word;
+    } words[] = {
+        {"int", WORD_INT},       {"real", WORD_REAL}, {"f32", WORD_REAL},      {"bool", WORD_BOOL},
         {"string", WORD_STRING}, {"list", WORD_LIST}, {"module", WORD_MODULE},
     };
     for (size_t i = 0; text && i < sizeof words / sizeof *words; i++)
@@ -64,8 +75,7 @@ static const Ast *follow(Elab *e, Frame **frame, const Ast *ast)
         if (!elab_lookup(e, *frame, ast->text, &value, NULL))
             elab_unknown_name(e, *frame, ast->text, ast->span);
         if (value.kind != V_TYPE || ast->integer)
-            elab_fail(e, ast->span, "'%s' is %s, not a type", ast->text,
-                      value_describe(e, value));
+            elab_fail(e, ast->span, "'%s' is %s, not a type", ast->text, value_describe(e, value));
         if (i == 32)
             elab_fail(e, ast->span, "type '%s' is defined by itself", ast->text);
         Frame *inner = frame_new(e, *frame, value.type->file, FRAME_TYPE);
@@ -127,8 +137,8 @@ static void match_dim(Elab *e, Frame *frame, const Ast *ast, Dim dim, Span span,
     if (dim_equal(want, dim))
         return;
     const char *name = ast->kind == AST_NAME ? ast->text : shape_source(e, ast);
-    elab_error(e, span, "axis '%s' of %s is %s in the tensor, and %s in this scope", name, quoted(e, what),
-               size_text(e, dim), size_text(e, want));
+    elab_error(e, span, "axis '%s' of %s is %s in the tensor, and %s in this scope", name,
+               quoted(e, what), size_text(e, dim), size_text(e, want));
     elab_note(e, ast->span, "asked for here");
     if (bound.file)
         elab_note(e, bound, "bound here");
@@ -159,8 +169,8 @@ static void match_shape(Elab *e, Frame *frame, const Ast *ast, const Type *type,
         if (!function->has_rest) {
             function->has_rest = true;
             function->rest_rank = run;
-            function->rest = arena_copy(e->arena, type->dim + axis,
-                                        (run ? run : 1) * sizeof *function->rest);
+            function->rest =
+                arena_copy(e->arena, type->dim + axis, (run ? run : 1) * sizeof *function->rest);
         }
         axis += run;
     }
@@ -168,11 +178,10 @@ static void match_shape(Elab *e, Frame *frame, const Ast *ast, const Type *type,
 
 // ---- checking ----
 
-static _Noreturn void wrong_kind(Elab *e, const Ast *type, Value value, Span span,
-                                 const char *what)
+static _Noreturn void wrong_kind(Elab *e, const Ast *type, Value value, Span span, const char *what)
 {
-    elab_error(e, span, "%s is %s, and %s is asked for", quoted(e, what),
-               value_describe(e, value), shape_source(e, type));
+    elab_error(e, span, "%s is %s, and %s is asked for", quoted(e, what), value_describe(e, value),
+               shape_source(e, type));
     elab_note(e, type->span, "asked for here");
     elab_stop(e);
 }
@@ -212,8 +221,7 @@ static void check_number(Elab *e, const Ast *type, Word word, Value *value, Span
 
 // The value of parameter, result or name `what` must be of that type; binds what is new in it. An
 // int may become a real. `span` is the value's place.
-void type_check(Elab *e, Frame *frame, const Ast *type, Value *value, Span span,
-                const char *what)
+void type_check(Elab *e, Frame *frame, const Ast *type, Value *value, Span span, const char *what)
 {
     Frame *scope = frame;
     const Ast *ast = follow(e, &scope, type);

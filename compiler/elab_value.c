@@ -133,8 +133,10 @@ const char *shape_text(Elab *e, const Frame *frame, const Type *type)
             item = arena_printf(e->arena, "%s=%s", name, size);
         text = arena_printf(e->arena, "%s%s%s", text, i ? ", " : "", item);
     }
-    const char *dtype = type->dtype == e->real ? "" : type->dtype == DT_I64 ? "int" :
-                        type->dtype == DT_BOOL ? "bool" : dtype_name(type->dtype);
+    const char *dtype = type->dtype == e->real   ? ""
+                        : type->dtype == DT_I64  ? "int"
+                        : type->dtype == DT_BOOL ? "bool"
+                                                 : dtype_name(type->dtype);
     return arena_printf(e->arena, "%s%s]", dtype, text);
 }
 
@@ -223,8 +225,9 @@ const char *value_describe(Elab *e, Value value)
         const Type *type = val_type(e->graph, value.val);
         if (type->rank)
             return arena_printf(e->arena, "a tensor, %s", shape_text(e, NULL, type));
-        return type->dtype == DT_BOOL ? "a bool of the step" :
-               type->dtype == DT_I64 ? "an integer of the step" : "a number of the step";
+        return type->dtype == DT_BOOL  ? "a bool of the step"
+               : type->dtype == DT_I64 ? "an integer of the step"
+                                       : "a number of the step";
     }
     case V_MAYBE:
         return "an optional tensor";
@@ -233,8 +236,7 @@ const char *value_describe(Elab *e, Value value)
     case V_TYPE:
         return "a type";
     case V_PARAM:
-        return arena_printf(e->arena, "a parameter, %s",
-                            shape_text(e, NULL, &value.param->type));
+        return arena_printf(e->arena, "a parameter, %s", shape_text(e, NULL, &value.param->type));
     case V_INSTANCE:
         return "a module";
     case V_CLASS:
@@ -264,8 +266,8 @@ const char *path_join(Elab *e, const char *prefix, const char *name, uint64_t nu
         while (number /= 10);
     }
     size_t before = strlen(prefix), after = name ? strlen(name) : sizeof digits - at;
-    char *out = before + after + 1 <= sizeof text ? text
-                                                  : arena_alloc(e->arena, before + after + 1);
+    char *out =
+        before + after + 1 <= sizeof text ? text : arena_alloc(e->arena, before + after + 1);
     memcpy(out, prefix, before);
     out[before] = mark;
     memcpy(out + before + 1, name ? name : digits + at, after);
@@ -314,7 +316,7 @@ static void report(Elab *e, Span span, const char *text)
     e->quiet = false;
     for (size_t i = 0; i < e->reported_count && span.file; i++)
         if (memcmp(&e->reported[i], &span, sizeof span) == 0)
-            e->quiet = true;       // another entry came to the same place
+            e->quiet = true; // another entry came to the same place
     if (e->quiet)
         return;
     e->reported = grow_array(e->reported, &e->reported_capacity, e->reported_count, sizeof span);

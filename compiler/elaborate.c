@@ -12,7 +12,10 @@
 
 static void index_builtins(Elab *e)
 {
-    struct { const Builtin *at; uint32_t count; } tables[] = {
+    struct {
+        const Builtin *at;
+        uint32_t count;
+    } tables[] = {
         {elab_builtins, elab_builtin_count},
         {elab_list_builtins, elab_list_builtin_count},
         {elab_random_builtins, elab_random_builtin_count},
@@ -100,8 +103,8 @@ static void add_constant(Elab *e, Decl *decl)
     if (decl->state != DECL_DONE)
         return;
     const char *text = arena_printf(e->arena, "%s=%s", decl->name, value_text(e, decl->value));
-    module->constants = grow_array(module->constants, &e->constant_capacity,
-                                   module->constant_count, sizeof *module->constants);
+    module->constants = grow_array(module->constants, &e->constant_capacity, module->constant_count,
+                                   sizeof *module->constants);
     module->constants[module->constant_count++] = intern(text);
 }
 
@@ -154,11 +157,18 @@ Module *elaborate(Arena *arena, Sources *sources, const ElabOptions *options)
 {
     Module *module = arena_alloc(arena, sizeof *module);
     Elab *e = arena_alloc(arena, sizeof *e);
-    *e = (Elab){.arena = arena, .sources = sources, .options = options, .module = module,
-                .real = options->real ? options->real : DT_F32, .root = -1};
+    *e = (Elab){.arena = arena,
+                .sources = sources,
+                .options = options,
+                .module = module,
+                .real = options->real ? options->real : DT_F32,
+                .root = -1};
     e->graph = graph_new(arena);
-    *module = (Module){.path = options->path, .name = model_name(options->path), .arena = arena,
-                       .graph = e->graph, .real = e->real};
+    *module = (Module){.path = options->path,
+                       .name = model_name(options->path),
+                       .arena = arena,
+                       .graph = e->graph,
+                       .real = e->real};
     uint32_t before = diag_errors();
     index_builtins(e);
     elab_load(e, options->path);

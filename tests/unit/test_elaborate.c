@@ -18,7 +18,7 @@
 
 typedef struct {
     Arena *arena;
-    Module *module;      // NULL after errors
+    Module *module; // NULL after errors
     char *messages;
 } Made;
 
@@ -29,8 +29,7 @@ static Made make_file(const char *path, const char **defines, uint32_t count)
     FILE *out = open_memstream(&made.messages, &size);
     Sources *sources = sources_new(made.arena);
     diag_init(sources, out);
-    ElabOptions options = {.path = path, .defines = defines, .define_count = count,
-                           .real = DT_F32};
+    ElabOptions options = {.path = path, .defines = defines, .define_count = count, .real = DT_F32};
     made.module = elaborate(made.arena, sources, &options);
     diag_flush();
     fclose(out);
@@ -101,8 +100,8 @@ static void check_param(const Module *module, const char *name, uint32_t rank, c
     for (uint32_t i = 0; i < rank; i++)
         assert_true(dim_equal(param->type.dim[i], dim_fixed(dim[i])));
 }
-#define SHAPE(module, name, ...)                                                          \
-    check_param(module, name, sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t),         \
+#define SHAPE(module, name, ...)                                                                   \
+    check_param(module, name, sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t),                  \
                 (int64_t[]){__VA_ARGS__})
 
 // ---- names ----
@@ -215,7 +214,7 @@ static void check_header(const Module *module, const char *path, const char *pre
 static void names_of_published_files(void **state)
 {
     (void)state;
-    const char *small[] = {"resolution=64", "channels=64", "model_channels=32",
+    const char *small[] = {"resolution=64",       "channels=64",      "model_channels=32",
                            "channel_mult=[1, 2]", "num_res_blocks=1", "ndf=16"};
     Made made = make_file("models/pvdm.model", small, 6);
     assert_non_null(made.module);
@@ -231,25 +230,31 @@ static void names_of_published_files(void **state)
 static void one_parameter_one_name(void **state)
 {
     (void)state;
-    Made made = accept(
-        "module Tied(c) {\n"
-        "    shared = Linear(c, c)\n"
-        "    stack = [norm: LayerNorm(c), fn: [shared, silu, Linear(c, c, bias: false)]]\n"
-        "    again = shared\n"
-        "    scale = Param([c], init: full(_, 2.0))\n"
-        "    count = 3\n"
-        "    ignore \"table\"\n"
-        "    def forward(x: [b, c]) = stack(x) + again(x) * rearrange(scale, \"c -> 1 c\")\n"
-        "}\n"
-        "module Outer { part = Tied(4)\n"
-        "    def forward(x) = part(x) }\n"
-        "model net = Outer\n"
-        "model list = [Linear(4, 4, init: zeros), \"named\": Linear(4, 4)]\n"
-        "program run(x: [b, 4]) -> y = list(net(x))\n");
-    static const char *const names[] = {
-        "net.part.shared.weight", "net.part.shared.bias", "net.part.stack.norm.weight",
-        "net.part.stack.norm.bias", "net.part.stack.fn.2.weight", "net.part.scale",
-        "list.0.weight", "list.0.bias", "list.named.weight", "list.named.bias"};
+    Made made =
+        accept("module Tied(c) {\n"
+               "    shared = Linear(c, c)\n"
+               "    stack = [norm: LayerNorm(c), fn: [shared, silu, Linear(c, c, bias: false)]]\n"
+               "    again = shared\n"
+               "    scale = Param([c], init: full(_, 2.0))\n"
+               "    count = 3\n"
+               "    ignore \"table\"\n"
+               "    def forward(x: [b, c]) = stack(x) + again(x) * rearrange(scale, \"c -> 1 c\")\n"
+               "}\n"
+               "module Outer { part = Tied(4)\n"
+               "    def forward(x) = part(x) }\n"
+               "model net = Outer\n"
+               "model list = [Linear(4, 4, init: zeros), \"named\": Linear(4, 4)]\n"
+               "program run(x: [b, 4]) -> y = list(net(x))\n");
+    static const char *const names[] = {"net.part.shared.weight",
+                                        "net.part.shared.bias",
+                                        "net.part.stack.norm.weight",
+                                        "net.part.stack.norm.bias",
+                                        "net.part.stack.fn.2.weight",
+                                        "net.part.scale",
+                                        "list.0.weight",
+                                        "list.0.bias",
+                                        "list.named.weight",
+                                        "list.named.bias"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         assert_string_equal(made.module->params[i].name, names[i]);
     assert_int_equal(made.module->instances[0].count, 6);
@@ -257,7 +262,7 @@ static void one_parameter_one_name(void **state)
     assert_int_equal(made.module->params[5].init, INIT_FULL);
     assert_true(made.module->params[5].init_a == 2);
     assert_int_equal(made.module->params[6].init, INIT_ZEROS);
-    assert_int_equal(made.module->params[7].init, INIT_ZEROS);   // the weight's zeros are its too
+    assert_int_equal(made.module->params[7].init, INIT_ZEROS); // the weight's zeros are its too
     assert_true(fabs(made.module->params[0].init_b - 0.5) < 1e-12);
     release(&made);
 }
@@ -269,18 +274,21 @@ static void variants_of_pvdm(void **state)
     (void)state;
     Made made = make_file("models/pvdm-tiny.model", NULL, 0);
     assert_non_null(made.module);
-    static const struct { const char *name; uint32_t count; } entries[] = {
-        {"denoise", 1}, {"diffusion_loss", 2}, {"ddim_step", 6}, {"ddpm_step", 6},
-        {"grad.diffusion_loss", 2}, {"grad.reconstruction_loss", 1}, {"diffusion.0", 2},
+    static const struct {
+        const char *name;
+        uint32_t count;
+    } entries[] = {
+        {"denoise", 1},     {"diffusion_loss", 2},      {"ddim_step", 6},
+        {"ddpm_step", 6},   {"grad.diffusion_loss", 2}, {"grad.reconstruction_loss", 1},
+        {"diffusion.0", 2},
     };
     for (size_t i = 0; i < sizeof entries / sizeof *entries; i++)
-        assert_int_equal(find_entry(made.module, entries[i].name)->variant_count,
-                         entries[i].count);
+        assert_int_equal(find_entry(made.module, entries[i].name)->variant_count, entries[i].count);
     const Entry *step = find_entry(made.module, "ddim_step");
     uint32_t given = 0;
     for (uint32_t i = 0; i < step->variant_count; i++)
         given += (step->variants[i].given >> 1) & 1;
-    assert_int_equal(given, 4);              // guidance 0 or not, last step or not
+    assert_int_equal(given, 4); // guidance 0 or not, last step or not
     release(&made);
 }
 
@@ -298,11 +306,20 @@ static void taps_have_paths(void **state)
     Made made = make_file("models/pvdm-tiny.model", NULL, 0);
     assert_non_null(made.module);
     const Variant *denoise = find_entry(made.module, "denoise")->variants;
-    static const char *const names[] = {
-        "unet", "unet.input_blocks.1", "unet.input_blocks.1#2", "unet.input_blocks.1#3",
-        "unet.mid_attn", "unet.time_embed", "unet.time_embed.1", "unet.input_blocks.1.0.y",
-        "unet.out.2#3", "unet.input_blocks.1.0.out_layers.1", "timestep_embedding",
-        "timestep_embedding.angle", "unet.ys.0", "jointly.0"};
+    static const char *const names[] = {"unet",
+                                        "unet.input_blocks.1",
+                                        "unet.input_blocks.1#2",
+                                        "unet.input_blocks.1#3",
+                                        "unet.mid_attn",
+                                        "unet.time_embed",
+                                        "unet.time_embed.1",
+                                        "unet.input_blocks.1.0.y",
+                                        "unet.out.2#3",
+                                        "unet.input_blocks.1.0.out_layers.1",
+                                        "timestep_embedding",
+                                        "timestep_embedding.angle",
+                                        "unet.ys.0",
+                                        "jointly.0"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         if (!has_tap(denoise, names[i]))
             fail_msg("no tap %s", names[i]);
@@ -337,12 +354,20 @@ static void training_blocks(void **state)
     assert_string_equal(stage->source, "images");
     assert_int_equal(stage->height, 4);
     assert_int_equal(stage->minimize_count, 2);
-    assert_int_equal(m->option_count, 6);    // batch is declared; four more are implied, and warm
+    assert_int_equal(m->option_count, 6); // batch is declared; four more are implied, and warm
     assert_true(m->options[0].value[0] == 3);
     const Variant *first = m->entries[stage->minimize[0].entry].variants;
-    static const char *const names[] = {"loss", "size", "lr", "beta1", "beta2", "eps",
-                                        "weight_decay", "clip", "net.1.running_mean",
-                                        "net.1.running_var", "net.1.num_batches_tracked"};
+    static const char *const names[] = {"loss",
+                                        "size",
+                                        "lr",
+                                        "beta1",
+                                        "beta2",
+                                        "eps",
+                                        "weight_decay",
+                                        "clip",
+                                        "net.1.running_mean",
+                                        "net.1.running_var",
+                                        "net.1.num_batches_tracked"};
     assert_int_equal(first->output_count, sizeof names / sizeof *names);
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         assert_string_equal(first->outputs[i].name, names[i]);
@@ -351,7 +376,7 @@ static void training_blocks(void **state)
     assert_int_equal(count->op, OP_ADD);
     assert_int_equal(val_get(m->graph, count->in[0])->op, OP_ADD);
     assert_null(find_output(first, "still.0.running_mean"));
-    assert_int_equal(m->stream_count, 0);    // no dropout in evaluation mode
+    assert_int_equal(m->stream_count, 0); // no dropout in evaluation mode
     assert_int_equal(stage->minimize[0].replay, UINT32_MAX);
     assert_string_equal(m->entries[stage->minimize[1].replay].name, "grad.score");
     assert_int_equal(stage->minimize[1].accumulate, 2);
@@ -387,17 +412,16 @@ static void expect_values(const char *text, uint32_t count, const double *want)
     free(result);
     release(&made);
 }
-#define VALUES(text, ...)                                                                 \
-    expect_values(text, sizeof((double[]){__VA_ARGS__}) / sizeof(double),                 \
-                  (double[]){__VA_ARGS__})
+#define VALUES(text, ...)                                                                          \
+    expect_values(text, sizeof((double[]){__VA_ARGS__}) / sizeof(double), (double[]){__VA_ARGS__})
 
 static void expressions_have_values(void **state)
 {
     (void)state;
-    VALUES("program run() -> y = f32([2 ^ 3 ^ 2 % 7, div(-7, 2), -7 % 3, 7 / 7, -2 ^ 2])",
-           1, -4, 2, 1, -4);
-    VALUES("program run() -> y = f32([x * k for x in 1..4 for k in [10, 1] if x != 2])",
-           10, 1, 30, 3);
+    VALUES("program run() -> y = f32([2 ^ 3 ^ 2 % 7, div(-7, 2), -7 % 3, 7 / 7, -2 ^ 2])", 1, -4, 2,
+           1, -4);
+    VALUES("program run() -> y = f32([x * k for x in 1..4 for k in [10, 1] if x != 2])", 10, 1, 30,
+           3);
     VALUES("let xs = [1, 2, 3, 4, 5]\n"
            "program run() -> y = f32(xs[1..-1] + xs[..1] + [xs[-1]] + reverse(xs)[3..])",
            2, 3, 4, 1, 5, 2, 1);
@@ -408,22 +432,29 @@ static void expressions_have_values(void **state)
            "program run() -> y = f32([fact(10), sum([1, 2, 3]), mean([1, 2]), max([3, 9, 2])])",
            3628800, 6, 1.5, 9);
     VALUES("program run() -> y { s = 0\n for i, x in enumerate([5, 6, 7]) { s += i * x }\n"
-           " def twice(v) = 2 * v\n for _ in 0..2 { s = twice(s) }\n return f32([s]) }", 80);
+           " def twice(v) = 2 * v\n for _ in 0..2 { s = twice(s) }\n return f32([s]) }",
+           80);
     VALUES("def pair(x) { a, c = x\n return c, a }\n"
-           "program run() -> y { c, a = pair(f32([[1, 2], [3, 4]]))\n return concat([c, a], axis: 0) }",
+           "program run() -> y { c, a = pair(f32([[1, 2], [3, 4]]))\n return concat([c, a], axis: "
+           "0) }",
            3, 4, 1, 2);
     VALUES("program run() -> y { x = f32([[1, 2, 3], [4, 5, 6]])\n"
            " return concat([x[.., 1], x[0, ..], x[1, 0..2], x[..., -1]], axis: 0) }",
            2, 5, 1, 2, 3, 4, 5, 3, 6);
     VALUES("program run() -> y { t = f32([7, 8, 9])\n k = int(f32([2, 0]))\n"
-           " return concat([[1.5, 2.5, 3.5][k], t[k]], axis: 0) }", 3.5, 1.5, 9, 7);
+           " return concat([[1.5, 2.5, 3.5][k], t[k]], axis: 0) }",
+           3.5, 1.5, 9, 7);
     VALUES("def shape(x: [n, m]) { return f32([n, m, n * m]) }\n"
-           "program run() -> y = shape(zeros([3, 5]))", 3, 5, 15);
-    VALUES("def rest(x: [n, ...]) = rearrange(rearrange(x, \"n ... -> n (...)\"), \"n (...) -> n ...\")\n"
-           "program run() -> y = rest(f32([[1, 2], [3, 4]]))", 1, 2, 3, 4);
+           "program run() -> y = shape(zeros([3, 5]))",
+           3, 5, 15);
+    VALUES("def rest(x: [n, ...]) = rearrange(rearrange(x, \"n ... -> n (...)\"), \"n (...) -> n "
+           "...\")\n"
+           "program run() -> y = rest(f32([[1, 2], [3, 4]]))",
+           1, 2, 3, 4);
     VALUES("program run() -> y = where(f32([1, 5]) > 2, 1, clamp(f32([-3, 3]), -1, 1))", -1, 1);
     VALUES("program run() -> y = full([3], 4)", 4, 4, 4);
-    VALUES("program run() -> y = f32([cumprod([1, 2, 3])[2], linspace(0, 1, 5)[1], floor(2.7), round(2.5)])",
+    VALUES("program run() -> y = f32([cumprod([1, 2, 3])[2], linspace(0, 1, 5)[1], floor(2.7), "
+           "round(2.5)])",
            6, 0.25, 2, 2);
 }
 
@@ -432,23 +463,23 @@ static void expressions_have_values(void **state)
 static void loops_of_a_sampler(void **state)
 {
     (void)state;
-    Made made = accept(
-        "type clip = [b, 3, 2, 4, 4]\n"
-        "program step(x: clip, past: clip = none, k: int, a: real) -> y =\n"
-        "    if past == none then x * a else x + past * k\n"
-        "sample draw {\n"
-        "    option rounds = 2\n"
-        "    option start: clip = none\n"
-        "    past = start\n"
-        "    a = 0\n"
-        "    for i in 0..rounds {\n"
-        "        x = normal(clip, stream: \"z\")\n"
-        "        for k in reverse(1..rounds + 3) { x = step(x, past, k, a); a += 0.5 }\n"
-        "        if past != none { x = step(past, x, i, 1) }\n"
-        "        past = x\n"
-        "        yield tanh(x)\n"
-        "    }\n"
-        "}\n");
+    Made made =
+        accept("type clip = [b, 3, 2, 4, 4]\n"
+               "program step(x: clip, past: clip = none, k: int, a: real) -> y =\n"
+               "    if past == none then x * a else x + past * k\n"
+               "sample draw {\n"
+               "    option rounds = 2\n"
+               "    option start: clip = none\n"
+               "    past = start\n"
+               "    a = 0\n"
+               "    for i in 0..rounds {\n"
+               "        x = normal(clip, stream: \"z\")\n"
+               "        for k in reverse(1..rounds + 3) { x = step(x, past, k, a); a += 0.5 }\n"
+               "        if past != none { x = step(past, x, i, 1) }\n"
+               "        past = x\n"
+               "        yield tanh(x)\n"
+               "    }\n"
+               "}\n");
     const Module *module = made.module;
     assert_int_equal(module->sampler_count, 1);
     const Sampler *sampler = &module->samplers[0];
@@ -456,12 +487,12 @@ static void loops_of_a_sampler(void **state)
     for (uint32_t i = 0; i < sampler->var_count; i++)
         if (strcmp(sampler->vars[i].name, "a") == 0)
             seen_real = sampler->vars[i].dtype == DT_F32;
-    assert_true(seen_real);                  // 0 first, then + 0.5: one real variable
+    assert_true(seen_real); // 0 first, then + 0.5: one real variable
     assert_int_equal(sampler->body.count, 4);
     const HostStmt *loop = &sampler->body.at[3];
     assert_int_equal(loop->kind, HOST_FOR);
-    static const HostKind kinds[] = {HOST_RANDOM, HOST_FOR, HOST_IF, HOST_COPY, HOST_CALL,
-                                     HOST_YIELD};
+    static const HostKind kinds[] = {HOST_RANDOM, HOST_FOR,  HOST_IF,
+                                     HOST_COPY,   HOST_CALL, HOST_YIELD};
     assert_int_equal(loop->body.count, 6);
     for (uint32_t i = 0; i < 6; i++)
         assert_int_equal(loop->body.at[i].kind, kinds[i]);
@@ -487,7 +518,9 @@ static void expect_message(const char *text, const char *message)
 static void errors_say_why(void **state)
 {
     (void)state;
-    static const struct { const char *text, *message; } cases[] = {
+    static const struct {
+        const char *text, *message;
+    } cases[] = {
         {"let a = widht\nlet width = 3", "unknown name 'widht'"},
         {"let a = c\nlet c = a", "'a' is defined by itself"},
         {"let a = 7 / 2", "7 / 2 is not whole (3.5)"},
@@ -501,7 +534,8 @@ static void errors_say_why(void **state)
          "stream \"s\" is drawn twice"},
         {"program p(x: [b, 4] = none) -> z = x + 1", "this input may be absent"},
         {"module M(c) { layer = Linear(c, c)\n def forward(x) { layer = 3\n return x } }\n"
-         "model m = M(4)\nprogram p(x: [b, 4]) -> z = m(x)", "'layer' is a field of this module"},
+         "model m = M(4)\nprogram p(x: [b, 4]) -> z = m(x)",
+         "'layer' is a field of this module"},
         {"model m = Linear(4, 4)\nprogram p(x: [b, 5]) -> z = m(x)", "4"},
         {"let a = linspace(1, 2)", "'linspace' needs 'n'"},
         {"let a = sqrt(x: 1, slope: 2)", "has no parameter 'slope'"},
@@ -516,9 +550,9 @@ static void errors_say_why(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(names_of_the_reference), cmocka_unit_test(names_of_published_files),
-        cmocka_unit_test(one_parameter_one_name), cmocka_unit_test(variants_of_pvdm),
-        cmocka_unit_test(taps_have_paths), cmocka_unit_test(training_blocks),
+        cmocka_unit_test(names_of_the_reference),  cmocka_unit_test(names_of_published_files),
+        cmocka_unit_test(one_parameter_one_name),  cmocka_unit_test(variants_of_pvdm),
+        cmocka_unit_test(taps_have_paths),         cmocka_unit_test(training_blocks),
         cmocka_unit_test(expressions_have_values), cmocka_unit_test(loops_of_a_sampler),
         cmocka_unit_test(errors_say_why),
     };
