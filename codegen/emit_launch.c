@@ -8,6 +8,7 @@
 //
 // The struct of a library kernel (cpu/kernels.h) is laid over the arguments, so arguments are set
 // by field: ARG(GemmArgs, m). Emitted kernels name theirs by number.
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -603,8 +604,10 @@ static void store_outputs(Lower *lower, const bool *direct)
         for (uint32_t i = 0; i < work->variant->output_count; i++)
             there |= output_index(lower->cg, work->entry_index, &work->variant->outputs[i]) == k;
         PlanArg at = {.space = (uint16_t)(PV_IO + work->entry->input_count + k)};
-        if (!there)            // this variant's loss does not depend on that input
-            launch_fill(lower, at, val_type(lower->graph, all->at[k].val), 0);
+        // a gradient of what the variant does not read is 0; a report it does not make, NaN
+        if (!there)
+            launch_fill(lower, at, val_type(lower->graph, all->at[k].val),
+                        all->at[k].kind == OUT_REPORT ? NAN : 0);
     }
 }
 

@@ -136,7 +136,8 @@ typedef struct {
 // and write only settings, so that `train --replay` can run these alone.
 typedef enum { PV_OUT_NAMED, PV_OUT_GRAD_INPUT, PV_OUT_REPORT, PV_OUT_SETTING } PvOutKind;
 
-// Outputs that are tensors in space PV_IO; all variants of an entry have the same ones.
+// Outputs that are tensors in space PV_IO; all variants of an entry have the same ones. What a
+// variant does not compute it fills: gradients of inputs with 0, reports with NaN.
 typedef struct {
     uint8_t kind;
     const char *name;                // "eps", "loss", "grad.x", "pixels", "lr"
