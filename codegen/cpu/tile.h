@@ -158,20 +158,21 @@ static __attribute__((noinline, unused)) void tile_multiply_ahead(int64_t lanes,
 
 // ---- packing ----
 
-PV_INLINE PvVec vec_interleave_low(PvVec x, PvVec y)
+// x[half], y[half], x[half + 1], y[half + 1], ...: half of the perfect shuffle of two vectors
+PV_INLINE PvVec vec_interleave(PvVec x, PvVec y, int half)
 {
+#ifdef __clang__
+    PvVec z = x;
+#pragma clang loop unroll(full)
+    for (int i = 0; i < PV_WIDTH; i++)
+        z[i] = i & 1 ? y[half + i / 2] : x[half + i / 2];
+    return z;
+#else
     PvMask mask = {0};
     for (int i = 0; i < PV_WIDTH; i++)
-        mask[i] = i / 2 + (i & 1) * PV_WIDTH;
+        mask[i] = half + i / 2 + (i & 1) * PV_WIDTH;
     return __builtin_shuffle(x, y, mask);
-}
-
-PV_INLINE PvVec vec_interleave_high(PvVec x, PvVec y)
-{
-    PvMask mask = {0};
-    for (int i = 0; i < PV_WIDTH; i++)
-        mask[i] = (i + PV_WIDTH) / 2 + (i & 1) * PV_WIDTH;
-    return __builtin_shuffle(x, y, mask);
+#endif
 }
 
 // The square x[PV_WIDTH] transposed: log2 PV_WIDTH perfect shuffles of its rows.
@@ -182,8 +183,8 @@ PV_INLINE void vec_transpose(PvVec *x)
     for (int step = 1; step < PV_WIDTH; step *= 2) {
 #pragma GCC unroll 8
         for (int i = 0; i < PV_WIDTH / 2; i++) {
-            y[2 * i] = vec_interleave_low(x[i], x[i + PV_WIDTH / 2]);
-            y[2 * i + 1] = vec_interleave_high(x[i], x[i + PV_WIDTH / 2]);
+            y[2 * i] = vec_interleave(x[i], x[i + PV_WIDTH / 2], 0);
+            y[2 * i + 1] = vec_interleave(x[i], x[i + PV_WIDTH / 2], PV_WIDTH / 2);
         }
 #pragma GCC unroll 16
         for (int i = 0; i < PV_WIDTH; i++)
