@@ -163,6 +163,7 @@ static uint32_t parse_side(Pattern *pattern, Side *side, uint32_t at)
 {
     const char *text = pattern->text;
     at = skip_spaces(text, at);
+    side->axis_count = side->group_count = 0;
     side->begin = side->end = at;
     while (text[at] && text[at] != ',' && text[at] != '-' && !pattern->failed) {
         if (side->group_count == MAX_AXES) {
@@ -202,11 +203,16 @@ static uint32_t parse_side(Pattern *pattern, Side *side, uint32_t at)
 bool pattern_parse(Pattern *pattern, Graph *graph, const PatternScope *scope, const char *text,
                    PatternError *error)
 {
-    *pattern = (Pattern){.graph = graph, .scope = scope, .text = text, .error = error};
-    if (scope->has_rest) {
-        pattern->rest_known = true;
-        pattern->rest_rank = scope->rest_rank;
-    }
+    pattern->graph = graph;              // field by field: the arrays are 9 KB, and need no zeros
+    pattern->scope = scope;
+    pattern->text = text;
+    pattern->error = error;
+    pattern->failed = pattern->has_right = false;
+    pattern->symbol_count = pattern->left_count = 0;
+    pattern->right.axis_count = pattern->right.group_count = 0;
+    pattern->right.begin = pattern->right.end = 0;
+    pattern->rest_known = scope->has_rest;
+    pattern->rest_rank = scope->has_rest ? scope->rest_rank : 0;
     uint32_t at = 0;
     do {
         at += pattern->left_count > 0; // the comma
