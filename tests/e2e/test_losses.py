@@ -40,8 +40,8 @@ def vgg_weights(file):
 
     for layer, ((c_in, c_out), slot) in enumerate(zip(WIDTHS, SLOTS)):
         raw = values(700000 + layer, c_out * c_in * 9, math.sqrt(6 / (9 * c_in)))
-        first = array.array("f", raw[:32])
-        check_close(first, want.get(f"lpips_hash.conv{layer}.wcheck"), 1e-6, f"formula of layer {layer}")
+        ends = array.array("f", raw[:16] + raw[-16:])
+        check_close(ends, want.get(f"lpips_hash.conv{layer}.wcheck"), 1e-6, f"formula of layer {layer}")
         add(f"net.features.{slot}.weight", [c_out, c_in, 3, 3], raw)
         add(f"net.features.{slot}.bias", [c_out], values(700050 + layer, c_out, 0.1))
     for k in range(5):

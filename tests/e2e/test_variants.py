@@ -8,7 +8,7 @@ SMALL = ["-D", "resolution=32", "-D", "frames=8", "-D", "channels=32", "-D", "ae
          "-D", "ae_dim_head=16", "-D", "model_channels=32", "-D", "num_res_blocks=1"]
 UNETS = {
     "plain_embedding": ["channel_mult=[1,2]", "use_scale_shift_norm=false"],
-    "conv_resample": ["channel_mult=[1,1,1]", "resblock_updown=false"],
+    "conv_resample": ["channel_mult=[1,1]", "resblock_updown=false"],
     "unconditional": ["channel_mult=[1]", "num_res_blocks=2", "cond_model=false"],
     "sparse_attention": ["channel_mult=[1,1]", "attention_resolutions=[2]", "num_heads=4"],
 }

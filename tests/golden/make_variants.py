@@ -17,7 +17,7 @@ import pvdm_torch as peer  # noqa: E402
 PLANES = [[4, 4], [8, 4], [8, 4]]          # resolution 32, patch 8, 8 frames: not square
 UNETS = {
     "plain_embedding": {"mult": (1, 2), "blocks": 1, "scale_shift": False},
-    "conv_resample": {"mult": (1, 1, 1), "blocks": 1, "updown": False},
+    "conv_resample": {"mult": (1, 1), "blocks": 1, "updown": False},
     "unconditional": {"mult": (1,), "blocks": 2, "cond_model": False},
     "sparse_attention": {"mult": (1, 1), "blocks": 1, "attention": (2,), "heads": 4},
 }
