@@ -146,6 +146,18 @@ Val compose_log2(Graph *graph, Val x)
     return g_binary(graph, OP_MUL, g_unary(graph, OP_LOG, x), const_like(graph, x, 1 / M_LN2));
 }
 
+Val compose_round(Graph *graph, Val x)
+{
+    Val below = g_unary(graph, OP_FLOOR, x), half = const_like(graph, x, 0.5);
+    Val rest = g_binary(graph, OP_SUB, x, below); // exact
+    Val odd = g_binary(graph, OP_MOD, below, const_like(graph, x, 2));
+    Val tie = g_binary(graph, OP_EQ, rest, half);
+    Val step = g_where(
+        graph, tie, odd,
+        g_cast(graph, g_binary(graph, OP_LT, half, rest), x ? val_type(graph, x)->dtype : DT_F32));
+    return g_binary(graph, OP_ADD, below, step);
+}
+
 Val compose_leaky_relu(Graph *graph, Val x, double slope)
 {
     Val positive = g_binary(graph, OP_LT, const_like(graph, x, 0), x);

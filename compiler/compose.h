@@ -20,6 +20,7 @@ Val compose_where(Graph *graph, Val cond, Val x, Val y);
 // x ^ y; constant exponents -1, -0.5, 0, 0.5, 1, 2, 3 need no pow.
 Val compose_pow(Graph *graph, Val x, Val y);
 Val compose_log2(Graph *graph, Val x);
+Val compose_round(Graph *graph, Val x); // to the nearest whole number, halves to the even one
 Val compose_leaky_relu(Graph *graph, Val x, double slope);
 // Gradient 1 for lo <= x <= hi. Bounds: rank 0 or x's rank.
 Val compose_clamp(Graph *graph, Val x, Val lo, Val hi);

@@ -393,17 +393,52 @@ static Value tensor_operator(Elab *e, Frame *frame, Operator op, Value left_valu
 
 // ---- the rest ----
 
-static Value eval_in(Elab *e, Value x, Value y, Span span)
+// Whether a number is known only later: a tensor, a value of the step, a multiple of the batch.
+static bool is_open(Value value)
+{
+    return value_is_tensor(value) || (value.kind == V_INT && value.batch);
+}
+
+static Value join_truths(Elab *e, Op op, Value x, Value y, Span span)
+{
+    Val val = g_binary(e->graph, op, value_val(e, x, span), value_val(e, y, span));
+    if (!val)
+        elab_fail_graph(e, span);
+    return value_tensor(val);
+}
+
+// x in a..b is a <= x and x < b; of a range whose ends are numbers of the step, too.
+static Value in_range(Elab *e, Frame *frame, Value x, const Range *range, Span span)
+{
+    bool open = range->first_val || range->limit_val;
+    if (!open && !is_open(x))
+        return value_bool(x.kind == V_INT && x.integer >= range->first && x.integer < range->limit);
+    Value first = open ? value_tensor(range->first_val) : value_int(range->first);
+    Value limit = open ? value_tensor(range->limit_val) : value_int(range->limit);
+    Value above = eval_operator(e, frame, OPR_GE, x, first, span, NULL, NULL);
+    Value below = eval_operator(e, frame, OPR_LT, x, limit, span, NULL, NULL);
+    return join_truths(e, OP_AND, above, below, span);
+}
+
+// x in [a, b]: x == a or x == b, element by element where x is a tensor.
+static Value eval_in(Elab *e, Frame *frame, Value x, Value y, Span span)
 {
     if (y.kind == V_RANGE)
-        return value_bool(x.kind == V_INT && !x.batch && x.integer >= y.range->first &&
-                          x.integer < y.range->limit);
+        return in_range(e, frame, x, y.range, span);
     if (y.kind != V_LIST)
         elab_fail(e, span, "'in' looks into a list or a range; this is %s", value_describe(e, y));
-    for (uint32_t i = 0; i < y.list->count; i++)
-        if (value_equal(e, x, y.list->at[i]))
-            return value_bool(true);
-    return value_bool(false);
+    Value found = value_bool(false);
+    for (uint32_t i = 0; i < y.list->count; i++) {
+        Value element = y.list->at[i], equal = value_bool(value_equal(e, x, element));
+        if (is_open(x) || is_open(element))
+            equal = eval_operator(e, frame, OPR_EQ, x, element, span, NULL, NULL);
+        if (equal.kind == V_BOOL && equal.integer)
+            return equal;
+        if (equal.kind == V_BOOL)
+            continue;
+        found = found.kind == V_BOOL ? equal : join_truths(e, OP_OR, found, equal, span);
+    }
+    return found;
 }
 
 static Value join_lists(Elab *e, List *x, List *y)
@@ -449,7 +484,7 @@ Value eval_operator(Elab *e, Frame *frame, Operator op, Value x, Value y, Span s
         return real_operator(e, op, x.kind == V_REAL ? x.real : (double)x.integer,
                              y.kind == V_REAL ? y.real : (double)y.integer, span);
     if (op == OPR_IN)
-        return eval_in(e, x, y, span);
+        return eval_in(e, frame, x, y, span);
     if (equality && (x.kind == V_NONE || y.kind == V_NONE))
         return equal_none(e, op, x.kind == V_NONE ? y : x, span);
     Value result;

@@ -68,7 +68,7 @@ static Value call_unary(Elab *e, Frame *frame, const Builtin *self, Value *arg, 
 {
     UNUSED(frame);
     if (arg[0].kind == V_INT && !arg[0].batch && self->op == OP_ABS)
-        return value_int(arg[0].integer < 0 ? -arg[0].integer : arg[0].integer);
+        return arg[0].integer < 0 ? eval_negative(e, arg[0], call->span) : arg[0];
     if (value_is_number(arg[0]) && !arg[0].batch) {
         double x = arg[0].kind == V_REAL ? arg[0].real : (double)arg[0].integer;
         if ((self->op == OP_SQRT && x < 0) || (self->op == OP_LOG && x <= 0))
@@ -83,9 +83,12 @@ static Value call_unary(Elab *e, Frame *frame, const Builtin *self, Value *arg, 
 
 static Value call_log2(Elab *e, Frame *frame, const Builtin *self, Value *arg, const Args *call)
 {
-    if (value_is_number(arg[0]))
+    if (value_is_number(arg[0]) && !arg[0].batch)
         return call_unary(e, frame, self, arg, call);
-    return tensor_or_fail(e, compose_log2(e->graph, tensor_arg(e, arg, 0, call)), call->span);
+    Val x = tensor_arg(e, arg, 0, call);
+    if (val_type(e->graph, x)->dtype == DT_I64)
+        x = g_cast(e->graph, x, e->real);
+    return tensor_or_fail(e, compose_log2(e->graph, x), call->span);
 }
 
 static Value call_identity(Elab *e, Frame *frame, const Builtin *self, Value *arg, const Args *call)
@@ -99,6 +102,10 @@ static Value call_leaky_relu(Elab *e, Frame *frame, const Builtin *self, Value *
 {
     UNUSED(frame), UNUSED(self);
     double slope = value_number(e, arg[1], arg_span(call, 1), "the slope");
+    if (value_is_number(arg[0]) && !arg[0].batch) {
+        double x = value_number(e, arg[0], call->span, "x");
+        return value_real(x > 0 ? x : x * slope);
+    }
     return tensor_or_fail(e, compose_leaky_relu(e->graph, tensor_arg(e, arg, 0, call), slope),
                           call->span);
 }
@@ -122,7 +129,9 @@ static Value call_clamp(Elab *e, Frame *frame, const Builtin *self, Value *arg, 
         double x = value_number(e, arg[0], call->span, "x");
         double lo = value_number(e, arg[1], call->span, "lo");
         double hi = value_number(e, arg[2], call->span, "hi");
-        return x < lo ? arg[1] : x > hi ? arg[2] : arg[0];
+        bool real = arg[0].kind == V_REAL || arg[1].kind == V_REAL || arg[2].kind == V_REAL;
+        Value value = x < lo ? arg[1] : x > hi ? arg[2] : arg[0];
+        return real ? value_real(x < lo ? lo : x > hi ? hi : x) : value;
     }
     Val x = tensor_arg(e, arg, 0, call);
     Value like = value_tensor(x);

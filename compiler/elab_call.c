@@ -28,27 +28,42 @@ static void eval_argument(Elab *e, Frame *frame, Arg *arg, const Ast *ast)
     arg->value = arg->hole ? value_none() : eval(e, frame, ast);
 }
 
-// f(a, k: b), or piped |> f(a, k: b). With holes the call waits: it is a function of them.
+static uint32_t count_holes(const AstList *list)
+{
+    uint32_t holes = 0;
+    for (uint32_t i = 0; i < list->count; i++) {
+        const Ast *ast = list->at[i]->kind == AST_KEYED ? list->at[i]->a : list->at[i];
+        holes += ast->kind == AST_NAME && strcmp(ast->text, "_") == 0;
+    }
+    return holes;
+}
+
+// f(a, k: b), or piped |> f(a, k: b). With holes the call waits: it is a function of them, and
+// what is piped into it fills the hole.
 Value eval_call(Elab *e, Frame *frame, const Ast *ast, const Ast *piped)
 {
-    Value first = value_none();
+    Arg first = {.value = value_none()};
     if (piped)
-        first = eval(e, frame, piped);
+        first = (Arg){.value = eval(e, frame, piped), .span = piped->span};
     Value callee = eval(e, frame, ast->a);
-    uint32_t extra = piped != NULL, holes = 0;
+    uint32_t holes = count_holes(&ast->list), extra = piped && !holes;
     Args *args = args_new(e, ast->list.count + extra, ast->span);
     args->callee_span = ast->a->span;
-    if (piped)
-        args->at[0] = (Arg){.value = first, .span = piped->span};
-    for (uint32_t i = 0; i < ast->list.count; i++) {
+    if (extra)
+        args->at[0] = first;
+    for (uint32_t i = 0; i < ast->list.count; i++)
         eval_argument(e, frame, &args->at[i + extra], ast->list.at[i]);
-        holes += args->at[i + extra].hole;
-    }
     if (!holes)
         return elab_call(e, frame, callee, args);
     Partial *partial = arena_alloc(e->arena, sizeof *partial);
     *partial = (Partial){callee, *args, holes};
-    return (Value){.kind = V_PARTIAL, .partial = partial};
+    Value function = {.kind = V_PARTIAL, .partial = partial};
+    if (!piped)
+        return function;
+    Args *filling = args_new(e, 1, ast->span);
+    filling->callee_span = ast->a->span;
+    filling->at[0] = first;
+    return elab_call(e, frame, function, filling);
 }
 
 // ---- parameters ----

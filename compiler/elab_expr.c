@@ -223,30 +223,27 @@ static Value eval_range(Elab *e, Frame *frame, const Ast *ast)
 
 // ---- conditions ----
 
-static bool is_truth(Elab *e, Value value)
+// An operand of `and`, `or`: a bool, or a tensor of them (an optional input must be there).
+static Value eval_truth(Elab *e, Frame *frame, const Ast *ast)
 {
-    return value.kind == V_BOOL ||
-           (value_is_tensor(value) &&
-            val_type(e->graph, value_val(e, value, (Span){0}))->dtype == DT_BOOL);
-}
-
-static void want_truth(Elab *e, Value value, const Ast *ast)
-{
-    if (!is_truth(e, value))
+    Value value = eval(e, frame, ast);
+    if (value_is_tensor(value))
+        value = value_tensor(value_val(e, value, ast->span));
+    if (value.kind != V_BOOL &&
+        (value.kind != V_TENSOR || val_type(e->graph, value.val)->dtype != DT_BOOL))
         elab_fail(e, ast->span, "'and' and 'or' join conditions; this is %s",
                   value_describe(e, value));
+    return value;
 }
 
 // The right side is looked at only if the left one leaves the question open.
 static Value eval_logic(Elab *e, Frame *frame, const Ast *ast)
 {
     bool is_or = ast->op == OPR_OR;
-    Value x = eval(e, frame, ast->a);
-    want_truth(e, x, ast->a);
+    Value x = eval_truth(e, frame, ast->a);
     if (x.kind == V_BOOL && (x.integer != 0) == is_or)
         return x;
-    Value y = eval(e, frame, ast->b);
-    want_truth(e, y, ast->b);
+    Value y = eval_truth(e, frame, ast->b);
     if (x.kind == V_BOOL)
         return y;
     if (y.kind == V_BOOL)

@@ -162,9 +162,10 @@ static Value call_floor(Elab *e, Frame *frame, const Builtin *self, Value *arg, 
         return value_int((int64_t)result);
     }
     Val x = tensor_arg(e, arg, 0, call);
-    if (round)
-        x = compose_binary(e->graph, OP_ADD, x, g_const(e->graph, e->real, 0.5));
-    return tensor_or_fail(e, g_unary(e->graph, OP_FLOOR, x), call->span);
+    if (val_type(e->graph, x)->dtype == DT_I64)
+        return value_tensor(x);
+    Val val = round ? compose_round(e->graph, x) : g_unary(e->graph, OP_FLOOR, x);
+    return tensor_or_fail(e, val, call->span);
 }
 
 static Value call_f32(Elab *e, Frame *frame, const Builtin *self, Value *arg, const Args *call)

@@ -225,6 +225,10 @@ const char *value_describe(Elab *e, Value value)
         const Type *type = val_type(e->graph, value.val);
         if (type->rank)
             return arena_printf(e->arena, "a tensor, %s", shape_text(e, NULL, type));
+        if (!graph_is_step(e->graph, value.val))
+            return type->dtype == DT_BOOL  ? "a tensor of one bool"
+                   : type->dtype == DT_I64 ? "a tensor of one integer"
+                                           : "a tensor of one number";
         return type->dtype == DT_BOOL  ? "a bool of the step"
                : type->dtype == DT_I64 ? "an integer of the step"
                                        : "a number of the step";
