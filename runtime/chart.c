@@ -124,11 +124,25 @@ static void draw_axis(PvImage *image, const Axis *axis, bool vertical, int other
     }
 }
 
-static void draw_curve(PvImage *image, const PvChart *chart, size_t index, const Axis *x,
-                       const Axis *y)
+// A third of the colour on white.
+static uint32_t pale(uint32_t rgb)
 {
-    const PvCurve *curve = &chart->curves[index];
-    uint32_t colour = colours[index % (sizeof colours / sizeof colours[0])];
+    uint32_t third = (rgb >> 16) / 3 << 16 | (rgb >> 8 & 255) / 3 << 8 | (rgb & 255) / 3;
+    return 0xAAAAAA + third;
+}
+
+static void draw_points(PvImage *image, const PvChart *chart, const PvCurve *curve, uint32_t colour,
+                        const Axis *x, const Axis *y)
+{
+    for (size_t i = 0; i < curve->count; i++)
+        if (usable(curve->x[i], curve->y[i], chart->log_y))
+            pv_image_rectangle(image, position(x, curve->x[i]) - 1, position(y, curve->y[i]) - 1, 3,
+                               3, colour);
+}
+
+static void draw_line(PvImage *image, const PvChart *chart, const PvCurve *curve, uint32_t colour,
+                      const Axis *x, const Axis *y)
+{
     bool started = false;
     int last_x = 0, last_y = 0;
     for (size_t i = 0; i < curve->count; i++) {
@@ -147,13 +161,37 @@ static void draw_curve(PvImage *image, const PvChart *chart, size_t index, const
         last_x = at_x;
         last_y = at_y;
     }
-    int row = TOP + 8 + (int)index * 14;
-    int text_x = x->to - 12 - (curve->name ? pv_image_text_width(curve->name, 1) : 0);
-    if (!curve->name)
-        return;
-    pv_image_rectangle(image, text_x - 22, row - 2, x->to - text_x + 20, 13, 0xFFFFFF);
-    pv_image_rectangle(image, text_x - 20, row + 3, 14, 2, colour);
-    pv_image_text(image, text_x, row, curve->name, 1, INK);
+}
+
+// Points and lines are coloured each in their own order: a curve given as both has one colour.
+static void draw_curves(PvImage *image, const PvChart *chart, const Axis *x, const Axis *y)
+{
+    size_t order[2] = {0}; // of lines, of points
+    for (size_t i = 0; i < chart->curve_count; i++) {
+        const PvCurve *curve = &chart->curves[i];
+        size_t index = order[curve->points]++;
+        uint32_t colour = colours[index % (sizeof colours / sizeof colours[0])];
+        if (curve->points)
+            draw_points(image, chart, curve, pale(colour), x, y);
+        else
+            draw_line(image, chart, curve, colour, x, y);
+    }
+}
+
+static void draw_legend(PvImage *image, const PvChart *chart, const Axis *x)
+{
+    size_t lines = 0;
+    for (size_t i = 0; i < chart->curve_count; i++) {
+        const PvCurve *curve = &chart->curves[i];
+        if (curve->points || !curve->name)
+            continue;
+        int row = TOP + 8 + (int)lines * 14;
+        int text_x = x->to - 12 - pv_image_text_width(curve->name, 1);
+        uint32_t colour = colours[lines++ % (sizeof colours / sizeof colours[0])];
+        pv_image_rectangle(image, text_x - 22, row - 2, x->to - text_x + 20, 13, 0xFFFFFF);
+        pv_image_rectangle(image, text_x - 20, row + 3, 14, 2, colour);
+        pv_image_text(image, text_x, row, curve->name, 1, INK);
+    }
 }
 
 bool pv_image_chart(PvImage *image, const PvChart *chart, PvError *error)
@@ -173,8 +211,8 @@ bool pv_image_chart(PvImage *image, const PvChart *chart, PvError *error)
     draw_axis(image, &y, true, x.from, x.to);
     pv_image_line(image, x.from, y.from, x.to, y.from, INK);
     pv_image_line(image, x.from, y.from, x.from, y.to, INK);
-    for (size_t i = 0; i < chart->curve_count; i++)
-        draw_curve(image, chart, i, &x, &y);
+    draw_curves(image, chart, &x, &y);
+    draw_legend(image, chart, &x);
     if (chart->title) {
         int wide = pv_image_text_width(chart->title, 2);
         pv_image_text(image, (width - wide) / 2, 12, chart->title, 2, INK);

@@ -59,7 +59,7 @@ PvStatus cmd_data(int argc, char **argv, PvError *error)
 {
     Pack p = {0};
     PvFlag flags[] = {
-        {"--out", "FILE", PV_FLAG_TEXT, &p.out, "packed file to write"},
+        {"--out", "FILE.safetensors", PV_FLAG_TEXT, &p.out, "packed file to write"},
         {"-o", "FILE", PV_FLAG_TEXT, &p.out, "the same"},
         {"--list", "FILE", PV_FLAG_TEXT, &p.list, "only these, one relative path a line"},
         {"--split", "NAME", PV_FLAG_TEXT, &p.split, "train (default), test, all"},

@@ -1,13 +1,19 @@
-// `eval psnr`: reconstructions of the videos of a folder, measured.
+// `eval psnr`: reconstructions of the videos of a data set, measured.
+//
+// The videos are found as for training (data.h), by default all of them; `--split train` and
+// `--split test` are the two columns that papers print. PSNR is of the mean squared error over all
+// frames in 8 bits; the total weighs videos by their frames. Beside it stands what a model that
+// only knew each window's mean frame would reach.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "runtime/data_parts.h"
 #include "runtime/reconstruct.h"
 
 typedef struct {
     PvReconstructor model;
-    const char *data;
+    const char *data, *list, *split;
     int64_t limit; // videos; 0: all
     PvQuality total;
     int64_t videos, skipped;
@@ -31,37 +37,26 @@ static bool measure_video(Eval *eval, const char *path, PvError *error)
     return good;
 }
 
-// Every video under `folder`, in order of names. Damaged ones are told and passed over.
-static bool measure_folder(Eval *eval, const char *folder, PvError *error)
+// Every video of the data set. Damaged ones are told and passed over.
+static bool measure_all(Eval *eval, PvError *error)
 {
-    char **names;
-    size_t count;
-    if (!pv_list_folder(folder, &names, &count, error))
-        return false;
-    bool good = true, pictures = false;
-    for (size_t i = 0; i < count; i++)
-        pictures |= pv_is_image_file(names[i]);
-    if (pictures)
-        good = measure_video(eval, folder, error);
-    for (size_t i = 0; good && !pictures && i < count; i++) {
-        char *path = pv_join(folder, names[i]);
-        if (eval->limit > 0 && eval->videos >= eval->limit) {
-            free(path);
+    const PvDataOptions options = {
+        .path = eval->data, .list = eval->list, .split = eval->split ? eval->split : "all"};
+    SourceList list = {0};
+    bool good = pv_sources_find(&options, &list, error);
+    for (size_t i = 0; good && i < list.count; i++) {
+        if (eval->limit > 0 && eval->videos >= eval->limit)
             break;
+        if (measure_video(eval, list.items[i].path, error))
+            continue;
+        good = error->status == PV_WRONG; // a damaged file; not: no memory, no plug-in
+        if (good) {
+            pv_warn("skipped: %s", error->text);
+            pv_error_free(error);
+            eval->skipped++;
         }
-        if (pv_is_folder(path)) {
-            good = measure_folder(eval, path, error);
-        } else if (pv_is_video_file(path) && !measure_video(eval, path, error)) {
-            good = error->status == PV_WRONG; // a damaged file; not: no memory, no plug-in
-            if (good) {
-                pv_warn("skipped: %s", error->text);
-                pv_error_free(error);
-                eval->skipped++;
-            }
-        }
-        free(path);
     }
-    pv_names_free(names, count);
+    pv_sources_free(&list);
     return good;
 }
 
@@ -75,15 +70,14 @@ static bool eval_psnr(Eval *eval, const char *what, PvError *error)
     if (!pv_reconstructor_open(&eval->model, error) ||
         !pv_reconstructor_mount(&eval->model, "eval psnr", error))
         return false;
-    bool good = pv_is_folder(eval->data) ? measure_folder(eval, eval->data, error)
-                                         : measure_video(eval, eval->data, error);
-    if (good && eval->videos == 0)
-        return pv_error(error, PV_WRONG, "%s: no video found", eval->data);
-    if (good)
-        printf("%8.3f dB  %8.3f dB  all %lld videos (second column: mean frames); %lld skipped\n",
-               pv_quality_psnr(&eval->total), pv_quality_still_psnr(&eval->total),
-               (long long)eval->videos, (long long)eval->skipped);
-    return good;
+    printf("%11s  %11s\n", "PSNR", "mean frame");
+    if (!measure_all(eval, error))
+        return false;
+    if (eval->videos == 0)
+        return pv_error(error, PV_WRONG, "%s: no video could be read", eval->data);
+    printf("%8.3f dB  %8.3f dB  all %lld videos; %lld skipped\n", pv_quality_psnr(&eval->total),
+           pv_quality_still_psnr(&eval->total), (long long)eval->videos, (long long)eval->skipped);
+    return true;
 }
 
 PvStatus cmd_eval(int argc, char **argv, PvError *error)
@@ -93,6 +87,8 @@ PvStatus cmd_eval(int argc, char **argv, PvError *error)
         {"--weights", "[INSTANCE=]FILE[#PREFIX]", PV_FLAG_WORDS, &eval.model.session.weights,
          "checkpoints or exported weights"},
         {"--data", "PATH", PV_FLAG_TEXT, &eval.data, "folder of videos, or one video"},
+        {"--split", "NAME", PV_FLAG_TEXT, &eval.split, "train, test, all (default)"},
+        {"--list", "FILE", PV_FLAG_TEXT, &eval.list, "only these, one relative path a line"},
         {"--limit", "N", PV_FLAG_INT, &eval.limit, "at most so many videos"},
         {"--batch", "N", PV_FLAG_INT, &eval.model.batch, "windows at a time (default 1)"},
         {"--ema", NULL, PV_FLAG_BOOL, &eval.model.ema, "moving averages where a file has them"},

@@ -268,19 +268,21 @@ static bool get_ready(Training *t, PvError *error)
 
 // ---- the loop ----
 
-// "loss", or "ae/loss" where several minimizes take turns.
+// "loss", or "ae/loss" where several minimizes take turns. malloc'ed.
+static char *log_name(const PvStage *stage, uint32_t turn, const char *name)
+{
+    if (stage->minimize_count == 1)
+        return pv_strdup(name);
+    const PvMinimize *minimize = &stage->minimize[turn];
+    return pv_printf("%s/%s",
+                     minimize->instance_count > 0 ? pv_model.instances[minimize->instances[0]].name
+                                                  : pv_model.entries[minimize->entry].name,
+                     name);
+}
+
 static void log_number(Training *t, uint32_t turn, const char *name, double value)
 {
-    if (t->stage->minimize_count == 1) {
-        pv_log_number(t->log, name, value);
-        return;
-    }
-    const PvMinimize *minimize = &t->stage->minimize[turn];
-    char *full =
-        pv_printf("%s/%s",
-                  minimize->instance_count > 0 ? pv_model.instances[minimize->instances[0]].name
-                                               : pv_model.entries[minimize->entry].name,
-                  name);
+    char *full = log_name(t->stage, turn, name);
     pv_log_number(t->log, full, value);
     free(full);
 }
@@ -304,12 +306,25 @@ static void log_step(Training *t, double seconds)
     pv_log_row(t->log, t->train->step);
 }
 
+// The log's losses as a picture.
+static void draw_losses(const Training *t)
+{
+    PvWords names = {0};
+    for (uint32_t i = 0; i < t->stage->minimize_count; i++)
+        pv_words_take(&names, log_name(t->stage, i, "loss"));
+    char *title = pv_printf("%s: %s", pv_model.name, t->stage->name);
+    pv_log_chart(t->out, title, names.items, names.count);
+    free(title);
+    pv_words_free(&names);
+}
+
 static bool save(Training *t, PvError *error)
 {
     int64_t position = t->data ? pv_data_position(t->data) : 0;
     if (!pv_train_save(t->train, t->out, t->keep, position, error))
         return false;
     t->saved = t->train->step;
+    draw_losses(t);
     return true;
 }
 
@@ -404,7 +419,8 @@ PvStatus cmd_train(int argc, char **argv, PvError *error)
         {"--config", "FILE", PV_FLAG_TEXT, &t.config, "settings in YAML"},
         {"--data", "PATH", PV_FLAG_TEXT, &t.data_path, "folder of videos, or a packed file"},
         {"--list", "FILE", PV_FLAG_TEXT, &t.list, "take only these of the data, one path a line"},
-        {"--out", "FOLDER", PV_FLAG_TEXT, &t.out, "checkpoints and logs (default runs/STAGE)"},
+        {"--out", "FOLDER", PV_FLAG_TEXT, &t.out,
+         "checkpoints, logs, loss.png (default runs/STAGE)"},
         {"--resume", NULL, PV_FLAG_BOOL, &t.resume, "go on from the newest checkpoint of --out"},
         {"--weights", "[INSTANCE=]FILE[#PREFIX]", PV_FLAG_WORDS, &t.session.weights,
          "what the stage starts from or only reads"},

@@ -181,6 +181,8 @@ bool pv_sources_find(const PvDataOptions *options, SourceList *list, PvError *er
         return true;
     }
     bool all = !strcmp(split, "all"), fine;
+    if (!all && strcmp(split, "train") != 0 && strcmp(split, "test") != 0)
+        return pv_error(error, PV_USAGE, "the split is train, test or all, not '%s'", split);
     char *file = options->list ? pv_strdup(options->list) : all ? NULL : find_list(root, split);
     if (file) {
         fine = read_list(root, file, list, error);

@@ -44,6 +44,7 @@ typedef struct {
     const char *name;
     const double *x, *y; // count points; those that are not finite are left out
     size_t count;
+    bool points; // pale points; else a line through them
 } PvCurve;
 
 typedef struct {

@@ -2,7 +2,8 @@
 //
 // An event file is a sequence of records: length (8 bytes), masked CRC-32C of it (4), a protobuf
 // Event, masked CRC-32C of that. The few fields in use are encoded here by hand:
-//   Event   wall_time = 1 (double), step = 2, file_version = 3 (string), summary = 5
+//   Event   wall_time = 1 (double), step = 2, file_version = 3 (string), summary = 5,
+//           session_log = 7 (status = 1: START = 1)
 //   Summary value = 1 (repeated: tag = 1, simple_value = 2 (float), image = 4)
 //   Image   height = 1, width = 2, colorspace = 3, encoded_image_string = 4
 // Formats: tensorflow/core/lib/io/record_writer.cc, tensorflow/core/util/event.proto
@@ -175,6 +176,19 @@ void pv_log_image(PvLog *log, int64_t step, const char *name, const PvImage *ima
     free(summary.bytes);
 }
 
+// The run goes on with `step`: TensorBoard drops what older files say of it and of later steps.
+static void write_restart(PvLog *log, int64_t step)
+{
+    Buffer session = {0}, event = {0};
+    put_integer(&session, 1, 1);
+    put_double(&event, 1, log->start);
+    put_integer(&event, 2, step);
+    put_field(&event, 7, session.bytes, session.size);
+    write_event(log, &event);
+    free(session.bytes);
+    free(event.bytes);
+}
+
 // ---- rows ----
 
 // Rewrites log.jsonl without what comes after `step`: rows of steps that will be done again, and a
@@ -223,6 +237,8 @@ PvLog *pv_log_open(const char *folder, int64_t step, PvError *error)
         put_field(&event, 3, "brain.Event:2", 13);
         write_event(log, &event);
         free(event.bytes);
+        if (step >= 0)
+            write_restart(log, step + 1);
     } else {
         pv_log_close(log);
         log = NULL;

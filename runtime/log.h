@@ -10,7 +10,8 @@
 typedef struct PvLog PvLog;
 
 // Opens folder/log.jsonl for appending and folder/events.out.tfevents.<time>.<host>. On resume,
-// rows of log.jsonl with a step > `step` are cut off (step < 0: the file is started anew).
+// rows of log.jsonl with a step > `step` are cut off (step < 0: the file is started anew), and
+// TensorBoard is told to forget them.
 PvLog *pv_log_open(const char *folder, int64_t step, PvError *error);
 void pv_log_number(PvLog *log, const char *name, double value); // goes into the next row
 // Writes the row {"step": step, "time": seconds since start, name: value...}; not finite: null
@@ -22,6 +23,10 @@ void pv_log_close(PvLog *log); // NULL is fine
 // A row of log.jsonl read back for charts: x = step, y = value of `name`; malloc'ed arrays.
 bool pv_log_read(const char *path, const char *name, double **x, double **y, size_t *count,
                  PvError *error);
+
+// Draws folder/loss.png from folder/log.jsonl: the values of each name (at most 6 of them) as
+// points, their running mean as a line. What keeps it from that is told on stderr.
+void pv_log_chart(const char *folder, const char *title, const char *const *names, size_t count);
 
 typedef struct PvProgress PvProgress;
 

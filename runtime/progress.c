@@ -11,9 +11,9 @@
 
 struct PvProgress {
     char *unit;
-    int64_t first, done, total;
-    double start, shown; // seconds; shown: when a line was last printed
-    bool terminal, bar;  // bar: it stands on the line now
+    int64_t first, done, total, told; // told: `done` of the line last printed
+    double start, shown;              // seconds; shown: when that was
+    bool terminal, bar;               // bar: it stands on the line now
     char note[160];
 };
 
@@ -29,7 +29,7 @@ PvProgress *pv_progress_new(const char *unit, int64_t done, int64_t total)
     PvProgress *progress = pv_alloc(sizeof *progress);
     const char *term = getenv("TERM");
     progress->unit = pv_strdup(unit);
-    progress->first = progress->done = done;
+    progress->first = progress->done = progress->told = done;
     progress->total = total;
     progress->start = progress->shown = seconds();
     progress->terminal = isatty(STDERR_FILENO) && term && strcmp(term, "dumb") != 0;
@@ -84,6 +84,7 @@ static void show(PvProgress *progress, double now)
     char text[320], bar[CELLS + 3] = "";
     status_text(progress, now, text, sizeof text);
     progress->shown = now;
+    progress->told = progress->done;
     if (!progress->terminal) {
         fprintf(stderr, "%s\n", text);
         return;
@@ -130,7 +131,7 @@ void pv_progress_end(PvProgress *progress)
 {
     if (!progress)
         return;
-    if (progress->done > progress->first || progress->bar)
+    if (progress->done != progress->told || progress->bar)
         show(progress, seconds());
     if (progress->bar)
         fputc('\n', stderr);

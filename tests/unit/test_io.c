@@ -916,7 +916,7 @@ static void charts_and_grids(void **state)
         x[i] = i * 10;
         y[i] = i == 50 ? NAN : exp(-i / 30.0);
     }
-    PvCurve curves[] = {{"loss", x, y, 200}, {"other", x, x, 100}};
+    PvCurve curves[] = {{"loss", x, y, 200, false}, {"other", x, x, 100, false}};
     PvChart chart = {
         .title = "Loss", .x_label = "step", .curves = curves, .curve_count = 2, .log_y = true};
     expect_fine(pv_image_chart(&image, &chart, &error), &error);
@@ -925,6 +925,16 @@ static void charts_and_grids(void **state)
         coloured += image.rgb[3 * i] == 0x1f && image.rgb[3 * i + 2] == 0xb4;
     assert_true(coloured > 300);
     expect_fine(pv_image_write(in("chart.png"), &image, &error), &error);
+    pv_image_free(&image);
+    curves[0].points = true; // pale, and the line takes the first colour
+    expect_fine(pv_image_chart(&image, &chart, &error), &error);
+    int pale = 0;
+    coloured = 0;
+    for (int i = 0; i < image.width * image.height; i++) {
+        pale += image.rgb[3 * i] == 0xAA + 0x1f / 3 && image.rgb[3 * i + 2] == 0xAA + 0xb4 / 3;
+        coloured += image.rgb[3 * i] == 0x1f && image.rgb[3 * i + 2] == 0xb4;
+    }
+    assert_true(pale > 500 && coloured > 300);
     pv_image_free(&image);
     curves[0].count = 1; // one point, no point
     curves[1].count = 0;
@@ -969,6 +979,22 @@ static void logs(void **state)
     assert_true(x[3] == 5 && y[3] == 9 && x[2] == 4 && y[1] == 0.5);
     free(x);
     free(y);
+    const char *const shown[] = {"loss"}, *const absent[] = {"ae/loss"};
+    PvImage image;
+    pv_log_chart(in("logs"), "model: stage", shown, 1);
+    expect_fine(pv_image_read(in("logs/loss.png"), &image, &error), &error);
+    assert_true(image.width == 960 && image.height == 540);
+    pv_image_free(&image);
+    pv_log_chart(in("logs"), "model: stage", absent, 1); // an empty chart, not a crash
+    expect_fine(pv_image_read(in("logs/loss.png"), &image, &error), &error);
+    pv_image_free(&image);
+}
+
+static int unlink_all(const char *where)
+{
+    char command[600];
+    snprintf(command, sizeof command, "rm -f %s/*", where);
+    return system(command);
 }
 
 // The records of an event file: lengths and sums hold, and the number of events is right.
@@ -1004,6 +1030,17 @@ static void event_files(void **state)
         at += length + 16;
     }
     assert_int_equal(events, 3);
+    free(data);
+    free(path);
+    pv_names_free(names, count);
+    assert_int_equal(unlink_all(in("events")), 0);
+    log = pv_log_open(in("events"), 7, &error); // a resumed run: step 8 on is written anew
+    pv_log_close(log);
+    assert_true(pv_list_folder(in("events"), &names, &count, &error));
+    path = pv_join(in("events"), names[0]);
+    data = pv_read_file(path, 1 << 20, &size, &error);
+    const uint8_t restart[] = {0x10, 8, 0x3a, 2, 0x08, 1};
+    assert_non_null(memmem(data, size, restart, sizeof restart));
     free(data);
     free(path);
     pv_names_free(names, count);
