@@ -45,7 +45,7 @@ bool pv_error_errno(PvError *error, const char *format, ...)
 {
     int code = errno;
     bool machine = code == ENOSPC || code == ENOMEM || code == EDQUOT || code == EMFILE ||
-                   code == ENFILE || code == EIO || code == EROFS;
+                   code == ENFILE || code == EIO || code == EROFS || code == EFBIG;
     va_list list;
     va_start(list, format);
     char *text = format_text(format, list);

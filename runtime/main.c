@@ -1,4 +1,5 @@
 // The command line of a model's executable: one table of commands.
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -41,6 +42,7 @@ static const PvCommand *find_command(const char *name, PvError *error)
 
 int main(int argc, char **argv)
 {
+    signal(SIGXFSZ, SIG_IGN); // a limit on file sizes is an error of the write, as a full disk is
     pv_set_program(argc > 0 ? pv_base_name(argv[0]) : pv_model.name);
     if (argc < 2) {
         print_commands(stderr);

@@ -46,7 +46,7 @@ def test_check_and_dumps():
     run(PVDMC, PVDM, "--check")
     for what in ("ast", "graph", "plan", "c", "dot"):
         told = run(PVDMC, f"{ROOT}/models/pvdm-tiny.model", "--emit", what)
-        assert len(told) > 1000, what
+        assert len(told) > 500, what
     assert run(PVDMC, f"{ROOT}/models/pvdm-tiny.model", "--emit", "graph") == \
         run(PVDMC, f"{ROOT}/models/pvdm-tiny.model", "--emit", "graph"), "not deterministic"
 
