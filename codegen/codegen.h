@@ -119,6 +119,8 @@ PlanArg view_place(Lower *lower, const View *view, DType dtype);        // where
 PlanArg dense_place(Lower *lower, Val val);              // row-major, copied if need be
 // Row-major behind axis 0, which may have any stride (*stride); copied if need be.
 PlanArg image_place(Lower *lower, Val val, Dim *stride);
+// The launch reads each element of `residual` before it writes it in `result`: they may be one.
+void residual_inplace(Lower *lower, const Group *group, PlanArg result, PlanArg residual);
 void launch_copy(Lower *lower, PlanArg y, PlanArg x, const CopyShape *shape, size_t element_size);
 Dim count_of(const Type *type);
 size_t size_of(const Lower *lower, Val val);             // bytes of an element
@@ -144,6 +146,11 @@ typedef struct {
 bool emit_files(Codegen *cg, const char *folder, CFiles *files);
 void emit_text(Codegen *cg, FILE *out);                  // all C text, for --emit c
 const char *kernel_name(const Codegen *cg, uint32_t kernel);
+
+/* pack_plan.c: launches and arguments as bytes (runtime/unpack.h) */
+// *size bytes, malloc'ed. The arguments of launch i + 1 lie behind those of launch i.
+void *pack_plan(const PvLaunch *launches, uint32_t launch_count, const PvArg *args,
+                uint32_t kernel_count, size_t *size);
 
 /* link.c: runs the C compiler */
 typedef struct {

@@ -2,8 +2,7 @@
 // and the emitted kernels.
 //
 // Tables that hold names are C initialisers. Launches and arguments, which are many and hold only
-// numbers, go into the data section with the constant tables, as the very bytes of PvLaunch and
-// PvArg (pvdmc and the executable share pvdm.h and the machine); the C compiler then takes no
+// numbers, go packed into the data section, with the constant tables; the C compiler then takes no
 // longer for a large model than for a small one. Kernels are spread over several files, compiled at
 // once.
 #include <errno.h>
@@ -200,7 +199,7 @@ static uint32_t find_origin(Writer *writer, NodeId node)
     return writer->table[at] - 1;
 }
 
-static size_t store_launches(Writer *writer, const Work *work)
+static PvLaunch *make_launches(Writer *writer, const Work *work)
 {
     PvLaunch *launches = calloc((size_t)work->launch_count + 1, sizeof *launches);
     if (!launches)
@@ -214,23 +213,18 @@ static size_t store_launches(Writer *writer, const Work *work)
         launches[i].flops_fixed = from->flops_fixed;
         launches[i].flops_batch = from->flops_batch;
     }
-    size_t offset = data_add(writer->cg, launches, work->launch_count * sizeof *launches);
-    free(launches);
-    return offset;
+    return launches;
 }
 
-static size_t store_args(Writer *writer, const Work *work)
+static PvArg *make_args(const Work *work)
 {
     PvArg *args = malloc(((size_t)work->arg_count + 1) * sizeof *args);
     if (!args)
         bug("out of memory");
     for (uint32_t i = 0; i < work->arg_count; i++) {
-        PvArg resolved = resolve_arg(work, &work->args[i]);
-        memcpy(&args[i], &resolved, sizeof resolved);
+        args[i] = resolve_arg(work, &work->args[i]);
     }
-    size_t offset = data_add(writer->cg, args, work->arg_count * sizeof *args);
-    free(args);
-    return offset;
+    return args;
 }
 
 // The body of the function that computes a plan's step values.
@@ -288,15 +282,32 @@ static void write_taps(Writer *writer, const Work *work, uint32_t number)
 }
 
 typedef struct {
-    size_t launches, args;
+    size_t packed, packed_bytes;       // in the data section
+    double flops_fixed, flops_batch;
     uint32_t scalars;
 } PlanText;
+
+static void store_launches(Writer *writer, const Work *work, PlanText *text)
+{
+    PvLaunch *launches = make_launches(writer, work);
+    PvArg *args = make_args(work);
+    void *packed = pack_plan(launches, work->launch_count, args, writer->cg->kernel_count,
+                             &text->packed_bytes);
+    text->packed = data_add(writer->cg, packed, text->packed_bytes);
+    for (uint32_t i = 0; i < work->launch_count; i++) {
+        text->flops_fixed += launches[i].flops_fixed;
+        text->flops_batch += launches[i].flops_batch;
+    }
+    free(packed);
+    free(launches);
+    free(args);
+}
 
 // What a plan needs before the tables of plans.
 static PlanText write_plan_parts(Writer *writer, const Work *work, uint32_t number)
 {
-    PlanText text = {store_launches(writer, work), store_args(writer, work),
-                     find_scalars(writer, work)};
+    PlanText text = {.scalars = find_scalars(writer, work)};
+    store_launches(writer, work, &text);
     char name[32];
     write_taps(writer, work, number);
     snprintf(name, sizeof name, "streams_%u", number);
@@ -311,10 +322,10 @@ static PlanText write_plan_parts(Writer *writer, const Work *work, uint32_t numb
 static void write_plan(Writer *writer, const Work *work, uint32_t number, const PlanText *text)
 {
     fprintf(writer->out,
-            "    {(const PvLaunch *)(const void *)(pv_data + %zu), %u,\n"
-            "     (const PvArg *)(const void *)(pv_data + %zu), %u,\n"
+            "    {0, %u, 0, %u, pv_data + %zu, %zu, %.17g, %.17g,\n"
             "     %lld, %lld, %lld, %lld, %lld, %u, scalars_%u,\n",
-            text->launches, work->launch_count, text->args, work->arg_count,
+            work->launch_count, work->arg_count, text->packed, text->packed_bytes,
+            text->flops_fixed, text->flops_batch,
             (long long)work->arena_fixed, (long long)work->arena_batch,
             (long long)work->live_fixed, (long long)work->live_batch, (long long)work->scratch,
             work->scalar_count, text->scalars);

@@ -434,7 +434,7 @@ static const char *last_pass(const Options *options)
     if (options->stop_after)
         return options->stop_after;
     if (options->check)
-        return "simplify";
+        return "elaborate";            // later passes find no mistakes of the model
     switch (options->emit) {
     case EMIT_AST: return "parse";
     case EMIT_GRAPH: case EMIT_DOT: return "simplify";

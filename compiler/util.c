@@ -11,8 +11,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
-enum { ALIGNMENT = 16, FIRST_CHUNK = 64 * 1024, LARGEST_CHUNK = 16 * 1024 * 1024 };
+enum {
+    ALIGNMENT = 16,
+    FIRST_CHUNK = 64 * 1024,
+    LARGEST_CHUNK = 16 * 1024 * 1024,
+    LARGE_PAGE = 2 * 1024 * 1024
+};
 
 typedef struct Chunk Chunk;
 struct Chunk {
@@ -68,6 +74,13 @@ static void add_chunk(Arena *arena, size_t size)
     if (room > SIZE_MAX - HEADER)
         out_of_memory(size);
     Chunk *chunk = checked(calloc(1, HEADER + room), room);
+    if (room >= LARGE_PAGE) {
+        // Fresh from the system: large pages, where there are any, save thousands of page faults.
+        uintptr_t from = ((uintptr_t)chunk + LARGE_PAGE - 1) / LARGE_PAGE * LARGE_PAGE;
+        uintptr_t to = ((uintptr_t)chunk + HEADER + room) / LARGE_PAGE * LARGE_PAGE;
+        if (to > from)
+            madvise((void *)from, to - from, MADV_HUGEPAGE);
+    }
     chunk->size = room;
     chunk->before = arena->chunk;
     arena->chunk = chunk;

@@ -1,7 +1,7 @@
-// Running a plan: addresses are resolved once (base of the space + a + c * batch), the numbers of
-// the step are computed by the emitted function `scalars`, and then the launches run in their
-// order, each parallel inside. Taps are copied right after the launch that makes them, because
-// the planner may give their bytes to a later value.
+// Running a plan. Its lists are unpacked when it is first used; addresses are resolved once a step
+// (base of the space + a + c * batch), the numbers of the step are computed by the emitted function
+// `scalars`, and then the launches run in their order, each parallel inside. Taps are copied right
+// after the launch that makes them, because the planner may give their bytes to a later value.
 #include "runtime/exec.h"
 
 #include <omp.h>
@@ -10,6 +10,18 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <time.h>
+
+#include "runtime/unpack.h"
+
+// The lists of a plan: those of its record, or own ones, unpacked.
+struct PvUnpacked {
+    PvUnpacked *next;
+    const PvPlan *plan;
+    const PvLaunch *launches;
+    const PvArg *args;
+    PvLaunch *own_launches;
+    PvArg *own_args;
+};
 
 char *pv_space_new(int64_t bytes)
 {
@@ -52,6 +64,13 @@ void pv_exec_free(PvExec *exec)
     pv_space_free(exec->grads, exec->model->param_bytes);
     pv_space_free(exec->arena, exec->arena_bytes);
     pv_space_free(exec->scratch, exec->scratch_each * exec->threads);
+    while (exec->unpacked) {
+        PvUnpacked *first = exec->unpacked;
+        exec->unpacked = first->next;
+        free(first->own_launches);
+        free(first->own_args);
+        free(first);
+    }
     free(exec->args);
     free(exec->scalars);
     free(exec->times);
@@ -221,9 +240,39 @@ static int64_t resolve(const PvExec *exec, const PvExecStep *step, const PvArg *
     return base + arg->a + arg->c * step->step->batch;
 }
 
-static void launch(PvExec *exec, const PvRun *run, const PvPlan *plan, uint32_t index)
+// The lists of a plan, which come to the front; NULL with an error.
+static const PvUnpacked *unpack(PvExec *exec, const PvPlan *plan, PvError *error)
 {
-    const PvLaunch *at = &plan->launches[index];
+    PvUnpacked **link = &exec->unpacked;
+    while (*link && (*link)->plan != plan)
+        link = &(*link)->next;
+    PvUnpacked *found = *link;
+    if (found) {
+        *link = found->next;
+    } else {
+        found = pv_try_alloc(sizeof *found, "a plan's lists", error);
+        if (!found)
+            return NULL;
+        found->plan = plan;
+        found->launches = plan->launches;
+        found->args = plan->args;
+        if (plan->packed) {
+            if (!pv_plan_unpack(plan, exec->model->kernel_count, &found->own_launches,
+                                &found->own_args, error)) {
+                free(found);
+                return NULL;
+            }
+            found->launches = found->own_launches;
+            found->args = found->own_args;
+        }
+    }
+    found->next = exec->unpacked;
+    exec->unpacked = found;
+    return found;
+}
+
+static void launch(PvExec *exec, const PvRun *run, const PvLaunch *at)
+{
     PvKernelFn *fn = exec->model->kernels[at->kernel].fn;
     if (!exec->times) {
         fn(run, exec->args + at->arg);
@@ -258,17 +307,18 @@ static void copy_taps(const PvExec *exec, const PvExecStep *step, int32_t index)
     }
 }
 
-// Everything before the first launch.
-static bool prepare(PvExec *exec, const PvExecStep *step, PvError *error)
+// Everything before the first launch. NULL with an error.
+static const PvUnpacked *prepare(PvExec *exec, const PvExecStep *step, PvError *error)
 {
     const PvPlan *plan = step->plan;
-    if (!make_room(exec, plan, step->step->batch, error))
-        return false;
+    const PvUnpacked *lists = unpack(exec, plan, error);
+    if (!lists || !make_room(exec, plan, step->step->batch, error))
+        return NULL;
     if (plan->scalars && plan->scalar_count > 0)
         plan->scalars(step->step, exec->scalars);
     for (uint32_t i = 0; i < plan->arg_count; i++)
-        exec->args[i] = resolve(exec, step, &plan->args[i]);
-    return true;
+        exec->args[i] = resolve(exec, step, &lists->args[i]);
+    return lists;
 }
 
 static PvRun run_of(const PvExec *exec, const PvExecStep *step)
@@ -278,13 +328,14 @@ static PvRun run_of(const PvExec *exec, const PvExecStep *step)
 
 bool pv_exec_run(PvExec *exec, const PvExecStep *step, PvError *error)
 {
-    if (!prepare(exec, step, error))
+    const PvUnpacked *lists = prepare(exec, step, error);
+    if (!lists)
         return false;
     PvRun run = run_of(exec, step);
     if (step->tap_count > 0)
         copy_taps(exec, step, -1);
     for (uint32_t i = 0; i < step->plan->launch_count; i++) {
-        launch(exec, &run, step->plan, i);
+        launch(exec, &run, &lists->launches[i]);
         if (step->tap_count > 0)
             copy_taps(exec, step, (int32_t)i);
     }
@@ -292,11 +343,11 @@ bool pv_exec_run(PvExec *exec, const PvExecStep *step, PvError *error)
 }
 
 // Does a launch touch settings, and nothing that a step has to make first?
-static bool stores_setting(const PvEntry *entry, const PvPlan *plan, const PvLaunch *at)
+static bool stores_setting(const PvEntry *entry, const PvUnpacked *lists, const PvLaunch *at)
 {
     bool setting = false;
     for (uint32_t i = 0; i < at->arg_count; i++) {
-        const PvArg *arg = &plan->args[at->arg + i];
+        const PvArg *arg = &lists->args[at->arg + i];
         if (arg->space < PV_IO) {
             if (arg->space == PV_ARENA || arg->space == PV_PARAM || arg->space == PV_GRAD)
                 return false;
@@ -313,11 +364,12 @@ static bool stores_setting(const PvEntry *entry, const PvPlan *plan, const PvLau
 
 bool pv_exec_settings(PvExec *exec, const PvExecStep *step, PvError *error)
 {
-    if (!prepare(exec, step, error))
+    const PvUnpacked *lists = prepare(exec, step, error);
+    if (!lists)
         return false;
     PvRun run = run_of(exec, step);
     for (uint32_t i = 0; i < step->plan->launch_count; i++)
-        if (stores_setting(step->entry, step->plan, &step->plan->launches[i]))
-            launch(exec, &run, step->plan, i);
+        if (stores_setting(step->entry, lists, &lists->launches[i]))
+            launch(exec, &run, &lists->launches[i]);
     return true;
 }

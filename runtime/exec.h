@@ -2,7 +2,7 @@
 //
 // One PvExec holds what outlives a step: parameters and gradients (flat, reserved address space
 // whose pages are zero and cost nothing until they are touched), the arena and the scratch of the
-// largest plan so far, and room for resolved arguments. Nothing is allocated inside a step that
+// largest plan so far, room for resolved arguments, and the plans used so far, unpacked. Nothing is allocated inside a step that
 // follows one of the same plan and batch.
 #ifndef PV_EXEC_H
 #define PV_EXEC_H
@@ -20,6 +20,8 @@ typedef struct {
     int64_t calls;
 } PvKernelTime;
 
+typedef struct PvUnpacked PvUnpacked; // a plan that was used, unpacked
+
 typedef struct {
     const PvModel *model;
     int threads;
@@ -32,6 +34,7 @@ typedef struct {
     uint32_t arg_capacity;
     PvScalar *scalars;
     uint32_t scalar_capacity;
+    PvUnpacked *unpacked; // the last used first
     PvKernelTime *times; // [kernel_count], or NULL: not measured
 } PvExec;
 

@@ -104,11 +104,16 @@ typedef struct {
     int32_t launch;                  // -1: before the first
 } PvTap;
 
+// Launches and arguments are there as they are, or packed (unpack.h): then the lists are NULL, and
+// the executor unpacks them when the plan is first used.
 typedef struct {
     const PvLaunch *launches;
     uint32_t launch_count;
     const PvArg *args;
     uint32_t arg_count;
+    const void *packed;
+    uint32_t packed_bytes;
+    double flops_fixed, flops_batch;       // sums over the launches
     int64_t arena_fixed, arena_batch;      // bytes; need = arena_fixed + batch * arena_batch
     int64_t live_fixed, live_batch;        // lower bound: largest live sets of the two packings
     int64_t scratch_size;                  // bytes a thread

@@ -1,4 +1,4 @@
-// link: pvdm_codegen pvdm_kernels32 dl
+// link: pvdm_codegen pvdm_kernels32 pvdm32 z dl
 // Every operation of ops.def through the back end: the plan of -O2 and the unfused one are compiled
 // by the C compiler, run, and compared with the reference. A new operation is tested because
 // every_op.h has to make it.
@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "codegen/codegen.h"
+#include "runtime/unpack.h"
 
 enum { BATCH = 3, MAX_INPUTS = 64 };
 
@@ -229,8 +230,12 @@ static void run_plan(const PvModel *model, const PvPlan *plan, const Codegen *cg
     PvRun run = {BATCH, 2, scratch, (int64_t)each, &step};
     plan->scalars(&step, scalars);
     int64_t *args = calloc(plan->arg_count + 1, sizeof *args);
+    PvLaunch *launches;
+    PvArg *list;
+    PvError error = {0};
+    assert_true(pv_plan_unpack(plan, model->kernel_count, &launches, &list, &error));
     for (uint32_t i = 0; i < plan->arg_count; i++) {
-        const PvArg *arg = &plan->args[i];
+        const PvArg *arg = &list[i];
         const void *base[] = {NULL, arena, params, NULL, model->consts, scalars};
         uint32_t at = arg->space >= PV_IO ? (uint32_t)arg->space - PV_IO : 0;
         const void *from = arg->space < PV_IO                ? base[arg->space]
@@ -239,8 +244,10 @@ static void run_plan(const PvModel *model, const PvPlan *plan, const Codegen *cg
         args[i] = (int64_t)(intptr_t)from + arg->a + arg->c * BATCH;
     }
     for (uint32_t i = 0; i < plan->launch_count; i++)
-        model->kernels[plan->launches[i].kernel].fn(&run, args + plan->launches[i].arg);
+        model->kernels[launches[i].kernel].fn(&run, args + launches[i].arg);
     assert_true(outputs->count > 0);
+    free(launches);
+    free(list);
     free(arena);
     free(scratch);
     free(scalars);
