@@ -411,6 +411,23 @@ static Val reduce_whole(Elab *e, PatternReduce reduce, Val x)
     return 0;
 }
 
+static _Noreturn void want_pattern(Elab *e, const Builtin *self)
+{
+    elab_help(e, (Span){0}, "%s(x, \"b c n -> b c\") says which axes go", self->name);
+    elab_stop(e);
+}
+
+// Names give sizes to the axes of a pattern; without one they mean nothing: mean(x, axis: 1).
+static void refuse_names(Elab *e, const Builtin *self, const Args *call)
+{
+    for (uint32_t i = 0; i < call->count; i++)
+        if (call->at[i].name && strcmp(call->at[i].name, "x") != 0) {
+            elab_error(e, call->at[i].name_span, "'%s' takes a pattern, and no '%s'", self->name,
+                       call->at[i].name);
+            want_pattern(e, self);
+        }
+}
+
 // max(x, y), min(x, y) of numbers and tensors.
 static Value two_of(Elab *e, Frame *frame, bool max, Value x, Value y, const Args *call)
 {
@@ -478,14 +495,21 @@ static Value call_reduce(Elab *e, Frame *frame, const Builtin *self, Value *arg,
     bool extreme = reduce == PATTERN_MAX || reduce == PATTERN_MIN;
     if (extreme && arg_given(arg[1]) && arg[1].kind != V_STRING)
         return two_of(e, frame, reduce == PATTERN_MAX, arg[0], arg[1], call);
+    if (!arg_given(arg[1]))
+        refuse_names(e, self, call);
     if (arg[0].kind == V_LIST || arg[0].kind == V_RANGE)
         return reduce_list(e, frame, which, arg[0], call);
     Val x = tensor_arg(e, arg, 0, call);
     if (!arg_given(arg[1]))
         return tensor_or_fail(e, reduce_whole(e, reduce, x), call->span);
+    if (arg[1].kind != V_STRING) {
+        elab_error(e, arg_span(call, 1), "a pattern is a string; this is %s",
+                   value_describe(e, arg[1]));
+        want_pattern(e, self);
+    }
     PatternAxis given[MAX_BUILTIN_PARAMS];
     PatternError error = {0};
-    const char *pattern = pattern_arg(e, arg[1], call, 1);
+    const char *pattern = arg[1].text;
     PatternScope scope = pattern_scope(e, frame, call, given);
     Val val = pattern_reduce(e->graph, &scope, reduce, x, pattern, &error);
     if (!val)

@@ -86,9 +86,45 @@ static void note_signature(Elab *e, const Ast *ast)
     elab_note(e, ast->span2, "%s %s", declaration_word(ast), signature(e, ast));
 }
 
+// Takes the next parameter of a text like "shape mean= stream=" off it; false: there is none.
+static bool next_param(const char **params, const char **name, size_t *length, bool *optional)
+{
+    const char *at = *params;
+    while (*at == ' ')
+        at++;
+    if (!*at)
+        return false;
+    *name = at;
+    while (*at && *at != ' ' && *at != '=')
+        at++;
+    *length = (size_t)(at - *name);
+    *optional = *at == '=';
+    *params = at + *optional;
+    return true;
+}
+
+// "normal(shape, mean:, std:, stream:)": what may be left out has a colon.
+static void help_signature(Elab *e, const char *what, const char *params)
+{
+    const char *text = arena_printf(e->arena, "%s(", what), *name;
+    size_t length;
+    bool optional;
+    for (uint32_t i = 0; next_param(&params, &name, &length, &optional); i++) {
+        if (strncmp(name, "**", 2) == 0)
+            continue;
+        bool rest = *name == '*';
+        text = arena_printf(e->arena, "%s%s%.*s%s", text, i ? ", " : "", (int)length - rest,
+                            name + rest,
+                            optional ? ":"
+                            : rest   ? "..."
+                                     : "");
+    }
+    elab_help(e, (Span){0}, "%s)", text);
+}
+
 static _Noreturn void unknown_parameter(Elab *e, const char *word, const char *owner,
                                         const char *const *names, size_t count, const Arg *arg,
-                                        const Ast *declared)
+                                        const Ast *declared, const char *params)
 {
     const char *near = nearest_name(arg->name, names, count);
     if (near)
@@ -98,6 +134,8 @@ static _Noreturn void unknown_parameter(Elab *e, const char *word, const char *o
         elab_error(e, arg->name_span, "%s '%s' has no parameter '%s'", word, owner, arg->name);
     if (declared)
         note_signature(e, declared);
+    if (params)
+        help_signature(e, owner, params);
     elab_stop(e);
 }
 
@@ -109,7 +147,7 @@ static uint32_t find_parameter(Elab *e, const Ast *ast, const Arg *arg)
     const char **names = arena_alloc(e->arena, (ast->list.count + 1) * sizeof *names);
     for (uint32_t i = 0; i < ast->list.count; i++)
         names[i] = ast->list.at[i]->text;
-    unknown_parameter(e, declaration_word(ast), ast->text, names, ast->list.count, arg, ast);
+    unknown_parameter(e, declaration_word(ast), ast->text, names, ast->list.count, arg, ast, NULL);
 }
 
 // Which argument belongs to which parameter; NULL: its default.
@@ -311,22 +349,6 @@ Value call_function(Elab *e, Value callee, Args *args, bool entry, Frame **used)
 
 // ---- built-in functions and layers ----
 
-static bool next_param(const char **params, const char **name, size_t *length, bool *optional)
-{
-    const char *at = *params;
-    while (*at == ' ')
-        at++;
-    if (!*at)
-        return false;
-    *name = at;
-    while (*at && *at != ' ' && *at != '=')
-        at++;
-    *length = (size_t)(at - *name);
-    *optional = *at == '=';
-    *params = at + *optional;
-    return true;
-}
-
 static uint32_t named_param(const char *params, const char *wanted)
 {
     const char *name;
@@ -336,6 +358,12 @@ static uint32_t named_param(const char *params, const char *wanted)
         if (*name != '*' && strlen(wanted) == length && strncmp(wanted, name, length) == 0)
             return i;
     return UINT32_MAX;
+}
+
+static _Noreturn void wrong_arguments(Elab *e, const char *what, const char *params)
+{
+    help_signature(e, what, params);
+    elab_stop(e);
 }
 
 static _Noreturn void unknown_builtin_param(Elab *e, const char *what, const char *params,
@@ -348,7 +376,7 @@ static _Noreturn void unknown_builtin_param(Elab *e, const char *what, const cha
     while (count < MAX_BUILTIN_PARAMS && next_param(&rest, &name, &length, &optional))
         if (*name != '*')
             names[count++] = intern_n(name, length);
-    unknown_parameter(e, "the built-in", what, names, count, arg, NULL);
+    unknown_parameter(e, "the built-in", what, names, count, arg, NULL, params);
 }
 
 // Sorts arguments into the parameters of a built-in: V_ABSENT where one was not given. A `*xs`
@@ -376,18 +404,24 @@ void bind_builtin(Elab *e, const char *what, const char *params, Args *args, Val
             unknown_builtin_param(e, what, params, arg);
         if (!arg->name && variadic != UINT32_MAX && at >= variadic)
             continue;
-        if (at >= fixed)
-            elab_fail(e, arg->span, "'%s' takes %" PRIu32 " argument%s", what, fixed,
-                      fixed == 1 ? "" : "s");
-        if (out[at].kind != V_ABSENT)
-            elab_fail(e, arg->span, "this argument of '%s' is given twice", what);
+        if (at >= fixed) {
+            elab_error(e, arg->span, "'%s' takes %" PRIu32 " argument%s", what, fixed,
+                       fixed == 1 ? "" : "s");
+            wrong_arguments(e, what, params);
+        }
+        if (out[at].kind != V_ABSENT) {
+            elab_error(e, arg->span, "this argument of '%s' is given twice", what);
+            wrong_arguments(e, what, params);
+        }
         out[at] = arg->value;
         spans[at] = arg->span;
     }
     rest = params;
     for (uint32_t i = 0; next_param(&rest, &name, &length, &optional); i++)
-        if (*name != '*' && !optional && out[i].kind == V_ABSENT)
-            elab_fail(e, args->span, "'%s' needs '%.*s'", what, (int)length, name);
+        if (*name != '*' && !optional && out[i].kind == V_ABSENT) {
+            elab_error(e, args->span, "'%s' needs '%.*s'", what, (int)length, name);
+            wrong_arguments(e, what, params);
+        }
 }
 
 static Value call_builtin(Elab *e, Frame *frame, const Builtin *builtin, Args *args)

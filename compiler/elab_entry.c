@@ -11,43 +11,7 @@
 
 #include "compiler/elab.h"
 
-// ---- decisions ----
-
-static bool flip_not(Graph *graph, Val *condition)
-{
-    bool flip = false;
-    while (val_get(graph, *condition)->op == OP_NOT) {
-        *condition = val_get(graph, *condition)->in[0];
-        flip = !flip;
-    }
-    return flip;
-}
-
-// The outcome of a rank-0 step condition in the variant at hand.
-bool elab_decide(Elab *e, Val condition, Span span)
-{
-    Run *run = e->run;
-    bool flip = flip_not(e->graph, &condition);
-    const Node *node = val_get(e->graph, condition);
-    if (node->op == OP_CONST)
-        return (node->attr->real != 0) != flip;
-    if (!run) {
-        elab_error(e, span, "this is known only when a step starts");
-        elab_help(e, (Span){0},
-                  e->host ? "in a sample block, choose by an 'if' statement, or by "
-                            "if ... then ... else around a whole value"
-                          : "declarations and modules are evaluated by the compiler");
-        elab_stop(e);
-    }
-    for (uint32_t i = 0; i < run->path_count; i++)
-        if (run->path[i].cond == condition)
-            return run->path[i].outcome != flip;
-    if (run->path_count == ELAB_MAX_VARIANTS)
-        elab_fail(e, span, "more than %d questions in one step", ELAB_MAX_VARIANTS);
-    bool outcome = run->path_count >= run->script_count || run->script[run->path_count].outcome;
-    run->path[run->path_count++] = (Decision){condition, outcome};
-    return outcome != flip;
-}
+// ---- inputs ----
 
 // The node of input `input` of the entry at hand.
 Val input_val(Elab *e, uint32_t input)

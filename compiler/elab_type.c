@@ -137,8 +137,12 @@ static void match_dim(Elab *e, Frame *frame, const Ast *ast, Dim dim, Span span,
     if (dim_equal(want, dim))
         return;
     const char *name = ast->kind == AST_NAME ? ast->text : shape_source(e, ast);
-    elab_error(e, span, "axis '%s' of %s is %s in the tensor, and %s in this scope", name,
-               quoted(e, what), size_text(e, dim), size_text(e, want));
+    if (ast->kind == AST_INT)
+        elab_error(e, span, "an axis of %s is %s, and %s is asked for", quoted(e, what),
+                   size_text(e, dim), name);
+    else
+        elab_error(e, span, "axis '%s' of %s is %s in the tensor, and %s in this scope", name,
+                   quoted(e, what), size_text(e, dim), size_text(e, want));
     elab_note(e, ast->span, "asked for here");
     if (bound.file)
         elab_note(e, bound, "bound here");

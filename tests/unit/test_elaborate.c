@@ -300,6 +300,33 @@ static bool has_tap(const Variant *variant, const char *name)
     return false;
 }
 
+static void earlier_answers_are_used(void **state)
+{
+    (void)state;
+    Made made =
+        accept("option o = 1\noption r = 0.5\n"
+               "program points(x: [b, 4]) -> y {\n"
+               "    if o == 0 { return x }\n    if o == 1 { return if o == 0 then x else 2 * x }\n"
+               "    if o != 0 { return 3 * x }\n    return 4 * x\n}\n"
+               "program ranges(x: [b, 4], t: int) -> y {\n"
+               "    if t in 0..3 { return if t >= 3 then x else if t > -1 then 2 * x else 9 * x }\n"
+               "    if t < 5 { return if t <= 4 then 3 * x else 4 * x }\n"
+               "    return if 5 <= t then 5 * x else 6 * x\n}\n"
+               "program reals(x: [b, 4]) -> y {\n" // not r < 0 leaves r >= 0, or no number
+               "    if r < 0 { return if r >= 0.5 then x else 2 * x }\n"
+               "    return if r >= 0 then 3 * x else 4 * x\n}\n"
+               "program joined(x: [b, 4], t: int) -> y {\n"
+               "    if t == 1 and r == 0 { return if t != 1 then x else 5 * x }\n"
+               "    return if t == 1 then x else 4 * x\n}\n");
+    static const struct {
+        const char *name;
+        uint32_t count;
+    } entries[] = {{"points", 3}, {"ranges", 3}, {"reals", 3}, {"joined", 3}};
+    for (size_t i = 0; i < sizeof entries / sizeof *entries; i++)
+        assert_int_equal(find_entry(made.module, entries[i].name)->variant_count, entries[i].count);
+    release(&made);
+}
+
 static void taps_have_paths(void **state)
 {
     (void)state;
@@ -550,11 +577,11 @@ static void errors_say_why(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(names_of_the_reference),  cmocka_unit_test(names_of_published_files),
-        cmocka_unit_test(one_parameter_one_name),  cmocka_unit_test(variants_of_pvdm),
-        cmocka_unit_test(taps_have_paths),         cmocka_unit_test(training_blocks),
-        cmocka_unit_test(expressions_have_values), cmocka_unit_test(loops_of_a_sampler),
-        cmocka_unit_test(errors_say_why),
+        cmocka_unit_test(names_of_the_reference),   cmocka_unit_test(names_of_published_files),
+        cmocka_unit_test(one_parameter_one_name),   cmocka_unit_test(variants_of_pvdm),
+        cmocka_unit_test(earlier_answers_are_used), cmocka_unit_test(taps_have_paths),
+        cmocka_unit_test(training_blocks),          cmocka_unit_test(expressions_have_values),
+        cmocka_unit_test(loops_of_a_sampler),       cmocka_unit_test(errors_say_why),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
