@@ -173,6 +173,11 @@ typedef struct {
     uint32_t *by_node;         // origin + 1 of a node
     uint32_t *table;           // by hash of the interned pointer's text
     uint32_t table_size;
+    const Type **types;        // of taps, each once
+    uint32_t type_count;
+    size_t type_capacity;
+    uint32_t *type_table;      // by hash of the interned type's address: index in types + 1
+    uint32_t type_table_size;
     const char **scalar_texts; // bodies of `scalars` functions, each once
     uint32_t scalar_count;
     size_t scalar_capacity;
@@ -263,6 +268,48 @@ static uint32_t find_scalars(Writer *writer, const Work *work)
     return i;
 }
 
+// Where an interned type stands in the table of types, or belongs. Its number is the order in which
+// it was first seen; the address decides only where the search begins.
+static uint32_t *find_type(const Writer *writer, const Type *type)
+{
+    uint32_t mask = writer->type_table_size - 1;
+    uint32_t at = (uint32_t)hash_bytes(&type, sizeof type) & mask;
+    while (writer->type_table[at] && writer->types[writer->type_table[at] - 1] != type)
+        at = (at + 1) & mask;
+    return &writer->type_table[at];
+}
+
+// The types of all taps. A model has few; taps, of which it has tens of thousands, point to them.
+static void write_types(Writer *writer)
+{
+    const Codegen *cg = writer->cg;
+    uint32_t taps = 0;
+    for (uint32_t i = 0; i < cg->plan_count; i++)
+        taps += cg->plans[i]->tap_count;
+    writer->type_table_size = 64;
+    while (writer->type_table_size < 2 * taps)
+        writer->type_table_size *= 2;
+    writer->type_table = arena_alloc(cg->arena, writer->type_table_size * sizeof(uint32_t));
+    for (uint32_t i = 0; i < cg->plan_count; i++)
+        for (uint32_t k = 0; k < cg->plans[i]->tap_count; k++) {
+            const Type *type = cg->plans[i]->tap_list[k].type;
+            uint32_t *slot = find_type(writer, type);
+            if (*slot)
+                continue;
+            writer->types = grow_array(writer->types, &writer->type_capacity, writer->type_count,
+                                       sizeof *writer->types);
+            writer->types[writer->type_count++] = type;
+            *slot = writer->type_count;
+        }
+    fprintf(writer->out, "static const PvType types[] = {\n");
+    for (uint32_t i = 0; i < writer->type_count; i++) {
+        fprintf(writer->out, "    ");
+        write_type(writer->out, cg->module, writer->types[i]);
+        fprintf(writer->out, ",\n");
+    }
+    fprintf(writer->out, "%s};\n", writer->type_count ? "" : "    {0}\n");
+}
+
 static void write_taps(Writer *writer, const Work *work, uint32_t number)
 {
     if (!work->tap_count)
@@ -273,10 +320,9 @@ static void write_taps(Writer *writer, const Work *work, uint32_t number)
         PvArg at = resolve_arg(work, &tap->at);
         fprintf(writer->out, "    {");
         write_string(writer->out, tap->name);
-        fprintf(writer->out, ", ");
-        write_type(writer->out, writer->cg->module, tap->type);
-        fprintf(writer->out, ", {%lld, %lld, %d}, %d},\n", (long long)at.a, (long long)at.c,
-                at.space, tap->launch);
+        fprintf(writer->out, ", types + %u, {%lld, %lld, %d}, %d},\n",
+                *find_type(writer, tap->type) - 1, (long long)at.a, (long long)at.c, at.space,
+                tap->launch);
     }
     fprintf(writer->out, "};\n");
 }
@@ -343,6 +389,7 @@ static void write_plans(Writer *writer)
     PlanText *texts = calloc(cg->plan_count + 1, sizeof *texts);
     if (!texts)
         bug("out of memory");
+    write_types(writer);
     for (uint32_t i = 0; i < cg->plan_count; i++)
         texts[i] = write_plan_parts(writer, cg->plans[i], i);
     fprintf(writer->out, "static const PvPlan plans[] = {\n");
@@ -510,6 +557,7 @@ static void write_tables(Codegen *cg, FILE *out)
     emit_samplers(cg, out);
     write_model(&writer);
     free(writer.texts);
+    free(writer.types);
     free(writer.scalar_texts);
 }
 

@@ -191,7 +191,7 @@ static int link_objects(Link *link, const char *output)
                                     link->options->real64 ? "64" : "32"));
     add_words(arena, &command, PVDM_STATIC_LIBS, ":");
     add_words(arena, &command, "-l:libgomp.a -Wl,--end-group -static-libgcc -rdynamic -lm -ldl "
-                               "-lpthread -z noexecstack", " ");
+                               "-lpthread -Wl,-z,noexecstack,-z,pack-relative-relocs", " ");
     if (start(link, &command) < 0)
         return 3;
     return wait_one();

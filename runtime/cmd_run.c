@@ -177,7 +177,7 @@ static bool find_taps(Run *run, PvError *error)
     run->tap_tensors = pv_alloc((run->tap_count + 1u) * sizeof(void *));
     for (uint32_t i = 0; i < run->tap_count; i++) {
         run->tap_tensors[i] =
-            pv_tensor_of(&plan->taps[run->taps[i]].type, run->call->step.batch, error);
+            pv_tensor_of(plan->taps[run->taps[i]].type, run->call->step.batch, error);
         if (!run->tap_tensors[i])
             return false;
     }

@@ -297,7 +297,7 @@ static void copy_taps(const PvExec *exec, const PvExecStep *step, int32_t index)
         int64_t from = resolve(exec, step, &tap->at);
         if (tap->at.space != PV_VALUE) {
             memcpy(to->data, (const void *)(intptr_t)from, (size_t)to->bytes);
-        } else if (pv_dtype_is_real(tap->type.dtype)) {
+        } else if (pv_dtype_is_real(tap->type->dtype)) {
             double value;
             memcpy(&value, &from, sizeof value);
             pv_convert(to->data, to->dtype, &value, PV_F64, 1);

@@ -99,7 +99,7 @@ typedef struct {
 
 typedef struct {
     const char *name;
-    PvType type;
+    const PvType *type;
     PvArg at;                        // where it lies right after launch number `launch`
     int32_t launch;                  // -1: before the first
 } PvTap;

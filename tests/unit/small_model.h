@@ -165,10 +165,11 @@ static const PvArg scale_plain_args[] = {
 static const PvLaunch scale_launches[] = {{0, 0, 5, 0, 0, 0, 3}};
 static const PvLaunch scale_plain_launches[] = {
     {0, 0, 5, 0, 0, 0, 3}, {0, 5, 5, 0, 0, 0, 3}, {0, 10, 5, 0, 0, 0, 3}};
+static const PvType rows = ROWS;
 static const PvTap scale_taps[] = {
-    {"scale.x", ROWS, AT(PV_IO, 0, 0), -1},
-    {"net", ROWS, AT(PV_ARENA, 0, 0), 1},
-    {"net#2", ROWS, AT(PV_ARENA, 0, 64), 0},
+    {"scale.x", &rows, AT(PV_IO, 0, 0), -1},
+    {"net", &rows, AT(PV_ARENA, 0, 0), 1},
+    {"net#2", &rows, AT(PV_ARENA, 0, 64), 0},
 };
 #define READS .instances = only_net, .instance_count = 1
 static const PvPlan scale_plans[] = {
