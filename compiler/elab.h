@@ -386,8 +386,10 @@ Binding *frame_find(const Frame *frame, const char *name); // in this frame only
 Binding *frame_bind(Elab *e, Frame *frame, const char *name, Value value, Span span, BindKind kind);
 Binding *frame_lookup(const Frame *frame, const char *name); // and those around it
 void elab_load(Elab *e, const char *path);                   // main file and imports
+void elab_defines(Elab *e);                                  // takes the values of -D
 Decl *file_lookup(Elab *e, FileScope *file, const char *name, FileScope **space);
 Decl *decl_final(Decl *decl);
+void note_defines(Elab *e, FileScope *file, const Ast *ast); // constants in it that -D replaced
 // A name's value; false: unknown. The place where it is bound comes back in *span, if not NULL.
 bool elab_lookup(Elab *e, const Frame *frame, const char *name, Value *value, Span *span);
 Value decl_value(Elab *e, Decl *decl);

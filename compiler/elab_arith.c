@@ -125,15 +125,13 @@ Val list_table(Elab *e, Value list, Span span)
 // ---- numbers known to the compiler ----
 
 static _Noreturn void not_whole(Elab *e, Frame *frame, int64_t a, int64_t b, Span span,
-                                const Ast *left)
+                                const Ast *left, const Ast *right)
 {
     elab_error(e, span, "%" PRId64 " / %" PRId64 " is not whole (%g)", a, b, (double)a / (double)b);
-    FileScope *space;
-    Decl *decl = left && left->kind == AST_NAME && frame
-                     ? file_lookup(e, frame->file, left->text, &space)
-                     : NULL;
-    if (decl && decl->define)
-        elab_note(e, (Span){0}, "%s = %" PRId64 " by -D on the command line", decl->name, a);
+    if (left && right && frame && frame->file) {
+        note_defines(e, frame->file, left);
+        note_defines(e, frame->file, right);
+    }
     int64_t below = a - ((a % b) + b) % b;
     if (b > 0)
         elab_help(e, (Span){0},
@@ -172,7 +170,7 @@ static Value compare_result(Operator op, int order)
 }
 
 static Value whole_operator(Elab *e, Frame *frame, Operator op, int64_t a, int64_t b, Span span,
-                            const Ast *left)
+                            const Ast *left, const Ast *right)
 {
     int64_t result = 0;
     switch ((int)op) {
@@ -194,11 +192,11 @@ static Value whole_operator(Elab *e, Frame *frame, Operator op, int64_t a, int64
             elab_fail(e, span, "division by zero");
         if (b == -1)
             return op == OPR_MOD ? value_int(0)
-                                 : whole_operator(e, frame, OPR_SUB, 0, a, span, left);
+                                 : whole_operator(e, frame, OPR_SUB, 0, a, span, left, right);
         if (op == OPR_MOD)
             return value_int((a % b + b) % b);
         if (a % b != 0)
-            not_whole(e, frame, a, b, span, left);
+            not_whole(e, frame, a, b, span, left, right);
         return value_int(a / b);
     case OPR_POW:
         if (b < 0)
@@ -479,7 +477,7 @@ Value eval_operator(Elab *e, Frame *frame, Operator op, Value x, Value y, Span s
 {
     bool equality = op == OPR_EQ || op == OPR_NE;
     if (x.kind == V_INT && y.kind == V_INT && !x.batch && !y.batch && op != OPR_IN)
-        return whole_operator(e, frame, op, x.integer, y.integer, span, left);
+        return whole_operator(e, frame, op, x.integer, y.integer, span, left, right);
     if (value_is_number(x) && value_is_number(y) && !x.batch && !y.batch && op != OPR_IN)
         return real_operator(e, op, x.kind == V_REAL ? x.real : (double)x.integer,
                              y.kind == V_REAL ? y.real : (double)y.integer, span);
@@ -515,7 +513,7 @@ Value eval_negative(Elab *e, Value x, Span span)
     if (x.kind == V_REAL)
         return value_real(-x.real);
     if (x.kind == V_INT && !x.batch)
-        return whole_operator(e, NULL, OPR_SUB, 0, x.integer, span, NULL);
+        return whole_operator(e, NULL, OPR_SUB, 0, x.integer, span, NULL, NULL);
     graph_at(e->graph, (Origin){span, e->path});
     Val val = value_val(e, x, span);
     Val result = g_unary(e->graph, OP_NEG, val);

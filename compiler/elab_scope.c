@@ -189,8 +189,22 @@ static void check_again(Elab *e, FileScope *file, const Decl *decl)
               decl->name);
 }
 
+// A capital first letter marks a module, and only that.
+static void check_capital(Elab *e, const Ast *ast)
+{
+    char first = ast->text[0];
+    bool capital = first >= 'A' && first <= 'Z', module = ast->kind == AST_MODULE;
+    if (capital == module)
+        return;
+    elab_error(e, ast->span2, "the name of a %s begins with a %s letter",
+               declaration_word(ast->kind), module ? "capital" : "small");
+    if (module && first >= 'a' && first <= 'z')
+        elab_help(e, (Span){0}, "module %c%s", first - 'a' + 'A', ast->text + 1);
+}
+
 static void declare(Elab *e, FileScope *file, const Ast *ast)
 {
+    check_capital(e, ast);
     Decl *decl = arena_alloc(e->arena, sizeof *decl);
     *decl = (Decl){.name = ast->text, .ast = ast, .file = file, .index = UINT32_MAX};
     Decl *other = (Decl *)(uintptr_t)map_get(&file->names, ast->text);
@@ -280,6 +294,17 @@ static Decl *find_constant(Elab *e, const char *name)
     return NULL;
 }
 
+// The declaration of that name that -D cannot replace, or NULL.
+static const Decl *find_other(const Elab *e, const char *name)
+{
+    for (size_t i = e->file_count; i-- > 0;) {
+        Decl *decl = (Decl *)(uintptr_t)map_get(&e->files[i]->names, name);
+        if (decl && (decl->ast->kind == AST_LET || decl->ast->kind == AST_OPTION))
+            return decl;
+    }
+    return NULL;
+}
+
 static int compare_names(const void *x, const void *y)
 {
     return strcmp(*(const char *const *)x, *(const char *const *)y);
@@ -300,6 +325,16 @@ static void unknown_constant(Elab *e, const char *define, const char *name)
     for (size_t i = 0; i < count; i++)
         list = arena_printf(e->arena, "%s %s", list, names[i]);
     const char *near = nearest_name(name, names, count);
+    const Decl *other = find_other(e, name);
+    if (other) {
+        bool option = other->ast->kind == AST_OPTION;
+        elab_error(e, (Span){0}, "-D %s: '%s' is %s, not a constant", define, name,
+                   option ? "an option" : "computed by 'let'");
+        elab_note(e, other->ast->span2, "declared here");
+        if (option)
+            elab_help(e, (Span){0}, "the executable takes it: --set %s", define);
+        return;
+    }
     if (near)
         elab_error(e, (Span){0}, "-D %s: there is no constant '%s'; did you mean '%s' (%s)?",
                    define, name, near, value_text(e, decl_value(e, find_constant(e, near))));
@@ -316,7 +351,7 @@ static void define(Elab *e, void *context)
 {
     const char *text = ((DefineContext *)context)->define;
     const char *equals = strchr(text, '=');
-    if (!equals || equals == text)
+    if (!equals || equals == text || !equals[1 + strspn(equals + 1, " ")])
         elab_fail(e, (Span){0}, "-D %s: a definition is NAME=VALUE", text);
     const char *name = intern_n(text, (size_t)(equals - text));
     Decl *decl = find_constant(e, name);
@@ -327,8 +362,26 @@ static void define(Elab *e, void *context)
     decl->define = equals + 1;
 }
 
-// The value of an expression that stands on the command line.
-static Value parse_define(Elab *e, const Decl *decl)
+static const char *kind_word(Value value)
+{
+    return value.kind == V_INT      ? "an integer"
+           : value.kind == V_REAL   ? "a real"
+           : value.kind == V_BOOL   ? "true or false"
+           : value.kind == V_STRING ? "a string"
+           : value.kind == V_LIST   ? "a list"
+                                    : "another kind of value";
+}
+
+static _Noreturn void wrong_define(Elab *e, const Decl *decl, Value own, const char *found)
+{
+    elab_error(e, (Span){0}, "-D %s=%s: '%s' is %s, not %s", decl->name, decl->define, decl->name,
+               kind_word(own), found);
+    elab_note(e, decl->ast->span, "declared here");
+    elab_stop(e);
+}
+
+// The value of an expression that stands on the command line, for a constant like `own`.
+static Value parse_define(Elab *e, const Decl *decl, Value own)
 {
     const char *label = arena_printf(e->arena, "-D %s", decl->name);
     const char *text = arena_printf(e->arena, "let value = %s\n", decl->define);
@@ -341,17 +394,10 @@ static Value parse_define(Elab *e, const Decl *decl)
             elab_fail(e, (Span){0}, "-D %s=%s: this is no value", decl->name, decl->define);
         elab_stop(e);
     }
-    return eval(e, frame_new(e, NULL, decl->file, FRAME_FUNCTION), ast->list.at[0]->a);
-}
-
-static const char *kind_word(Value value)
-{
-    return value.kind == V_INT      ? "an integer"
-           : value.kind == V_REAL   ? "a real"
-           : value.kind == V_BOOL   ? "true or false"
-           : value.kind == V_STRING ? "a string"
-           : value.kind == V_LIST   ? "a list"
-                                    : "another kind of value";
+    const Ast *value = ast->list.at[0]->a;
+    if (value->kind == AST_NAME)
+        wrong_define(e, decl, own, arena_printf(e->arena, "'%s'", value->text));
+    return eval(e, frame_new(e, NULL, decl->file, FRAME_FUNCTION), value);
 }
 
 // `given` in the type of the file's own value: an int serves as real, also in lists.
@@ -378,14 +424,29 @@ static Value defined_value(Elab *e, const Decl *decl, Value own)
     if (own.kind == V_STRING && decl->define[0] != '"')
         given = value_string(intern(decl->define));
     else
-        given = parse_define(e, decl);
-    if (!adopt_type(e, own, &given)) {
-        elab_error(e, (Span){0}, "-D %s=%s: '%s' is %s, not %s", decl->name, decl->define,
-                   decl->name, kind_word(own), kind_word(given));
-        elab_note(e, decl->ast->span, "declared here");
-        elab_stop(e);
-    }
+        given = parse_define(e, decl, own);
+    if (!adopt_type(e, own, &given))
+        wrong_define(e, decl, own, kind_word(given));
     return given;
+}
+
+// Tells which of the constants that an expression reads, itself or through `let`, were replaced
+// by -D.
+void note_defines(Elab *e, FileScope *file, const Ast *ast)
+{
+    Ast *const parts[] = {ast->a, ast->b, ast->c};
+    FileScope *space;
+    Decl *decl = ast->kind == AST_NAME ? file_lookup(e, file, ast->text, &space) : NULL;
+    if (decl && decl->define)
+        elab_note(e, (Span){0}, "%s = %s by -D on the command line", decl->name,
+                  value_text(e, decl->value));
+    if (decl && decl->ast->kind == AST_LET && decl->state == DECL_DONE)
+        note_defines(e, decl->file, decl->ast->a);
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
+        if (parts[i])
+            note_defines(e, file, parts[i]);
+    for (uint32_t i = 0; i < ast->list.count; i++)
+        note_defines(e, file, ast->list.at[i]);
 }
 
 // ---- loading, look-up ----
@@ -393,6 +454,10 @@ static Value defined_value(Elab *e, const Decl *decl, Value own)
 void elab_load(Elab *e, const char *path)
 {
     load(e, path, (Span){0});
+}
+
+void elab_defines(Elab *e)
+{
     for (uint32_t i = 0; i < e->options->define_count; i++) {
         DefineContext context = {e->options->defines[i]};
         elab_try(e, define, &context);

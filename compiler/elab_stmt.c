@@ -245,8 +245,11 @@ static void exec_assert(Elab *e, Frame *frame, const Ast *ast)
     if (value.kind != V_BOOL)
         elab_fail(e, ast->a->span, "an assertion is about what the compiler knows; this is %s",
                   value_describe(e, value));
-    if (!value.integer)
-        elab_fail(e, ast->a->span, "%s", ast->text ? ast->text : "this does not hold");
+    if (value.integer)
+        return;
+    elab_error(e, ast->a->span, "%s", ast->text ? ast->text : "this does not hold");
+    note_defines(e, frame->file, ast->a);
+    elab_stop(e);
 }
 
 static _Noreturn void misplaced(Elab *e, const Ast *ast, const char *word, const char *place)

@@ -172,8 +172,10 @@ Module *elaborate(Arena *arena, Sources *sources, const ElabOptions *options)
     uint32_t before = diag_errors();
     index_builtins(e);
     elab_load(e, options->path);
-    if (e->file_count && diag_errors() == before)
-        build(e);
+    if (e->file_count && diag_errors() == before) {
+        elab_defines(e);
+        build(e); // also after a wrong -D: other wrong values are told with it
+    }
     release(e);
     if (diag_errors() != before)
         return NULL;
