@@ -10,13 +10,14 @@
 
 #include "runtime/safetensors.h"
 #include "runtime/session.h"
+#include "runtime/timing.h"
 
 typedef struct {
     PvSession session;
     PvWords inputs; // of --in
     const char *out;
     PvWords tap; // comma-separated lists of paths
-    int64_t seed;
+    int64_t seed, repeat; // repeat -1: once, and no word of the time
     bool ema;
     const PvEntry *entry;
     PvTensorSet files; // inputs by name, under the entry's names
@@ -243,9 +244,34 @@ static bool settle_inputs(Run *run, PvError *error)
     return true;
 }
 
+// Runs the call, --repeat times over with the same draws, and prints the median of the times.
+static bool execute(Run *run, const PvCallPlan *how, PvError *error)
+{
+    PvSession *session = &run->session;
+    int64_t count = run->repeat < 1 ? 1 : run->repeat;
+    size_t size = session->random->stream_count * sizeof *session->random->draws;
+    uint64_t *draws = pv_alloc(size + 1);
+    memcpy(draws, session->random->draws, size);
+    double *seconds = pv_try_alloc((size_t)count * sizeof *seconds, "--repeat", error);
+    bool good = seconds != NULL;
+    for (int64_t i = 0; good && i < count; i++) {
+        memcpy(session->random->draws, draws, size);
+        double start = pv_seconds();
+        good = pv_call_run(session->exec, run->call, how, error);
+        seconds[i] = pv_seconds() - start;
+    }
+    if (good && run->repeat > 0)
+        pv_print_median(seconds, count);
+    free(seconds);
+    free(draws);
+    return good;
+}
+
 static bool run_program(Run *run, const char *name, PvEntryKind kind, PvError *error)
 {
     PvSession *session = &run->session;
+    if (run->repeat == 0 || run->repeat < -1)
+        return pv_error(error, PV_USAGE, "--repeat must be at least 1");
     if (!pv_session_open(session, &pv_model, NULL, (uint64_t)run->seed, error))
         return false;
     int index = pv_find_program(&pv_model, name, kind, error);
@@ -263,7 +289,7 @@ static bool run_program(Run *run, const char *name, PvEntryKind kind, PvError *e
     PvCallPlan how = {run->variant, plain, run->taps, run->tap_count, run->tap_tensors};
     bool good = check_memory(run, plan, needed, error) &&
                 pv_session_mount(session, name, needed, NULL, run->ema, error) &&
-                pv_call_run(session->exec, run->call, &how, error) &&
+                execute(run, &how, error) &&
                 (!run->out || write_results(run, plan, error));
     free(needed);
     return good;
@@ -280,7 +306,7 @@ static void print_numbers(const Run *run)
 
 static PvStatus run_command(int argc, char **argv, PvEntryKind kind, PvError *error)
 {
-    Run run = {0};
+    Run run = {.repeat = -1};
     PvFlag flags[] = {
         {"--weights", "[INSTANCE=]FILE[#PREFIX]", PV_FLAG_WORDS, &run.session.weights,
          "parameters; INSTANCE is an instance of the model, PREFIX is cut off names"},
@@ -291,6 +317,8 @@ static PvStatus run_command(int argc, char **argv, PvEntryKind kind, PvError *er
         {"--tap", "PATH,...", PV_FLAG_WORDS, &run.tap,
          "values inside, by field path, into the same file; 'all': every one"},
         {"--seed", "N", PV_FLAG_INT, &run.seed, "of random streams (default 0)"},
+        {"--repeat", "N", PV_FLAG_INT, &run.repeat,
+         "run N times and print the median time (without the first, if N > 1)"},
         {"--ema", NULL, PV_FLAG_BOOL, &run.ema, "take moving averages where a file has them"},
         PV_SESSION_FLAGS(&run.session),
     };

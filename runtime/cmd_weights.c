@@ -1,5 +1,5 @@
-// `weights ls|import|export`: what is in a tensor file; a published checkpoint to this model's
-// names; one instance of a checkpoint to plain names.
+// `weights ls|import|export|init`: what is in a tensor file; a published checkpoint to this model's
+// names; one instance of a checkpoint to plain names; the values that training starts from.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -8,10 +8,11 @@
 #include "runtime/config.h"
 #include "runtime/exec.h"
 #include "runtime/safetensors.h"
-#include "runtime/weights.h"
+#include "runtime/session.h"
 
 typedef struct {
     const char *instance, *out, *prefix;
+    int64_t seed;
     bool ema;
 } Weights;
 
@@ -76,13 +77,42 @@ static bool write_instance(const Weights *w, int index, const char *params, bool
     return true;
 }
 
-static bool convert(const Weights *w, const char *file, bool plain, PvError *error)
+// The instance to work on; -1 with an error, also when there is no file to write to.
+static int target(const Weights *w, PvError *error)
 {
     int index = find_instance(w->instance, error);
+    if (index >= 0 && !w->out) {
+        pv_error(error, PV_USAGE, "where to? -o FILE.safetensors");
+        return -1;
+    }
+    return index;
+}
+
+// `init`: what `train` gives an instance that no file covers, with the same seed.
+static bool initialize(const Weights *w, PvError *error)
+{
+    int index = target(w, error);
     if (index < 0)
         return false;
-    if (!w->out)
-        return pv_error(error, PV_USAGE, "where to? -o FILE.safetensors");
+    if (w->seed < 0)
+        return pv_error(error, PV_USAGE, "--seed must be at least 0");
+    const PvMemoryItem need = {"parameters", pv_model.instances[index].size, 0};
+    if (!pv_memory_check("weights init", &need, 1, 1, error))
+        return false;
+    char *params = pv_space_new(pv_model.param_bytes);
+    if (!params)
+        return pv_error(error, PV_MACHINE, "no address space for the parameters");
+    pv_instance_init(&pv_model, (uint32_t)index, (uint64_t)w->seed, params);
+    bool good = write_instance(w, index, params, false, error);
+    pv_space_free(params, pv_model.param_bytes);
+    return good;
+}
+
+static bool convert(const Weights *w, const char *file, bool plain, PvError *error)
+{
+    int index = target(w, error);
+    if (index < 0)
+        return false;
     char *params = pv_space_new(pv_model.param_bytes);
     bool *loaded = pv_alloc(pv_model.instance_count + 1u);
     char *spec = pv_printf("%s=%s", pv_model.instances[index].name, file);
@@ -103,14 +133,21 @@ static bool convert(const Weights *w, const char *file, bool plain, PvError *err
 
 static bool work(const Weights *w, const PvWords *words, PvError *error)
 {
-    const char *const actions[] = {"ls", "import", "export"};
-    if (strcmp(words->items[0], "ls") == 0)
-        return list(words->items[1], error);
-    if (strcmp(words->items[0], "import") == 0)
-        return convert(w, words->items[1], false, error);
-    if (strcmp(words->items[0], "export") == 0)
-        return convert(w, words->items[1], true, error);
-    return pv_unknown("action", words->items[0], actions, 3, PV_USAGE, error);
+    static const char *const actions[] = {"ls", "import", "export", "init"};
+    enum { LS, IMPORT, EXPORT, INIT, UNKNOWN };
+    int action = LS;
+    while (action < UNKNOWN && strcmp(words->items[0], actions[action]) != 0)
+        action++;
+    if (action == UNKNOWN)
+        return pv_unknown("action", words->items[0], actions, UNKNOWN, PV_USAGE, error);
+    if (action == INIT)
+        return words->count == 1 ? initialize(w, error)
+                                 : pv_error(error, PV_USAGE, "'weights init' reads no file: '%s'",
+                                            words->items[1]);
+    if (words->count == 1)
+        return pv_error(error, PV_USAGE, "'weights %s' wants a file", words->items[0]);
+    return action == LS ? list(words->items[1], error)
+                        : convert(w, words->items[1], action == EXPORT, error);
 }
 
 PvStatus cmd_weights(int argc, char **argv, PvError *error)
@@ -120,17 +157,19 @@ PvStatus cmd_weights(int argc, char **argv, PvError *error)
         {"--instance", "NAME", PV_FLAG_TEXT, &w.instance, "instance of the model"},
         {"--out", "FILE", PV_FLAG_TEXT, &w.out, "safetensors file to write"},
         {"-o", "FILE", PV_FLAG_TEXT, &w.out, "the same"},
+        {"--seed", "N", PV_FLAG_INT, &w.seed, "of first values (default 0)"},
         {"--ema", NULL, PV_FLAG_BOOL, &w.ema, "moving averages where the file has them"},
         {"--prefix", "TEXT", PV_FLAG_TEXT, &w.prefix, "put before every name that is written"},
     };
     PvUsage usage = {
-        .line = "weights ls|import|export FILE[#PREFIX]",
+        .line = "weights ls|import|export FILE[#PREFIX] | weights init",
         .about = "ls lists tensors (.safetensors, .pth, .pt; nothing in them is executed).\n"
                  "import checks a file against an instance and writes <instance>.<parameter>.\n"
-                 "export writes an instance of a checkpoint under its plain names.",
+                 "export writes an instance of a checkpoint under its plain names.\n"
+                 "init writes the values that training with this seed starts an instance from.",
         .flags = flags,
         .flag_count = sizeof flags / sizeof *flags,
-        .least = 2,
+        .least = 1,
         .most = 2,
     };
     PvWords words = {0};

@@ -9,8 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <time.h>
 
+#include "runtime/timing.h"
 #include "runtime/unpack.h"
 
 // The lists of a plan: those of its record, or own ones, unpacked.
@@ -83,13 +83,6 @@ bool pv_exec_measure(PvExec *exec, PvError *error)
         exec->times = pv_try_alloc((exec->model->kernel_count + 1u) * sizeof *exec->times,
                                    "the times of kernels", error);
     return exec->times != NULL;
-}
-
-static double now(void)
-{
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
 }
 
 static const PvExec *sorted_exec; // for qsort
@@ -278,10 +271,10 @@ static void launch(PvExec *exec, const PvRun *run, const PvLaunch *at)
         fn(run, exec->args + at->arg);
         return;
     }
-    double start = now();
+    double start = pv_seconds();
     fn(run, exec->args + at->arg);
     PvKernelTime *time = &exec->times[at->kernel];
-    time->seconds += now() - start;
+    time->seconds += pv_seconds() - start;
     time->flops += at->flops_fixed + at->flops_batch * (double)run->batch;
     time->calls++;
 }

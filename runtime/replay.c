@@ -2,13 +2,16 @@
 // against other implementations. Micro-step k of a minimize takes its data and inputs from F under
 // "NAME.k" or "NAME"; draw i of a stream is "STREAM.i" or "STREAM". What moved is written under
 // <instance>.<parameter>, ema.<...>, adam_m.<...>, adam_v.<...>, and the losses as loss [N] (of
-// further minimizes: loss.1, loss.2).
+// further minimizes: loss.1, loss.2). Without --state the losses are printed. The median time of a
+// step is printed in either case.
 #include "runtime/replay.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "runtime/safetensors.h"
+#include "runtime/timing.h"
 
 // feed_context: the set of given tensors.
 static bool feed(void *context, PvTrain *train, uint32_t index, PvError *error)
@@ -101,17 +104,36 @@ static bool write_state(const PvTrain *train, const char *path, const double *lo
     return pv_writer_finish(writer, path, error);
 }
 
+static void print_losses(const PvTrain *train, const double *losses, int64_t steps)
+{
+    for (int64_t k = 0; k < steps; k++) {
+        printf("step %lld: loss", (long long)k + 1);
+        for (uint32_t i = 0; i < train->stage->minimize_count; i++)
+            printf(" %.9g", losses[(int64_t)i * steps + k]);
+        putchar('\n');
+    }
+}
+
 bool pv_replay(PvTrain *train, int64_t steps, const char *state, PvError *error)
 {
     uint32_t turns = train->stage->minimize_count;
     double *losses = pv_alloc(((size_t)turns * (size_t)steps + 1) * sizeof *losses);
+    double *seconds = pv_alloc(((size_t)steps + 1) * sizeof *seconds);
     bool good = true;
     for (int64_t k = 0; good && k < steps; k++) {
+        double start = pv_seconds();
         good = pv_train_step(train, error);
+        seconds[k] = pv_seconds() - start;
         for (uint32_t i = 0; i < turns; i++)
             losses[(int64_t)i * steps + k] = train->turns[i].loss;
     }
-    good = good && write_state(train, state, losses, steps, error);
+    if (good && state)
+        good = write_state(train, state, losses, steps, error);
+    else if (good)
+        print_losses(train, losses, steps);
+    if (good && steps > 0)
+        pv_print_median(seconds, steps);
+    free(seconds);
     free(losses);
     return good;
 }

@@ -8,7 +8,7 @@
 // of the first micro-steps.
 bool pv_replay_batch(PvTrain *train, PvTensorSet *given, int64_t steps, int64_t *batch,
                      PvError *error);
-// Runs `steps` steps and writes the state.
+// Runs `steps` steps and writes the state (NULL: prints the losses); prints the median time.
 bool pv_replay(PvTrain *train, int64_t steps, const char *state, PvError *error);
 
 #endif
