@@ -160,4 +160,5 @@ def main():
         out.write(content[:place] + b"\xff" + content[place + 1:])
 
 
-main()
+if __name__ == "__main__":
+    main()
