@@ -5,7 +5,7 @@ set -eu
 
 packages="gcc libc6-dev cmake ninja-build pkg-config flex bison python3
   libyaml-dev libjansson-dev libpng-dev libjpeg62-turbo-dev zlib1g-dev libminizip-dev
-  libopenblas-openmp-dev libcmocka-dev
+  libbz2-dev libcmocka-dev
   libavformat-dev libavcodec-dev libavutil-dev libswscale-dev"
 [ "${1-}" = demo ] && packages="$packages python3-imageio"
 

@@ -1,7 +1,7 @@
 // `loss.png`: how the losses of a run went, drawn from its log.jsonl.
 //
 // One curve for every minimize of the stage: each row of the log as a pale point, and over the
-// points their mean over a window of 1/20 of the rows, centred, so that the line does not lag.
+// points their mean over a window of 1/10 of the rows, centred, so that the line does not lag.
 // Where all losses are positive and spread over more than a decade the axis is logarithmic.
 // The picture is a convenience: that it cannot be drawn is told, and stops no training.
 #include <math.h>
@@ -66,7 +66,7 @@ void pv_log_chart(const char *folder, const char *title, const char *const *name
     for (size_t i = 0; good && i < count; i++) {
         size_t rows = 0;
         good = pv_log_read(log, names[i], &x[i], &y[i], &rows, &error);
-        mean[i] = smooth(y[i], rows, rows / 40);
+        mean[i] = smooth(y[i], rows, rows / 20);
         curves[i] = (PvCurve){NULL, x[i], y[i], rows, true};
         curves[count + i] = (PvCurve){names[i], x[i], mean[i], rows, false};
     }
