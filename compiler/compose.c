@@ -755,7 +755,10 @@ Val compose_window(Graph *graph, Val x, Val start, int64_t size, int64_t axis)
 static Val cut_blocks(Graph *graph, Val x, int64_t k, uint32_t *mask, Dim *out)
 {
     const Type *type = val_type(graph, x);
-    if (type->rank < 3 || type->rank > 5 || k < 1) {
+    bool fits = type->rank >= 3 && type->rank <= 5 && k >= 1;
+    for (uint32_t i = 2; fits && i < type->rank; i++)
+        fits = !type->dim[i].batch && type->dim[i].n >= k;
+    if (!fits) {
         graph_set_error(graph, "pooling by %lld does not fit %s", (long long)k, type_text(type));
         return 0;
     }
@@ -766,8 +769,8 @@ static Val cut_blocks(Graph *graph, Val x, int64_t k, uint32_t *mask, Dim *out)
     memcpy(out, type->dim, 2 * sizeof *dim);
     for (uint32_t i = 2; i < type->rank && x; i++) {
         int64_t blocks = type->dim[i].n / k;
-        if (blocks * k != type->dim[i].n || type->dim[i].batch)
-            x = g_slice(graph, x, i, 0, type->dim[i].batch ? 0 : blocks * k);
+        if (blocks * k != type->dim[i].n)
+            x = g_slice(graph, x, i, 0, blocks * k);
         out[i] = dim[rank++] = dim_fixed(blocks);
         *mask |= UINT32_C(1) << rank;
         dim[rank++] = dim_fixed(k);

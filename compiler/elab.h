@@ -303,6 +303,7 @@ struct Elab {
     Map loaded;           // real path -> FileScope
     Map kept;             // function -> tables it made
     Map parameters;       // names that some function of some file takes
+    Map param_names;      // name of a parameter -> 1
     uint64_t steps;       // of evaluation so far
     uint32_t depth;       // of nested expressions and calls
     uint32_t visit;

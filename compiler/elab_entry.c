@@ -258,6 +258,16 @@ static Frame *batch_frame(Elab *e, FileScope *file)
     return frame;
 }
 
+// Results are told apart by name, in files too.
+static void check_results(Elab *e, const Ast *ast)
+{
+    for (uint32_t i = 0; i < ast->list2.count; i++)
+        for (uint32_t k = 0; k < i; k++)
+            if (ast->list2.at[i]->text && ast->list2.at[i]->text == ast->list2.at[k]->text)
+                elab_fail(e, ast->list2.at[i]->span, "two results are called '%s'",
+                          ast->list2.at[i]->text);
+}
+
 static void make_inputs(Elab *e, void *context)
 {
     ProgramContext *at = context;
@@ -266,6 +276,7 @@ static void make_inputs(Elab *e, void *context)
     Input *inputs = arena_alloc(e->arena, (ast->list.count + 1) * sizeof *inputs);
     if (ast->list.count > 64)
         elab_fail(e, ast->span2, "a program has at most 64 inputs");
+    check_results(e, ast);
     for (uint32_t i = 0; i < ast->list.count; i++) {
         const Ast *param = ast->list.at[i];
         if (!param->b)

@@ -122,6 +122,9 @@ static void eval_element(Elab *e, Frame *frame, ListBuilder *list, const Ast *as
     }
     if (ast->kind == AST_KEYED) {
         name = ast->b ? eval(e, frame, ast->b).text : ast->text;
+        if (!*name || strchr(name, '.'))
+            elab_fail(e, ast->b ? ast->b->span : ast->span2,
+                      "the name of an element is not empty, and has no '.'");
         ast = ast->a;
     }
     add_element(e, list, name, implied_instance(e, eval(e, frame, ast), ast->span));
@@ -151,10 +154,12 @@ static void bind_loop(Elab *e, Frame *frame, const Ast *loop, Value element)
         if (strcmp(name, "_") == 0)
             continue;
         Binding *binding = frame_find(frame, name);
-        if (binding)
+        if (binding) {
             binding->value = parts[i];
-        else
-            frame_bind(e, frame, name, parts[i], loop->name_spans[i], BIND_LOCAL);
+            continue;
+        }
+        refuse_hiding(e, frame, name, loop->name_spans[i]);
+        frame_bind(e, frame, name, parts[i], loop->name_spans[i], BIND_LOCAL);
     }
 }
 

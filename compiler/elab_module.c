@@ -79,6 +79,9 @@ static void name_param(Elab *e, ParamObject *param, const char *path, uint32_t r
     if (param->named)
         return;
     Module *module = e->module;
+    if (map_get(&e->param_names, path))
+        elab_fail(e, param->span, "two parameters are called '%s'", path);
+    map_set(&e->param_names, path, 1);
     param->named = true;
     param->index = module->param_count;
     module->params =
@@ -166,9 +169,10 @@ static void name_model(Elab *e, Decl *decl)
     instance->count = module->param_count - instance->first;
 }
 
-static void compute_model(Elab *e, void *context)
+static void make_model(Elab *e, void *context)
 {
     decl_value(e, context);
+    name_model(e, context);
 }
 
 // Constructs every model of all files and names its parameters; a replaced one stands where the
@@ -181,8 +185,7 @@ void elab_models(Elab *e)
             Decl *decl = decl_final(file->decls[j]);
             if (decl->ast->kind != AST_MODEL || decl->index != UINT32_MAX)
                 continue;
-            if (elab_try(e, compute_model, decl))
-                name_model(e, decl);
+            elab_try(e, make_model, decl);
         }
     }
 }

@@ -18,6 +18,19 @@ static void count_name(Map *assigned, const char *name, uint64_t times)
     map_set(assigned, name, map_get(assigned, name) + times);
 }
 
+static bool yields(const Ast *ast)
+{
+    if (!ast)
+        return false;
+    bool found = ast->kind == AST_YIELD;
+    if (ast->kind == AST_BLOCK)
+        for (uint32_t i = 0; i < ast->list.count && !found; i++)
+            found = yields(ast->list.at[i]);
+    if (ast->kind == AST_FOR || ast->kind == AST_IF)
+        found = yields(ast->b) || yields(ast->c);
+    return found;
+}
+
 static void count_assignments(Map *assigned, const Ast *ast)
 {
     if (!ast)
@@ -261,7 +274,7 @@ static void exec_yield(Elab *e, const Ast *ast)
     Value value = eval(e, e->host->frame, ast->a);
     uint32_t variable = tensor_variable(e, value, ast->a->span, "what is yielded");
     const Type *type = &e->host->vars[variable].type;
-    if (type->rank != 5 || !dtype_is_float(type->dtype))
+    if (type->rank != 5 || !dtype_is_float(type->dtype) || !dim_equal(type->dim[1], dim_fixed(3)))
         elab_fail(e, ast->a->span, "a clip is [b, 3, frames, height, width]; this is %s",
                   shape_text(e, NULL, type));
     host_emit(e->host, HOST_YIELD)->source = variable;
@@ -393,13 +406,15 @@ static void sample_once(Elab *e, void *context)
 void elab_sample(Elab *e, Decl *decl)
 {
     Host host = {.decl = decl};
+    bool done;
     uint32_t entries = e->module->entry_count;
     count_assignments(&host.assigned, decl->ast->b);
     do {
         e->module->entry_count = entries;
-        if (!elab_try(e, sample_once, &host))
-            break;
-    } while (host.again);
+        done = elab_try(e, sample_once, &host);
+    } while (done && host.again);
+    if (done && !yields(decl->ast->b))
+        diag_warning(decl->ast->span2, "sample block '%s' yields no clip", decl->name);
     free(host.assigned.at);
     free(host.reals.at);
     free(host.vars);

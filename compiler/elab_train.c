@@ -82,7 +82,9 @@ static void read_source(Elab *e, Train *train, const Ast *data)
     const Type *type = &stage->data_type;
     uint32_t rank = clips ? 5 : images ? 4 : 1;
     DType dtype = clips || images ? e->real : DT_I64;
-    if (type->rank != rank || type->dtype != dtype || !type->dim[0].batch || type->dim[0].n != 1)
+    bool fits = type->rank == rank && type->dtype == dtype && type->dim[0].batch &&
+                type->dim[0].n == 1 && (rank == 1 || dim_equal(type->dim[1], dim_fixed(3)));
+    if (!fits)
         elab_fail(e, data->b->span, "%s are %s; this type is %s", source,
                   clips    ? "[b, 3, frames, height, width]"
                   : images ? "[b, 3, height, width]"

@@ -137,6 +137,46 @@ static void build(Elab *e)
     elab_names(e);
 }
 
+static void collect_names(Map *names, const Ast *ast)
+{
+    if (!ast)
+        return;
+    if (ast->kind == AST_NAME)
+        map_set(names, ast->text, 1);
+    const Ast *const parts[] = {ast->a, ast->b, ast->c};
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
+        collect_names(names, parts[i]);
+    for (uint32_t i = 0; i < ast->list.count; i++)
+        collect_names(names, ast->list.at[i]);
+    for (uint32_t i = 0; i < ast->list2.count; i++)
+        collect_names(names, ast->list2.at[i]);
+}
+
+// An option that no expression names does nothing; most often its name is misspelt.
+static void warn_options(Elab *e)
+{
+    Map names = {0};
+    for (size_t i = 0; i < e->file_count; i++)
+        collect_names(&names, e->files[i]->ast);
+    static const char *const known[] = {"batch", "steps", "log_every", "save_every", "step"};
+    size_t count = sizeof known / sizeof *known;
+    for (uint32_t i = 0; i < e->module->option_count; i++) {
+        const Option *option = &e->module->options[i];
+        bool used = map_get(&names, option->name) != 0;
+        for (size_t k = 0; k < count && !used; k++)
+            used = option->stage && strcmp(option->name, known[k]) == 0;
+        if (used)
+            continue;
+        diag_warning(option->span, "nothing reads option '%s'", option->name);
+        for (size_t k = 0; option->stage && k < count; k++)
+            if (strncmp(option->name, known[k], strlen(known[k])) == 0) {
+                diag_help((Span){0}, "'%s' is the name that training knows", known[k]);
+                break;
+            }
+    }
+    free(names.at);
+}
+
 static void release(Elab *e)
 {
     for (size_t i = 0; i < e->file_count; i++) {
@@ -148,6 +188,7 @@ static void release(Elab *e)
     free(e->layers.at);
     free(e->loaded.at);
     free(e->parameters.at);
+    free(e->param_names.at);
     free(e->kept.at);
     free(e->reported);
 }
@@ -176,6 +217,8 @@ Module *elaborate(Arena *arena, Sources *sources, const ElabOptions *options)
         elab_defines(e);
         build(e); // also after a wrong -D: other wrong values are told with it
     }
+    if (diag_errors() == before)
+        warn_options(e);
     release(e);
     if (diag_errors() != before)
         return NULL;

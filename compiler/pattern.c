@@ -197,6 +197,8 @@ static Val reduce_axes(Graph *graph, PatternReduce op, Val x, uint32_t mask, DTy
 {
     switch (op) {
     case PATTERN_SUM:
+        if (val_type(graph, x)->dtype == DT_BOOL) // a sum of truths counts
+            x = g_cast(graph, x, DT_I64);
         return mask ? g_reduce(graph, OP_REDUCE_SUM, x, mask) : x;
     case PATTERN_MAX:
         return mask ? g_reduce(graph, OP_REDUCE_MAX, x, mask) : x;

@@ -161,6 +161,8 @@ case("f32([if 3 in [1, 3] then 1 else 0, if 3 in 0..3 then 1 else 0, if \"a\" in
 case("where(m in [1, 4], 1.0, 0.0)", X["m"].map(lambda v: float(v in (1, 4))))
 case("where(m in 1..3, 1.0, 0.0)", X["m"].map(lambda v: float(v in (1, 2))))
 case("if t > 2 and r < 1 then u else -u", X["u"])
+case("if t != 3 then u else if t == 3 then 2 * u else 3 * u", X["u"].map(lambda v: 2 * v))
+case("if t < 3 then u else if t >= 4 then 2 * u else 3 * u", X["u"].map(lambda v: 3 * v))
 
 # ---- indices ----
 
@@ -200,6 +202,8 @@ for name, fn in {"any": any, "all": all}.items():
          make((B, 3), lambda b, c, fn=fn: float(fn(X["x"][b, c, n] > 1 for n in range(4)))))
     case(f"where({name}(x > -1.9), 1.0, 0.0)", number(float(fn(v > -1.9 for v in X["x"].data))))
     case(f"f32([if {name}([true, false]) then 1 else 0])", row(float(fn([True, False]))))
+case('sum(x > 0, "b c n -> b c")', make((B, 3), lambda b, c: sum(X["x"][b, c, n] > 0 for n in range(4))), "int[b, 3]")
+case("sum(x > 0)", number(sum(v > 0 for v in X["x"].data)), "int")
 case("sum([x, y, 2 * x])", make((B, 3, 4), lambda *i: 3 * X["x"][i] + X["y"][i]))
 case("mean([x, y])", make((B, 3, 4), lambda *i: (X["x"][i] + X["y"][i]) / 2))
 case("max([x, y, p])", make((B, 3, 4), lambda *i: max(X["x"][i], X["y"][i], X["p"][i])))
