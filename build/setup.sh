@@ -3,7 +3,7 @@
 # Usage: sh build/setup.sh [demo]    (demo: also a package that ships a short video)
 set -eu
 
-packages="gcc libc6-dev cmake ninja-build pkg-config flex bison python3
+packages="gcc g++ libc6-dev cmake ninja-build pkg-config flex bison python3
   libyaml-dev libjansson-dev libpng-dev libjpeg62-turbo-dev zlib1g-dev libminizip-dev
   libbz2-dev libcmocka-dev
   libavformat-dev libavcodec-dev libavutil-dev libswscale-dev"

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Builds everything and runs every test; the last line is `N passed, N failed[, N skipped]`.
-# Usage: sh build/test.sh [SUITE...]     suites: unit cases e2e asan; all of them by default
+# Usage: sh build/test.sh [SUITE...]     suites: unit cases e2e simt asan; all of them by default
 set -eu
 cd "$(dirname "$0")/.."
 sh build/setup.sh

@@ -4,6 +4,7 @@
 unit   C unit tests (cmocka), built with the release preset
 cases  dropped-in compiler cases: model text, command line, expected output
 e2e    compiled models: golden tensors, training, kill and resume, sampling, bad input
+simt   CUDA kernels on the CPU emulator and, where NVRTC is found, compiled and inspected
 asan   the unit tests and the cases once more under AddressSanitizer and UBSan
 """
 import os
@@ -77,19 +78,22 @@ def run_suite(name):
         return script(cases, release)
     if name == "e2e":
         return script(os.path.join(ROOT, "tests", "e2e", "run.py"))
+    if name == "simt":
+        return script(os.path.join(ROOT, "tests", "simt", "run.py"),
+                      os.path.join(ROOT, "out", "release"))
     if name == "asan":
         build_asan()
         first = unit("asan")
         second = script(cases, os.path.join(ROOT, "out", "asan", "pvdmc"))
         return tuple(a + b for a, b in zip(first, second))
-    sys.exit(f"run.py: there is no suite '{name}'; suites: unit cases e2e asan")
+    sys.exit(f"run.py: there is no suite '{name}'; suites: unit cases e2e simt asan")
 
 
 def main():
     os.environ.setdefault("ASAN_OPTIONS", "detect_leaks=0:allocator_may_return_null=1")
     os.environ.setdefault("UBSAN_OPTIONS", "halt_on_error=1:print_stacktrace=1")
     total = [0, 0, 0]
-    for name in sys.argv[1:] or ["unit", "cases", "e2e", "asan"]:
+    for name in sys.argv[1:] or ["unit", "cases", "e2e", "simt", "asan"]:
         start = time.time()
         print(f"== {name}", flush=True)
         for i, count in enumerate(run_suite(name)):

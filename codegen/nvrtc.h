@@ -1,0 +1,30 @@
+/* NVRTC by dlopen: CUDA C text to cubins, without a GPU and without NVIDIA's headers. */
+#pragma once
+#include <stdbool.h>
+#include <stddef.h>
+
+typedef struct NvrtcHeader {
+    const char *name, *text; // what `#include "name"` gives
+} NvrtcHeader;
+
+typedef struct NvrtcJob {
+    const char *name, *text;    // of the kernel file
+    const char *arch;           // "sm_90a"
+    const char *const *options; // NULL after the last, or NULL
+    const NvrtcHeader *headers;
+    int header_count;
+    bool done;   // compiled; set by nvrtc_compile as everything below
+    char *log;   // the compiler's messages: empty but for ptxas' report when all is well
+    void *cubin; // to be freed by nvrtc_free_job
+    size_t cubin_bytes;
+    double seconds;
+} NvrtcJob;
+
+// Opens the library once. NULL on success, else what was looked for and what to install.
+const char *nvrtc_open(void);
+void nvrtc_version(int *major, int *minor); // after nvrtc_open
+// Compiles all jobs on up to `threads` threads. True if every one of them was compiled.
+bool nvrtc_compile(NvrtcJob *jobs, int count, int threads);
+// True if the log has a warning (of the compiler or ptxas), a spill or a stack frame.
+bool nvrtc_log_warns(const char *log);
+void nvrtc_free_job(NvrtcJob *job);

@@ -1,0 +1,120 @@
+/* What the tests of kernels share: bf16 tensors, comparison, and the modes that a kernel must
+ * survive.
+ *
+ * run_modes runs a body for two seeds in race mode with random schedule and random completion of
+ * asynchronous operations; it passes if the result is right and nothing was reported. A program
+ * that is started with --fault has a seeded fault in its kernel and passes if every seed finds it:
+ * that proves that the checks can fail. The program ends with `N passed, N failed`.
+ */
+#pragma once
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+#include <vector>
+#include "simt.h"
+#ifndef SIMT_RACE
+#define SIMT_RACE 1 // 0: kernels are compiled without the hooks of race mode
+#endif
+
+typedef uint16_t bf16;
+typedef std::vector<float> Floats;
+
+static bool fault_expected;
+static int passed, failed;
+
+static inline float from_bf16(bf16 bits)
+{
+    uint32_t word = (uint32_t)bits << 16;
+    float value;
+    memcpy(&value, &word, 4);
+    return value;
+}
+
+static inline bf16 to_bf16(float value)
+{
+    uint32_t word;
+    memcpy(&word, &value, 4);
+    return (bf16)((word + 0x7fff + ((word >> 16) & 1)) >> 16);
+}
+
+static inline float uniform(void) // in [-1, 1)
+{
+    static uint64_t state = 88172645463325252ull;
+    state ^= state << 13;
+    state ^= state >> 7;
+    state ^= state << 17;
+    return (float)((double)(state >> 11) / (double)(1ull << 53) * 2 - 1);
+}
+
+// A tensor in device memory; the values that a reference reads are exactly the kernel's.
+struct Tensor {
+    bf16 *device;
+    Floats value;
+};
+
+static inline Tensor make_tensor(size_t count, float scale, float offset)
+{
+    Tensor tensor = {(bf16 *)simt_malloc(count * 2), Floats(count)};
+    for (size_t i = 0; i < count; i++) {
+        tensor.device[i] = to_bf16(uniform() * scale + offset);
+        tensor.value[i] = from_bf16(tensor.device[i]);
+    }
+    return tensor;
+}
+
+static inline float *make_vector(size_t count, float scale, float offset)
+{
+    float *vector = (float *)simt_malloc(count * sizeof(float));
+    for (size_t i = 0; i < count; i++)
+        vector[i] = uniform() * scale + offset;
+    return vector;
+}
+
+// |result - reference| / |reference| in the 2-norm; NaN if the result has one.
+static inline double relative_error(const bf16 *result, const Floats &reference)
+{
+    double difference = 0, norm = 0;
+    for (size_t i = 0; i < reference.size(); i++) {
+        double d = (double)from_bf16(result[i]) - reference[i];
+        difference += d * d;
+        norm += (double)reference[i] * reference[i];
+    }
+    return sqrt(difference / norm);
+}
+
+static inline void poison(bf16 *device, size_t count)
+{
+    memset(device, 0xff, count * 2);
+}
+
+// launch() runs the kernel once and returns the relative error of what it left.
+template <class Launch> void run_modes(const char *name, double bound, Launch launch)
+{
+    for (unsigned seed = 1; seed <= 2; seed++) {
+        simt_config = {SIMT_RANDOM_ORDER, SIMT_RANDOM_ASYNC, SIMT_RACE, seed,
+                       fault_expected ? 0 : 4};
+        simt_reset();
+        double error = launch();
+        bool right = error < bound && simt_stats.errors == 0 && simt_stats.bank_conflicts == 0;
+        bool good = right != fault_expected;
+        ++(good ? passed : failed);
+        if (!good || fault_expected)
+            printf(
+                "%s %s, seed %u: error %.1e (bound %.1e), %llu reports, %llu bank conflicts%s%s\n",
+                good ? "found" : "FAIL", name, seed, error, bound,
+                (unsigned long long)simt_stats.errors,
+                (unsigned long long)simt_stats.bank_conflicts, *simt_first_report() ? ": " : "",
+                simt_first_report());
+    }
+}
+
+static inline void begin(int argc, char **argv)
+{
+    fault_expected = argc > 1 && strcmp(argv[1], "--fault") == 0;
+}
+
+static inline int finish(void)
+{
+    printf("%d passed, %d failed\n", passed, failed);
+    return failed != 0;
+}

@@ -1,0 +1,259 @@
+/* Compiles every kernel of codegen/cuda for sm_80 and sm_90a with NVRTC and looks into the cubins.
+ *
+ * Usage: kernel_figures ROOT [--update]. Each must compile without a warning, use no local memory,
+ * fit a multiprocessor, have the instructions its template promises and none that it forbids.
+ * Registers, occupancy and instruction counts are compared with tests/simt/figures.txt, so that a
+ * change shows in review; they belong to one version of NVRTC and are not compared under another.
+ * Without NVRTC everything is skipped and the reason told. Ends with `N passed, N failed, N
+ * skipped`.
+ */
+#include <assert.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "codegen/cubin.h"
+#include "codegen/nvrtc.h"
+
+typedef struct Row {
+    const char *file, *options; // options: definitions, separated by blanks
+    int threads, shared;        // of a launch; bytes of dynamic shared memory
+    bool sm_80;                 // else sm_90a only
+    const char *needs, *forbids;
+} Row;
+
+static const Row rows[] = {
+    {"groupnorm.cu", "", 256, 16416, true, "LDG STG LDS STS SHFL", "HMMA"},
+    {"gemm_mma.cu", "", 256, 49152, true, "HMMA LDSM LDGSTS", "HGMMA"},
+    {"conv_gather.cu", "", 256, 49152, true, "HMMA LDSM LDGSTS", "HGMMA"},
+    {"attention.cu", "HEAD_DIM=32", 128, 20480, true, "HMMA LDSM LDGSTS MUFU", "HGMMA"},
+    {"attention.cu", "HEAD_DIM=64", 128, 40960, true, "HMMA LDSM LDGSTS MUFU", "HGMMA"},
+    {"attention.cu", "HEAD_DIM=128", 128, 81920, true, "HMMA LDSM LDGSTS MUFU", "HGMMA"},
+    {"conv_wgmma.cu", "", 384, 164864, false, "HGMMA UTMALDG UTMASTG SYNCS", "HMMA LDGSTS"},
+    {"conv_wgmma_modes.cu", "CONV_MODE=0", 384, 163968, false, "HGMMA UTMALDG UTMASTG SYNCS",
+     "HMMA"},
+    {"conv_wgmma_modes.cu", "CONV_MODE=1", 384, 163968, false, "HGMMA UTMALDG UTMASTG SYNCS",
+     "HMMA"},
+    {"conv_wgmma_modes.cu", "CONV_MODE=2", 384, 163968, false, "HGMMA UTMALDG UTMASTG SYNCS",
+     "HMMA"},
+};
+enum { ROWS = sizeof rows / sizeof *rows, MOST_JOBS = 2 * ROWS, MOST_TEXT = 1 << 16, LINE = 512 };
+static const char *const headers[] = {"cx.h", "cx_hopper.h", "cx_wgmma.h", "mma_tile.h"};
+enum { HEADERS = sizeof headers / sizeof *headers };
+
+static int passed, failed;
+
+static char *read_text(const char *path) // to be freed; "" where there is no such file
+{
+    char *text = calloc(MOST_TEXT, 1);
+    FILE *file = fopen(path, "r");
+    assert(text);
+    if (file) {
+        size_t bytes = fread(text, 1, MOST_TEXT - 1, file);
+        if (bytes == MOST_TEXT - 1)
+            abort();
+        fclose(file);
+    }
+    return text;
+}
+
+static char *read_kernel_file(const char *root, const char *name)
+{
+    char path[4096];
+    snprintf(path, sizeof path, "%s/codegen/cuda/%s", root, name);
+    return read_text(path);
+}
+
+static bool has_class(const char *list, const char *class_name)
+{
+    size_t length = strlen(class_name);
+    for (const char *at = list; (at = strstr(at, class_name)) != NULL; at += length)
+        if ((at == list || at[-1] == ' ') && (at[length] == 0 || at[length] == ' '))
+            return true;
+    return false;
+}
+
+// What is wrong with a kernel; NULL: nothing.
+static const char *judge(const Row *row, const CubinKernel *kernel, int blocks)
+{
+    static char text[128];
+    if (kernel->stack != 0)
+        return "it uses local memory";
+    if (blocks == 0)
+        return "it does not fit a multiprocessor";
+    for (int i = 0; i < CUBIN_CLASSES && cubin_classes[i]; i++) {
+        const char *name = cubin_classes[i];
+        bool forbidden = has_class(row->forbids, name) || has_class("LDL STL ATOM", name);
+        if (forbidden ? kernel->count[i] != 0 : has_class(row->needs, name) && !kernel->count[i]) {
+            snprintf(text, sizeof text, "%s %s", forbidden ? "it has" : "it lacks", name);
+            return text;
+        }
+    }
+    if (has_class(row->needs, "HMMA") &&
+        2 * cubin_count(kernel, "HMMA") < 5 * cubin_count(kernel, "LDSM") &&
+        strcmp(row->file, "attention.cu") != 0)
+        return "less than 2.5 HMMA a LDSM";
+    return NULL;
+}
+
+static void describe(const Row *row, const char *arch, const CubinKernel *kernel, int blocks,
+                     const char *limit, char *line)
+{
+    int at = snprintf(line, LINE, "%s%s%s %s: registers %d, blocks %d (%s), code %zu", kernel->name,
+                      *row->options ? " " : "", row->options, arch, kernel->registers, blocks,
+                      limit, kernel->code_bytes);
+    for (int i = 0; i < CUBIN_CLASSES && cubin_classes[i]; i++)
+        if (kernel->count[i])
+            at += snprintf(line + at, (size_t)(LINE - at), ", %s %d", cubin_classes[i],
+                           kernel->count[i]);
+    snprintf(line + at, (size_t)(LINE - at), "\n");
+}
+
+// Checks one compiled job and appends its line to `out`.
+static void check_job(const Row *row, const NvrtcJob *job, char *out)
+{
+    CubinKernel kernel;
+    char line[LINE];
+    int arch;
+    const char *wrong = NULL, *limit;
+    if (!job->done || nvrtc_log_warns(job->log))
+        wrong = job->log;
+    else if (cubin_read(job->cubin, job->cubin_bytes, &arch, &kernel, 1) != 1)
+        wrong = "its cubin could not be read";
+    if (!wrong) {
+        int blocks = cubin_occupancy(&kernel, arch, row->threads, row->shared, &limit);
+        wrong = judge(row, &kernel, blocks);
+        describe(row, job->arch, &kernel, blocks, limit, line);
+        strcat(out, line);
+    }
+    ++*(wrong ? &failed : &passed);
+    if (wrong)
+        printf("FAIL %s %s %s: %s\n", row->file, row->options, job->arch, wrong);
+}
+
+// Seeded faults of the static checks: registers that do not suffice, an array with computed
+// indices.
+static const char spilling[] =
+    "extern \"C\" __global__ void __launch_bounds__(1024) f(float *a, int n) {\n"
+    "  float v[96];\n"
+    "  #pragma unroll\n"
+    "  for (int j = 0; j < 96; j++) v[j] = a[threadIdx.x + j * 1024];\n"
+    "  for (int k = 0; k < n; k++)\n"
+    "    #pragma unroll\n"
+    "    for (int j = 0; j < 96; j++) v[j] = v[j] * v[(j + 1) % 96] + a[k];\n"
+    "  #pragma unroll\n"
+    "  for (int j = 0; j < 96; j++) a[threadIdx.x + j * 1024] = v[j];\n"
+    "}\n";
+static const char indexing[] = "extern \"C\" __global__ void f(float *a, int n) {\n"
+                               "  float v[32];\n"
+                               "  for (int j = 0; j < 32; j++) v[j] = a[j];\n"
+                               "  for (int j = 0; j < n; j++) v[j * 7 & 31] += v[j & 31];\n"
+                               "  for (int j = 0; j < 32; j++) a[j] = v[j];\n"
+                               "}\n";
+
+static void check_seeded_faults(void)
+{
+    NvrtcJob jobs[2] = {{.name = "spilling.cu", .text = spilling, .arch = "sm_80"},
+                        {.name = "indexing.cu", .text = indexing, .arch = "sm_90a"}};
+    static const Row row = {"seeded.cu", "", 1024, 0, true, "", ""};
+    nvrtc_compile(jobs, 2, 2);
+    for (int i = 0; i < 2; i++) {
+        CubinKernel kernel;
+        int arch;
+        bool found = jobs[i].done && nvrtc_log_warns(jobs[i].log) &&
+                     cubin_read(jobs[i].cubin, jobs[i].cubin_bytes, &arch, &kernel, 1) == 1 &&
+                     judge(&row, &kernel, 1) != NULL;
+        // a cut cubin must be refused or read in part, never beyond its end
+        for (size_t bytes = 0; bytes < jobs[i].cubin_bytes; bytes += 61)
+            cubin_read(jobs[i].cubin, bytes, &arch, &kernel, 1);
+        ++*(found ? &passed : &failed);
+        if (!found)
+            printf("FAIL %s: local memory was not noticed: %s\n", jobs[i].name, jobs[i].log);
+        nvrtc_free_job(&jobs[i]);
+    }
+}
+
+// Compares with the golden file, whose first line has NVRTC's version.
+static void compare(const char *root, const char *figures, bool update)
+{
+    char path[4096];
+    snprintf(path, sizeof path, "%s/tests/simt/figures.txt", root);
+    if (update) {
+        FILE *file = fopen(path, "w");
+        bool written = file && fputs(figures, file) >= 0;
+        if (!file || fclose(file) != 0 || !written)
+            failed++;
+        return;
+    }
+    char *golden = read_text(path);
+    size_t version = strcspn(figures, "\n");
+    if (strncmp(golden, figures, version + 1) != 0) {
+        printf("figures are not compared: they are of %.*s, this is %.*s\n",
+               (int)strcspn(golden, "\n"), golden, (int)version, figures);
+    } else if (strcmp(golden, figures) != 0) {
+        failed++;
+        printf("FAIL figures differ from tests/simt/figures.txt (--update writes it); now:\n%s",
+               figures);
+    } else {
+        passed++;
+    }
+    free(golden);
+}
+
+// Fills the jobs of all rows and architectures; returns how many there are.
+static int make_jobs(const char *root, const NvrtcHeader *texts, NvrtcJob *jobs, const Row **row_of)
+{
+    static char defines[ROWS][64];
+    static const char *options[ROWS][2];
+    int count = 0;
+    for (int i = 0; i < ROWS; i++) {
+        if (*rows[i].options) {
+            snprintf(defines[i], sizeof defines[i], "-D%s", rows[i].options);
+            options[i][0] = defines[i];
+        }
+        for (int hopper = !rows[i].sm_80; hopper < 2; hopper++) {
+            row_of[count] = &rows[i];
+            jobs[count++] = (NvrtcJob){.name = rows[i].file,
+                                       .text = read_kernel_file(root, rows[i].file),
+                                       .arch = hopper ? "sm_90a" : "sm_80",
+                                       .options = options[i],
+                                       .headers = texts,
+                                       .header_count = HEADERS};
+        }
+    }
+    return count;
+}
+
+int main(int argc, char **argv)
+{
+    static NvrtcJob jobs[MOST_JOBS];
+    static char figures[MOST_JOBS * LINE];
+    const Row *row_of[MOST_JOBS];
+    NvrtcHeader texts[HEADERS];
+    int major, minor;
+    if (argc < 2)
+        return 2;
+    const char *missing = nvrtc_open();
+    if (missing) {
+        printf("skipped: %s\n0 passed, 0 failed, 1 skipped\n", missing);
+        return 0;
+    }
+    for (int i = 0; i < HEADERS; i++)
+        texts[i] = (NvrtcHeader){headers[i], read_kernel_file(argv[1], headers[i])};
+    int count = make_jobs(argv[1], texts, jobs, row_of);
+    nvrtc_compile(jobs, count, 2);
+    nvrtc_version(&major, &minor);
+    snprintf(figures, LINE, "NVRTC %d.%d\n", major, minor);
+    double seconds = 0;
+    for (int i = 0; i < count; i++) {
+        check_job(row_of[i], &jobs[i], figures);
+        seconds += jobs[i].seconds;
+        free((void *)jobs[i].text);
+        nvrtc_free_job(&jobs[i]);
+    }
+    for (int i = 0; i < HEADERS; i++)
+        free((void *)texts[i].text);
+    check_seeded_faults();
+    compare(argv[1], figures, argc > 2 && strcmp(argv[2], "--update") == 0);
+    printf("%d cubins in %.1f s of NVRTC\n%d passed, %d failed\n", count, seconds, passed, failed);
+    return failed != 0;
+}

@@ -1,0 +1,114 @@
+/* Kernels that are wrong, each in a way that a GPU may forgive; the last one is right. */
+#include "cx.h"
+
+// Relies on lanes that run in lockstep.
+extern "C" __global__ void warp_synchronous(float *out)
+{
+    CX_SHARED(shared);
+    volatile float *s = (volatile float *)shared;
+    int t = threadIdx.x;
+    s[t] = (float)t;
+    for (int by = 16; by > 0; by /= 2)
+        if (t < by)
+            s[t] = s[t] + s[t + by];
+    if (t == 0)
+        out[0] = s[0];
+}
+CX_ENTRY(warp_synchronous)
+
+extern "C" __global__ void divergent_barrier(float *out)
+{
+    if (threadIdx.x & 1)
+        __syncthreads();
+    else
+        __syncthreads();
+    out[threadIdx.x] = 1.f;
+}
+CX_ENTRY(divergent_barrier)
+
+extern "C" __global__ void missing_arrival(float *out)
+{
+    if (threadIdx.x < 40)
+        cx_barrier(1, 64);
+    out[threadIdx.x] = 1.f;
+}
+CX_ENTRY(missing_arrival)
+
+extern "C" __global__ void divergent_shuffle(float *out)
+{
+    float v = (float)threadIdx.x;
+    if (threadIdx.x & 1)
+        v = __shfl_xor_sync(CX_ALL_LANES, v, 1);
+    else
+        v = __shfl_xor_sync(CX_ALL_LANES, v, 2);
+    out[threadIdx.x] = v;
+}
+CX_ENTRY(divergent_shuffle)
+
+extern "C" __global__ void exited_lane(float *out)
+{
+    if (threadIdx.x == 3)
+        return;
+    out[threadIdx.x] = __shfl_xor_sync(CX_ALL_LANES, 1.f, 1);
+}
+CX_ENTRY(exited_lane)
+
+extern "C" __global__ void overlapping_blocks(float *out)
+{
+    out[blockIdx.x * 31 + threadIdx.x] = 1.f;
+}
+CX_ENTRY(overlapping_blocks)
+
+extern "C" __global__ void uninitialised(float *out)
+{
+    CX_SHARED(shared);
+    float *s = (float *)shared;
+    if (threadIdx.x < 31)
+        s[threadIdx.x] = 1.f;
+    __syncthreads();
+    out[threadIdx.x] = s[threadIdx.x];
+}
+CX_ENTRY(uninitialised)
+
+extern "C" __global__ void beyond_shared(float *out)
+{
+    CX_SHARED(shared);
+    float *s = (float *)shared;
+    s[threadIdx.x + 1] = 1.f;
+    __syncthreads();
+    out[threadIdx.x] = s[threadIdx.x + 1];
+}
+CX_ENTRY(beyond_shared)
+
+extern "C" __global__ void misaligned(float *out)
+{
+    CX_SHARED(shared);
+    cx_copy16(cx_shared_address((float *)shared + threadIdx.x), out, 16);
+    cx_copy_commit();
+    cx_copy_wait(0);
+}
+CX_ENTRY(misaligned)
+
+extern "C" __global__ void unwaited_copy(float *out)
+{
+    CX_SHARED(shared);
+    cx_copy16(cx_shared_address((float *)shared + threadIdx.x * 4), out, 16);
+    cx_copy_commit();
+}
+CX_ENTRY(unwaited_copy)
+
+extern "C" __global__ void beyond_global(float *out)
+{
+    out[threadIdx.x + 1000] = 1.f; // of 1024
+}
+CX_ENTRY(beyond_global)
+
+// Right: static shared memory.
+extern "C" __global__ void reverse(float *out)
+{
+    __shared__ float s[32];
+    s[threadIdx.x] = (float)threadIdx.x;
+    __syncthreads();
+    out[threadIdx.x] = s[31 - threadIdx.x];
+}
+CX_ENTRY(reverse)

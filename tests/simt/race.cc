@@ -1,0 +1,342 @@
+/* Race mode: happens-before checks of shared memory, bounds, and conflicts between blocks.
+ *
+ * Kernels are compiled with -fsanitize=thread, and the entry points of that instrumentation are
+ * defined here (libtsan is not linked), so every load and store of the kernel comes by. For every
+ * two bytes of shared memory the last write and the reads since are kept with their vector clocks;
+ * an access that is not ordered after a conflicting one by a barrier, a warp-wide synchronisation
+ * or an mbarrier is a race whatever the schedule was. What the asynchronous proxy (TMA, wgmma)
+ * reads must moreover have been fenced by its writer. Global memory has one rule: within a launch
+ * no block may read or write what another one writes. This file must be compiled without the
+ * instrumentation.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <algorithm>
+#include "internal.h"
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
+
+Place place;
+static std::unordered_map<u64, int> told; // one report a kind and place
+
+void start_checks_of_launch(void)
+{
+    told.clear();
+}
+
+/* ---- clocks ---- */
+
+static void use_in_this_epoch(Clock &clock)
+{
+    if (clock.epoch != block.epoch) {
+        clock.at.assign(block.thread_count + 1, 0);
+        clock.epoch = block.epoch;
+    }
+}
+
+Clock &seen_by(Thread *thread)
+{
+    if (thread->seen.epoch != block.epoch) {
+        use_in_this_epoch(thread->seen);
+        thread->clock = 1;
+    }
+    return thread->seen;
+}
+
+u32 clock_of(Thread *thread)
+{
+    seen_by(thread);
+    return thread->clock;
+}
+
+void clock_join(Clock &to, const Clock &from)
+{
+    use_in_this_epoch(to);
+    if (from.epoch != block.epoch)
+        return;
+    for (unsigned i = 0; i <= block.thread_count; i++)
+        to.at[i] = std::max(to.at[i], from.at[i]);
+}
+
+void clock_release(Clock &object, Thread *thread)
+{
+    clock_join(object, seen_by(thread));
+    object.at[thread->linear] = std::max(object.at[thread->linear], thread->clock);
+    thread->clock++;
+}
+
+void clock_acquire(const Clock &object, Thread *thread)
+{
+    clock_join(seen_by(thread), object);
+}
+
+/* ---- shared memory ---- */
+
+static void tell_race(const char *what, size_t offset, u32 other)
+{
+    simt_stats.races++;
+    u64 where = place.line ? (u64)place.line : (u64)(uintptr_t)place.pc;
+    if (told[(u64)(uintptr_t)what * 31 + where * 1000003ull]++) {
+        simt_stats.errors++;
+        return;
+    }
+    char at[48], who[32];
+    if (place.line)
+        snprintf(at, sizeof at, "line %d", place.line);
+    else
+        snprintf(at, sizeof at, "pc %p", place.pc);
+    if (other == block.thread_count)
+        snprintf(who, sizeof who, "TMA");
+    else
+        snprintf(who, sizeof who, "thread %u", other);
+    report("RACE %s: shared byte %zu, other party: %s, at %s", what, offset, who, at);
+}
+
+// Did an event of this epoch or an older one happen before what `thread` does now?
+static bool ordered(u32 epoch, u32 party, u32 clock, u32 thread, const Clock &seen)
+{
+    return epoch < block.epoch || party == thread || seen.at[party] >= clock;
+}
+
+static void check_last_write(Granule &granule, size_t offset, u32 thread, const Clock &seen,
+                             bool write, bool async_read)
+{
+    if (!granule.write_epoch) {
+        if (write)
+            return;
+        tell_race("read of uninitialised shared memory", offset, thread);
+        granule.write_epoch = block.epoch;
+        granule.writer = (u16)thread;
+        granule.write_clock = 0;
+    } else if (!ordered(granule.write_epoch, granule.writer, granule.write_clock, thread, seen)) {
+        tell_race(write ? "write after unsynchronised write" : "read of an unsynchronised write",
+                  offset, granule.writer);
+        granule.write_epoch = 1;
+        granule.writer = (u16)thread;
+        granule.write_clock = 0;
+    } else if (async_read && granule.writer < block.thread_count) {
+        Thread &writer = block.threads[granule.writer];
+        bool fenced = writer.fence_epoch > granule.write_epoch ||
+                      (writer.fence_epoch == granule.write_epoch &&
+                       writer.fence_clock >= granule.write_clock);
+        if (!fenced) {
+            tell_race("async-proxy read of st.shared data without fence.proxy.async", offset,
+                      granule.writer);
+            writer.fence_epoch = ~0u;
+        }
+    }
+}
+
+static void note_read(Granule &granule, u32 thread, u32 clock, const Clock &seen)
+{
+    for (int i = 0; i < granule.readers && i < REMEMBERED_READERS; i++)
+        if (granule.reader[i] == thread ||
+            ordered(granule.read_epoch, granule.reader[i], granule.read_clock[i], thread, seen)) {
+            granule.reader[i] = (u16)thread;
+            granule.read_clock[i] = clock;
+            return;
+        }
+    if (granule.readers < REMEMBERED_READERS) {
+        granule.reader[granule.readers] = (u16)thread;
+        granule.read_clock[granule.readers++] = clock;
+    } else {
+        granule.readers = REMEMBERED_READERS + 1;
+    }
+}
+
+static void check_granule(Granule &granule, size_t offset, u32 thread, u32 clock, const Clock &seen,
+                          bool write, bool async_read)
+{
+    check_last_write(granule, offset, thread, seen, write, async_read);
+    if (granule.read_epoch != block.epoch) {
+        granule.read_epoch = block.epoch;
+        granule.readers = 0;
+    }
+    if (!write) {
+        note_read(granule, thread, clock, seen);
+        return;
+    }
+    for (int i = 0; i < granule.readers && i < REMEMBERED_READERS; i++)
+        if (!ordered(granule.read_epoch, granule.reader[i], granule.read_clock[i], thread, seen)) {
+            tell_race("write over data that may still be read", offset, granule.reader[i]);
+            break;
+        }
+    if (granule.readers > REMEMBERED_READERS)
+        tell_race("write over data with many readers and no block barrier", offset,
+                  granule.reader[0]);
+    granule.write_epoch = block.epoch;
+    granule.writer = (u16)thread;
+    granule.write_clock = clock;
+    granule.readers = 0;
+}
+
+void check_shared(u32 offset, u32 bytes, u32 thread, u32 clock, const Clock &seen, bool write,
+                  bool async_read)
+{
+    for (u32 i = offset / 2; i < (offset + bytes + 1) / 2; i++)
+        check_granule(block.granules[i], i * 2, thread, clock, seen, write, async_read);
+}
+
+void check_shared_by(Thread *thread, u32 offset, u32 bytes, bool write)
+{
+    if (simt_config.race)
+        check_shared(offset, bytes, thread->linear, clock_of(thread), seen_by(thread), write,
+                     false);
+}
+
+/* ---- global memory ---- */
+
+// A registered allocation; `tags` has, for every two bytes, who last wrote (high) and read (low).
+struct Allocation {
+    u8 *raw, *start;
+    size_t bytes;
+    std::vector<u64> tags;
+};
+static std::vector<Allocation> allocations;
+static const size_t GUARD = 4096;
+
+void *simt_malloc(size_t bytes)
+{
+    Allocation a;
+#if defined(__SANITIZE_ADDRESS__)
+    size_t whole = (bytes + 255) & ~(size_t)255;
+    a.raw = a.start = (u8 *)aligned_alloc(256, whole);
+    memset(a.start, 0xff, bytes);
+    ASAN_POISON_MEMORY_REGION(a.start + bytes, whole - bytes);
+#else
+    size_t whole = (bytes + 2 * GUARD + 4095) & ~(size_t)4095;
+    a.raw = (u8 *)aligned_alloc(4096, whole);
+    a.start = a.raw + GUARD;
+    memset(a.raw, 0xff, whole);
+#endif
+    a.bytes = bytes;
+    allocations.push_back(a);
+    return a.start;
+}
+
+void simt_free(void *memory)
+{
+    for (size_t i = 0; i < allocations.size(); i++)
+        if (allocations[i].start == memory) {
+            free(allocations[i].raw);
+            allocations.erase(allocations.begin() + (long)i);
+            return;
+        }
+}
+
+// A tag is 7 bits of the launch and 24 of the block, so that tags of older launches are void.
+static void check_allocation(Allocation &a, const u8 *address, size_t bytes, bool write)
+{
+    const char *verb = write ? "write" : "read";
+    if (address < a.start || address + bytes > a.start + a.bytes) {
+        simt_stats.races++;
+        report("OUT OF BOUNDS global %s, byte %ld of %zu, pc %p", verb, (long)(address - a.start),
+               a.bytes, place.pc);
+        return;
+    }
+    if (a.tags.empty())
+        a.tags.assign(a.bytes / 2 + 1, 0);
+    u64 tag = ((u64)block.launch << 24 | (block.linear + 1)) & 0x7fffffff;
+    size_t first = (size_t)(address - a.start) / 2;
+    size_t end = ((size_t)(address - a.start) + bytes + 1) / 2;
+    for (size_t i = first; i < end; i++) {
+        u32 writer = (u32)(a.tags[i] >> 32), reader = (u32)a.tags[i];
+        bool written = writer && writer >> 24 == tag >> 24 && writer != tag;
+        bool read = reader && reader >> 24 == tag >> 24 && reader != tag;
+        if (written || (write && read)) {
+            simt_stats.races++;
+            report("INTER-BLOCK conflict: %s of global byte %zu %s by block %u, pc %p", verb, i * 2,
+                   written ? "written" : "read", ((written ? writer : reader) & 0xffffff) - 1,
+                   place.pc);
+        }
+        a.tags[i] = write ? tag << 32 | reader : (u64)writer << 32 | tag;
+    }
+}
+
+void check_global(const u8 *address, size_t bytes, bool write)
+{
+    for (Allocation &a : allocations)
+        if (address >= a.start - GUARD && address < a.start + a.bytes + GUARD) {
+            check_allocation(a, address, bytes, write);
+            return;
+        }
+}
+
+/* ---- the hooks of the instrumentation ---- */
+
+static void check_static_shared(const u8 *address, size_t bytes, bool write)
+{
+    Thread *thread = block.current;
+    size_t offset = (size_t)(address - __start_simt_shared);
+    for (size_t i = offset / 2; i < (offset + bytes + 1) / 2; i++)
+        check_granule(block.static_granules[i], i * 2, thread->linear, clock_of(thread),
+                      seen_by(thread), write, false);
+}
+
+static void access(const void *where, size_t bytes, bool write, const void *pc)
+{
+    if (!simt_config.race || !block.current)
+        return;
+    const u8 *address = (const u8 *)where;
+    place = {pc, 0};
+    if (address >= block.shared && address < block.shared + SHARED_BYTES) {
+        size_t offset = (size_t)(address - block.shared);
+        if (offset + bytes > block.shared_bytes) {
+            simt_stats.races++;
+            report("OUT OF BOUNDS shared %s at byte %zu of %zu, pc %p", write ? "write" : "read",
+                   offset, block.shared_bytes, pc);
+            return;
+        }
+        check_shared_by(block.current, (u32)offset, (u32)bytes, write);
+    } else if (address >= __start_simt_shared && address < __stop_simt_shared) {
+        check_static_shared(address, bytes, write);
+    } else {
+        check_global(address, bytes, write);
+    }
+}
+
+#define HOOK(name, bytes, write)                                                                   \
+    void __tsan_##name(void *address)                                                              \
+    {                                                                                              \
+        access(address, bytes, write, __builtin_return_address(0));                                \
+    }
+#define HOOKS(bytes)                                                                               \
+    HOOK(read##bytes, bytes, false)                                                                \
+    HOOK(write##bytes, bytes, true)                                                                \
+    HOOK(unaligned_read##bytes, bytes, false)                                                      \
+    HOOK(unaligned_write##bytes, bytes, true)                                                      \
+    HOOK(volatile_read##bytes, bytes, false)                                                       \
+    HOOK(volatile_write##bytes, bytes, true)
+
+extern "C" {
+HOOKS(1)
+HOOKS(2)
+HOOKS(4)
+HOOKS(8)
+HOOKS(16)
+void __tsan_read_range(void *address, size_t bytes)
+{
+    access(address, bytes, false, __builtin_return_address(0));
+}
+void __tsan_write_range(void *address, size_t bytes)
+{
+    access(address, bytes, true, __builtin_return_address(0));
+}
+void __tsan_func_entry(void *)
+{
+}
+void __tsan_func_exit(void *)
+{
+}
+void __tsan_init(void)
+{
+}
+void __tsan_vptr_update(void **, void *)
+{
+}
+void __tsan_vptr_read(void **)
+{
+}
+}

@@ -1,0 +1,69 @@
+/* A SIMT emulator: CUDA kernels, compiled as C++, executed on a CPU. What tests call.
+ *
+ * The kernel text that NVRTC compiles is compiled by the C++ compiler as well (cuda_words.h gives
+ * the CUDA spellings, codegen/cuda/cx.h the wrappers of PTX), and simt_launch runs it: one block
+ * after another, one fiber a thread, warp collectives carried out by the last lane to arrive.
+ * Results of cp.async, TMA and wgmma appear at once, as late as the rules permit, or at random.
+ * Fresh memory is NaN in every float format. In race mode the kernel is compiled with
+ * -fsanitize=thread, whose hooks are our own (race.cc): every load and store is checked for order,
+ * bounds and initialisation.
+ *
+ * Not modelled: clusters and multicast, several resident blocks, im2col maps, swizzles of wgmma
+ * operands other than 128 bytes, a missing wgmma.fence. Sums of mma have another order than
+ * hardware's.
+ */
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+
+struct SimtUint3 {
+    unsigned x, y, z;
+};
+struct SimtDim {
+    unsigned x, y, z;
+    SimtDim(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_)
+    {
+    }
+};
+
+typedef void (*SimtKernel)(void **args); // arguments as cuLaunchKernel takes them
+
+enum SimtOrder { SIMT_IN_ORDER, SIMT_REVERSE, SIMT_RANDOM_ORDER };
+enum SimtAsync { SIMT_EAGER, SIMT_LATE, SIMT_RANDOM_ASYNC };
+
+struct SimtConfig {
+    int order;       // SimtOrder: which runnable thread goes on
+    int async;       // SimtAsync: when an asynchronous operation takes effect
+    int race;        // 1: check every access (kernels must be compiled with -fsanitize=thread)
+    unsigned seed;   // of both random choices
+    int max_reports; // lines written to stderr; 0: none. All are counted
+};
+extern SimtConfig simt_config;
+
+struct SimtStats {
+    uint64_t switches, warp_ops, barriers, mma, wgmma;
+    uint64_t matrix_rows, bank_conflicts; // groups of 8 rows of ld/stmatrix, and their extra cycles
+    uint64_t cp_async, tma_bytes;
+    uint64_t races, errors; // races are errors too
+};
+extern SimtStats simt_stats;
+
+extern "C" {
+// Runs all blocks of a grid. 0: ran to the end (errors may have been counted); 1: it could not.
+int simt_launch(const char *name, SimtKernel kernel, SimtDim grid, SimtDim block,
+                size_t dynamic_shared, void **args);
+// The text of the first report since the last simt_reset, "" if there was none.
+const char *simt_first_report(void);
+void simt_reset(void); // zeroes the statistics
+
+// Device memory: poisoned, 256-byte aligned, guarded and known to the checks of race mode.
+void *simt_malloc(size_t bytes);
+void simt_free(void *memory);
+
+// Fills a 128-byte tensor map as cuTensorMapEncodeTiled does. sizes, box and steps have `rank`
+// entries, strides (bytes, multiples of 16) rank - 1; steps may be null. swizzle: 0, or 1/2/3 for
+// 32/64/128 bytes. Nonzero: not a map that the driver would accept.
+int simt_tensor_map_tiled(void *map, int element_bytes, int rank, void *base, const uint64_t *sizes,
+                          const uint64_t *strides, const uint32_t *box, const uint32_t *steps,
+                          int swizzle);
+}

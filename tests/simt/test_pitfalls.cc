@@ -1,0 +1,44 @@
+// kernel: pitfalls.cu
+// What the emulator says of kernels that are wrong: the first report must tell the reason.
+#include "check.h"
+
+static void check(const char *name, SimtKernel kernel, unsigned blocks, unsigned threads,
+                  size_t shared, const char *expected)
+{
+    float *out = make_vector(1024, 0, 0);
+    void *args[] = {&out};
+    simt_reset();
+    simt_config = {SIMT_IN_ORDER, SIMT_LATE, SIMT_RACE, 1, 0};
+    simt_launch(name, kernel, SimtDim(blocks), SimtDim(threads), shared, args);
+    const char *text = simt_first_report();
+    bool good = *expected ? strstr(text, expected) != nullptr : !*text && out[5] == 26;
+    if (!good)
+        printf("FAIL %s: expected '%s', got '%s'\n", name, expected, text);
+    ++(good ? passed : failed);
+    simt_free(out);
+}
+
+#define CHECK(name, blocks, threads, shared, expected)                                             \
+    do {                                                                                           \
+        extern void name##__simt(void **) __asm__(#name "__simt");                                 \
+        check(#name, name##__simt, blocks, threads, shared, expected);                             \
+    } while (0)
+
+int main()
+{
+    CHECK(divergent_barrier, 1, 64, 0, "bar.sync 0 reached from different lines");
+    CHECK(missing_arrival, 1, 64, 0, "DEADLOCK");
+    CHECK(divergent_shuffle, 1, 32, 0, "DIVERGENT warp collective");
+    CHECK(exited_lane, 1, 32, 0, "names exited lanes");
+    CHECK(misaligned, 1, 32, 1024, "cp.async misaligned");
+    CHECK(unwaited_copy, 1, 32, 1024, "cp.async still in flight");
+    CHECK(reverse, 1, 32, 0, "");
+    if (SIMT_RACE) {
+        CHECK(warp_synchronous, 1, 32, 128, "RACE");
+        CHECK(overlapping_blocks, 2, 32, 0, "INTER-BLOCK conflict");
+        CHECK(uninitialised, 1, 32, 128, "read of uninitialised shared memory");
+        CHECK(beyond_shared, 1, 32, 128, "OUT OF BOUNDS shared write at byte 128 of 128");
+        CHECK(beyond_global, 1, 32, 0, "OUT OF BOUNDS global write, byte 4096 of 4096");
+    }
+    return finish();
+}
