@@ -120,6 +120,11 @@ static bool read_settings(Training *t, PvError *error)
         !read_number(t, "accumulate", -1, 0, &t->accumulate, error) ||
         !read_number(t, "ema_every", -1, 0, &t->ema_every, error))
         return false;
+    if (steps == 0 && t->steps < 0 && !t->replay &&
+        !pv_stage_setting(config, t->stage->name, "steps")) {
+        pv_error(error, PV_WRONG, "train %s: how many steps?", t->stage->name);
+        return pv_error_hint(error, "--steps N, or `steps: N` in the configuration");
+    }
     t->batch = batch;
     t->steps = steps;
     t->session.random->seed = (uint64_t)seed;
@@ -425,7 +430,7 @@ PvStatus cmd_train(int argc, char **argv, PvError *error)
         {"--weights", "[INSTANCE=]FILE[#PREFIX]", PV_FLAG_WORDS, &t.session.weights,
          "what the stage starts from or only reads"},
         {"--batch", "N", PV_FLAG_INT, &t.batch, "samples in a batch (default 8)"},
-        {"--steps", "N", PV_FLAG_INT, &t.steps, "where to stop"},
+        {"--steps", "N", PV_FLAG_INT, &t.steps, "where to stop, counted from the first start"},
         {"--seed", "N", PV_FLAG_INT, &t.seed, "of first values, data order and draws (default 0)"},
         {"--replay", "FILE", PV_FLAG_TEXT, &t.replay,
          "take batches and draws from tensors, for checks"},
