@@ -152,12 +152,22 @@ const char *kernel_name(const Codegen *cg, uint32_t kernel);
 void *pack_plan(const PvLaunch *launches, uint32_t launch_count, const PvArg *args,
                 uint32_t kernel_count, size_t *size);
 
+/* cache.c: objects of the kernel library from earlier runs */
+typedef struct Cache Cache;
+// `cc`: the compiler and its flags, whole; `include`: the folder of headers. NULL: no cache.
+Cache *cache_open(Arena *arena, const char *include, const char *const *cc, uint32_t count);
+// The object of a source into a file; false: it is not there. `source` is not compiled with more
+// than `cc`.
+bool cache_fetch(const Cache *cache, const char *source, const char *object);
+void cache_store(const Cache *cache, const char *source, const char *object);
+
 /* link.c: runs the C compiler */
 typedef struct {
     const char *output;
     const char *march;
     bool real64;
     bool verbose;
+    bool cache;              // objects of the kernel library may come from an earlier run
 } LinkOptions;
 // 0; 1: the C compiler failed (its messages are out); 3: something of the machine is missing.
 int link_executable(Codegen *cg, const LinkOptions *options);

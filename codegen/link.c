@@ -1,7 +1,8 @@
 // From C text to an executable: runs the C compiler.
 //
 // The emitted files and the kernel library are compiled at the same time, as many processes as
-// there are processors, with the same flags; then all is linked with the runtime and the static
+// there are processors, with the same flags (objects of the library may be there from an earlier
+// run, see cache.c); then all is linked with the runtime and the static
 // libraries that it stands on, so that the result needs libc and nothing else. Headers, kernel
 // sources and libpvdm are found beside pvdmc: in include/ and lib/. The executable replaces an
 // older one in one step, when it is complete.
@@ -35,7 +36,10 @@ typedef struct {
     Command cc;                // the compiler and its fixed flags
     const char *objects[MAX_JOBS];
     Command jobs[MAX_JOBS];
+    const char *library[MAX_JOBS];     // the source, if it is of the kernel library
+    bool done[MAX_JOBS];               // the object is there
     uint32_t job_count;
+    Cache *cache;              // or NULL
 } Link;
 
 static void add_word(Command *command, const char *word)
@@ -88,6 +92,10 @@ static int run_jobs(const Link *link)
     uint32_t most = processors > 1 ? (uint32_t)processors : 2, running = 0, next = 0;
     int worst = 0;
     while (running > 0 || (next < link->job_count && worst == 0)) {
+        if (next < link->job_count && link->done[next]) {
+            next++;
+            continue;
+        }
         if (next < link->job_count && running < most && worst == 0) {
             if (start(link, &link->jobs[next++]) < 0)
                 worst = 3;
@@ -171,8 +179,12 @@ static bool add_library(Link *link)
     }
     closedir(dir);
     qsort(names, count, sizeof *names, compare_names);
-    for (uint32_t i = 0; i < count; i++)
+    for (uint32_t i = 0; i < count; i++) {
+        uint32_t job = link->job_count;
         add_job(link, names[i]);
+        link->library[job] = names[i];
+        link->done[job] = link->cache && cache_fetch(link->cache, names[i], link->objects[job]);
+    }
     return true;
 }
 
@@ -217,6 +229,9 @@ static int build(Link *link)
         return 3;
     }
     set_flags(link);
+    if (link->options->cache)
+        link->cache = cache_open(arena, arena_printf(arena, "%s/include", link->home),
+                                 link->cc.words, link->cc.count);
     for (uint32_t i = 0; i < files.count; i++)
         add_job(link, files.paths[i]);
     if (!add_library(link)) {
@@ -235,6 +250,9 @@ static int build(Link *link)
     int result = run_jobs(link);
     if (result == 0)
         result = link_objects(link, temporary);
+    for (uint32_t i = 0; result == 0 && link->cache && i < link->job_count; i++)
+        if (link->library[i] && !link->done[i])
+            cache_store(link->cache, link->library[i], link->objects[i]);
     if (result == 0 && rename(temporary, output) != 0) {
         fprintf(stderr, "pvdmc: error: cannot write %s: %s\n", output, strerror(errno));
         result = 1;

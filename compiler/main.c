@@ -29,7 +29,7 @@ typedef struct {
     int level;
     DType real;
     Emit emit;
-    bool time, stats, check, verbose;
+    bool time, stats, check, verbose, no_cache;
 } Options;
 
 typedef struct {
@@ -143,7 +143,8 @@ static bool pass_plan(Build *build)
 static bool pass_link(Build *build)
 {
     LinkOptions options = {build->options.output, build->options.march,
-                           build->options.real == DT_F64, build->options.verbose};
+                           build->options.real == DT_F64, build->options.verbose,
+                           !build->options.no_cache};
     build->status = link_executable(build->cg, &options);
     return build->status == 0;
 }
@@ -260,6 +261,8 @@ static const char usage[] =
     "  --check             looks for errors only\n"
     "  --time, --stats     time of each pass; sizes of plans\n"
     "  --verbose           shows the commands that are run\n"
+    "  --no-cache          compiles the kernel library anew; its objects are else kept in\n"
+    "                      $XDG_CACHE_HOME/pvdmc (~/.cache/pvdmc)\n"
     "  --help              this text\n"
     "\n"
     "The C compiler is $CC, or cc. Exit status: 0 done, 1 the model is wrong, 2 usage, 3 the "
@@ -368,6 +371,8 @@ static bool long_option(Options *options, int argc, char **argv, int *i)
         options->check = true;
     else if (strcmp(argument, "--verbose") == 0)
         options->verbose = true;
+    else if (strcmp(argument, "--no-cache") == 0)
+        options->no_cache = true;
     else
         return false;
     return true;

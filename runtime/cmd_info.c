@@ -49,7 +49,8 @@ static json_t *plan_json(const PvExec *exec, const PvEntry *entry, const PvPlan 
     PvMemoryItem need = pv_exec_need(exec, entry, plan);
     json_t *json = json_pack(
         "{s:f, s:f, s:I, s:I, s:I, s:I, s:I, s:i, s:o}", "flops_fixed",
-        plan->flops_fixed, "flops_sample", plan->flops_batch, "parameter_bytes", (json_int_t)pv_exec_param_bytes(&pv_model, needed),
+        plan->flops_fixed, "flops_sample", plan->flops_batch, "parameter_bytes",
+        (json_int_t)pv_exec_param_bytes(&pv_model, needed),
         "activation_bytes_fixed", (json_int_t)need.fixed, "activation_bytes_sample",
         (json_int_t)need.per_batch, "live_bytes_fixed", (json_int_t)plan->live_fixed,
         "live_bytes_sample", (json_int_t)plan->live_batch, "launches", (int)plan->launch_count,

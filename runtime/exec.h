@@ -2,8 +2,8 @@
 //
 // One PvExec holds what outlives a step: parameters and gradients (flat, reserved address space
 // whose pages are zero and cost nothing until they are touched), the arena and the scratch of the
-// largest plan so far, room for resolved arguments, and the plans used so far, unpacked. Nothing is allocated inside a step that
-// follows one of the same plan and batch.
+// largest plan so far, room for resolved arguments, and the plans used so far, unpacked. Nothing is
+// allocated inside a step that follows one of the same plan and batch.
 #ifndef PV_EXEC_H
 #define PV_EXEC_H
 

@@ -1,5 +1,5 @@
-// Reads what codegen/pack_plan.c wrote; unpack.h describes the bytes. Every number is checked before
-// it is used as an index, so a damaged block ends in an error, not in a wild address.
+// Reads what codegen/pack_plan.c wrote; unpack.h describes the bytes. Every number is checked
+// before it is used as an index, so a damaged block ends in an error, not in a wild address.
 #include "runtime/unpack.h"
 
 #include <stdlib.h>
