@@ -118,7 +118,7 @@ Val compose_range(Graph *graph, Val x, int64_t axis, int64_t from, int64_t to)
         return 0;
     int64_t n = type->dim[place].n, first = from < 0 ? from + n : from;
     int64_t end = to < 0 ? to + n : to;
-    if (first < 0 || end > n || first >= end) {
+    if (first < 0 || end > n || first >= end || type->dim[place].batch) {
         graph_set_error(graph, "%lld..%lld is not within axis %lld of %s", (long long)from,
                         (long long)to, (long long)place, type_text(type));
         return 0;
@@ -197,7 +197,7 @@ Val compose_resize_nearest(Graph *graph, Val x, int64_t factor)
     if (!x)
         return 0;
     const Type *type = val_type(graph, x);
-    if (type->rank < 3 || type->rank > 5 || factor < 1) {
+    if (type->rank < 3 || type->rank > 5 || factor < 1 || factor > INT32_MAX) {
         graph_set_error(graph, "resize_nearest by %lld does not fit %s", (long long)factor,
                         type_text(type));
         return 0;
@@ -218,6 +218,8 @@ Val compose_resize_nearest(Graph *graph, Val x, int64_t factor)
     Val blocks = g_expand(graph, g_reshape(graph, x, rank, narrow), wide);
     return g_reshape(graph, blocks, type->rank, out);
 }
+
+enum { MAX_WEIGHTS = 1 << 26 }; // of one axis: from * to
 
 // Weights [to, from] of linear interpolation along one axis: sample i lies at
 // (i + 0.5) from / to - 0.5, held inside the axis.
@@ -250,7 +252,7 @@ Val compose_resize_linear(Graph *graph, Val x, const int64_t *size, uint32_t cou
     }
     for (uint32_t i = 0; i < count && x; i++) {
         Dim from = type->dim[2 + i];
-        if (size[i] < 1 || from.batch) {
+        if (size[i] < 1 || from.batch || size[i] > MAX_WEIGHTS / from.n) {
             graph_set_error(graph, "axis %u of %s cannot be resized to %lld", 2 + i,
                             type_text(type), (long long)size[i]);
             return 0;

@@ -287,6 +287,13 @@ static Value call_window(Elab *e, Frame *frame, const Builtin *self, Value *arg,
     UNUSED(frame), UNUSED(self);
     int64_t size = whole_arg(e, arg[2], call, "the size");
     int64_t axis = whole_arg(e, arg[3], call, "the axis");
+    if (arg[1].kind == V_INT && !arg[1].batch) { // known already: a part as x[first..last]
+        int64_t first = arg[1].integer, last;
+        if (first < 0 || size < 1 || __builtin_add_overflow(first, size, &last))
+            elab_fail(e, call->span, "a window of %" PRId64 " from %" PRId64, size, first);
+        return tensor_or_fail(
+            e, compose_range(e->graph, tensor_arg(e, arg, 0, call), axis, first, last), call->span);
+    }
     return tensor_or_fail(e,
                           compose_window(e->graph, tensor_arg(e, arg, 0, call),
                                          tensor_arg(e, arg, 1, call), size, axis),
