@@ -133,7 +133,7 @@ static bool check_origin(const PvModel *model, const char *path, const PvTensorS
     if (read_number(set, "step", -1) < 0)
         return pv_error(error, PV_WRONG, "%s is not a checkpoint: it says no step", path);
     const char *its_stage = pv_set_metadata(set, "stage");
-    if (stage && its_stage && strcmp(stage, its_stage)) {
+    if (stage && its_stage && strcmp(stage, its_stage) != 0) {
         return pv_error(error, PV_WRONG, "%s is a checkpoint of stage '%s', not of '%s'", path,
                         its_stage, stage);
     }
@@ -144,7 +144,7 @@ static bool check_origin(const PvModel *model, const char *path, const PvTensorS
         char *key =
             pv_printf("constant.%.*s", (int)(equals - model->constants[i]), model->constants[i]);
         const char *value = pv_set_metadata(set, key);
-        if (value && strcmp(value, equals + 1)) {
+        if (value && strcmp(value, equals + 1) != 0) {
             if (fine)
                 pv_error(error, PV_WRONG, "%s belongs to a model with other constants:", path);
             fine = pv_error_append(error, "\n  %s=%s, here %s", key + strlen("constant."), value,
@@ -260,6 +260,13 @@ char *pv_checkpoint_latest(const char *folder, PvError *error)
     return path;
 }
 
+// What a run that was killed while it wrote has left: ".step-00001000.safetensors.1234.tmp".
+static bool is_left_over(const char *name)
+{
+    return strncmp(name, ".step-", 6) == 0 && pv_has_ending(name, ".tmp") &&
+           strstr(name, ".safetensors.");
+}
+
 void pv_checkpoint_keep(const char *folder, int keep)
 {
     PvError error = {0};
@@ -273,7 +280,7 @@ void pv_checkpoint_keep(const char *folder, int keep)
         int newer = 0;
         for (size_t k = 0; k < count; k++)
             newer += step_of(names[k]) > step_of(names[i]);
-        if (step_of(names[i]) < 0 || newer < keep)
+        if (!is_left_over(names[i]) && (step_of(names[i]) < 0 || newer < keep))
             continue;
         char *path = pv_join(folder, names[i]);
         unlink(path);

@@ -243,9 +243,13 @@ static Clip *load_clip(PvData *data, int64_t index, PvError *error)
     }
     clip->bytes = clip->video.frames * frame;
     pthread_mutex_lock(&data->lock);
-    keep_clip(data, clip);
+    Clip *same = look_up(data, index); // another thread decoded it in the meantime
+    if (!same)
+        keep_clip(data, clip);
     pthread_mutex_unlock(&data->lock);
-    return clip;
+    if (same)
+        drop_clip(clip);
+    return same ? same : clip;
 }
 
 // ---- which video, which frames ----

@@ -67,6 +67,7 @@ bool pv_checkpoint_read(const PvModel *model, const char *path, PvCheckpoint *st
 // The newest "step-NNNNNNNN.safetensors" of a folder (malloc'ed; NULL and no error: none).
 char *pv_checkpoint_latest(const char *folder, PvError *error);
 char *pv_checkpoint_path(const char *folder, int64_t step);
-void pv_checkpoint_keep(const char *folder, int keep); // removes all but the last `keep`
+// Removes all but the last `keep`, and what was left by runs killed while they wrote one.
+void pv_checkpoint_keep(const char *folder, int keep);
 
 #endif
