@@ -159,7 +159,7 @@ CX_FN void cx_mma(float *d, const u32 *a, const u32 *b)
 #else
 #define cx_barrier(id, threads)             simt_barrier((id), (threads), SIMT_SITE)
 #define cx_shared_address(pointer)          simt_shared_address(pointer)
-#define cx_copy16(dst, src, source_bytes)   simt_cp_async((dst), (src), 16, (source_bytes), SIMT_SITE)
+#define cx_copy16(dst, src, bytes)          simt_cp_async((dst), (src), 16, (bytes), SIMT_SITE)
 #define cx_copy_commit()                    simt_cp_commit()
 #define cx_copy_wait(groups)                simt_cp_wait(groups)
 #define cx_ldmatrix4(r, address)            simt_ldmatrix((r), 4, 0, (address), SIMT_SITE)

@@ -6,7 +6,11 @@
  * every register, so the operand lists are spelt by macros: CX_TEXT10(t) is "%t0,...,%t9".
  */
 #define CX_TEXT10(t)                                                                               \
-    "%" #t "0,%" #t "1,%" #t "2,%" #t "3,%" #t "4,%" #t "5,%" #t "6,%" #t "7,%" #t "8,%" #t "9"
+    "%" #t "0,%" #t "1,%" #t "2,%" #t "3,%" #t "4,%" #t "5,%" #t "6,%" #t "7,%" #t "8,%" #t "9,"
+#define CX_TEXT30  CX_TEXT10() CX_TEXT10(1) CX_TEXT10(2)
+#define CX_TEXT60  CX_TEXT30 CX_TEXT10(3) CX_TEXT10(4) CX_TEXT10(5)
+#define CX_TEXT90  CX_TEXT60 CX_TEXT10(6) CX_TEXT10(7) CX_TEXT10(8)
+#define CX_TEXT120 CX_TEXT90 CX_TEXT10(9) CX_TEXT10(10) CX_TEXT10(11)
 #define CX_SUMS8(i)                                                                                \
     "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]),    \
         "+f"(d[i + 6]), "+f"(d[i + 7])
@@ -15,33 +19,28 @@
 template <int a_mn, int b_mn> CX_FN void cx_wgmma64_body(float *d, u64 a, u64 b, int keep)
 {
     asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" CX_TEXT10() "," CX_TEXT10(
-                     1) "," CX_TEXT10(2) ",%30,%31}, %32, %33, p, 1, 1, %35, %36;\n}\n"
+                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" CX_TEXT30
+                 "%30,%31}, %32, %33, p, 1, 1, %35, %36;\n}\n"
                  : CX_SUMS32(0)
                  : "l"(a), "l"(b), "r"(keep), "n"(a_mn), "n"(b_mn));
 }
 
 template <int a_mn, int b_mn> CX_FN void cx_wgmma128_body(float *d, u64 a, u64 b, int keep)
 {
-    asm volatile(
-        "{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" CX_TEXT10() "," CX_TEXT10(
-            1) "," CX_TEXT10(2) "," CX_TEXT10(3) "," CX_TEXT10(4) "," CX_TEXT10(5) ",%60,%61,%62,%"
-                                                                                   "63}, %64, %65, "
-                                                                                   "p, 1, 1, %67, "
-                                                                                   "%68;\n}\n"
-        : CX_SUMS32(0), CX_SUMS32(32)
-        : "l"(a), "l"(b), "r"(keep), "n"(a_mn), "n"(b_mn));
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" CX_TEXT60
+                 "%60,%61,%62,%63}, %64, %65, p, 1, 1, %67, %68;\n}\n"
+                 : CX_SUMS32(0), CX_SUMS32(32)
+                 : "l"(a), "l"(b), "r"(keep), "n"(a_mn), "n"(b_mn));
 }
 
 template <int a_mn, int b_mn> CX_FN void cx_wgmma256_body(float *d, u64 a, u64 b, int keep)
 {
-    asm volatile(
-        "{\n.reg .pred p;\nsetp.ne.b32 p, %130, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {" CX_TEXT10() "," CX_TEXT10(1) "," CX_TEXT10(2) "," CX_TEXT10(3) "," CX_TEXT10(
-            4) "," CX_TEXT10(5) "," CX_TEXT10(6) "," CX_TEXT10(7) "," CX_TEXT10(8) "," CX_TEXT10(9) "," CX_TEXT10(10) "," CX_TEXT10(11) ",%120,%121,%122,%123,%124,%125,%126,%127}, %128, %129, p, 1, 1, %131, %132;\n}\n"
-        : CX_SUMS32(0), CX_SUMS32(32), CX_SUMS32(64), CX_SUMS32(96)
-        : "l"(a), "l"(b), "r"(keep), "n"(a_mn), "n"(b_mn));
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %130, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {" CX_TEXT120
+                 "%120,%121,%122,%123,%124,%125,%126,%127}, %128, %129, p, 1, 1, %131, %132;\n}\n"
+                 : CX_SUMS32(0), CX_SUMS32(32), CX_SUMS32(64), CX_SUMS32(96)
+                 : "l"(a), "l"(b), "r"(keep), "n"(a_mn), "n"(b_mn));
 }
 
 #define cx_wgmma64(d, a, b, keep, a_mn, b_mn)  cx_wgmma64_body<a_mn, b_mn>((d), (a), (b), (keep))

@@ -42,6 +42,9 @@ def run(program):
 
 
 def main():
+    wheel = os.path.join(ROOT, "out", "nvrtc", "nvidia", "cu13", "lib")
+    if "PVDM_NVRTC" not in os.environ and os.path.isdir(wheel):
+        os.environ["PVDM_NVRTC"] = wheel
     folder = os.path.join(os.path.abspath(sys.argv[1]), "tests", "simt")
     names = [name for name in sorted(os.listdir(folder))
              if (name.startswith("test_") or name == "kernel_figures")
