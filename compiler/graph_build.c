@@ -138,7 +138,7 @@ Val g_contract(Graph *graph, Val x, Val y, const char *labels_x, const char *lab
                const char *labels_out)
 {
     const char *letters[] = {labels_x, labels_y, labels_out};
-    int64_t number[128];        // of a letter; in order of their first appearance
+    int64_t number[128]; // of a letter; in order of their first appearance
     int64_t next = 0;
     memset(number, -1, sizeof number);
     Attr attr = {.count = 3};

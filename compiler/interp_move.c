@@ -46,7 +46,7 @@ void interp_view(Task *task)
             if (x->dim[i] == 1)
                 stride[i] = 0;
     } else if (op == OP_SLICE) {
-        offset = n[1] * own[n[0]] * (out->dim[n[0]] / n[2]);     // times b on a batch axis
+        offset = n[1] * own[n[0]] * (out->dim[n[0]] / n[2]); // times b on a batch axis
     } else if (op == OP_FLIP) {
         offset = (x->dim[n[0]] - 1) * own[n[0]];
         stride[n[0]] = -own[n[0]];

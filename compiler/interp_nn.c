@@ -98,8 +98,8 @@ void interp_contract(Task *task)
                  *n = &role[IN_Y | IN_OUT], *k = &role[IN_X | IN_Y], *only_x = &role[IN_X],
                  *only_y = &role[IN_Y];
     int64_t *list[] = {
-        offsets(b, b->x), offsets(m, m->x), offsets(k, k->x), offsets(only_x, only_x->x),
-        offsets(b, b->y), offsets(n, n->y), offsets(k, k->y), offsets(only_y, only_y->y),
+        offsets(b, b->x),   offsets(m, m->x),   offsets(k, k->x),   offsets(only_x, only_x->x),
+        offsets(b, b->y),   offsets(n, n->y),   offsets(k, k->y),   offsets(only_y, only_y->y),
         offsets(b, b->out), offsets(m, m->out), offsets(n, n->out),
     };
     double *x = pack(task->in[0]->at, list[0], b->total, list[1], m->total, list[2], k->total,
@@ -109,9 +109,8 @@ void interp_contract(Task *task)
     for (int64_t h = 0; h < b->total; h++)
         for (int64_t i = 0; i < m->total; i++)
             for (int64_t j = 0; j < n->total; j++)
-                task->out[0]->at[list[8][h] + list[9][i] + list[10][j]].f =
-                    dot(x + (h * m->total + i) * k->total, y + (h * n->total + j) * k->total,
-                        k->total);
+                task->out[0]->at[list[8][h] + list[9][i] + list[10][j]].f = dot(
+                    x + (h * m->total + i) * k->total, y + (h * n->total + j) * k->total, k->total);
     free(x);
     free(y);
     for (size_t i = 0; i < sizeof list / sizeof list[0]; i++)
@@ -140,9 +139,15 @@ static void conv_row(const Conv *conv, Cell *x, Cell *w, Cell *y, int64_t kw)
     int64_t first = shift < 0 ? (-shift + stride - 1) / stride : 0;
     for (int64_t i = first; i < conv->out[2] && i * stride + shift < conv->in[2]; i++)
         switch ((unsigned)conv->op) {
-        case OP_CONV: y[i].f += w->f * x[i * stride + shift].f; break;
-        case OP_CONV_DGRAD: x[i * stride + shift].f += w->f * y[i].f; break;
-        default: w->f += x[i * stride + shift].f * y[i].f; break;
+        case OP_CONV:
+            y[i].f += w->f * x[i * stride + shift].f;
+            break;
+        case OP_CONV_DGRAD:
+            x[i * stride + shift].f += w->f * y[i].f;
+            break;
+        default:
+            w->f += x[i * stride + shift].f * y[i].f;
+            break;
         }
 }
 
@@ -171,8 +176,14 @@ void interp_conv(Task *task)
     const Tensor *x = op == OP_CONV_DGRAD ? task->out[0] : task->in[0];
     const Tensor *w = op == OP_CONV_WGRAD ? task->out[0] : task->in[1];
     const Tensor *y = op == OP_CONV ? task->out[0] : task->in[op == OP_CONV_WGRAD];
-    Conv conv = {.op = op, .images = x->dim[0], .c = x->dim[1], .o = w->dim[0], .groups = n[1],
-                 .x = x->at, .w = w->at, .y = y->at};
+    Conv conv = {.op = op,
+                 .images = x->dim[0],
+                 .c = x->dim[1],
+                 .o = w->dim[0],
+                 .groups = n[1],
+                 .x = x->at,
+                 .w = w->at,
+                 .y = y->at};
     for (int64_t i = 0; i < 3; i++) {
         int64_t axis = i - (3 - n[0]);
         conv.in[i] = axis < 0 ? 1 : x->dim[2 + axis];
@@ -260,8 +271,7 @@ void interp_group_norm(Task *task)
 
 // The gradient of both norms on one normalised run of `size` elements, whose channel is
 // first + i / positions:  dx = rstd (g - mean(g) - xhat mean(g xhat)), g = dy gamma.
-static void norm_grad(const Task *task, int64_t run, int64_t size, int64_t first,
-                      int64_t positions)
+static void norm_grad(const Task *task, int64_t run, int64_t size, int64_t first, int64_t positions)
 {
     const Cell *dy = task->in[0]->at + run * size, *x = task->in[1]->at + run * size;
     double mean = task->in[2]->at[run].f, rstd = task->in[3]->at[run].f;
@@ -323,8 +333,11 @@ static Heads heads_at(const Task *task, uint32_t first, uint32_t last, int64_t a
 {
     const Tensor *q = task->in[first], *k = task->in[first + 1], *v = task->in[first + 2];
     uint32_t rank = q->rank;
-    Heads heads = {.n = q->dim[rank - 2], .d = q->dim[rank - 1], .m = k->dim[rank - 2],
-                   .e = v->dim[rank - 1], .scale = task->node->attr->real,
+    Heads heads = {.n = q->dim[rank - 2],
+                   .d = q->dim[rank - 1],
+                   .m = k->dim[rank - 2],
+                   .e = v->dim[rank - 1],
+                   .scale = task->node->attr->real,
                    .causal = task->node->attr->n[0] != 0};
     heads.q = q->at + at * heads.n * heads.d;
     heads.k = k->at + at * heads.m * heads.d;

@@ -203,7 +203,7 @@ static uint32_t parse_side(Pattern *pattern, Side *side, uint32_t at)
 bool pattern_parse(Pattern *pattern, Graph *graph, const PatternScope *scope, const char *text,
                    PatternError *error)
 {
-    pattern->graph = graph;              // field by field: the arrays are 9 KB, and need no zeros
+    pattern->graph = graph; // field by field: the arrays are 9 KB, and need no zeros
     pattern->scope = scope;
     pattern->text = text;
     pattern->error = error;

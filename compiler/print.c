@@ -34,16 +34,16 @@
 
 const char *const init_names[] = {"zeros", "ones", "full", "normal", "uniform", NULL};
 const char *const entry_names[] = {"program", "grad", "minimize", "call", NULL};
-const char *const output_names[] = {"named", "grad", "grad_input", "state", "report", "setting",
-                                    NULL};
-const char *const host_names[] = {"set", "none", "copy", "option", "random", "call", "for", "if",
-                                  "yield", "report", NULL};
+const char *const output_names[] = {"named",  "grad",    "grad_input", "state",
+                                    "report", "setting", NULL};
+const char *const host_names[] = {"set", "none", "copy",  "option", "random", "call",
+                                  "for", "if",   "yield", "report", NULL};
 
 typedef struct {
     FILE *out;
     const Module *module;
-    uint32_t *number;        // of each node; 0: not printed
-    uint32_t *segments;      // segments[i] is printed as i + 1
+    uint32_t *number;   // of each node; 0: not printed
+    uint32_t *segments; // segments[i] is printed as i + 1
     uint32_t *blobs;
     size_t segment_count, segment_room, blob_count, blob_room;
 } Printer;
@@ -92,8 +92,7 @@ static uint32_t number_of(uint32_t **list, size_t *count, size_t *room, uint32_t
 
 static uint32_t segment_number(Printer *printer, SegId seg)
 {
-    return seg ? number_of(&printer->segments, &printer->segment_count, &printer->segment_room,
-                           seg)
+    return seg ? number_of(&printer->segments, &printer->segment_count, &printer->segment_room, seg)
                : 0;
 }
 

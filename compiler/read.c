@@ -18,7 +18,7 @@ typedef struct {
     char *error;
     size_t error_size;
     uint32_t segment_count, blob_count;
-    Entry *entry;            // that input, variant ... belong to
+    Entry *entry; // that input, variant ... belong to
     Variant *variant;
     Stage *stage;
     Sampler *sampler;
@@ -208,8 +208,8 @@ static Val read_val(Reader *reader)
     uint32_t node = read_index(reader);
     uint32_t out = accept(reader, ":") ? read_index(reader) : 0;
     const Graph *graph = reader->module->graph;
-    if (!reader->failed && (node == 0 || node >= graph_count(graph) ||
-                            out >= graph_node(graph, node)->nout))
+    if (!reader->failed &&
+        (node == 0 || node >= graph_count(graph) || out >= graph_node(graph, node)->nout))
         fail(reader, "there is no value %%%u:%u", node, out);
     return reader->failed ? 0 : val_of(node, out);
 }
@@ -362,8 +362,8 @@ static void read_node(Reader *reader)
 static void read_instance(Reader *reader)
 {
     Module *module = reader->module;
-    module->instances = append(reader, module->instances, &module->instance_count,
-                               sizeof *module->instances);
+    module->instances =
+        append(reader, module->instances, &module->instance_count, sizeof *module->instances);
     Instance *instance = &module->instances[module->instance_count - 1];
     instance->name = read_text(reader);
     instance->first = read_index(reader);
@@ -398,8 +398,8 @@ static void read_param(Reader *reader)
 static void read_option(Reader *reader)
 {
     Module *module = reader->module;
-    module->options = append(reader, module->options, &module->option_count,
-                             sizeof *module->options);
+    module->options =
+        append(reader, module->options, &module->option_count, sizeof *module->options);
     Option *option = &module->options[module->option_count - 1];
     option->name = read_text(reader);
     option->stage = read_text(reader);
@@ -419,8 +419,8 @@ static void read_option(Reader *reader)
 static void read_entry(Reader *reader)
 {
     Module *module = reader->module;
-    module->entries = append(reader, module->entries, &module->entry_count,
-                             sizeof *module->entries);
+    module->entries =
+        append(reader, module->entries, &module->entry_count, sizeof *module->entries);
     Entry *entry = reader->entry = &module->entries[module->entry_count - 1];
     reader->variant = NULL;
     entry->kind = (EntryKind)read_name_of(reader, entry_names);
@@ -442,8 +442,8 @@ static void read_input(Reader *reader)
 static void read_variant(Reader *reader)
 {
     Entry *entry = reader->entry;
-    entry->variants = append(reader, entry->variants, &entry->variant_count,
-                             sizeof *entry->variants);
+    entry->variants =
+        append(reader, entry->variants, &entry->variant_count, sizeof *entry->variants);
     reader->variant = &entry->variants[entry->variant_count - 1];
     skip_space(reader);
     char *end;
@@ -465,8 +465,8 @@ static void read_decision(Reader *reader)
 static void read_output(Reader *reader)
 {
     Variant *variant = reader->variant;
-    variant->outputs = append(reader, variant->outputs, &variant->output_count,
-                              sizeof *variant->outputs);
+    variant->outputs =
+        append(reader, variant->outputs, &variant->output_count, sizeof *variant->outputs);
     Output *output = &variant->outputs[variant->output_count - 1];
     output->kind = (OutKind)read_name_of(reader, output_names);
     output->name = read_text(reader);
@@ -505,8 +505,8 @@ static void read_stage(Reader *reader)
 static void read_minimize(Reader *reader)
 {
     Stage *stage = reader->stage;
-    stage->minimize = append(reader, stage->minimize, &stage->minimize_count,
-                             sizeof *stage->minimize);
+    stage->minimize =
+        append(reader, stage->minimize, &stage->minimize_count, sizeof *stage->minimize);
     Minimize *minimize = &stage->minimize[stage->minimize_count - 1];
     minimize->entry = read_index(reader);
     minimize->optimizer = read_text(reader);
@@ -551,8 +551,7 @@ static void read_call(Reader *reader, HostStmt *stmt)
     }
     expect(reader, "->");
     while (!at_end(reader)) {
-        stmt->results = append(reader, stmt->results, &stmt->result_count,
-                               sizeof *stmt->results);
+        stmt->results = append(reader, stmt->results, &stmt->result_count, sizeof *stmt->results);
         stmt->results[stmt->result_count - 1] = read_index(reader);
     }
 }
@@ -601,8 +600,8 @@ static void read_stmt(Reader *reader, HostBlock *block)
 static void read_sampler(Reader *reader)
 {
     Module *module = reader->module;
-    module->samplers = append(reader, module->samplers, &module->sampler_count,
-                              sizeof *module->samplers);
+    module->samplers =
+        append(reader, module->samplers, &module->sampler_count, sizeof *module->samplers);
     Sampler *sampler = reader->sampler = &module->samplers[module->sampler_count - 1];
     sampler->name = read_text(reader);
     sampler->span = read_span(reader);
@@ -635,14 +634,14 @@ static void read_line(Reader *reader)
         void (*read)(Reader *reader);
         enum { ALWAYS, IN_ENTRY, IN_VARIANT, IN_STAGE, IN_SAMPLER } where;
     } lines[] = {
-        {"var", read_var, IN_SAMPLER}, {"sampler", read_sampler, ALWAYS},
-        {"instance", read_instance, ALWAYS}, {"param", read_param, ALWAYS},
-        {"option", read_option, ALWAYS}, {"segments", read_segments, ALWAYS},
-        {"blob", read_blob, ALWAYS}, {"%", read_node, ALWAYS}, {"entry", read_entry, ALWAYS},
-        {"stage", read_stage, ALWAYS}, {"input", read_input, IN_ENTRY},
-        {"variant", read_variant, IN_ENTRY}, {"decide", read_decision, IN_VARIANT},
-        {"output", read_output, IN_VARIANT}, {"tap", read_tap, IN_VARIANT},
-        {"minimize", read_minimize, IN_STAGE},
+        {"var", read_var, IN_SAMPLER},         {"sampler", read_sampler, ALWAYS},
+        {"instance", read_instance, ALWAYS},   {"param", read_param, ALWAYS},
+        {"option", read_option, ALWAYS},       {"segments", read_segments, ALWAYS},
+        {"blob", read_blob, ALWAYS},           {"%", read_node, ALWAYS},
+        {"entry", read_entry, ALWAYS},         {"stage", read_stage, ALWAYS},
+        {"input", read_input, IN_ENTRY},       {"variant", read_variant, IN_ENTRY},
+        {"decide", read_decision, IN_VARIANT}, {"output", read_output, IN_VARIANT},
+        {"tap", read_tap, IN_VARIANT},         {"minimize", read_minimize, IN_STAGE},
     };
     enum { SAMPLER_LINES = 2 };
     const void *const places[] = {reader, reader->entry, reader->variant, reader->stage,
@@ -687,7 +686,11 @@ Module *read_module(Arena *arena, const char *text, char *error, size_t error_si
     Module *module = arena_alloc(arena, sizeof *module);
     module->arena = arena;
     module->graph = graph_new(arena);
-    Reader reader = {.arena = arena, .module = module, .at = text, .line = 1, .error = error,
+    Reader reader = {.arena = arena,
+                     .module = module,
+                     .at = text,
+                     .line = 1,
+                     .error = error,
                      .error_size = error_size};
     read_head(&reader);
     while (!reader.failed && *reader.at)

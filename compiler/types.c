@@ -18,13 +18,20 @@
 size_t dtype_size(DType dtype)
 {
     switch (dtype) {
-    case DT_NONE: return 0;
-    case DT_BOOL: return 1;
-    case DT_I64: return 8;
-    case DT_F16: return 2;
-    case DT_BF16: return 2;
-    case DT_F32: return 4;
-    case DT_F64: return 8;
+    case DT_NONE:
+        return 0;
+    case DT_BOOL:
+        return 1;
+    case DT_I64:
+        return 8;
+    case DT_F16:
+        return 2;
+    case DT_BF16:
+        return 2;
+    case DT_F32:
+        return 4;
+    case DT_F64:
+        return 8;
     }
     bug("there is no dtype %d", (int)dtype);
 }
@@ -32,13 +39,20 @@ size_t dtype_size(DType dtype)
 const char *dtype_name(DType dtype)
 {
     switch (dtype) {
-    case DT_NONE: return "none";
-    case DT_BOOL: return "bool";
-    case DT_I64: return "int";
-    case DT_F16: return "f16";
-    case DT_BF16: return "bf16";
-    case DT_F32: return "f32";
-    case DT_F64: return "f64";
+    case DT_NONE:
+        return "none";
+    case DT_BOOL:
+        return "bool";
+    case DT_I64:
+        return "int";
+    case DT_F16:
+        return "f16";
+    case DT_BF16:
+        return "bf16";
+    case DT_F32:
+        return "f32";
+    case DT_F64:
+        return "f64";
     }
     bug("there is no dtype %d", (int)dtype);
 }
@@ -46,11 +60,18 @@ const char *dtype_name(DType dtype)
 double dtype_round(DType dtype, double value)
 {
     switch (dtype) {
-    case DT_NONE: return value;
-    case DT_BOOL: return value != 0 ? 1 : 0;
-    case DT_I64: return trunc(value) + 0.0;
-    case DT_F16: case DT_BF16: case DT_F32: return (double)(float)value;
-    case DT_F64: return value;
+    case DT_NONE:
+        return value;
+    case DT_BOOL:
+        return value != 0 ? 1 : 0;
+    case DT_I64:
+        return trunc(value) + 0.0;
+    case DT_F16:
+    case DT_BF16:
+    case DT_F32:
+        return (double)(float)value;
+    case DT_F64:
+        return value;
     }
     bug("there is no dtype %d", (int)dtype);
 }
@@ -130,8 +151,7 @@ const char *type_text(const Type *type)
         text[at++] = '[';
     for (uint32_t i = 0; i < type->rank; i++) {
         at += (size_t)dim_write(text + at, sizeof text - at, type->dim[i]);
-        at += (size_t)snprintf(text + at, sizeof text - at, "%s",
-                               i + 1 < type->rank ? ", " : "]");
+        at += (size_t)snprintf(text + at, sizeof text - at, "%s", i + 1 < type->rank ? ", " : "]");
     }
     text[at] = 0;
     return intern(text);
@@ -187,9 +207,12 @@ static const Type *given_type(const Rule *rule)
 // "f32[b, 4] + f32[4]": the operation as it is written on these operands.
 static const char *expression_text(const Rule *rule)
 {
-    static const struct { Op op; const char *sign; } signs[] = {
-        {OP_ADD, "+"}, {OP_SUB, "-"}, {OP_MUL, "*"}, {OP_DIV, "/"}, {OP_MOD, "%"}, {OP_POW, "^"},
-        {OP_EQ, "=="}, {OP_NE, "!="}, {OP_LT, "<"}, {OP_LE, "<="}, {OP_AND, "and"}, {OP_OR, "or"},
+    static const struct {
+        Op op;
+        const char *sign;
+    } signs[] = {
+        {OP_ADD, "+"}, {OP_SUB, "-"}, {OP_MUL, "*"}, {OP_DIV, "/"}, {OP_MOD, "%"},   {OP_POW, "^"},
+        {OP_EQ, "=="}, {OP_NE, "!="}, {OP_LT, "<"},  {OP_LE, "<="}, {OP_AND, "and"}, {OP_OR, "or"},
     };
     char text[320];
     const char *x = type_text(rule_in(rule, 0));
@@ -297,7 +320,7 @@ typedef enum { WANT_ANY, WANT_NUMBER, WANT_REAL, WANT_BOOL } Want;
 // `want`: what the operands must hold.
 static bool elementwise_rule(Rule *rule, Want want)
 {
-    uint32_t first = rule->op == OP_WHERE;      // the operands whose dtypes are compared
+    uint32_t first = rule->op == OP_WHERE; // the operands whose dtypes are compared
     DType dtype = rule_in(rule, first)->dtype;
     if (rule->op == OP_WHERE && rule_in(rule, 0)->dtype != DT_BOOL)
         return rule_fail(rule, "where wants a truth value first, not %s",
@@ -337,8 +360,7 @@ static bool reshape_rule(Rule *rule)
     Dim from, to;
     if (!type_count(x, &from) || !type_count(rule->out, &to) || !dim_equal(from, to))
         return rule_fail(rule, "%s has %s elements, and %s another number", type_text(x),
-                         type_count(x, &from) ? dim_text(from) : "too many",
-                         type_text(rule->out));
+                         type_count(x, &from) ? dim_text(from) : "too many", type_text(rule->out));
     return true;
 }
 
@@ -442,8 +464,7 @@ static bool concat_rule(Rule *rule)
         if (y->rank != x->rank)
             return rule_fail(rule, "concat: ranks differ: %s and %s", type_text(x), type_text(y));
         for (uint32_t j = 0; j < x->rank; j++)
-            if (j == axis ? x->dim[j].batch != y->dim[j].batch
-                          : !dim_equal(x->dim[j], y->dim[j]))
+            if (j == axis ? x->dim[j].batch != y->dim[j].batch : !dim_equal(x->dim[j], y->dim[j]))
                 return rule_fail(rule, "concat on axis %u: axis %u is %s and %s: %s and %s", axis,
                                  j, dim_text(x->dim[j]), dim_text(y->dim[j]), type_text(x),
                                  type_text(y));
@@ -509,16 +530,16 @@ static bool gather_rule(Rule *rule)
         if (!x->rank || x->dim[0].batch)
             return rule_fail(rule, "there are no rows to choose in %s", type_text(x));
         if (index->rank + x->rank - 1 > MAX_RANK)
-            return rule_fail(rule, "%s by %s has more than %d axes", type_text(x),
-                             type_text(index), MAX_RANK);
+            return rule_fail(rule, "%s by %s has more than %d axes", type_text(x), type_text(index),
+                             MAX_RANK);
         for (uint32_t i = 0; i < index->rank; i++)
             out->dim[out->rank++] = index->dim[i];
         for (uint32_t i = 1; i < x->rank; i++)
             out->dim[out->rank++] = x->dim[i];
         return true;
     }
-    bool fits = index->rank <= x->rank && x->rank - index->rank < MAX_RANK &&
-                dtype_is_float(x->dtype);
+    bool fits =
+        index->rank <= x->rank && x->rank - index->rank < MAX_RANK && dtype_is_float(x->dtype);
     for (uint32_t i = 0; fits && i < index->rank; i++)
         fits = dim_equal(x->dim[i], index->dim[i]);
     if (!fits)
@@ -602,40 +623,104 @@ static bool check_type(const Rule *rule, const Type *type)
 static uint32_t apply_rule(Rule *rule)
 {
     switch (rule->op) {
-    case OP_CONST: case OP_TABLE: case OP_INPUT: case OP_PARAM: case OP_OPTION: case OP_BATCH:
-    case OP_GIVEN: case OP_VAR: case OP_RANDOM:
+    case OP_CONST:
+    case OP_TABLE:
+    case OP_INPUT:
+    case OP_PARAM:
+    case OP_OPTION:
+    case OP_BATCH:
+    case OP_GIVEN:
+    case OP_VAR:
+    case OP_RANDOM:
         return source_rule(rule);
-    case OP_CAST: case OP_STOP_GRADIENT: case OP_EQ: case OP_NE: case OP_WHERE:
+    case OP_CAST:
+    case OP_STOP_GRADIENT:
+    case OP_EQ:
+    case OP_NE:
+    case OP_WHERE:
         return elementwise_rule(rule, WANT_ANY);
-    case OP_NOT: case OP_AND: case OP_OR:
+    case OP_NOT:
+    case OP_AND:
+    case OP_OR:
         return elementwise_rule(rule, WANT_BOOL);
-    case OP_NEG: case OP_ABS: case OP_SIGN: case OP_ADD: case OP_SUB: case OP_MUL: case OP_DIV:
-    case OP_MOD: case OP_MIN: case OP_MAX: case OP_LT: case OP_LE:
+    case OP_NEG:
+    case OP_ABS:
+    case OP_SIGN:
+    case OP_ADD:
+    case OP_SUB:
+    case OP_MUL:
+    case OP_DIV:
+    case OP_MOD:
+    case OP_MIN:
+    case OP_MAX:
+    case OP_LT:
+    case OP_LE:
         return elementwise_rule(rule, WANT_NUMBER);
-    case OP_SQRT: case OP_RSQRT: case OP_EXP: case OP_LOG: case OP_SIN: case OP_COS: case OP_TANH:
-    case OP_ERF: case OP_SIGMOID: case OP_SOFTPLUS: case OP_RELU: case OP_SILU: case OP_GELU:
-    case OP_GELU_TANH: case OP_FLOOR: case OP_POW:
+    case OP_SQRT:
+    case OP_RSQRT:
+    case OP_EXP:
+    case OP_LOG:
+    case OP_SIN:
+    case OP_COS:
+    case OP_TANH:
+    case OP_ERF:
+    case OP_SIGMOID:
+    case OP_SOFTPLUS:
+    case OP_RELU:
+    case OP_SILU:
+    case OP_GELU:
+    case OP_GELU_TANH:
+    case OP_FLOOR:
+    case OP_POW:
         return elementwise_rule(rule, WANT_REAL);
-    case OP_RESHAPE: return reshape_rule(rule);
-    case OP_TRANSPOSE: return transpose_rule(rule);
-    case OP_EXPAND: return expand_rule(rule);
-    case OP_SLICE: case OP_PAD: case OP_FLIP: case OP_WINDOW: case OP_WINDOW_GRAD:
+    case OP_RESHAPE:
+        return reshape_rule(rule);
+    case OP_TRANSPOSE:
+        return transpose_rule(rule);
+    case OP_EXPAND:
+        return expand_rule(rule);
+    case OP_SLICE:
+    case OP_PAD:
+    case OP_FLIP:
+    case OP_WINDOW:
+    case OP_WINDOW_GRAD:
         return one_axis_rule(rule);
-    case OP_CONCAT: return concat_rule(rule);
-    case OP_SWAP_PAIRS: return swap_pairs_rule(rule);
-    case OP_PICK: case OP_PICK_GRAD: return pick_rule(rule);
-    case OP_GATHER: case OP_GATHER_GRAD: return gather_rule(rule);
-    case OP_REDUCE_SUM: case OP_REDUCE_MAX: case OP_REDUCE_MIN: return reduce_rule(rule);
-    case OP_CONTRACT: return contract_rule(rule);
-    case OP_CONV: case OP_CONV_DGRAD: case OP_CONV_WGRAD: return conv_rule(rule);
-    case OP_SOFTMAX: return softmax_rule(rule);
-    case OP_LAYER_NORM: return layer_norm_rule(rule);
-    case OP_LAYER_NORM_GRAD: return layer_norm_grad_rule(rule);
-    case OP_GROUP_NORM: return group_norm_rule(rule);
-    case OP_GROUP_NORM_GRAD: return group_norm_grad_rule(rule);
-    case OP_ATTENTION: return attention_rule(rule);
-    case OP_ATTENTION_GRAD: return attention_grad_rule(rule);
-    case OP_COUNT: break;
+    case OP_CONCAT:
+        return concat_rule(rule);
+    case OP_SWAP_PAIRS:
+        return swap_pairs_rule(rule);
+    case OP_PICK:
+    case OP_PICK_GRAD:
+        return pick_rule(rule);
+    case OP_GATHER:
+    case OP_GATHER_GRAD:
+        return gather_rule(rule);
+    case OP_REDUCE_SUM:
+    case OP_REDUCE_MAX:
+    case OP_REDUCE_MIN:
+        return reduce_rule(rule);
+    case OP_CONTRACT:
+        return contract_rule(rule);
+    case OP_CONV:
+    case OP_CONV_DGRAD:
+    case OP_CONV_WGRAD:
+        return conv_rule(rule);
+    case OP_SOFTMAX:
+        return softmax_rule(rule);
+    case OP_LAYER_NORM:
+        return layer_norm_rule(rule);
+    case OP_LAYER_NORM_GRAD:
+        return layer_norm_grad_rule(rule);
+    case OP_GROUP_NORM:
+        return group_norm_rule(rule);
+    case OP_GROUP_NORM_GRAD:
+        return group_norm_grad_rule(rule);
+    case OP_ATTENTION:
+        return attention_rule(rule);
+    case OP_ATTENTION_GRAD:
+        return attention_grad_rule(rule);
+    case OP_COUNT:
+        break;
     }
     bug("there is no operation %d", (int)rule->op);
 }

@@ -56,8 +56,8 @@ uint32_t contract_rule(Rule *rule)
     const int64_t *n = rule->attr->n;
     if (n[0] != x->rank || n[1] != y->rank || n[2] < 0 || n[2] > MAX_RANK ||
         rule->attr->count != 3 + n[0] + n[1] + n[2])
-        return rule_fail(rule, "a contraction with other labels than %s and %s have",
-                         type_text(x), type_text(y));
+        return rule_fail(rule, "a contraction with other labels than %s and %s have", type_text(x),
+                         type_text(y));
     if (!rule_reals(rule, 0, 1))
         return 0;
     Dim size[MAX_LABEL];
@@ -81,7 +81,7 @@ uint32_t contract_rule(Rule *rule)
 
 // ---- convolutions ----
 
-enum { MOST = 1 << 30 };     // groups, positions of padding
+enum { MOST = 1 << 30 }; // groups, positions of padding
 
 // Output type of conv for x [b, c, s...] and w [o, c / groups, k...].
 static bool conv_type(const Rule *rule, const Type *x, const Type *w, Type *y)
@@ -93,7 +93,10 @@ static bool conv_type(const Rule *rule, const Type *x, const Type *w, Type *y)
                          (long long)groups);
     if (x->rank != axes + 2 || w->rank != axes + 2)
         return rule_fail(rule, "a convolution over %lld axes wants [b, c%s], not %s, weights %s",
-                         (long long)axes, axes == 1 ? ", n" : axes == 2 ? ", h, w" : ", t, h, w",
+                         (long long)axes,
+                         axes == 1   ? ", n"
+                         : axes == 2 ? ", h, w"
+                                     : ", t, h, w",
                          type_text(x), type_text(w));
     for (uint32_t i = 0; i < w->rank; i++)
         if (w->dim[i].batch || (i && x->dim[i].batch))
@@ -161,9 +164,8 @@ static bool want_channels(const Rule *rule, uint32_t i, const Type *x, uint32_t 
     const Type *type = rule_in(rule, i);
     if (type->rank == 1 && dim_equal(type->dim[0], x->dim[axis]))
         return true;
-    return rule_fail(rule, "%s: %s has %s channels, and the weights are %s",
-                     op_info[rule->op].name, type_text(x), dim_text(x->dim[axis]),
-                     type_text(type));
+    return rule_fail(rule, "%s: %s has %s channels, and the weights are %s", op_info[rule->op].name,
+                     type_text(x), dim_text(x->dim[axis]), type_text(type));
 }
 
 static bool want_shape(const Rule *rule, uint32_t i, const Type *shape)
@@ -224,8 +226,8 @@ static bool group_statistics(const Rule *rule, const Type *x, Type *statistics)
     if (x->rank < 2 || x->dim[1].batch)
         return rule_fail(rule, "group norm wants [b, c, ...], not %s", type_text(x));
     if (groups < 1 || x->dim[1].n % groups)
-        return rule_fail(rule, "%lld channels do not make %lld groups: %s",
-                         (long long)x->dim[1].n, (long long)groups, type_text(x));
+        return rule_fail(rule, "%lld channels do not make %lld groups: %s", (long long)x->dim[1].n,
+                         (long long)groups, type_text(x));
     for (uint32_t i = 2; i < x->rank; i++)
         if (x->dim[i].batch)
             return rule_fail(rule, "group norm wants the batch in axis 0, not %s", type_text(x));
@@ -274,8 +276,10 @@ static bool attention_shapes(const Rule *rule, uint32_t first, uint32_t mask, Ty
     for (uint32_t i = rank; fits && i-- > rank - 2;)
         fits = !q->dim[i].batch && !k->dim[i].batch && !v->dim[i].batch;
     if (!fits)
-        return rule_fail(rule, "attention wants [..., n, d], [..., m, d] and [..., m, e], not %s, "
-                         "%s and %s", type_text(q), type_text(k), type_text(v));
+        return rule_fail(rule,
+                         "attention wants [..., n, d], [..., m, d] and [..., m, e], not %s, "
+                         "%s and %s",
+                         type_text(q), type_text(k), type_text(v));
     if (rule->nin > mask) {
         const Type *added = rule_in(rule, mask);
         bool mask_fits = added->rank == rank;

@@ -21,8 +21,8 @@ static void verify_node(const Graph *graph, NodeId id)
     }
     // The rule writes nothing but the error text of a graph.
     Type out[MAX_OUT];
-    uint32_t nout = type_infer((Graph *)graph, node->op, node->in, node->nin, node->attr,
-                               node->type[0], out);
+    uint32_t nout =
+        type_infer((Graph *)graph, node->op, node->in, node->nin, node->attr, node->type[0], out);
     if (nout == 0)
         bug("node %u (%s): %s", id, name, graph_error(graph));
     if (nout != node->nout)
@@ -69,7 +69,8 @@ static void verify_output(const Module *module, const Entry *entry, const Output
     switch (output->kind) {
     case OUT_NAMED:
         break;
-    case OUT_GRAD: case OUT_STATE:
+    case OUT_GRAD:
+    case OUT_STATE:
         if (output->param >= module->param_count)
             bug("output for parameter %u of %u", output->param, module->param_count);
         if (module->params[output->param].buffer != (output->kind == OUT_STATE))
@@ -164,8 +165,7 @@ static void verify_source(const Module *module, NodeId id)
     }
     if (node->op == OP_OPTION && (n[0] < 0 || n[0] >= module->option_count || n[1] < 0 ||
                                   n[1] >= module->options[n[0]].count))
-        bug("node %u: there is no option %lld, element %lld", id, (long long)n[0],
-            (long long)n[1]);
+        bug("node %u: there is no option %lld, element %lld", id, (long long)n[0], (long long)n[1]);
     if (node->op == OP_INPUT || node->op == OP_GIVEN) {
         if (n[0] < 0 || n[0] >= module->entry_count || n[1] < 0 ||
             n[1] >= module->entries[n[0]].input_count)
@@ -212,7 +212,9 @@ static void verify_stmt(const Module *module, const Sampler *sampler, const Host
         verify_var(sampler, stmt->var);
         verify_step(module, stmt->value, "variable", sampler->vars[stmt->var].name);
         break;
-    case HOST_SET_NONE: case HOST_COPY: case HOST_RANDOM:
+    case HOST_SET_NONE:
+    case HOST_COPY:
+    case HOST_RANDOM:
         verify_var(sampler, stmt->var);
         if (stmt->kind == HOST_COPY)
             verify_var(sampler, stmt->source);
@@ -241,7 +243,8 @@ static void verify_stmt(const Module *module, const Sampler *sampler, const Host
         verify_block(module, sampler, &stmt->body);
         verify_block(module, sampler, &stmt->other);
         break;
-    case HOST_YIELD: case HOST_REPORT:
+    case HOST_YIELD:
+    case HOST_REPORT:
         verify_var(sampler, stmt->source);
         break;
     }
