@@ -82,6 +82,8 @@ void lower_conv(Lower *lower, const Group *group)
                         : node->op == OP_CONV_DGRAD
                             ? pv_conv_dgrad_scratch(numbers, real_size(lower))
                             : pv_conv_wgrad_scratch(numbers, real_size(lower)));
+    if (group->residual)
+        residual_inplace(lower, group, place[written], residual);
 }
 
 // ---- attention ----
@@ -321,6 +323,11 @@ static void lower_group_norm(Lower *lower, const Group *group)
     need_scratch(lower, pv_norm_scratch(type->dim[1].n, real_size(lower)));
 }
 
+static PlanArg added_place(Lower *lower, const Group *group, uint32_t out)
+{
+    return group->added[out] ? dense_place(lower, group->added[out]) : arg_none();
+}
+
 // Operands: dy, x, mean, rstd, gamma.
 static void lower_group_norm_grad(Lower *lower, const Group *group)
 {
@@ -333,11 +340,14 @@ static void lower_group_norm_grad(Lower *lower, const Group *group)
     PlanArg gamma = dense_place(lower, node->in[4]);
     PlanArg dx = result_place(lower, group->results[0]);
     PlanArg dgamma = wanted_place(lower, group, 1), dbeta = wanted_place(lower, group, 2);
+    PlanArg dgamma_added = added_place(lower, group, 1), dbeta_added = added_place(lower, group, 2);
     dense_strides(type, dx_stride);
     launch_begin(lower, "pv_group_norm_grad", sizeof(GroupNormGradArgs) / 8);
     set_arg(lower, ARG(GroupNormGradArgs, dx), dx);
     set_arg(lower, ARG(GroupNormGradArgs, dgamma), dgamma);
     set_arg(lower, ARG(GroupNormGradArgs, dbeta), dbeta);
+    set_arg(lower, ARG(GroupNormGradArgs, dgamma_added), dgamma_added);
+    set_arg(lower, ARG(GroupNormGradArgs, dbeta_added), dbeta_added);
     set_arg(lower, ARG(GroupNormGradArgs, dy), dy);
     set_arg(lower, ARG(GroupNormGradArgs, x), x);
     set_arg(lower, ARG(GroupNormGradArgs, mean), mean);
@@ -390,10 +400,13 @@ static void lower_layer_norm_grad(Lower *lower, const Group *group)
     PlanArg dx = result_place(lower, group->results[0]);
     PlanArg dgamma = affine ? wanted_place(lower, group, 1) : arg_none();
     PlanArg dbeta = affine ? wanted_place(lower, group, 2) : arg_none();
+    PlanArg dgamma_added = added_place(lower, group, 1), dbeta_added = added_place(lower, group, 2);
     launch_begin(lower, "pv_layer_norm_grad", sizeof(LayerNormGradArgs) / 8);
     set_arg(lower, ARG(LayerNormGradArgs, dx), dx);
     set_arg(lower, ARG(LayerNormGradArgs, dgamma), dgamma);
     set_arg(lower, ARG(LayerNormGradArgs, dbeta), dbeta);
+    set_arg(lower, ARG(LayerNormGradArgs, dgamma_added), dgamma_added);
+    set_arg(lower, ARG(LayerNormGradArgs, dbeta_added), dbeta_added);
     set_arg(lower, ARG(LayerNormGradArgs, dy), in[0]);
     set_arg(lower, ARG(LayerNormGradArgs, x), in[1]);
     set_arg(lower, ARG(LayerNormGradArgs, mean), in[2]);

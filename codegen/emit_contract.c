@@ -379,6 +379,8 @@ static void launch_gemm(Lower *lower, const Group *group, const Node *node, cons
     }
     need_scratch(lower, pv_gemm_scratch(launch_numbers(lower),
                                         (int64_t)element_size(lower->cg->module, DT_F32)));
+    if (group->residual)
+        residual_inplace(lower, group, c, residual);
 }
 
 static void move_result(Lower *lower, const Axes *real, const Axes *sorted, PlanArg y, PlanArg x,

@@ -78,7 +78,8 @@ static void add_pointers(Kern *kern)
         Pointer *pointer = add_pointer(kern, group->results[i]);
         pointer->result = true;
         pointer->place = result_place(lower, group->results[i]);
-        dense_strides(group->space, pointer->stride);
+        View view = view_of(lower->work, group->results[i]);
+        memcpy(pointer->stride, view.stride, sizeof view.stride);
     }
     for (uint32_t i = 0; i < group->member_count; i++) {
         const Node *node = graph_node(lower->graph, group->members[i]);
@@ -352,13 +353,18 @@ static void find_inplace(const Kern *kern, PlanLaunch *launch)
     const Codegen *cg = kern->lower->cg;
     for (uint32_t i = 0; i < kern->group->result_count; i++) {
         const Pointer *result = &kern->pointers[i];
-        if (result->place.space != PV_ARENA)
+        if (result->place.space != PV_ARENA && result->place.space != PV_GRAD)
             continue;
         for (uint32_t k = kern->group->result_count; k < kern->pointer_count; k++) {
             const Pointer *operand = &kern->pointers[k];
             if (operand->place.space != PV_ARENA || operand->place.a || operand->place.c ||
                 element_size(cg->module, operand->dtype) !=
                     element_size(cg->module, result->dtype))
+                continue;
+            const Buffer *buffer = &kern->lower->work->buffers[operand->place.buffer - 1];
+            if (result->place.space == PV_GRAD &&      // the buffer will lie there
+                (buffer->batch || buffer->size != count_of(kern->group->space).n *
+                                      (int64_t)element_size(cg->module, result->dtype)))
                 continue;
             Pointer there = *result;
             there.place = operand->place;
@@ -368,7 +374,7 @@ static void find_inplace(const Kern *kern, PlanLaunch *launch)
                     kern->pointers[j].place.buffer == operand->place.buffer)
                     fits &= same_walk(kern, &there, &kern->pointers[j]);
             if (fits) {
-                launch->inplace_out = result->place.buffer;
+                launch->inplace_out = result->place;
                 launch->inplace_in = operand->place.buffer;
                 return;
             }

@@ -128,7 +128,8 @@ PlanArg new_buffer(Lower *lower, Dim count, size_t size)
     work->buffers = grow_array(work->buffers, &lower->buffer_capacity, work->buffer_count,
                                sizeof *work->buffers);
     Buffer *buffer = &work->buffers[work->buffer_count++];
-    *buffer = (Buffer){.bytes = (count.n * (int64_t)size + 255) / 256 * 256, .first = -1};
+    *buffer = (Buffer){.size = count.n * (int64_t)size, .first = -1};
+    buffer->bytes = (buffer->size + 255) / 256 * 256;
     buffer->batch = count.batch;
     return (PlanArg){.space = PV_ARENA, .buffer = work->buffer_count};
 }
@@ -141,7 +142,11 @@ static uint32_t place_index(const Lower *lower, Val val)
 PlanArg result_place(Lower *lower, Val val)
 {
     uint32_t index = place_index(lower, val);
-    if (!lower->work->placed[index]) {
+    const View *within = lower->work->within[local_of(lower->work, val)];
+    if (!lower->work->placed[index] && within) {
+        lower->work->placed[index] = true;
+        lower->work->place[index] = view_place(lower, within, val_type(lower->graph, val)->dtype);
+    } else if (!lower->work->placed[index]) {
         lower->work->placed[index] = true;
         lower->work->place[index] =
             new_buffer(lower, count_of(val_type(lower->graph, val)), size_of(lower, val));
@@ -295,6 +300,26 @@ PlanArg image_place(Lower *lower, Val val, Dim *stride)
         return dense_place(lower, val);
     *stride = view.stride[0];
     return view_place(lower, &view, type->dtype);
+}
+
+void residual_inplace(Lower *lower, const Group *group, PlanArg result, PlanArg residual)
+{
+    Work *work = lower->work;
+    PlanLaunch *launch = &work->launches[work->launch_count - 1];
+    if (residual.space != PV_ARENA || residual.a || residual.c ||
+        (result.space != PV_ARENA && result.space != PV_GRAD))
+        return;
+    uint32_t mentions = 0;
+    for (uint32_t i = 0; i < launch->arg_count; i++) {
+        const PlanArg *arg = &work->args[launch->arg + i];
+        mentions += arg->space == PV_ARENA && arg->buffer == residual.buffer;
+    }
+    Dim count = count_of(val_type(lower->graph, group->residual));
+    int64_t size = count.n * (int64_t)size_of(lower, group->residual);
+    if (mentions != 1 || work->buffers[residual.buffer - 1].size != size)
+        return;
+    launch->inplace_out = result;
+    launch->inplace_in = residual.buffer;
 }
 
 // ---- movement ----
@@ -461,10 +486,12 @@ static void lower_reduce(Lower *lower, const Group *group)
     View x = view_of(lower->work, node->in[0]);
     PlanArg place = view_place(lower, &x, node->type[0]->dtype);
     PlanArg y = result_place(lower, group->results[0]);
+    PlanArg residual = group->residual ? dense_place(lower, group->residual) : arg_none();
     bool real = dtype_is_float(node->type[0]->dtype);
     launch_begin(lower, real ? "pv_reduce" : "pv_reduce_int", sizeof(ReduceArgs) / 8);
     set_arg(lower, ARG(ReduceArgs, out), y);
     set_arg(lower, ARG(ReduceArgs, x), place);
+    set_arg(lower, ARG(ReduceArgs, residual), residual);
     set_int(lower, ARG(ReduceArgs, op),
             node->op == OP_REDUCE_SUM   ? 0
             : node->op == OP_REDUCE_MAX ? 1
@@ -475,6 +502,8 @@ static void lower_reduce(Lower *lower, const Group *group)
     if (real)
         need_scratch(lower, pv_reduce_scratch(launch_numbers(lower),
                                               (int64_t)element_size(lower->cg->module, DT_F32)));
+    if (group->residual)
+        residual_inplace(lower, group, y, residual);
 }
 
 // A value that is made by moving elements in row-major order (a reshape that is no view).
@@ -711,11 +740,30 @@ static void list_uses(Lower *lower)
     }
 }
 
+// The group comes again: its results get new storage, and copies of them are out of date.
+static void forget_results(Lower *lower, const Group *group)
+{
+    Work *work = lower->work;
+    for (uint32_t i = 0; i < group->result_count; i++) {
+        Val val = group->results[i];
+        if (!val || !work->placed[place_index(lower, val)])
+            continue;
+        work->placed[place_index(lower, val)] = false;
+        work->has_dense[place_index(lower, val)] = false;
+        for (uint32_t local = 0; local < work->count; local++)
+            if (work->view[local] && work->view[local]->base == val)
+                work->has_dense[local * MAX_OUT] = false;
+    }
+}
+
 static void lower_group(Lower *lower, uint32_t number)
 {
     Work *work = lower->work;
     const Group *group = &work->groups[number];
     lower->group = group;
+    if (group->lowered)
+        forget_results(lower, group);
+    work->groups[number].lowered = true;
     uint32_t first = work->launch_count;
     if (group->kind == GROUP_ELEMENTWISE)
         lower_elementwise(lower, group, number);

@@ -5,6 +5,8 @@
 // 1. Epilogues. From each contraction, convolution and norm the only reader is followed as long as
 //    the kernel's epilogue can compute it: act(y (1 + scale) + shift), or act(y + bias) + residual.
 //    An intermediate value that something else reads ends the chain, so nothing is computed twice.
+//    Gradients of weights that are used several times become chains of such residuals: each
+//    contribution is added by the kernel that computes it, to what the one before it left.
 // 2. Elementwise groups. Nodes are taken from the last to the first. One whose readers all belong
 // to
 //    one elementwise group of the same iteration space joins it (smaller ones, which would be
@@ -258,6 +260,15 @@ static Val match_activation(Fuse *fuse, Group *group, Val val)
     return absorb(fuse->work, group, id);
 }
 
+// Whether an elementwise kernel would compute `val` on the way, if its only reader is elsewhere.
+static bool is_computed_inline(const Work *work, Val val)
+{
+    NodeId user;
+    uint32_t local = local_of(work, val);
+    return is_pointwise(work, local) && !work->owner[local] && !work->kept[local] &&
+           count_users(work, val, &user) == 1;
+}
+
 // A sum with a tensor that lies as the result does; reshapes between keep the order.
 static Val match_residual(Fuse *fuse, Group *group, Val val)
 {
@@ -288,6 +299,52 @@ static Val match_residual(Fuse *fuse, Group *group, Val val)
     return absorb(work, group, id);
 }
 
+// The same where the elementwise kernel that adds would do more than that.
+static void match_plain_residual(Fuse *fuse, Group *group, Val val)
+{
+    NodeId id;
+    const Node *node = only_reader(fuse->work, val, &id);
+    Val other = node && node->op == OP_ADD ? other_operand(node, val) : 0;
+    if (!other || !is_computed_inline(fuse->work, other))
+        match_residual(fuse, group, val);
+}
+
+// Whether `val` is there before node `anchor` is computed, whatever groups its way leads through:
+// either it is older, or a norm gradient older than `anchor` adds it up. The groups of norm
+// gradients have several results, so two chains of sums in opposite orders would be a cycle.
+static bool is_older(const Work *work, Val val, NodeId anchor)
+{
+    uint32_t owner = work->owner[local_of(work, val)];
+    if (val_node(val) < anchor)
+        return true;
+    return owner && work->groups[owner - 1].anchor < anchor &&
+           work->groups[owner - 1].added[1] + work->groups[owner - 1].added[2] != 0;
+}
+
+// dgamma and dbeta of a norm, added to what other uses of the norm gave.
+static void match_added(Fuse *fuse, Group *group)
+{
+    Work *work = fuse->work;
+    const Node *anchor = graph_node(fuse->graph, group->anchor);
+    for (uint32_t out = 1; out < anchor->nout; out++) {
+        NodeId id;
+        Val val = val_of(group->anchor, out);
+        const Node *sum = group->results[out] ? only_reader(work, val, &id) : NULL;
+        Val other = sum && sum->op == OP_ADD ? other_operand(sum, val) : 0;
+        if (!other || val_is_step(work, other) || val_node(other) == group->anchor ||
+            !shape_equal(val_type(fuse->graph, other), anchor->type[out]) ||
+            !is_older(work, other, group->anchor))
+            continue;
+        View view = view_of(work, other);
+        const Node *base = val_get(fuse->graph, view.base);
+        if (base->op == OP_CONST || !view_is_dense(&view, anchor->type[out]))
+            continue;
+        group->added[out] = other;
+        group->results[out] = val_of(id, 0);
+        work->owner[local_of(work, val_of(id, 0))] = (uint32_t)(group - work->groups) + 1;
+    }
+}
+
 static void match_epilogue(Fuse *fuse, Group *group)
 {
     const Node *anchor = graph_node(fuse->graph, group->anchor);
@@ -310,7 +367,15 @@ static void match_epilogue(Fuse *fuse, Group *group)
         match_residual(fuse, group, val);
         break;
     case OP_CONV_DGRAD:
-        match_bias(fuse, group, anchor, val);
+        val = match_bias(fuse, group, anchor, val);
+        match_plain_residual(fuse, group, val);
+        break;
+    case OP_CONV_WGRAD: case OP_REDUCE_SUM:
+        if (dtype_is_float(anchor->type[0]->dtype))
+            match_plain_residual(fuse, group, val);
+        break;
+    case OP_GROUP_NORM_GRAD: case OP_LAYER_NORM_GRAD:
+        match_added(fuse, group);
         break;
     default:
         break;
@@ -392,7 +457,8 @@ static bool is_absorbed(const Work *work, uint32_t local)
         const Group *group = &work->groups[owner - 1];
         Val val = val_of(work->nodes[local], 0);
         if (group->anchor == work->users[i] || val == group->bias || val == group->residual ||
-            val == group->scale || val == group->shift)
+            val == group->scale || val == group->shift || val == group->added[1] ||
+            val == group->added[2])
             return false;
     }
     return true;
@@ -483,8 +549,9 @@ static void finish_group(Work *work, uint32_t number)
         list_add(&members, group->anchor);
         for (uint32_t i = 0; i < node->nin; i++)
             list_add(&reads, node->in[i]);
-        Val extra[4] = {group->bias, group->residual, group->scale, group->shift};
-        for (uint32_t i = 0; i < 4; i++)
+        Val extra[] = {group->bias,  group->residual, group->scale,
+                       group->shift, group->added[1], group->added[2]};
+        for (uint32_t i = 0; i < sizeof extra / sizeof *extra; i++)
             if (extra[i])
                 list_add(&reads, extra[i]);
     }
@@ -498,6 +565,108 @@ static void finish_group(Work *work, uint32_t number)
     group->member_count = members.count;
     free(reads.at);
     free(members.at);
+}
+
+// ---- results within an operand ----
+
+// Whether all that read `val` are products of matrices, which take strided operands.
+static bool only_products_read(const Work *work, Val val)
+{
+    const Graph *graph = work->module->graph;
+    uint32_t local = local_of(work, val);
+    bool fine = !work->kept[local] && work->user_first[local] < work->user_first[local + 1];
+    for (uint32_t i = work->user_first[local]; fine && i < work->user_first[local + 1]; i++) {
+        NodeId user = work->users[i];
+        uint32_t at = local_of(work, val_of(user, 0)), owner = work->owner[at];
+        if (work->view[at])
+            fine = only_products_read(work, val_of(user, 0));
+        else
+            fine = graph_node(graph, user)->op == OP_CONTRACT && owner &&
+                   work->groups[owner - 1].anchor == user;
+    }
+    return fine;
+}
+
+// Whether an element that `other` shows can be an element of `view` of another index: the two have
+// the same strides, and are the same, or pieces of one axis that do not meet.
+static bool walk_apart(const View *view, const View *other, const Type *type)
+{
+    for (uint32_t axis = 0; axis < type->rank; axis++)
+        if (!dim_equal(view->stride[axis], other->stride[axis]))
+            return false;
+    int64_t apart = llabs(other->offset.fixed - view->offset.fixed), extent = 1;
+    if (other->offset.batch != view->offset.batch)
+        return false;
+    for (uint32_t axis = type->rank; axis-- > 0;) {
+        if (dim_is_one(type->dim[axis]))
+            continue;
+        if (view->stride[axis].n < extent || (view->stride[axis].n == 0))
+            return false;          // elements of the view itself meet, or are turned round
+        // from here on out, steps are longer than both pieces together
+        if (apart > 0 && apart >= extent && view->stride[axis].n >= apart + extent)
+            apart = 0;
+        extent = view->stride[axis].n * (type->dim[axis].batch ? 1 : type->dim[axis].n);
+        if (type->dim[axis].batch && axis > 0)
+            for (uint32_t outer = 0; outer < axis; outer++)
+                if (!dim_is_one(type->dim[outer]))
+                    return false;
+    }
+    return apart == 0;
+}
+
+// A result that only products read may lie where a strided operand lay that dies in its kernel: a
+// gate's product in the half of what the products gave. Saves a buffer where no operand is dense.
+static void lie_within(Work *work, uint32_t number, const uint32_t *readers)
+{
+    const Group *group = &work->groups[number];
+    const Graph *graph = work->module->graph;
+    Val result = group->results[0];
+    const View *found = NULL;
+    if (group->kind != GROUP_ELEMENTWISE || group->result_count != 1 ||
+        !only_products_read(work, result))
+        return;
+    for (uint32_t i = 0; i < group->member_count; i++)
+        if (graph_node(graph, group->members[i])->op == OP_SWAP_PAIRS)
+            return;
+    for (uint32_t i = 0; i < group->read_count; i++) {
+        View view = view_of(work, group->reads[i]);
+        uint32_t base = local_of(work, view.base);
+        const Type *type = val_type(graph, group->reads[i]);
+        if (!work->owner[base] || work->kept[base] || readers[base] != 1 ||
+            !shape_equal(type, group->space) || type->dtype != val_type(graph, result)->dtype)
+            continue;
+        if (view_is_dense(&view, type))
+            return;                // the planner will see to it
+        bool fits = view.base == val_of(val_node(view.base), 0);
+        for (uint32_t k = 0; k < group->read_count; k++) {
+            View other = view_of(work, group->reads[k]);
+            if (other.base == view.base)
+                fits &= shape_equal(val_type(graph, group->reads[k]), type) &&
+                        walk_apart(&view, &other, type);
+        }
+        if (fits && !found)
+            found = work->view[local_of(work, group->reads[i])];
+    }
+    work->within[local_of(work, result)] = (View *)(uintptr_t)found;
+}
+
+static void find_within(Work *work)
+{
+    uint32_t *readers = arena_alloc(work->arena, (work->count + 1) * sizeof *readers);
+    for (uint32_t g = 0; g < work->group_count; g++) {
+        const Group *group = &work->groups[g];
+        for (uint32_t i = 0; i < group->read_count; i++) {
+            uint32_t base = local_of(work, view_of(work, group->reads[i]).base);
+            bool again = false;
+            for (uint32_t k = 0; k < i; k++)
+                again |= local_of(work, view_of(work, group->reads[k]).base) == base;
+            readers[base] += !again;
+        }
+    }
+    for (uint32_t i = 0; i < work->variant->output_count; i++)     // those never die
+        readers[local_of(work, view_of(work, work->variant->outputs[i].val).base)] += 2;
+    for (uint32_t g = 0; g < work->group_count; g++)
+        lie_within(work, g, readers);
 }
 
 void fuse_groups(Work *work)
@@ -515,6 +684,8 @@ void fuse_groups(Work *work)
     }
     for (uint32_t i = 0; i < work->group_count; i++)
         finish_group(work, i);
+    if (work->level >= 2 && !work->taps)
+        find_within(work);
 }
 
 void print_groups(FILE *out, const Work *work)
@@ -532,8 +703,9 @@ void print_groups(FILE *out, const Work *work)
         fprintf(out, "=");
         for (uint32_t k = 0; k < group->member_count; k++)
             fprintf(out, " %s", op_info[graph_node(graph, group->members[k])->op].name);
-        fprintf(out, "%s%s%s", group->scale ? " scale+shift" : "", group->bias ? " bias" : "",
-                group->residual ? " residual" : "");
+        fprintf(out, "%s%s%s%s", group->scale ? " scale+shift" : "", group->bias ? " bias" : "",
+                group->residual ? " residual" : "",
+                group->added[1] || group->added[2] ? " added" : "");
         if (group->act != OP_STOP_GRADIENT)
             fprintf(out, " %s", op_info[group->act].name);
         fprintf(out, " (");

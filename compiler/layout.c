@@ -94,6 +94,10 @@ View view_of(const Work *work, Val val)
     View view = {.base = val};
     if (node->op == OP_CONST)
         return view;           // one element, every stride 0
+    if (work->within[local]) {
+        memcpy(view.stride, work->within[local]->stride, sizeof view.stride);
+        return view;
+    }
     const uint32_t *order = work->order[local];
     if (!order || val_out(val) != 0) {
         dense_strides(type, view.stride);
@@ -356,6 +360,7 @@ void find_layout(Work *work)
     collect_users(work);
     work->view = arena_alloc(work->arena, (work->count + 1) * sizeof *work->view);
     work->order = arena_alloc(work->arena, (work->count + 1) * sizeof *work->order);
+    work->within = arena_alloc(work->arena, (work->count + 1) * sizeof *work->within);
     for (uint32_t local = 0; local < work->count; local++) {
         const Node *node = graph_node(graph, work->nodes[local]);
         View view;

@@ -4,7 +4,9 @@
 // batch and those that do not are packed apart: all offsets of the first kind are multiples of b,
 // so one plan serves every batch, at address arena_fixed + offset * b.
 //
-// An elementwise result may lie where an operand of its kernel dies: the two become one buffer.
+// A result may lie where an operand of its kernel dies, if the kernel reads each element before it
+// writes it: the two become one buffer. If that result is a gradient's final place, the buffer lies
+// there, outside the arena: a sum of several contributions is collected where it is wanted.
 // Packing is a choice of offsets such that no two buffers that live at once overlap; finding the
 // best is NP-hard (dynamic storage allocation). Several orders are tried (by size, by size and
 // time, by time alone, by length of life), each buffer going into the tightest gap that fits among
@@ -155,13 +157,20 @@ static void join_inplace(Work *work)
 {
     for (uint32_t i = 0; i < work->launch_count; i++) {
         const PlanLaunch *launch = &work->launches[i];
-        if (!launch->inplace_out)
+        if (!launch->inplace_in)
             continue;
-        Buffer *out = &work->buffers[launch->inplace_out - 1];
         uint32_t root = root_of(work, launch->inplace_in - 1);
         Buffer *in = &work->buffers[root];
-        if (out->first != (int32_t)i || in->last != (int32_t)i || out->batch != in->batch ||
-            out->bytes > in->bytes || work->buffers[launch->inplace_in - 1].last != (int32_t)i)
+        if (in->last != (int32_t)i || in->outside.space != PV_VALUE ||
+            work->buffers[launch->inplace_in - 1].last != (int32_t)i)
+            continue;
+        if (launch->inplace_out.space != PV_ARENA) {
+            if (in->size == work->buffers[launch->inplace_in - 1].size && !in->batch)
+                in->outside = launch->inplace_out;
+            continue;
+        }
+        Buffer *out = &work->buffers[launch->inplace_out.buffer - 1];
+        if (out->first != (int32_t)i || out->batch != in->batch || out->bytes > in->bytes)
             continue;
         out->alias = root + 1;
         in->last = out->last;
@@ -175,7 +184,8 @@ static void pack_kind(Work *work, bool batch, int64_t *size, int64_t *bound)
     uint32_t count = 0;
     for (uint32_t i = 0; i < work->buffer_count; i++) {
         const Buffer *buffer = &work->buffers[i];
-        if (buffer->alias || buffer->batch != batch || buffer->first < 0)
+        if (buffer->alias || buffer->outside.space != PV_VALUE || buffer->batch != batch ||
+            buffer->first < 0)
             continue;
         which[count] = i;
         items[count++] =
@@ -205,6 +215,11 @@ PvArg resolve_arg(const Work *work, const PlanArg *arg)
     if (arg->space != PV_ARENA)
         return out;
     const Buffer *buffer = &work->buffers[root_of(work, arg->buffer - 1)];
+    if (buffer->outside.space != PV_VALUE) {
+        out.space = buffer->outside.space;
+        out.a += buffer->outside.a;
+        return out;
+    }
     out.a += buffer->batch ? work->arena_fixed : buffer->offset;
     out.c += buffer->batch ? buffer->offset : 0;
     return out;
@@ -235,6 +250,13 @@ void print_plan(FILE *out, const Work *work, const char *(*kernel_name)(uint32_t
             work->entry->name, work->level, work->launch_count, work->buffer_count,
             (long long)work->arena_fixed, (long long)work->arena_batch, (long long)work->live_fixed,
             (long long)work->live_batch, (long long)work->scratch);
+    for (uint32_t i = 0; i < work->buffer_count; i++) {
+        const Buffer *buffer = &work->buffers[i];
+        if (buffer->first >= 0 && !buffer->alias && buffer->outside.space == PV_VALUE)
+            fprintf(out, "  buffer %u: %lld%s bytes at %lld, launches %d to %d\n", i,
+                    (long long)buffer->bytes, buffer->batch ? " b" : "", (long long)buffer->offset,
+                    buffer->first, buffer->last);
+    }
     for (uint32_t i = 0; i < work->launch_count; i++) {
         const PlanLaunch *launch = &work->launches[i];
         fprintf(out, "  %u %s", i, kernel_name(launch->kernel));

@@ -46,8 +46,10 @@ typedef struct {
     uint32_t member_count;
     // epilogue: act((y (1 + scale) + shift) + bias) + residual, each 0 if absent
     Val bias, residual, scale, shift;
+    Val added[MAX_OUT];        // norm gradients: what is added to dgamma and dbeta, 0 if absent
     uint32_t bias_axis;        // axis of the anchor's result along which the bias runs
     Op act;                    // OP_STOP_GRADIENT: none
+    bool lowered;              // there are launches for it
 } Group;
 
 typedef struct {
@@ -61,15 +63,19 @@ typedef struct {
     uint32_t arg, arg_count;   // in Work.args
     NodeId origin;
     double flops_fixed, flops_batch;
-    // An elementwise result (buffer + 1) that may overwrite an operand (buffer + 1); 0: none.
-    uint32_t inplace_out, inplace_in;
+    // A result, in the arena or among the gradients, that may overwrite an operand (buffer + 1);
+    // PV_VALUE, 0: none.
+    PlanArg inplace_out;
+    uint32_t inplace_in;
 } PlanLaunch;
 
 typedef struct {
-    int64_t bytes;             // rounded up to 256; a batch element's if `batch`
+    int64_t size;              // bytes; a batch element's if `batch`
+    int64_t bytes;             // rounded up to 256
     bool batch;
     int32_t first, last;       // launches that touch it
     uint32_t alias;            // it lies where this buffer (+ 1) lies; 0: by itself
+    PlanArg outside;           // it lies there, not in the arena; PV_VALUE: in the arena
     int64_t offset;
 } Buffer;
 
@@ -98,12 +104,13 @@ typedef struct {
     uint32_t *user_first;      // users of local number i: users[user_first[i] .. user_first[i + 1]]
     NodeId *users;
     View **view;               // by local number: NULL = it has storage of its own
+    View **within;             // by local number: it lies where that view of an operand lies
     uint32_t **order; // by local number: axes of the storage, outermost first; NULL: 0, 1, ...
 
     Group *groups;
-    uint32_t group_count;
+    uint32_t group_count;      // of `groups`; once there is a schedule, its length
     uint32_t *owner;           // by local number: group + 1, 0 = none (view, source, inlined)
-    uint32_t *schedule;        // group numbers in order
+    uint32_t *schedule;        // group numbers in order; one may come again (recompute.c)
 
     PlanArg *place;            // by local number * MAX_OUT + output: where storage lies
     bool *placed;
@@ -146,7 +153,7 @@ void dense_strides(const Type *type, Dim *stride);
 uint32_t count_users(const Work *work, Val val, NodeId *user);
 
 /* fuse.c */
-// Groups. -O0: one for each node that is no view.
+// Groups. -O0: one for each node that is no view. -O2: results that lie within an operand.
 void fuse_groups(Work *work);
 bool group_inlines(const Work *work, uint32_t group, Val val);
 bool contract_order_is_simple(const Node *node);
@@ -155,6 +162,11 @@ void print_groups(FILE *out, const Work *work);
 /* schedule.c */
 // Orders the groups: topological, live sets small. -O2: merges neighbours of one iteration space.
 void schedule_groups(Work *work);
+
+/* recompute.c */
+// Groups that come twice in the schedule, so that their results need not wait: less memory. Part of
+// schedule_groups at -O2, for plans with gradients.
+void recompute_groups(Work *work);
 
 /* plan.c */
 // Lifetimes, in-place results, offsets. Needs launches; fills offsets, arena_* and live_*.

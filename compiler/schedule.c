@@ -27,7 +27,7 @@ typedef struct {
     uint32_t *waits;           // by group: groups it waits for
     uint32_t **bases;          // by group: local numbers of the bases it reads, each once
     uint32_t *base_count;
-    bool *in_grad;             // by local number: stored outside the arena
+    bool *in_grad;             // by value (local number, output): stored outside the arena
     bool *done;
     NodeId *rank;              // by group: place in the natural order
     uint32_t *heap;
@@ -67,6 +67,11 @@ static uint32_t heap_pop(Scheduler *s)
     return top;
 }
 
+static uint32_t slot_of(const Work *work, Val val)
+{
+    return local_of(work, val) * MAX_OUT + val_out(val);
+}
+
 static int64_t val_bytes(const Work *work, Val val)
 {
     const Type *type = val_type(work->module->graph, val);
@@ -84,11 +89,12 @@ static int64_t growth(const Scheduler *s, uint32_t group)
     const Group *at = &work->groups[group];
     int64_t bytes = 0;
     for (uint32_t i = 0; i < at->result_count; i++)
-        if (at->results[i] && !s->in_grad[local_of(work, at->results[i])])
+        if (at->results[i] && !s->in_grad[slot_of(work, at->results[i])])
             bytes += val_bytes(work, at->results[i]);
     for (uint32_t i = 0; i < s->base_count[group]; i++) {
         uint32_t base = s->bases[group][i];
-        if (s->readers_left[base] == 1 && s->maker[base] && !work->kept[base])
+        if (s->readers_left[base] == 1 && s->maker[base] && !work->kept[base] &&
+            !s->in_grad[base * MAX_OUT])
             bytes -= val_bytes(work, val_of(work->nodes[base], 0));
     }
     return bytes;
@@ -112,6 +118,24 @@ static void connect(Scheduler *s, uint32_t group)
     }
 }
 
+// A gradient, and what its kernel adds to it and nothing else reads: they share one place.
+static void mark_in_grad(Scheduler *s, Val val)
+{
+    Work *work = s->work;
+    for (;;) {
+        Val base = view_of(work, val).base;
+        uint32_t local = local_of(work, base);
+        s->in_grad[slot_of(work, base)] = true;
+        const Group *group = s->maker[local] ? &work->groups[s->maker[local] - 1] : NULL;
+        if (!group || group->results[0] != base || !group->residual)
+            return;
+        val = group->residual;
+        local = local_of(work, view_of(work, val).base);
+        if (!s->maker[local] || s->reader_count[local] != 1 || work->kept[local])
+            return;
+    }
+}
+
 static void prepare(Scheduler *s)
 {
     Work *work = s->work;
@@ -121,7 +145,7 @@ static void prepare(Scheduler *s)
     s->readers_left = arena_alloc(arena, nodes * sizeof(uint32_t));
     s->reader_count = arena_alloc(arena, nodes * sizeof(uint32_t));
     s->readers = arena_alloc(arena, nodes * sizeof(uint32_t *));
-    s->in_grad = arena_alloc(arena, nodes * sizeof(bool));
+    s->in_grad = arena_alloc(arena, nodes * MAX_OUT * sizeof(bool));
     s->waits = arena_alloc(arena, groups * sizeof(uint32_t));
     s->bases = arena_alloc(arena, groups * sizeof(uint32_t *));
     s->base_count = arena_alloc(arena, groups * sizeof(uint32_t));
@@ -135,11 +159,11 @@ static void prepare(Scheduler *s)
                 s->maker[local_of(work, group->results[i])] = g + 1;
         s->rank[g] = group->members[group->member_count - 1];
     }
-    for (uint32_t i = 0; i < work->variant->output_count; i++)
-        if (work->variant->outputs[i].kind == OUT_GRAD)
-            s->in_grad[local_of(work, work->variant->outputs[i].val)] = true;
     for (uint32_t g = 0; g < work->group_count; g++)
         connect(s, g);
+    for (uint32_t i = 0; i < work->variant->output_count; i++)
+        if (work->variant->outputs[i].kind == OUT_GRAD)
+            mark_in_grad(s, work->variant->outputs[i].val);
     for (uint32_t local = 0; local < work->count; local++)
         s->readers[local] = arena_alloc(arena, (s->reader_count[local] + 1) * sizeof(uint32_t));
     for (uint32_t g = 0; g < work->group_count; g++) {
@@ -311,6 +335,12 @@ void schedule_groups(Work *work)
     if (position != work->group_count)
         bug("%u of %u groups wait for each other", work->group_count - position,
             work->group_count);
-    if (work->level >= 2)
-        merge_neighbours(work, position);
+    if (work->level < 2)
+        return;
+    merge_neighbours(work, position);
+    bool gradients = false;
+    for (uint32_t i = 0; i < work->variant->output_count; i++)
+        gradients |= work->variant->outputs[i].kind == OUT_GRAD;
+    if (gradients && !work->taps)
+        recompute_groups(work);
 }

@@ -125,8 +125,8 @@ PvTrain *pv_train_new(PvSession *session, const PvStage *stage, int64_t accumula
         turn->accumulate = accumulate > 0 ? accumulate : minimize->accumulate;
         if (turn->accumulate < 1)
             turn->accumulate = 1;
-        turn->ema_every =
-            ema_every > 0 && minimize->ema_every > 0 ? ema_every : minimize->ema_every;
+        bool changed = ema_every >= 0 && minimize->ema_every > 0; // 0: no averages
+        turn->ema_every = changed ? ema_every : minimize->ema_every;
     }
     mark_instances(train);
     train->optimizer = pv_optimizer_new(model, stage, session->exec->threads);

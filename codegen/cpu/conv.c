@@ -714,9 +714,11 @@ static void wgrad_store(Product *base, int64_t m0, int64_t rows, int64_t n0, int
                         const PvReal *tile)
 {
     ConvProduct *product = (ConvProduct *)base;
-    for (int64_t i = 0; i < rows; i++)
-        memcpy(product->out + (m0 + i) * product->out_row + n0, tile + i * PV_LANES,
-               (size_t)columns * sizeof(PvReal));
+    for (int64_t i = 0; i < rows; i++) {
+        int64_t at = (m0 + i) * product->out_row + n0;
+        pv_product_finish(product->out + at, tile + i * PV_LANES, columns, 0, NULL,
+                          product->residual ? product->residual + at : NULL, PV_ACT_NONE);
+    }
 }
 
 static void wgrad_task(const ConvProduct *shape, const ConvArgs *args, int64_t group, int64_t m0,
@@ -739,6 +741,8 @@ static void wgrad_task(const ConvProduct *shape, const ConvArgs *args, int64_t g
     unfold->source = (const PvReal *)args->x + group * channels * volume(args->in);
     product.w = (const PvReal *)args->y + group * rows * volume(args->out);
     product.out = (PvReal *)args->w + group * rows * product.out_row;
+    product.residual =
+        args->residual ? (const PvReal *)args->residual + group * rows * product.out_row : NULL;
     pv_product_block(&product.base, m0, m1, n0, n1, scratch);
 }
 
@@ -764,6 +768,7 @@ void pv_conv_wgrad(const PvRun *run, const int64_t *raw)
             .b_k = 1,
             .b_n = inside,
             .c_m = channels,
+            .residual = args->residual,
             .sum_batch = 1,
         };
         pv_gemm(run, (const int64_t *)&gemm);

@@ -27,7 +27,7 @@ static inline PvReal pv_real(int64_t bits)
 typedef enum { PV_ACT_NONE, PV_ACT_SILU, PV_ACT_GELU, PV_ACT_RELU } PvAct;
 
 // C[i0, i1, m, n] = act(A[i0, i1, m, k] B[i0, i1, k, n] + bias) + residual.
-// C's last axis is dense (or c_n = 1 stride). One of a_m, a_k and one of b_k, b_n is 1.
+// C's last axis is dense (or c_n = 1 stride), and C may be the residual. One of a_m, a_k and one of b_k, b_n is 1.
 // sum_batch: the batch axes i0, i1 are summed into one C [m, n] (weight gradients; c0 = c1 = 0).
 typedef struct {
     int64_t c, a, b;                     // addresses
@@ -45,7 +45,7 @@ void pv_gemm(const PvRun *run, const int64_t *args);
 
 // Convolutions of 1 to 3 axes (missing axes: size 1, kernel 1, stride 1, pad 0), layout
 // [image, channel, d, h, w], channels and positions dense, images x_image / y_image apart.
-// y = act(conv(x, w) + bias[c_out]) + residual (strides of y).  w [c_out, c_in / groups, kd, kh, kw]
+// y = act(conv(x, w) + bias[c_out]) + residual (strides of y; it may be y; dgrad: of x, wgrad: w).  w [c_out, c_in / groups, kd, kh, kw]
 typedef struct {
     int64_t y, x, w, bias, residual;     // fprop: y out.  dgrad: x out, y in.  wgrad: w out.
     int64_t images, c_in, c_out, groups;
@@ -89,6 +89,7 @@ void pv_group_norm(const PvRun *run, const int64_t *args);
 typedef struct {
     int64_t dx, dgamma, dbeta, dy, x, mean, rstd, gamma;   // dgamma, dbeta [c]
     int64_t images, c, positions, groups, x_image, dy_image, dx_image;
+    int64_t dgamma_added, dbeta_added;   // [c], added to dgamma and dbeta; addresses or 0
 } GroupNormGradArgs;
 void pv_group_norm_grad(const PvRun *run, const int64_t *args);
 
@@ -99,6 +100,7 @@ typedef struct {
 void pv_layer_norm(const PvRun *run, const int64_t *args);
 typedef struct {
     int64_t dx, dgamma, dbeta, dy, x, mean, rstd, gamma, rows, c;  // gamma, dgamma, dbeta may be 0
+    int64_t dgamma_added, dbeta_added;   // [c], added to dgamma and dbeta; addresses or 0
 } LayerNormGradArgs;
 void pv_layer_norm_grad(const PvRun *run, const int64_t *args);
 
@@ -107,9 +109,11 @@ void pv_softmax(const PvRun *run, const int64_t *args);
 
 // out[o...] = op over r... of x[o..., r...]: up to 8 axes, kept ones first, then reduced ones; x
 // has any strides (in elements), out is dense over the kept axes. op: 0 sum, 1 max, 2 min.
+// residual (sums of reals): added to out, which it may be; address or 0.
 typedef struct {
     int64_t out, x, op, kept, reduced;   // numbers of axes
     int64_t size[8], stride[8];
+    int64_t residual;
 } ReduceArgs;
 void pv_reduce(const PvRun *run, const int64_t *args);
 void pv_reduce_int(const PvRun *run, const int64_t *args);     // x and out are int64; no scratch

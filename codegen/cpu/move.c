@@ -331,6 +331,7 @@ typedef enum { REDUCE_SUM, REDUCE_MAX, REDUCE_MIN } Reduction;
 typedef struct {
     Layout kept, reduced; // y: strides of the result; of `reduced` not used
     const PvReal *x;
+    const PvReal *residual; // NULL: none
     Reduction op;
 } Reduce;
 
@@ -428,16 +429,21 @@ static void reduce_many(const Reduce *reduce, const Layout *at, const PvReal *x,
     }
 }
 
+PV_INLINE PvReal plus_residual(const PvReal *residual, int64_t at, PvReal value)
+{
+    return residual ? residual[at] + value : value;
+}
+
 // Results [first, end) of the kept axes over the reduced axes `at`, to out[first ..].
 static void reduce_part(const Reduce *reduce, const Layout *at, const PvReal *x, int64_t first,
-                        int64_t end, bool side_by_side, PvReal *out)
+                        int64_t end, bool side_by_side, const PvReal *residual, PvReal *out)
 {
     const Layout *kept = &reduce->kept;
     int last = kept->axes - 1;
     if (!side_by_side) {
         Cursor cursor = cursor_at(kept, kept->axes, first);
         for (int64_t i = first; i < end; i++, cursor_next(kept, kept->axes, &cursor))
-            out[cursor.y] = reduce_one(reduce, at, x + cursor.x);
+            out[cursor.y] = plus_residual(residual, cursor.y, reduce_one(reduce, at, x + cursor.x));
         return;
     }
     PvReal result[REDUCE_BLOCK];
@@ -447,7 +453,8 @@ static void reduce_part(const Reduce *reduce, const Layout *at, const PvReal *x,
         count = pv_least(count, REDUCE_BLOCK);
         reduce_many(reduce, at, x + cursor.x, kept->x[last], count, result);
         for (int64_t j = 0; j < count; j++)
-            out[cursor.y + j * kept->y[last]] = result[j];
+            out[cursor.y + j * kept->y[last]] =
+                plus_residual(residual, cursor.y + j * kept->y[last], result[j]);
         i += count;
     }
 }
@@ -484,20 +491,23 @@ static void reduce_chunks(const PvRun *run, const Reduce *reduce, int64_t result
         int64_t first = size * chunk / chunks;
         at.size[0] = size * (chunk + 1) / chunks - first;
         reduce_part(reduce, &at, reduce->x + first * at.x[0], block * per,
-                    pv_least((block + 1) * per, results), side_by_side, partial + chunk * results);
+                    pv_least((block + 1) * per, results), side_by_side,
+                    chunks > 1 ? NULL : reduce->residual, partial + chunk * results);
     }
     for (int64_t i = 0; chunks > 1 && i < results; i++) {
         PvReal value = neutral(reduce->op);
         for (int64_t chunk = 0; chunk < chunks; chunk++)
             value = combine(reduce->op, value, partial[chunk * results + i]);
-        out[i] = value;
+        out[i] = plus_residual(reduce->residual, i, value);
     }
 }
 
 void pv_reduce(const PvRun *run, const int64_t *raw)
 {
     const ReduceArgs *args = (const ReduceArgs *)raw;
-    Reduce reduce = {.x = (const PvReal *)args->x, .op = (Reduction)args->op};
+    Reduce reduce = {.x = (const PvReal *)args->x,
+                     .residual = (const PvReal *)args->residual,
+                     .op = (Reduction)args->op};
     PvReal *out = (PvReal *)args->out;
     int64_t dense[8], results = 1;
     for (int64_t i = args->kept - 1; i >= 0; i--) {
@@ -509,7 +519,7 @@ void pv_reduce(const PvRun *run, const int64_t *raw)
     if (!reduce_layout(&reduce.reduced, args->reduced, args->size + args->kept,
                        args->stride + args->kept, args->stride + args->kept)) {
         for (int64_t i = 0; i < results; i++)
-            out[i] = neutral(reduce.op);
+            out[i] = plus_residual(reduce.residual, i, neutral(reduce.op));
         return;
     }
     const Layout *kept = &reduce.kept, *reduced = &reduce.reduced;

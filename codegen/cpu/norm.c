@@ -131,6 +131,12 @@ void pv_group_norm(const PvRun *run, const int64_t *raw)
         group_norm_task(args, task / args->groups, task % args->groups);
 }
 
+// Element c of what a sum begins with; `added` is an address or 0.
+static PvReal start_of(int64_t added, int64_t c)
+{
+    return added ? ((const PvReal *)added)[c] : 0;
+}
+
 // Sums of channel c of an image: *beta = sum dy, *gamma = sum dy xhat.
 static void channel_sums(const GroupNormGradArgs *args, int64_t image, int64_t c, double *beta,
                          double *gamma)
@@ -158,8 +164,8 @@ static void group_norm_grad_task(const GroupNormGradArgs *args, int64_t image, i
         plain += (gamma ? (double)gamma[c] : 1) * beta_sum;
         product += (gamma ? (double)gamma[c] : 1) * gamma_sum;
         if (collect) {
-            dbeta[c] = (image ? dbeta[c] : 0) + (PvReal)beta_sum;
-            dgamma[c] = (image ? dgamma[c] : 0) + (PvReal)gamma_sum;
+            dbeta[c] = (image ? dbeta[c] : start_of(args->dbeta_added, c)) + (PvReal)beta_sum;
+            dgamma[c] = (image ? dgamma[c] : start_of(args->dgamma_added, c)) + (PvReal)gamma_sum;
         }
     }
     // dx = dy up + (x - mean) along + level
@@ -192,7 +198,7 @@ void pv_group_norm_grad(const PvRun *run, const int64_t *raw)
     // dx may take the place of dy or x, so the sums come first.
 #pragma omp parallel for schedule(static) num_threads(run->threads)
     for (int64_t c = 0; c < (collect ? args->c : 0); c++) {
-        PvReal gamma = 0, beta = 0;
+        PvReal gamma = start_of(args->dgamma_added, c), beta = start_of(args->dbeta_added, c);
         for (int64_t image = 0; image < args->images; image++) {
             double beta_sum, gamma_sum;
             channel_sums(args, image, c, &beta_sum, &gamma_sum);
@@ -310,7 +316,7 @@ void pv_layer_norm_grad(const PvRun *run, const int64_t *raw)
             layer_norm_grad_row(args, row, collect ? mine : NULL, mine + c);
     }
     for (int64_t i = 0; collect && i < c; i++) {
-        PvReal gamma = 0, beta = 0;
+        PvReal gamma = start_of(args->dgamma_added, i), beta = start_of(args->dbeta_added, i);
         for (int64_t part = 0; part < parts; part++) {
             gamma += sums[part * 2 * c + i];
             beta += sums[part * 2 * c + c + i];

@@ -286,7 +286,7 @@ static void check_conv(ConvCase test)
     PvReal *y = random_array(args.y_image * test.images);
     char name[120];
     for (int which = 0; which < 3; which++) {
-        for (int extra = 0; extra < (which == 2 ? 1 : 2); extra++) {
+        for (int extra = 0; extra < 2; extra++) {
             snprintf(name, sizeof name,
                      "conv %s %lld x %lld -> %lld, %lld %lld %lld, kernel %lld, "
                      "stride %lld, pad %lld",
@@ -305,15 +305,17 @@ static void check_conv(ConvCase test)
             now.w = (int64_t)(which == 2 ? out.data : w);
             int64_t channels = which == 1 ? test.c_in : test.c_out;
             PvReal *residual = extra ? random_array(out.count) : NULL;
-            now.bias = extra ? (int64_t)random_array(channels) : 0;
+            now.bias = extra && which != 2 ? (int64_t)random_array(channels) : 0;
             now.residual = (int64_t)residual;
-            now.act = extra ? PV_ACT_SILU : PV_ACT_NONE;
+            now.act = extra && which != 2 ? PV_ACT_SILU : PV_ACT_NONE;
             ConvSum sum = {.left = which == 1 ? y : x, .right = which == 2 ? y : w, .which = which};
             ConvArgs whole = now;
             if (which == 2) {
                 memset(out.expected, 0, (size_t)weights * sizeof(double));
                 sum.sum = out.expected;
                 conv_each(&whole, conv_visit, &sum);
+                for (int64_t i = 0; residual && i < weights; i++)
+                    out.expected[i] += (double)residual[i];
             } else {
                 conv_finish(&whole, &out, channels, which == 1 ? args.in : args.out,
                             which == 1 ? args.x_image : args.y_image, &sum, residual);

@@ -63,8 +63,13 @@ static void check_group_norm(int64_t images, int64_t c, int64_t positions, int64
     grad.dx = (int64_t)grads[0].data;
     grad.dgamma = (int64_t)grads[1].data;
     grad.dbeta = (int64_t)grads[2].data;
-    for (int64_t i = 0; i < c; i++)
-        grads[1].expected[i] = grads[2].expected[i] = 0;
+    PvReal *added = modulated ? random_array(2 * c) : NULL;
+    grad.dgamma_added = (int64_t)added;
+    grad.dbeta_added = added ? (int64_t)(added + c) : 0;
+    for (int64_t i = 0; i < c; i++) {
+        grads[1].expected[i] = added ? (double)added[i] : 0;
+        grads[2].expected[i] = added ? (double)added[c + i] : 0;
+    }
 
     for (int64_t image = 0; image < images; image++) {
         for (int64_t g = 0; g < groups; g++) {

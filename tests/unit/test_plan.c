@@ -185,6 +185,8 @@ static void test_random_graphs(void **unused)
         find_layout(&work);
         fuse_groups(&work);
         schedule_groups(&work);
+        if (work.level == 2)
+            recompute_groups(&work);
         lower_groups(cg, &work);
         plan_memory(&work);
         check_order(&work);
@@ -225,6 +227,40 @@ static void test_chain_fuses(void **unused)
     arena_free(arena);
 }
 
+// What waits for a backward pass, and is cheap, is made a second time; nothing else is.
+static void test_recompute(void **unused)
+{
+    (void)unused;
+    Arena *arena = arena_new();
+    Sample sample;
+    make_sample(&sample, arena, 4);
+    Graph *graph = sample.module.graph;
+    Val product[6], active[6], back = val_of(1, 0);
+    for (int i = 0; i < 6; i++) {
+        product[i] = g_contract(graph, i ? active[i - 1] : back, val_of(1, 0), "bik", "bkj", "bij");
+        active[i] = g_unary(graph, OP_SILU, product[i]);
+    }
+    for (int i = 6; i-- > 0;)      // both are read again, in reverse
+        back = g_contract(graph, g_contract(graph, back, active[i], "bik", "bkj", "bij"),
+                          product[i], "bik", "bkj", "bij");
+    sample.outputs[0].val = back;
+    sample.variant.output_count = 1;
+    Work work = {.module = &sample.module, .entry = &sample.entry, .variant = &sample.variant,
+                 .level = 2, .arena = arena};
+    find_layout(&work);
+    fuse_groups(&work);
+    schedule_groups(&work);
+    uint32_t before = work.group_count, times[2] = {0, 0};
+    recompute_groups(&work);
+    check_order(&work);
+    assert_true(work.group_count > before);
+    for (uint32_t i = 0; i < work.group_count; i++)
+        times[work.groups[work.schedule[i]].kind == GROUP_LIBRARY]++;
+    assert_int_equal(times[1], 6 + 12);
+    assert_int_equal(times[0], work.group_count - 18);
+    arena_free(arena);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -232,6 +268,7 @@ int main(void)
         cmocka_unit_test(test_known_packings),
         cmocka_unit_test(test_random_graphs),
         cmocka_unit_test(test_chain_fuses),
+        cmocka_unit_test(test_recompute),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
