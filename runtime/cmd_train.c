@@ -110,6 +110,7 @@ static bool read_settings(Training *t, PvError *error)
     t->log_every = 10;
     t->save_every = 1000;
     t->keep = 3;
+    t->ema_every = -1; // as the model says
     int64_t batch = 8, steps = 100000, seed = 0;
     if (!read_number(t, "batch", t->batch, 1, &batch, error) ||
         !read_number(t, "steps", t->steps, 0, &steps, error) ||
@@ -118,7 +119,7 @@ static bool read_settings(Training *t, PvError *error)
         !read_number(t, "save_every", -1, 1, &t->save_every, error) ||
         !read_number(t, "keep", -1, 0, &t->keep, error) ||
         !read_number(t, "accumulate", -1, 0, &t->accumulate, error) ||
-        !read_number(t, "ema_every", -1, 0, &t->ema_every, error))
+        !read_number(t, "ema_every", -1, -1, &t->ema_every, error))
         return false;
     if (steps == 0 && t->steps < 0 && !t->replay &&
         !pv_stage_setting(config, t->stage->name, "steps")) {
