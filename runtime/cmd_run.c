@@ -16,7 +16,7 @@ typedef struct {
     PvSession session;
     PvWords inputs; // of --in
     const char *out;
-    PvWords tap; // comma-separated lists of paths
+    PvWords tap;          // comma-separated lists of paths
     int64_t seed, repeat; // repeat -1: once, and no word of the time
     bool ema;
     const PvEntry *entry;
@@ -26,6 +26,7 @@ typedef struct {
     uint32_t *taps; // indices into the plain plan's taps
     uint32_t tap_count;
     PvTensor **tap_tensors;
+    char **buffers; // by parameter: value before the run of buffers that are read, else NULL
 } Run;
 
 static void run_close(Run *run)
@@ -34,6 +35,9 @@ static void run_close(Run *run)
         pv_tensor_drop(run->tap_tensors[i]);
     free(run->tap_tensors);
     free(run->taps);
+    for (uint32_t i = 0; run->buffers && i < pv_model.param_count; i++)
+        free(run->buffers[i]);
+    free(run->buffers);
     pv_call_free(run->call);
     pv_set_free(&run->files);
     pv_words_free(&run->inputs);
@@ -202,6 +206,48 @@ static bool check_memory(Run *run, const PvPlan *plan, const bool *needed, PvErr
     return good;
 }
 
+static size_t buffer_size(const PvParam *param)
+{
+    return (size_t)(param->count * pv_dtype_size(param->type.dtype));
+}
+
+// The buffers (batch-norm statistics) of the instances that the call reads, before it.
+static void save_buffers(Run *run, const bool *needed)
+{
+    run->buffers = pv_alloc((pv_model.param_count + 1u) * sizeof *run->buffers);
+    for (uint32_t i = 0; i < pv_model.param_count; i++) {
+        const PvParam *param = &pv_model.params[i];
+        if (!param->buffer || !needed[param->instance])
+            continue;
+        size_t size = buffer_size(param);
+        run->buffers[i] = pv_alloc(size);
+        memcpy(run->buffers[i], run->session.exec->params + param->offset, size);
+    }
+}
+
+// Each run starts from the statistics that were mounted.
+static void restore_buffers(Run *run)
+{
+    for (uint32_t i = 0; i < pv_model.param_count; i++) {
+        const PvParam *param = &pv_model.params[i];
+        if (run->buffers[i])
+            memcpy(run->session.exec->params + param->offset, run->buffers[i], buffer_size(param));
+    }
+}
+
+// Buffers that the program moved are results too, under their own names.
+static void add_moved_buffers(Run *run, PvWriter *writer)
+{
+    for (uint32_t i = 0; i < pv_model.param_count; i++) {
+        const PvParam *param = &pv_model.params[i];
+        const char *now = run->session.exec->params + param->offset;
+        size_t size = buffer_size(param);
+        if (run->buffers[i] && memcmp(run->buffers[i], now, size) != 0)
+            pv_writer_add(writer, param->name, param->type.dtype, param->type.rank, param->type.dim,
+                          now, param->type.dtype);
+    }
+}
+
 static bool write_results(Run *run, const PvPlan *plan, PvError *error)
 {
     const PvEntry *entry = run->entry;
@@ -222,6 +268,7 @@ static bool write_results(Run *run, const PvPlan *plan, PvError *error)
                       run->session.exec->grads + param->offset, param->type.dtype);
         free(name);
     }
+    add_moved_buffers(run, writer);
     pv_writer_metadata(writer, "program", entry->name);
     bool good = pv_writer_finish(writer, run->out, error);
     pv_set_free(&written);
@@ -256,6 +303,7 @@ static bool execute(Run *run, const PvCallPlan *how, PvError *error)
     bool good = seconds != NULL;
     for (int64_t i = 0; good && i < count; i++) {
         memcpy(session->random->draws, draws, size);
+        restore_buffers(run);
         double start = pv_seconds();
         good = pv_call_run(session->exec, run->call, how, error);
         seconds[i] = pv_seconds() - start;
@@ -288,9 +336,10 @@ static bool run_program(Run *run, const char *name, PvEntryKind kind, PvError *e
     pv_plan_instances(plan, needed);
     PvCallPlan how = {run->variant, plain, run->taps, run->tap_count, run->tap_tensors};
     bool good = check_memory(run, plan, needed, error) &&
-                pv_session_mount(session, name, needed, NULL, run->ema, error) &&
-                execute(run, &how, error) &&
-                (!run->out || write_results(run, plan, error));
+                pv_session_mount(session, name, needed, NULL, run->ema, error);
+    if (good)
+        save_buffers(run, needed);
+    good = good && execute(run, &how, error) && (!run->out || write_results(run, plan, error));
     free(needed);
     return good;
 }

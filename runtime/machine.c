@@ -1,5 +1,16 @@
-// Processor features: those that the kernels were compiled with against those that are there.
+// Processor features: those that the kernels were compiled with against those that are there. And
+// how threads wait: libgomp's spin for milliseconds between kernels, which on a machine that other
+// programs use as well costs a factor of ten or more; here they spin for microseconds, then sleep.
 #include "runtime/machine.h"
+
+#include <stdlib.h>
+
+// Before libgomp's own constructor reads the environment; what the user set stays.
+__attribute__((constructor(101))) static void set_thread_wait(void)
+{
+    if (!getenv("OMP_WAIT_POLICY"))
+        setenv("GOMP_SPINCOUNT", "2000", 0);
+}
 
 #if defined __x86_64__
 static const char *missing_feature(uint64_t features)
