@@ -388,8 +388,6 @@ static bool train_stage(Training *t, PvError *error)
 
 static bool replay_stage(Training *t, PvError *error)
 {
-    if (!t->state)
-        return pv_error(error, PV_USAGE, "--replay needs --state FILE");
     t->train = pv_train_new(&t->session, t->stage, t->accumulate, t->ema_every, true, error);
     int64_t batch;
     return t->train && pv_tensors_read(t->replay, &t->given, error) &&
@@ -435,7 +433,8 @@ PvStatus cmd_train(int argc, char **argv, PvError *error)
         {"--seed", "N", PV_FLAG_INT, &t.seed, "of first values, data order and draws (default 0)"},
         {"--replay", "FILE", PV_FLAG_TEXT, &t.replay,
          "take batches and draws from tensors, for checks"},
-        {"--state", "FILE", PV_FLAG_TEXT, &t.state, "what --replay ends with"},
+        {"--state", "FILE", PV_FLAG_TEXT, &t.state,
+         "what --replay ends with (without it, only losses and the median time are printed)"},
         PV_SESSION_FLAGS(&t.session),
     };
     PvUsage usage = {
