@@ -297,7 +297,7 @@ bool pv_config_set(PvConfig *config, const char *assignment, PvError *error)
         if (fine) {
             PvSetting *setting = new_setting(config, key, place);
             setting->is_list = true;
-            for (size_t i = 0; i < list.items[0].count; i++)
+            for (size_t i = 0; list.count > 0 && i < list.items[0].count; i++)
                 add_value(setting, list.items[0].values[i]);
         }
         pv_config_free(&list);
@@ -392,7 +392,7 @@ bool pv_setting_bool(const PvSetting *setting, size_t i, bool *out, PvError *err
 {
     static const char *const words[] = {"false", "true", "no", "yes", "off", "on", "0", "1"};
     for (size_t k = 0; i < setting->count && k < sizeof words / sizeof words[0]; k++) {
-        if (strcasecmp(setting->values[i], words[k]))
+        if (strcasecmp(setting->values[i], words[k]) != 0)
             continue;
         *out = k % 2 == 1;
         return true;
@@ -494,6 +494,9 @@ bool pv_config_check_used(const PvConfig *config, const char *const *known, size
         else
             pv_error_append(error, "\n  %s: unknown setting '%s'", setting->place, setting->key);
         const char *nearest = pv_nearest(setting->key, known, known_count);
+        const char *dot = strchr(setting->key, '.'); // after a stage's name
+        if (!nearest && dot)
+            nearest = pv_nearest(dot + 1, known, known_count);
         if (nearest && !error->hint)
             pv_error_hint(error, "did you mean '%s'?", nearest);
         fine = false;

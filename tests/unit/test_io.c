@@ -821,6 +821,11 @@ static void config_values(void **state)
     assert_string_equal(error.hint, "did you mean 'steps'?");
     expect(&error, PV_WRONG, "--set stpes=5: unknown setting 'stpes'");
     pv_config_free(&config);
+    expect_fine(pv_config_set(&config, "stage.stpes=5", &error), &error);
+    assert_false(pv_config_check_used(&config, known, 3, &error));
+    assert_string_equal(error.hint, "did you mean 'steps'?");
+    pv_error_free(&error);
+    pv_config_free(&config);
 }
 
 static void config_errors(void **state)
