@@ -10,12 +10,18 @@
 static const char *class_color(OpClass class)
 {
     switch (class) {
-    case CLASS_SOURCE: return "#e8e8e8";
-    case CLASS_ELEMENTWISE: return "#dff0d8";
-    case CLASS_MOVEMENT: return "#fdf3d0";
-    case CLASS_REDUCE: return "#fce0d0";
-    case CLASS_CONTRACT: return "#cfe2f7";
-    case CLASS_COMPOSITE: return "#e3d6f2";
+    case CLASS_SOURCE:
+        return "#e8e8e8";
+    case CLASS_ELEMENTWISE:
+        return "#dff0d8";
+    case CLASS_MOVEMENT:
+        return "#fdf3d0";
+    case CLASS_REDUCE:
+        return "#fce0d0";
+    case CLASS_CONTRACT:
+        return "#cfe2f7";
+    case CLASS_COMPOSITE:
+        return "#e3d6f2";
     }
     bug("there is no class %d", (int)class);
 }
