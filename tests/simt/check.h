@@ -9,6 +9,7 @@
 #pragma once
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <vector>
 #include "simt.h"
@@ -20,6 +21,7 @@ typedef uint16_t bf16;
 typedef std::vector<float> Floats;
 
 static bool fault_expected;
+static unsigned stress_seeds; // 0: the two seeds of every day
 static int passed, failed;
 
 static inline float from_bf16(bf16 bits)
@@ -87,30 +89,39 @@ static inline void poison(bf16 *device, size_t count)
     memset(device, 0xff, count * 2);
 }
 
-// launch() runs the kernel once and returns the relative error of what it left.
+// Runs the kernel once in a mode; launch() returns the relative error of what it left.
+template <class Launch>
+void run_mode(const char *name, double bound, Launch launch, int order, int async, unsigned seed)
+{
+    simt_config = {order, async, SIMT_RACE, seed, fault_expected ? 0 : 4};
+    simt_reset();
+    double error = launch();
+    bool right = error < bound && simt_stats.errors == 0 && simt_stats.bank_conflicts == 0;
+    bool good = right != fault_expected;
+    ++(good ? passed : failed);
+    if (good && !fault_expected)
+        return;
+    printf("%s %s, order %d, async %d, seed %u: error %.1e (bound %.1e), %llu reports, %llu bank "
+           "conflicts%s%s\n",
+           good ? "found" : "FAIL", name, order, async, seed, error, bound,
+           (unsigned long long)simt_stats.errors, (unsigned long long)simt_stats.bank_conflicts,
+           *simt_first_report() ? ": " : "", simt_first_report());
+}
+
 template <class Launch> void run_modes(const char *name, double bound, Launch launch)
 {
-    for (unsigned seed = 1; seed <= 2; seed++) {
-        simt_config = {SIMT_RANDOM_ORDER, SIMT_RANDOM_ASYNC, SIMT_RACE, seed,
-                       fault_expected ? 0 : 4};
-        simt_reset();
-        double error = launch();
-        bool right = error < bound && simt_stats.errors == 0 && simt_stats.bank_conflicts == 0;
-        bool good = right != fault_expected;
-        ++(good ? passed : failed);
-        if (!good || fault_expected)
-            printf(
-                "%s %s, seed %u: error %.1e (bound %.1e), %llu reports, %llu bank conflicts%s%s\n",
-                good ? "found" : "FAIL", name, seed, error, bound,
-                (unsigned long long)simt_stats.errors,
-                (unsigned long long)simt_stats.bank_conflicts, *simt_first_report() ? ": " : "",
-                simt_first_report());
-    }
+    if (stress_seeds == 0)
+        for (unsigned seed = 1; seed <= 2; seed++)
+            run_mode(name, bound, launch, SIMT_RANDOM_ORDER, SIMT_RANDOM_ASYNC, seed);
+    for (unsigned i = 0; i < 9 * stress_seeds; i++)
+        run_mode(name, bound, launch, (int)(i % 3), (int)(i / 3 % 3), i / 9 + 1);
 }
 
 static inline void begin(int argc, char **argv)
 {
     fault_expected = argc > 1 && strcmp(argv[1], "--fault") == 0;
+    if (argc > 2 && strcmp(argv[1], "--stress") == 0)
+        stress_seeds = (unsigned)atoi(argv[2]);
 }
 
 static inline int finish(void)

@@ -76,6 +76,7 @@ int main(int argc, char **argv)
 {
     if (argc > 1 && strcmp(argv[1], "--cost") == 0)
         return print_costs();
+    begin(argc, argv);
     uint32_t *in = (uint32_t *)simt_malloc(512), *out = (uint32_t *)simt_malloc(1024);
     run_modes("collectives", 0.5, [&] { return check_collectives(out); });
     run_modes("matrices", 0.5, [&] { return check_matrices(in, out) != 0 ? 1.0 : 0.0; });
