@@ -172,6 +172,17 @@ static void check_buffers(const Work *work)
         }
 }
 
+static void release(const Work *work, const Codegen *cg)
+{
+    free(work->launches);
+    free(work->args);
+    free(work->buffers);
+    free(work->scalars);
+    free(cg->kernels);
+    free(cg->data);
+    free(cg->data_items);
+}
+
 static void test_random_graphs(void **unused)
 {
     (void)unused;
@@ -192,13 +203,7 @@ static void test_random_graphs(void **unused)
         check_order(&work);
         check_buffers(&work);
         assert_true(work.arena_batch >= work.live_batch);
-        free(work.launches);
-        free(work.args);
-        free(work.buffers);
-        free(work.scalars);
-        free(cg->kernels);
-        free(cg->data);
-        free(cg->data_items);
+        release(&work, cg);
         arena_free(arena);
     }
 }
@@ -224,6 +229,44 @@ static void test_chain_fuses(void **unused)
         schedule_groups(&work);
         assert_int_equal(work.group_count, level == 0 ? 10 : 1);
     }
+    arena_free(arena);
+}
+
+// A sum of products is no kernel of its own: each adds to the one before it, in its place.
+static void test_sums_of_products(void **unused)
+{
+    (void)unused;
+    Arena *arena = arena_new();
+    Sample sample;
+    make_sample(&sample, arena, 4);
+    Graph *graph = sample.module.graph;
+    Val x = val_of(1, 0), sum = 0, factors[3] = {x, g_unary(graph, OP_TANH, x)};
+    factors[2] = g_unary(graph, OP_TANH, factors[1]);
+    for (int i = 0; i < 3; i++) {
+        Val product = g_contract(graph, x, factors[i], "bik", "bkj", "ij");
+        sum = i ? g_binary(graph, OP_ADD, sum, product) : product;
+    }
+    sample.outputs[0].val = sum;
+    sample.variant.output_count = 1;
+    Codegen *cg = codegen_new(&sample.module, NULL, "native");
+    Work work = {.module = &sample.module, .entry = &sample.entry, .variant = &sample.variant,
+                 .level = 2, .arena = arena};
+    find_layout(&work);
+    fuse_groups(&work);
+    schedule_groups(&work);
+    uint32_t residuals = 0, products = 0;
+    for (uint32_t i = 0; i < work.group_count; i++) {
+        const Group *group = &work.groups[work.schedule[i]];
+        residuals += group->residual != 0;
+        products += group->kind == GROUP_LIBRARY;
+    }
+    assert_int_equal(products, 3);
+    assert_int_equal(residuals, 2);
+    lower_groups(cg, &work);
+    plan_memory(&work);
+    check_buffers(&work);
+    assert_int_equal(work.arena_fixed, 8 * 8 * 4);
+    release(&work, cg);
     arena_free(arena);
 }
 
@@ -268,6 +311,7 @@ int main(void)
         cmocka_unit_test(test_known_packings),
         cmocka_unit_test(test_random_graphs),
         cmocka_unit_test(test_chain_fuses),
+        cmocka_unit_test(test_sums_of_products),
         cmocka_unit_test(test_recompute),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
