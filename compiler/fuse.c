@@ -8,11 +8,12 @@
 //    Gradients of weights that are used several times become chains of such residuals: each
 //    contribution is added by the kernel that computes it, to what the one before it left.
 // 2. Elementwise groups. Nodes are taken from the last to the first. One whose readers all belong
-// to
-//    one elementwise group of the same iteration space joins it (smaller ones, which would be
-// computed
-//    again for each element, only if they are cheap). A cheap node with one tensor operand whose
-//    readers are spread over groups is computed in each of them. Every other one starts a group.
+//    to one elementwise group of the same iteration space joins it (smaller ones, which would be
+//    computed again for each element, only if they are cheap). A cheap node with one tensor operand
+//    whose readers are spread over groups is computed in each of them. Every other one starts a
+//    group.
+//
+// At -O2 the result of an elementwise group may lie in a part of a larger value that dies there.
 //
 // A member is read only inside its group, and all members lead to the group's result; so no path
 // leaves a group and comes back, and the groups have a topological order.

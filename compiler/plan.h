@@ -3,7 +3,7 @@
 //
 //   layout    which values are views, that is (storage of another value, offset, strides)
 //   fuse      groups: what one kernel computes
-//   schedule  the order of groups
+//   schedule  the order of groups, some of them twice (recompute.c)
 //   lower     groups to launches (codegen/emit_launch.c: it knows the kernels of a target)
 //   plan      lifetimes and offsets of buffers
 //
