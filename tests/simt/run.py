@@ -52,7 +52,7 @@ def main():
              and os.access(os.path.join(folder, name), os.X_OK)
              and (len(sys.argv) < 3 or any(word in name for word in sys.argv[2:]))]
     total = [0, 0, 0]
-    if not any(name.startswith("test_") for name in names):
+    if len(sys.argv) < 3 and not any(name.startswith("test_") for name in names):
         print("the emulator's tests were not built: is there a C++ compiler?")
         total[2] += 1
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
