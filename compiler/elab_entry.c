@@ -350,7 +350,8 @@ static void elaborate_gradient(Elab *e, Decl *decl)
     entry->inputs = program.inputs;
     entry->input_count = program.input_count;
     entry->program = decl->index;
-    entry_elaborate(e, at.entry, NULL, program_body, &at);
+    if (!e->options->check) // its forward graph is the program's once more
+        entry_elaborate(e, at.entry, NULL, program_body, &at);
 }
 
 // Every program of all files; a replaced one stands where the first of its chain stood.

@@ -58,7 +58,8 @@ static bool pass_elaborate(Build *build)
 {
     const Options *options = &build->options;
     ElabOptions elab = {options->path, options->defines, options->define_count,
-                        options->folders, options->folder_count, options->real};
+                        options->folders, options->folder_count, options->real,
+                        options->check};
     build->module = elaborate(build->arena, build->sources, &elab);
     return build->module && diag_errors() == 0;
 }
