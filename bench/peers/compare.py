@@ -77,13 +77,10 @@ def run_torch(case, threads):
     torch.set_num_threads(threads)
     empty = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     data = peer.read_safetensors(f"{WORK}/inputs.safetensors")
-    weights = peer.read_safetensors(f"{WORK}/weights.safetensors")
+    prefix = "ae." if case == "ae" else "unet."
+    net = peer.Autoencoder() if case == "ae" else peer.UNet(128)
+    peer.load(net, peer.read_safetensors(f"{WORK}/weights.safetensors", prefix), prefix)
     times = []
-    if case == "ae":
-        net = peer.load(peer.Autoencoder(), weights, "ae.")
-    else:
-        net = peer.load(peer.UNet(128), weights, "unet.")
-    del weights
     if case == "step":
         optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, weight_decay=0.01)
         beta = torch.linspace(0.0015 ** 0.5, 0.0195 ** 0.5, 1000, dtype=torch.float64) ** 2
@@ -150,10 +147,14 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json")
     parser.add_argument("--torch", help=argparse.SUPPRESS)
+    parser.add_argument("--prepare", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.torch:
         return run_torch(args.torch, args.threads)
-    prepare()
+    if args.prepare:
+        return prepare()
+    # In a process of its own: a child's peak counts from the size of the process that started it.
+    subprocess.run([sys.executable, __file__, "--prepare"], check=True)
     exe = f"{WORK}/pvdm-s"
     subprocess.run([f"{ROOT}/out/release/pvdmc", f"{ROOT}/models/pvdm.model", *SMALL, "-o", exe], check=True)
     report = {}

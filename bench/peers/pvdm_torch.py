@@ -332,18 +332,20 @@ def jointly(attn, planes):
 TYPES = {"F32": "<f4", "F16": "<f2", "I64": "<i8", "F64": "<f8"}
 
 
-def read_safetensors(path):
-    """{name: tensor}, floats as f32."""
+def read_safetensors(path, prefix=""):
+    """{name: tensor} of the names under prefix, floats as f32; one tensor at a time is in memory twice."""
     with open(path, "rb") as file:
         size = struct.unpack("<Q", file.read(8))[0]
         header = json.loads(file.read(size))
-        data = file.read()
-    tensors = {}
-    for name, entry in header.items():
-        if name != "__metadata__" and entry["dtype"] in TYPES:
+        tensors = {}
+        for name, entry in header.items():
+            if name == "__metadata__" or not name.startswith(prefix) or entry["dtype"] not in TYPES:
+                continue
             begin, end = entry["data_offsets"]
-            values = numpy.frombuffer(data[begin:end], dtype=TYPES[entry["dtype"]]).reshape(entry["shape"])
-            tensors[name] = torch.from_numpy(values.astype("f4" if values.dtype.kind == "f" else "i8"))
+            file.seek(8 + size + begin)
+            values = numpy.frombuffer(file.read(end - begin), dtype=TYPES[entry["dtype"]])
+            values = values.reshape(entry["shape"]).astype("f4" if values.dtype.kind == "f" else "i8")
+            tensors[name] = torch.from_numpy(values)
     return tensors
 
 
