@@ -1,6 +1,6 @@
 #!/bin/sh
 # From nothing to pictures: builds, compiles a small PVDM, trains its autoencoder and its diffusion
-# model on a real video, reconstructs, samples. About 5 minutes on 2 cores. Results in out/demo/.
+# model on a real video, reconstructs, samples. About 6 minutes on 2 cores. Results in out/demo/.
 set -eu
 cd "$(dirname "$0")/.."
 started=$(date +%s)
@@ -25,12 +25,12 @@ out/release/pvdmc models/pvdm-tiny.model -o "$out/pvdm-tiny"
 
 say "training the autoencoder"
 "$out/pvdm-tiny" train autoencoder --config build/demo.yaml --data "$out/data" \
-    --out "$out/autoencoder" --set steps="${DEMO_AE_STEPS:-3000}"
+    --out "$out/autoencoder" --set steps="${DEMO_AE_STEPS:-2400}"
 ae=$(ls "$out"/autoencoder/step-*.safetensors | tail -n 1)
 
 say "training the diffusion model in its latent space"
 "$out/pvdm-tiny" train diffusion --config build/demo.yaml --data "$out/data" --weights "ae=$ae" \
-    --out "$out/diffusion" --set steps="${DEMO_UNET_STEPS:-2000}"
+    --out "$out/diffusion" --set steps="${DEMO_UNET_STEPS:-1500}"
 unet=$(ls "$out"/diffusion/step-*.safetensors | tail -n 1)
 
 say "reconstruction beside the original"
