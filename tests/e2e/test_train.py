@@ -11,7 +11,7 @@ import subprocess
 import time
 import zlib
 
-from common import ROOT, Skip, Tensors, compiled, run, scratch
+from common import Skip, Tensors, compiled, run, scratch
 
 TINY = ["-D", "resolution=32", "-D", "frames=4", "-D", "channels=32", "-D", "ae_depth=1", "-D", "ae_heads=2",
         "-D", "ae_dim_head=16", "-D", "model_channels=32", "-D", "channel_mult=[1,2]", "-D", "num_res_blocks=1"]
