@@ -350,8 +350,7 @@ static void elaborate_gradient(Elab *e, Decl *decl)
     entry->inputs = program.inputs;
     entry->input_count = program.input_count;
     entry->program = decl->index;
-    if (!e->options->check) // its forward graph is the program's once more
-        entry_elaborate(e, at.entry, NULL, program_body, &at);
+    entry_elaborate(e, at.entry, NULL, program_body, &at);
 }
 
 // Every program of all files; a replaced one stands where the first of its chain stood.
@@ -373,7 +372,8 @@ void elab_programs(Elab *e)
         if (elab_try(e, make_inputs, &at))
             entry_elaborate(e, at.entry, NULL, program_body, &at);
     }
-    for (size_t i = 0; i < count && !diag_full(); i++)
-        elaborate_gradient(e, programs[i]);
+    if (!e->options->check) // a gradient's forward graph is its program's once more
+        for (size_t i = 0; i < count && !diag_full(); i++)
+            elaborate_gradient(e, programs[i]);
     free(programs);
 }

@@ -205,7 +205,7 @@ typedef struct {
     const char **include_dirs;
     uint32_t include_count;
     DType real;
-    bool check;                       // only look for mistakes: gradients' forward graphs are left out
+    bool check;                       // only look for mistakes: programs' gradients are left out
 } ElabOptions;
 
 /* elaborate.c: AST to graphs of forward passes; gradients are added by grad.c.
