@@ -217,6 +217,9 @@ static PvLaunch *make_launches(Writer *writer, const Work *work)
         launches[i].origin = find_origin(writer, from->origin);
         launches[i].flops_fixed = from->flops_fixed;
         launches[i].flops_batch = from->flops_batch;
+        launches[i].segments = (uint16_t)from->segments;
+        launches[i].bytes_fixed = from->bytes_fixed;
+        launches[i].bytes_batch = from->bytes_batch;
     }
     return launches;
 }
@@ -329,7 +332,7 @@ static void write_taps(Writer *writer, const Work *work, uint32_t number)
 
 typedef struct {
     size_t packed, packed_bytes;       // in the data section
-    double flops_fixed, flops_batch;
+    double flops_fixed, flops_batch, bytes_fixed, bytes_batch;
     uint32_t scalars;
 } PlanText;
 
@@ -343,6 +346,8 @@ static void store_launches(Writer *writer, const Work *work, PlanText *text)
     for (uint32_t i = 0; i < work->launch_count; i++) {
         text->flops_fixed += launches[i].flops_fixed;
         text->flops_batch += launches[i].flops_batch;
+        text->bytes_fixed += launches[i].bytes_fixed;
+        text->bytes_batch += launches[i].bytes_batch;
     }
     free(packed);
     free(launches);
@@ -368,10 +373,10 @@ static PlanText write_plan_parts(Writer *writer, const Work *work, uint32_t numb
 static void write_plan(Writer *writer, const Work *work, uint32_t number, const PlanText *text)
 {
     fprintf(writer->out,
-            "    {0, %u, 0, %u, pv_data + %zu, %zu, %.17g, %.17g,\n"
+            "    {0, %u, 0, %u, pv_data + %zu, %zu, %.17g, %.17g, %.17g, %.17g,\n"
             "     %lld, %lld, %lld, %lld, %lld, %u, scalars_%u,\n",
             work->launch_count, work->arg_count, text->packed, text->packed_bytes,
-            text->flops_fixed, text->flops_batch,
+            text->flops_fixed, text->flops_batch, text->bytes_fixed, text->bytes_batch,
             (long long)work->arena_fixed, (long long)work->arena_batch,
             (long long)work->live_fixed, (long long)work->live_batch, (long long)work->scratch,
             work->scalar_count, text->scalars);
@@ -520,7 +525,7 @@ static void write_model(Writer *writer)
                     cg->kernels[i].symbol);
     fprintf(out, "static const PvKernel kernels[] = {\n");
     for (uint32_t i = 0; i < cg->kernel_count; i++)
-        fprintf(out, "    {\"%s\", %s},\n", cg->kernels[i].name, cg->kernels[i].symbol);
+        fprintf(out, "    {\"%s\", %s, 0},\n", cg->kernels[i].name, cg->kernels[i].symbol);
     fprintf(out, "%s};\n", cg->kernel_count ? "" : "    {0}\n");
     write_names(out, "origins", writer->texts, writer->count);
     write_names(out, "constants", module->constants, module->constant_count);
@@ -533,7 +538,7 @@ static void write_model(Writer *writer)
             module->option_count, cg->option_slots, module->stream_count);
     fprintf(out, "    entries, %u, stages, %u, samplers, %u,\n", module->entry_count,
             module->stage_count, module->sampler_count);
-    fprintf(out, "    kernels, %u, origins, %u, pv_data, %zu, ", cg->kernel_count, writer->count,
+    fprintf(out, "    kernels, %u, origins, %u, pv_data, %zu, 0, ", cg->kernel_count, writer->count,
             cg->data_size);
     write_string(out, cg->march);
     fprintf(out, ", PV_FEATURES\n};\n");

@@ -75,6 +75,10 @@ void lower_conv(Lower *lower, const Group *group)
     set_arg(lower, ARG(ConvArgs, residual), residual);
     set_dim(lower, ARG(ConvArgs, x_image), stride[0]);
     set_dim(lower, ARG(ConvArgs, y_image), stride[1]);
+    set_dim(lower, ARG(ConvArgs, x_channel), dims_between(type[0], 2, type[0]->rank));
+    set_dim(lower, ARG(ConvArgs, y_channel), dims_between(type[1], 2, type[1]->rank));
+    set_int(lower, ARG(ConvArgs, x_position), 1);
+    set_int(lower, ARG(ConvArgs, y_position), 1);
     set_int(lower, ARG(ConvArgs, act), activation(group->act));
     conv_sizes(lower, node, type[0], type[1], type[2]);
     const void *numbers = launch_numbers(lower);
@@ -318,6 +322,10 @@ static void lower_group_norm(Lower *lower, const Group *group)
     set_dim(lower, ARG(GroupNormArgs, x_image), x_stride);
     set_dim(lower, ARG(GroupNormArgs, y_image), y_stride[0]);
     set_dim(lower, ARG(GroupNormArgs, mod_image), mod_stride);
+    set_dim(lower, ARG(GroupNormArgs, x_channel), y_stride[1]);
+    set_dim(lower, ARG(GroupNormArgs, y_channel), y_stride[1]);
+    set_int(lower, ARG(GroupNormArgs, x_position), 1);
+    set_int(lower, ARG(GroupNormArgs, y_position), 1);
     set_real(lower, ARG(GroupNormArgs, eps), node->attr->real);
     set_int(lower, ARG(GroupNormArgs, act), activation(group->act));
     need_scratch(lower, pv_norm_scratch(type->dim[1].n, real_size(lower)));
@@ -360,6 +368,12 @@ static void lower_group_norm_grad(Lower *lower, const Group *group)
     set_dim(lower, ARG(GroupNormGradArgs, x_image), x_stride);
     set_dim(lower, ARG(GroupNormGradArgs, dy_image), dy_stride);
     set_dim(lower, ARG(GroupNormGradArgs, dx_image), dx_stride[0]);
+    set_dim(lower, ARG(GroupNormGradArgs, x_channel), dx_stride[1]);
+    set_dim(lower, ARG(GroupNormGradArgs, dy_channel), dx_stride[1]);
+    set_dim(lower, ARG(GroupNormGradArgs, dx_channel), dx_stride[1]);
+    set_int(lower, ARG(GroupNormGradArgs, x_position), 1);
+    set_int(lower, ARG(GroupNormGradArgs, dy_position), 1);
+    set_int(lower, ARG(GroupNormGradArgs, dx_position), 1);
     need_scratch(lower, pv_norm_scratch(type->dim[1].n, real_size(lower)));
 }
 

@@ -22,7 +22,8 @@ void launch_begin_kernel(Lower *lower, uint32_t kernel, uint32_t arg_count)
     work->launches = grow_array(work->launches, &lower->launch_capacity, work->launch_count,
                                 sizeof *work->launches);
     PlanLaunch *launch = &work->launches[work->launch_count++];
-    *launch = (PlanLaunch){.kernel = kernel, .arg = work->arg_count, .arg_count = arg_count};
+    *launch = (PlanLaunch){
+        .kernel = kernel, .arg = work->arg_count, .arg_count = arg_count, .segments = 1};
     launch->origin = lower->group ? lower->group->anchor : 0;
     for (uint32_t i = 0; i < arg_count; i++) {
         work->args = grow_array(work->args, &lower->arg_capacity, work->arg_count,

@@ -80,9 +80,12 @@ void *pack_plan(const PvLaunch *launches, uint32_t launch_count, const PvArg *ar
         const PvLaunch *like = last[at->kernel] ? &launches[last[at->kernel] - 1] : &none;
         put(packer, (uint64_t)at->kernel - kernel);
         put(packer, (uint64_t)at->arg_count - like->arg_count);
+        put(packer, (uint64_t)at->segments - like->segments);
         put(packer, (uint64_t)at->origin - origin);
         put(packer, bits_of(at->flops_fixed) - bits_of(like->flops_fixed));
         put(packer, bits_of(at->flops_batch) - bits_of(like->flops_batch));
+        put(packer, bits_of(at->bytes_fixed) - bits_of(like->bytes_fixed));
+        put(packer, bits_of(at->bytes_batch) - bits_of(like->bytes_batch));
         bool same = like != &none && like->arg_count == at->arg_count;
         put_args(packer, args + at->arg, same ? args + like->arg : NULL, at->arg_count);
         kernel = at->kernel;

@@ -62,7 +62,9 @@ typedef struct {
     uint32_t kernel;
     uint32_t arg, arg_count;   // in Work.args
     NodeId origin;
+    uint32_t segments;         // independent problems, arg_count / segments arguments each
     double flops_fixed, flops_batch;
+    double bytes_fixed, bytes_batch;   // read and written at least, each operand once
     // A result, in the arena or among the gradients, that may overwrite an operand (buffer + 1);
     // PV_VALUE, 0: none.
     PlanArg inplace_out;

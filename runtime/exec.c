@@ -267,12 +267,14 @@ static const PvUnpacked *unpack(PvExec *exec, const PvPlan *plan, PvError *error
 static void launch(PvExec *exec, const PvRun *run, const PvLaunch *at)
 {
     PvKernelFn *fn = exec->model->kernels[at->kernel].fn;
+    PvRun now = *run;
+    now.segments = at->segments;
     if (!exec->times) {
-        fn(run, exec->args + at->arg);
+        fn(&now, exec->args + at->arg);
         return;
     }
     double start = pv_seconds();
-    fn(run, exec->args + at->arg);
+    fn(&now, exec->args + at->arg);
     PvKernelTime *time = &exec->times[at->kernel];
     time->seconds += pv_seconds() - start;
     time->flops += at->flops_fixed + at->flops_batch * (double)run->batch;
@@ -316,7 +318,8 @@ static const PvUnpacked *prepare(PvExec *exec, const PvExecStep *step, PvError *
 
 static PvRun run_of(const PvExec *exec, const PvExecStep *step)
 {
-    return (PvRun){step->step->batch, exec->threads, exec->scratch, exec->scratch_each, step->step};
+    return (PvRun){step->step->batch, exec->threads, exec->scratch, exec->scratch_each, step->step,
+                   1};
 }
 
 bool pv_exec_run(PvExec *exec, const PvExecStep *step, PvError *error)

@@ -78,23 +78,52 @@ typedef struct {
     char *scratch;                   // threads * scratch_size bytes, 64-byte aligned
     int64_t scratch_size;
     PvStep *step;
+    uint32_t segments;               // of this launch: arg_count / segments numbers each
 } PvRun;
 
 // `args` are the resolved PvArgs: addresses, numbers. The struct of that kernel is laid over it.
 typedef void PvKernelFn(const PvRun *run, const int64_t *args);
 
+// ---- the CUDA side of a kernel ----
+
+enum { PV_MAX_PHASES = 4, PV_MAX_SEGMENTS = 8, PV_CUDA_BAKED = 6 };
+
+typedef struct PvCudaKernel PvCudaKernel;
+
+// What one segment of a launch needs: blocks of each phase, and device memory that lives as long as
+// the launch. Phases run one after the other; one of 0 blocks in all is left out.
+typedef struct {
+    uint32_t blocks[PV_MAX_PHASES];
+    int64_t workspace;               // bytes
+} PvCudaGrid;
+typedef void PvCudaShape(const PvCudaKernel *kernel, const int64_t *args, PvCudaGrid *grid);
+
+struct PvCudaKernel {
+    const char *symbol;              // phase p > 0 is the function SYMBOL_p
+    uint32_t module;                 // index in PvCuda.modules
+    uint32_t phases;
+    uint32_t segments;               // that it is compiled for: 1 or PV_MAX_SEGMENTS
+    uint32_t threads[PV_MAX_PHASES]; // a block
+    uint32_t shared[PV_MAX_PHASES];  // bytes of dynamic shared memory
+    int32_t baked[PV_CUDA_BAKED];    // tile sizes and the like, as its shape function reads them
+    PvCudaShape *shape;
+};
+
 typedef struct {
     const char *name;                // what it fuses: "add_silu", "conv3x3"
-    PvKernelFn *fn;
+    PvKernelFn *fn;                  // NULL: not in this executable
+    const PvCudaKernel *cuda;        // NULL: not in this executable
 } PvKernel;
 
 typedef struct {
     uint32_t kernel;                 // index in PvModel.kernels
     uint32_t arg;                    // first of its arguments in PvPlan.args
-    uint16_t arg_count;
-    uint16_t reserved;
+    uint16_t arg_count;              // of all segments
+    uint16_t segments;               // independent problems of one kernel, arguments one after the
+                                     // other; at least 1
     uint32_t origin;                 // index in PvModel.origins: "unet.model:20 unet.out.2"
     double flops_fixed, flops_batch; // predicted
+    double bytes_fixed, bytes_batch; // predicted: what it must read and write at least
 } PvLaunch;
 
 typedef struct {
@@ -114,6 +143,7 @@ typedef struct {
     const void *packed;
     uint32_t packed_bytes;
     double flops_fixed, flops_batch;       // sums over the launches
+    double bytes_fixed, bytes_batch;
     int64_t arena_fixed, arena_batch;      // bytes; need = arena_fixed + batch * arena_batch
     int64_t live_fixed, live_batch;        // lower bound: largest live sets of the two packings
     int64_t scratch_size;                  // bytes a thread
@@ -246,6 +276,25 @@ typedef struct {
     int (*run)(PvHost *host);
 } PvSampler;
 
+// One compiled program of several kernels, for one architecture.
+typedef struct {
+    uint32_t module;                 // programs of the same kernels have the same number
+    uint32_t arch;                   // 80, 90, ...: compute capability * 10; PV_ARCH_SIMT
+    bool specific;                   // sm_90a: only for that very capability
+    bool ptx;
+    const void *image;
+    int64_t bytes;
+} PvCudaImage;
+
+enum { PV_ARCH_SIMT = 10000 };       // a shared object for the emulator (a driver of that capability)
+
+typedef struct {
+    uint32_t modules;
+    const PvCudaImage *images;       uint32_t image_count;
+    const PvCudaKernel *kernels;     uint32_t kernel_count;     // of the optimizer and the like
+    const char *const *kernel_names; // "adamw", "norm", ...
+} PvCuda;
+
 typedef struct {
     const char *name;                // "pvdm"
     uint8_t real;                    // PV_F32 or PV_F64
@@ -263,6 +312,7 @@ typedef struct {
     const PvKernel *kernels;         uint32_t kernel_count;
     const char *const *origins;      uint32_t origin_count;
     const void *consts;              int64_t const_bytes;
+    const PvCuda *cuda;              // NULL: not for GPUs
     const char *march;               // what the kernels were compiled for
     uint64_t features;               // PV_FEATURES there: what the processor must have
 } PvModel;

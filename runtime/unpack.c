@@ -94,9 +94,13 @@ static void read_launches(Unpacker *unpacker, const PvPlan *plan, uint32_t kerne
         uint32_t most = plan->arg_count - arg;
         at->arg_count = (uint16_t)next_below(unpacker, like->arg_count,
                                              most < UINT16_MAX ? most + 1 : UINT16_MAX + 1u);
+        at->segments = (uint16_t)next_below(unpacker, like->segments, PV_MAX_SEGMENTS + 1);
+        unpacker->bad |= at->segments == 0;
         origin = at->origin = next_below(unpacker, origin, UINT64_C(1) << 32);
         at->flops_fixed = next_double(unpacker, like->flops_fixed);
         at->flops_batch = next_double(unpacker, like->flops_batch);
+        at->bytes_fixed = next_double(unpacker, like->bytes_fixed);
+        at->bytes_batch = next_double(unpacker, like->bytes_batch);
         at->arg = arg;
         bool same = like != &none && like->arg_count == at->arg_count;
         read_args(unpacker, args + arg, same ? args + like->arg : NULL, at->arg_count);

@@ -96,8 +96,8 @@ static void k_step(const PvRun *run, const int64_t *args)
 }
 
 static const PvKernel kernels[] = {
-    {"scale", k_scale}, {"sum", k_sum},     {"total_grad", k_total_grad}, {"noise", k_noise},
-    {"fit", k_fit},     {"store", k_store}, {"paint", k_paint},           {"step", k_step},
+    {"scale", k_scale, NULL}, {"sum", k_sum, NULL},     {"total_grad", k_total_grad, NULL}, {"noise", k_noise, NULL},
+    {"fit", k_fit, NULL},     {"store", k_store, NULL}, {"paint", k_paint, NULL},           {"step", k_step, NULL},
 };
 
 static const PvParam params[] = {
@@ -162,9 +162,9 @@ static const PvArg scale_plain_args[] = {
     AT(PV_VALUE, 0, 0),  AT(PV_VALUE, 0, 3), AT(PV_IO + 2, 0, 0), AT(PV_IO, 0, 0),
     AT(PV_PARAM, 0, 0),  AT(PV_VALUE, 0, 0), AT(PV_VALUE, 0, 3),
 };
-static const PvLaunch scale_launches[] = {{0, 0, 5, 0, 0, 0, 3}};
+static const PvLaunch scale_launches[] = {{0, 0, 5, 1, 0, 0, 3, 0, 0}};
 static const PvLaunch scale_plain_launches[] = {
-    {0, 0, 5, 0, 0, 0, 3}, {0, 5, 5, 0, 0, 0, 3}, {0, 10, 5, 0, 0, 0, 3}};
+    {0, 0, 5, 1, 0, 0, 3, 0, 0}, {0, 5, 5, 1, 0, 0, 3, 0, 0}, {0, 10, 5, 1, 0, 0, 3, 0, 0}};
 static const PvType rows = ROWS;
 static const PvTap scale_taps[] = {
     {"scale.x", &rows, AT(PV_IO, 0, 0), -1},
@@ -212,7 +212,7 @@ static const PvArg total_args[] = {
     AT(PV_VALUE, 0, 3),
 };
 static const PvLaunch total_launches[] = {
-    {0, 0, 5, 0, 0, 0, 3}, {1, 5, 3, 0, 0, 0, 3}, {2, 8, 5, 0, 0, 0, 3}};
+    {0, 0, 5, 1, 0, 0, 3, 0, 0}, {1, 5, 3, 1, 0, 0, 3, 0, 0}, {2, 8, 5, 1, 0, 0, 3, 0, 0}};
 static const uint32_t only_w[] = {0};
 static const PvPlan total_plans[] = {
     {.launches = total_launches,
@@ -255,7 +255,7 @@ static const PvArg fit_args[] = {
     AT(PV_IO + 3, 0, 0), AT(PV_SCALAR, 16, 0),
 };
 static const PvLaunch fit_launches[] = {
-    {3, 0, 2, 0, 0, 0, 3}, {4, 2, 8, 0, 0, 0, 9}, {5, 10, 2, 0, 0, 1, 0}, {5, 12, 2, 0, 0, 1, 0}};
+    {3, 0, 2, 1, 0, 0, 3, 0, 0}, {4, 2, 8, 1, 0, 0, 9, 0, 0}, {5, 10, 2, 1, 0, 1, 0, 0, 0}, {5, 12, 2, 1, 0, 1, 0, 0, 0}};
 static const uint32_t stream_noise[] = {0};
 static const PvPlan fit_plans[] = {
     {.launches = fit_launches,
@@ -286,14 +286,14 @@ static const PvInput step_inputs[] = {{"x", ROWS, false}, {"noise", ROWS, false}
 static const PvOutput step_outputs[] = {{PV_OUT_NAMED, "next", ROWS}};
 static const PvArg step_args[] = {AT(PV_IO + 2, 0, 0), AT(PV_IO, 0, 0), AT(PV_IO + 1, 0, 0),
                                   AT(PV_VALUE, 0, 3)};
-static const PvLaunch step_launches[] = {{7, 0, 4, 0, 0, 0, 6}};
+static const PvLaunch step_launches[] = {{7, 0, 4, 1, 0, 0, 6, 0, 0}};
 static const PvPlan step_plans[] = {
     {.launches = step_launches, .launch_count = 1, .args = step_args, .arg_count = 4},
 };
 static const PvOutput paint_outputs[] = {{PV_OUT_NAMED, "x", CLIP}};
 static const PvInput paint_inputs[] = {{"z", ROWS, false}};
 static const PvArg paint_args[] = {AT(PV_IO + 1, 0, 0), AT(PV_PARAM, 0, 0), AT(PV_VALUE, 0, 96)};
-static const PvLaunch paint_launches[] = {{6, 0, 3, 0, 0, 0, 96}};
+static const PvLaunch paint_launches[] = {{6, 0, 3, 1, 0, 0, 96, 0, 0}};
 static const PvPlan paint_plans[] = {
     {.launches = paint_launches, .launch_count = 1, .args = paint_args, .arg_count = 3, READS},
 };

@@ -227,7 +227,7 @@ static void run_plan(const PvModel *model, const PvPlan *plan, const Codegen *cg
     char *scratch = aligned_alloc(64, each * 2 + 64);
     PvScalar *scalars = calloc(plan->scalar_count + 1, sizeof *scalars);
     PvStep step = {BATCH, options, numbers, ~(uint64_t)0, NULL};
-    PvRun run = {BATCH, 2, scratch, (int64_t)each, &step};
+    PvRun run = {BATCH, 2, scratch, (int64_t)each, &step, 1};
     plan->scalars(&step, scalars);
     int64_t *args = calloc(plan->arg_count + 1, sizeof *args);
     PvLaunch *launches;

@@ -41,9 +41,12 @@ static void fill(void)
     for (uint32_t i = 0; i < LAUNCHES; i++) {
         launches[i] = (PvLaunch){.kernel = (uint32_t)draw(KERNELS), .arg = arg_count};
         launches[i].arg_count = (uint16_t)draw(MOST_ARGS + 1);
+        launches[i].segments = (uint16_t)(1 + draw(PV_MAX_SEGMENTS));
         launches[i].origin = draw(9) ? (uint32_t)draw(100) : UINT32_MAX;
         launches[i].flops_fixed = draw(2) ? 0 : (double)draw(1000) / 7;
         launches[i].flops_batch = draw(2) ? 3e15 : (double)draw(100000);
+        launches[i].bytes_fixed = draw(2) ? 0 : (double)draw(1000) / 3;
+        launches[i].bytes_batch = draw(2) ? 1e12 : (double)draw(100000);
         for (uint32_t k = 0; k < launches[i].arg_count; k++)
             args[arg_count++] = (PvArg){.a = number(), .c = number(), .space = (uint16_t)draw(9)};
     }
@@ -73,9 +76,12 @@ static void test_same_numbers(void **unused)
         assert_int_equal(got[i].kernel, launches[i].kernel);
         assert_int_equal(got[i].arg, launches[i].arg);
         assert_int_equal(got[i].arg_count, launches[i].arg_count);
+        assert_int_equal(got[i].segments, launches[i].segments);
         assert_int_equal(got[i].origin, launches[i].origin);
         assert_true(got[i].flops_fixed == launches[i].flops_fixed);
         assert_true(got[i].flops_batch == launches[i].flops_batch);
+        assert_true(got[i].bytes_fixed == launches[i].bytes_fixed);
+        assert_true(got[i].bytes_batch == launches[i].bytes_batch);
     }
     for (uint32_t i = 0; i < arg_count; i++)
         assert_true(got_args[i].a == args[i].a && got_args[i].c == args[i].c &&
@@ -90,7 +96,7 @@ static void test_repeats_are_short(void **unused)
     (void)unused;
     fill();
     for (uint32_t i = 0; i < LAUNCHES; i++) {      // one kernel over and over, a little further on
-        launches[i] = (PvLaunch){.kernel = 3, .arg = 8 * i, .arg_count = 8, .flops_batch = 1e9};
+        launches[i] = (PvLaunch){.kernel = 3, .arg = 8 * i, .arg_count = 8, .segments = 1, .flops_batch = 1e9};
         for (uint32_t k = 0; k < 8; k++)
             args[8 * i + k] = (PvArg){.a = 4096 * i, .c = k, .space = PV_ARENA};
     }

@@ -1,0 +1,47 @@
+/* What a kernel of the CUDA target is given: one parameter, a CxLaunch of its argument struct.
+ *
+ * Grids have one dimension. A launch has one or more segments, independent problems of one kernel,
+ * whose blocks follow one another; cx_segment tells a block its segment and its number there. A
+ * kernel that never has more than one is compiled with CX_SEGMENTS 1. Some kernels work in phases,
+ * functions NAME, NAME_1, NAME_2 launched one after the other with the same arguments, which may
+ * hand on data in `work`. The layout is runtime/cuda_exec.c's as well.
+ */
+#pragma once
+#include "cx.h"
+
+#include "kernel_args.h"
+
+#ifndef CX_SEGMENTS
+#define CX_SEGMENTS 8
+#endif
+
+// Numbers of the step, in device memory; what random numbers are drawn from.
+struct CxStream {
+    u32 draw, hash; // counter words: the present draw, the hash of the stream's name
+};
+struct CxStep {
+    int64_t batch;
+    u32 seed[2]; // key: low, high
+    CxStream stream[1]; // by number of the stream
+};
+
+struct CxHead {
+    u32 first[8 + 1];     // block at which each segment begins; [segments]: all
+    u32 segments;
+    u8 *work[8];          // of each segment: device memory of this launch, 256-byte aligned
+    const CxStep *step;
+};
+template <typename Args> struct CxLaunch {
+    CxHead head;
+    Args args[CX_SEGMENTS];
+};
+
+CX_FN u32 cx_segment(const CxHead &head, u32 *block)
+{
+    u32 segment = 0;
+    if (CX_SEGMENTS > 1)
+        while (segment + 1 < head.segments && blockIdx.x >= head.first[segment + 1])
+            segment++;
+    *block = blockIdx.x - head.first[segment];
+    return segment;
+}

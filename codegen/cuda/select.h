@@ -1,0 +1,59 @@
+/* Which CUDA kernel computes a launch: at compile time, from the launch's arguments.
+ *
+ * For each kernel of the library ("pv_conv") there is one function here. It sees the arguments as
+ * the plan has them (numbers that depend on the batch have c != 0) and says which template of this
+ * folder to instantiate, with which definitions. Equal choices are one kernel. The shape function
+ * that it names is linked into executables (shape_*.c here; runtime/pvdm.h has the types).
+ */
+#ifndef PVDMC_CUDA_SELECT_H
+#define PVDMC_CUDA_SELECT_H
+
+#include "codegen/kernel_args.h"
+#include "compiler/plan.h"
+
+typedef struct {
+    const char *file;            // "conv_f32.cu"; it defines CX_NAME, CX_NAME_1, ...
+    const char *definitions;     // "CONV_ACT=1 CONV_TILE=64", in the plan's arena; may be ""
+    const char *name;            // what it computes: "conv3x3_silu"
+    const char *shape;           // "pv_shape_conv"
+    uint32_t phases;
+    uint32_t threads[PV_MAX_PHASES], shared[PV_MAX_PHASES];
+    int32_t baked[PV_CUDA_BAKED];
+} CudaChoice;
+
+typedef struct {
+    Arena *arena;
+    const char *symbol;          // "pv_conv"
+    const PlanArg *args;         // of the first segment
+    uint32_t arg_count;          // of one segment
+} CudaLaunch;
+
+static inline bool cuda_is_number(const CudaLaunch *launch, size_t index)   // the same at any batch
+{
+    return launch->args[index].space == PV_VALUE && launch->args[index].c == 0;
+}
+static inline int64_t cuda_number(const CudaLaunch *launch, size_t index)   // at batch 1
+{
+    return launch->args[index].a + launch->args[index].c;
+}
+static inline bool cuda_is_there(const CudaLaunch *launch, size_t index)    // an address, not 0
+{
+    return launch->args[index].space != PV_VALUE;
+}
+// The address is a multiple of `bytes` (a power of two up to 16) at any batch.
+static inline bool cuda_is_aligned(const CudaLaunch *launch, size_t index, int64_t bytes)
+{
+    return launch->args[index].a % bytes == 0 && launch->args[index].c % bytes == 0;
+}
+
+// false: there is none for these arguments (a bug of the compiler: templates are general).
+bool cuda_select(const CudaLaunch *launch, CudaChoice *choice);             // select.c: by symbol
+
+bool cuda_select_gemm(const CudaLaunch *launch, CudaChoice *choice);        // select_gemm.c
+bool cuda_select_conv(const CudaLaunch *launch, CudaChoice *choice);        // select_conv.c: all three
+bool cuda_select_attention(const CudaLaunch *launch, CudaChoice *choice);   // select_attention.c: both
+bool cuda_select_norm(const CudaLaunch *launch, CudaChoice *choice);        // select_norm.c: norms,
+                                                                // their gradients, softmax
+bool cuda_select_move(const CudaLaunch *launch, CudaChoice *choice);        // select_move.c: reduce,
+                                                                // copy, fill, pick, gather, random
+#endif

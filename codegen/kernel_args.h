@@ -1,0 +1,123 @@
+/* Arguments of the kernels that are not emitted from the graph, the same for every target: structs of
+ * int64 that are laid over the resolved arguments of a launch. They hold addresses, sizes, strides
+ * (in elements), and numbers (reals as the bits of a double). PvReal is the working precision.
+ *
+ * A launch may have several segments: independent problems of one kernel, one struct after the
+ * other (PvLaunch.segments). NVRTC compiles this header too, so it includes nothing there.
+ */
+#ifndef PV_KERNEL_ARGS_H
+#define PV_KERNEL_ARGS_H
+
+#ifdef __CUDACC_RTC__
+typedef long long int64_t;
+#else
+#include <stdint.h>
+#endif
+
+typedef enum { PV_ACT_NONE, PV_ACT_SILU, PV_ACT_GELU, PV_ACT_RELU } PvAct;
+
+// C[i0, i1, m, n] = act(A[i0, i1, m, k] B[i0, i1, k, n] + bias) + residual.
+// C's last axis is dense (or c_n = 1 stride), and C may be the residual. One of a_m, a_k and one of b_k, b_n is 1.
+// sum_batch: the batch axes i0, i1 are summed into one C [m, n] (weight gradients; c0 = c1 = 0).
+typedef struct {
+    int64_t c, a, b;                     // addresses
+    int64_t m, n, k, batch0, batch1;
+    int64_t a0, a1, a_m, a_k;            // strides
+    int64_t b0, b1, b_k, b_n;
+    int64_t c0, c1, c_m;
+    int64_t bias;                        // address or 0
+    int64_t bias_axis;                   // 0: bias[n], 1: bias[m]
+    int64_t residual;                    // address or 0; strides of C
+    int64_t act;                         // PvAct
+    int64_t sum_batch;
+} GemmArgs;
+
+// Convolutions of 1 to 3 axes (missing axes: size 1, kernel 1, stride 1, pad 0) of images
+// [image, channel, d, h, w]: the strides of image, channel and position are given, and positions
+// (d, h, w) are row-major multiples of the last. The CPU kernels take x_position = y_position = 1.
+// y = act(conv(x, w) + bias[c_out]) + residual (lies as y does and may be y; dgrad: as x, wgrad:
+// as w). w [c_out, c_in / groups, kd, kh, kw], row-major.
+typedef struct {
+    int64_t y, x, w, bias, residual;     // fprop: y out.  dgrad: x out, y in.  wgrad: w out.
+    int64_t images, c_in, c_out, groups;
+    int64_t x_image, y_image, x_channel, y_channel, x_position, y_position;    // strides
+    int64_t in[3], out[3], kernel[3], stride[3], pad[3];
+    int64_t act;
+} ConvArgs;
+
+// Attention over batch0 x batch1 problems (images and heads). q [n, d], k [m, d], v [m, e],
+// o [n, e] with any strides, one of the two being 1; lse [batch0, batch1, n] dense.
+// mask: address or 0; strides may be 0.
+typedef struct {
+    int64_t o, lse, q, k, v, mask;
+    int64_t batch0, batch1, n, m, d, e;
+    int64_t q0, q1, q_n, q_d, k0, k1, k_n, k_d, v0, v1, v_n, v_d, o0, o1, o_n, o_d;
+    int64_t mask0, mask1, mask_n, mask_m;
+    int64_t scale;                       // bits of a double
+    int64_t causal;
+} AttentionArgs;
+typedef struct {
+    AttentionArgs f;                     // o, lse, q, k, v, mask are inputs
+    int64_t d_o, dq, dk, dv;             // d_o: strides of o; dq, dk, dv: strides below
+    int64_t dq0, dq1, dq_n, dq_d, dk0, dk1, dk_n, dk_d, dv0, dv1, dv_n, dv_d;
+} AttentionGradArgs;
+
+// x [images, c, positions] with the strides x_image, x_channel, x_position (the CPU kernels take
+// x_position = y_position = 1), y likewise; groups of c / groups channels.
+// y = act(((x - mean) rstd gamma + beta) (1 + scale) + shift): scale, shift addresses or 0,
+// [images, c], images mod_image apart.  mean, rstd: [images, groups] dense, out (0: not wanted)
+typedef struct {
+    int64_t y, mean, rstd, x, gamma, beta, scale, shift;
+    int64_t images, c, positions, groups, x_image, y_image, mod_image;
+    int64_t x_channel, y_channel, x_position, y_position;
+    int64_t eps;                         // bits of a double
+    int64_t act;
+} GroupNormArgs;
+typedef struct {
+    int64_t dx, dgamma, dbeta, dy, x, mean, rstd, gamma;   // dgamma, dbeta [c]
+    int64_t images, c, positions, groups, x_image, dy_image, dx_image;
+    int64_t x_channel, dy_channel, dx_channel, x_position, dy_position, dx_position;
+    int64_t dgamma_added, dbeta_added;   // [c], added to dgamma and dbeta; addresses or 0
+} GroupNormGradArgs;
+
+// x [rows, c] dense. gamma, beta: address or 0. mean, rstd [rows] out (0: not wanted).
+typedef struct {
+    int64_t y, mean, rstd, x, gamma, beta, rows, c, eps, act;
+} LayerNormArgs;
+typedef struct {
+    int64_t dx, dgamma, dbeta, dy, x, mean, rstd, gamma, rows, c;  // gamma, dgamma, dbeta may be 0
+    int64_t dgamma_added, dbeta_added;   // [c], added to dgamma and dbeta; addresses or 0
+} LayerNormGradArgs;
+
+typedef struct { int64_t y, x, rows, c; } SoftmaxArgs;              // last axis, dense
+
+// out[o...] = op over r... of x[o..., r...]: up to 8 axes, kept ones first, then reduced ones; x
+// has any strides (in elements), out is dense over the kept axes. op: 0 sum, 1 max, 2 min.
+// residual (sums of reals): added to out, which it may be; address or 0.
+typedef struct {
+    int64_t out, x, op, kept, reduced;   // numbers of axes
+    int64_t size[8], stride[8];
+    int64_t residual;
+} ReduceArgs;
+
+// y[i...] = x[i...]: up to 8 axes, any strides (0 and negative too); the elements are `bytes` wide
+// (1, 4, 8). Fast for permutations (blocked) and for runs. `offset`: address of an int64 or 0; x
+// starts *offset * offset_stride elements further, *offset clamped to 0 .. offset_max (window).
+typedef struct {
+    int64_t y, x, bytes, axes, offset, offset_stride, offset_max;
+    int64_t size[8], y_stride[8], x_stride[8];
+} CopyArgs;
+// the same, y displaced by *offset instead of x (window_grad into a filled tensor)
+
+typedef struct { int64_t y, count, bytes, value; } FillArgs;   // dense; value: bits of the element
+
+// y [outer, inner] = x [outer, axis, inner] at axis index k[outer / per]; k int64. Out of range: clamped.
+typedef struct { int64_t y, x, k, outer, per, axis, inner; } PickArgs;
+
+// y [count, inner] = x [rows, inner] at k[count] (clamped);  grad: x [rows, inner] = sums of y
+typedef struct { int64_t y, x, k, count, rows, inner; } GatherArgs;
+
+// y [count] dense from a stream. kind 0 normal, 1 uniform (PvReal), 2 integers lo .. hi - 1.
+typedef struct { int64_t y, count, stream, kind, lo, hi; } RandomArgs;
+
+#endif
