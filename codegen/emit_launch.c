@@ -223,6 +223,25 @@ PlanArg view_place(Lower *lower, const View *view, DType dtype)
                       element_size(lower->cg->module, dtype));
 }
 
+static void count_bytes(Lower *lower, Dim elements, size_t size)
+{
+    PlanLaunch *launch = &lower->work->launches[lower->work->launch_count - 1];
+    *(elements.batch ? &launch->bytes_batch : &launch->bytes_fixed) +=
+        (double)elements.n * (double)size;
+}
+
+static void count_copy(Lower *lower, const CopyShape *axes, size_t size)
+{
+    Dim read = dim_fixed(1), written = dim_fixed(1);
+    for (uint32_t i = 0; i < axes->rank; i++) {
+        written = dim_product(written, axes->size[i]);
+        if (axes->x[i].n != 0)
+            read = dim_product(read, axes->size[i]);
+    }
+    count_bytes(lower, read, size);
+    count_bytes(lower, written, size);
+}
+
 void launch_copy(Lower *lower, PlanArg y, PlanArg x, const CopyShape *shape, size_t size)
 {
     CopyShape axes = {.rank = 0};
@@ -245,6 +264,7 @@ void launch_copy(Lower *lower, PlanArg y, PlanArg x, const CopyShape *shape, siz
         axes.size[0] = dim_fixed(1);
     }
     launch_begin(lower, "pv_copy", sizeof(CopyArgs) / 8);
+    count_copy(lower, &axes, size);
     set_arg(lower, ARG(CopyArgs, y), y);
     set_arg(lower, ARG(CopyArgs, x), x);
     set_int(lower, ARG(CopyArgs, bytes), (int64_t)size);
@@ -330,6 +350,7 @@ static void launch_fill(Lower *lower, PlanArg y, const Type *type, double value)
     int64_t bits;
     size_t size = element_bits(lower, type->dtype, value, &bits);
     launch_begin(lower, "pv_fill", sizeof(FillArgs) / 8);
+    count_bytes(lower, count_of(type), size);
     set_arg(lower, ARG(FillArgs, y), y);
     set_dim(lower, ARG(FillArgs, count), count_of(type));
     set_int(lower, ARG(FillArgs, bytes), (int64_t)size);
@@ -757,6 +778,25 @@ static void forget_results(Lower *lower, const Group *group)
     }
 }
 
+// What a group computes and moves, to the last of its launches (from `first` on) that is not a copy
+// or a fill: those have counted their own bytes.
+static void count_work(Lower *lower, const Group *group, uint32_t first)
+{
+    Work *work = lower->work;
+    PlanLaunch *main = &work->launches[work->launch_count - 1];
+    for (uint32_t i = first; i < work->launch_count; i++)
+        if (work->launches[i].bytes_fixed + work->launches[i].bytes_batch <= 0)
+            main = &work->launches[i];
+    if (main->bytes_fixed + main->bytes_batch <= 0)
+        group_bytes(work, group, &main->bytes_fixed, &main->bytes_batch);
+    for (uint32_t i = 0; i < group->member_count; i++) {
+        double fixed, per_batch;
+        node_flops(lower->graph, group->members[i], &fixed, &per_batch);
+        main->flops_fixed += fixed;
+        main->flops_batch += per_batch;
+    }
+}
+
 static void lower_group(Lower *lower, uint32_t number)
 {
     Work *work = lower->work;
@@ -776,12 +816,7 @@ static void lower_group(Lower *lower, uint32_t number)
     for (uint32_t i = 0; i < group->result_count; i++)
         if (group->results[i])
             work->made_at[place_index(lower, group->results[i])] = (int32_t)end - 1;
-    for (uint32_t i = 0; i < group->member_count; i++) {
-        double fixed, per_batch;
-        node_flops(lower->graph, group->members[i], &fixed, &per_batch);
-        work->launches[end - 1].flops_fixed += fixed;
-        work->launches[end - 1].flops_batch += per_batch;
-    }
+    count_work(lower, group, first);
     copy_taps(lower, group);
 }
 

@@ -30,6 +30,20 @@ typedef struct {
     Dim stride[MAX_RANK];
 } View;
 
+// Optimizations that can be switched on one by one; what a value is never depends on them, but for
+// the order of sums.
+typedef enum {
+    RUNG_ELEMENTWISE = 1,      // chains of elementwise operations in one kernel
+    RUNG_NORMS = 2,            // norms with scale and shift, activations; their gradients add up
+    RUNG_EPILOGUES = 4,        // biases, activations and sums in the kernel of a product
+    RUNG_ATTENTION = 8,        // heads are split and merged by attention itself
+    RUNG_PLACEMENT = 16,       // operands of a concat are made where it lies; slices are views
+    RUNG_BATCHING = 32,        // independent groups of one kernel in one launch
+    RUNG_TABLES = 64,          // what depends on step values and weights alone, computed once
+    RUNG_MEMORY = 128,         // results within operands, values computed twice
+    RUNG_ALL = 255
+} Rung;
+
 typedef enum { GROUP_ELEMENTWISE, GROUP_LIBRARY } GroupKind;
 
 // What one kernel computes. Elementwise: the expression trees of `results`, over one iteration
@@ -94,6 +108,7 @@ typedef struct {
     Variant *variant;
     uint32_t entry_index;
     int level;                 // 0, 1, 2
+    uint32_t rungs;            // Rung bits; a plan of a level has level_rungs(level)
     bool taps;
     Arena *arena;
 
@@ -140,6 +155,11 @@ typedef struct {
 
 size_t element_size(const Module *module, DType dtype);   // reals are all PvReal
 
+/* rungs.c */
+uint32_t level_rungs(int level);
+// "elementwise,norms", "all", "none" to bits; false: one of the names is none.
+bool parse_rungs(const char *text, uint32_t *bits);
+
 /* layout.c */
 // Collects the needed nodes, their users, and finds the views. Needs the variant, level and taps.
 void find_layout(Work *work);
@@ -169,6 +189,10 @@ void schedule_groups(Work *work);
 // Groups that come twice in the schedule, so that their results need not wait: less memory. Part of
 // schedule_groups at -O2, for plans with gradients.
 void recompute_groups(Work *work);
+
+/* traffic.c */
+// Bytes that a group reads and writes at least: a part for any batch, and one a batch element.
+void group_bytes(const Work *work, const Group *group, double *fixed, double *per_batch);
 
 /* plan.c */
 // Lifetimes, in-place results, offsets. Needs launches; fills offsets, arena_* and live_*.
