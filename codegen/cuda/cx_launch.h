@@ -31,9 +31,9 @@ struct CxHead {
     u8 *work[8];          // of each segment: device memory of this launch, 256-byte aligned
     const CxStep *step;
 };
-template <typename Args> struct CxLaunch {
+template <typename Args, int segments = CX_SEGMENTS> struct CxLaunch {
     CxHead head;
-    Args args[CX_SEGMENTS];
+    Args args[segments];
 };
 
 CX_FN u32 cx_segment(const CxHead &head, u32 *block)
