@@ -120,4 +120,67 @@ typedef struct { int64_t y, x, k, count, rows, inner; } GatherArgs;
 // y [count] dense from a stream. kind 0 normal, 1 uniform (PvReal), 2 integers lo .. hi - 1.
 typedef struct { int64_t y, count, stream, kind, lo, hi; } RandomArgs;
 
+// ---- the optimizer's kernels, of the CUDA target alone (PvCuda.kernel_names; one segment) ----
+//
+// Parameters, gradients, moments, averages and sums lie alike in flat buffers of PvReal, 256-byte
+// aligned. Work is cut into pieces of at most 16,384 elements that never cross a parameter; a piece
+// begins at a multiple of 16 elements; pieces of an instance follow each other. One block a piece.
+// The numbers of an update are computed by the host in double and rounded to PvReal once.
+typedef struct {
+    int64_t first;                       // element of the flat buffers
+    int32_t count, instance;
+} OptimizerChunk;
+
+// In device memory. Kernels that change parameters or averages do nothing when bad_step is not 0.
+typedef struct {
+    double norm, loss;                   // of the last update
+    int64_t bad_step;                    // first update whose loss or norm was not finite; 0: none
+} OptimizerResult;
+
+// "square_sums", two phases: sums of g^2 of each piece in double (workspace, 8 bytes a piece); then,
+// in one block and a fixed order, the sum of each instance S_i and of all S:
+//     factor[i] = scale * min(1, clip > 0 ? clip / (sqrt(S_i) scale + 1e-6) : 1)
+//     result: norm = sqrt(S) scale, loss = sum of losses * scale; where one of them is not finite and
+//     bad_step is 0: bad_step = step.
+typedef struct {
+    int64_t chunks, chunk_count;         // OptimizerChunk [chunk_count]
+    int64_t gradients;
+    int64_t losses, loss_count;          // PvReal [loss_count]
+    int64_t factor, instances;           // out: double [instances]
+    int64_t result;                      // OptimizerResult, in and out
+    int64_t step;                        // > 0
+    int64_t scale, clip;                 // bits of doubles
+} SquareSumsArgs;
+
+// "adamw": s = g factor[instance];  m = m beta1 + s rest1;  v = v beta2 + s s rest2;
+// p = p decay - rate (m / (sqrt(v) / root2 + eps));  then, where `average` is not 0,
+// average -= rest (average - p).
+typedef struct {
+    int64_t chunks, chunk_count, params, gradients, m, v;
+    int64_t average;                     // address or 0
+    int64_t factor, result;              // as square_sums left them
+    int64_t decay, beta1, rest1, beta2, rest2, rate, root2, eps, rest;   // bits of doubles
+} AdamwArgs;
+
+// "sgd": s = g factor[instance] + decay p;  where momentum is not 0: s = first ? s : momentum m + s,
+// m = s;  p -= lr s;  then the average as above.
+typedef struct {
+    int64_t chunks, chunk_count, params, gradients, m;
+    int64_t average;                     // address or 0
+    int64_t factor, result;
+    int64_t first;
+    int64_t lr, momentum, decay, rest;   // bits of doubles
+} SgdArgs;
+
+// "accumulate": sum = first ? g : sum + g
+typedef struct {
+    int64_t chunks, chunk_count, sum, gradients, first;
+} AccumulateArgs;
+
+// "average": average -= rest (average - p)
+typedef struct {
+    int64_t chunks, chunk_count, average, params, result;
+    int64_t rest;                        // bits of a double
+} AverageArgs;
+
 #endif

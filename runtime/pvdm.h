@@ -111,7 +111,8 @@ struct PvCudaKernel {
 
 typedef struct {
     const char *name;                // what it fuses: "add_silu", "conv3x3"
-    PvKernelFn *fn;                  // NULL: not in this executable
+    PvKernelFn *fn;                  // NULL: not in this executable; pv_random always is, since the
+                                     // runtime knows draws by it
     const PvCudaKernel *cuda;        // NULL: not in this executable
 } PvKernel;
 
@@ -292,7 +293,8 @@ typedef struct {
     uint32_t modules;
     const PvCudaImage *images;       uint32_t image_count;
     const PvCudaKernel *kernels;     uint32_t kernel_count;     // of the optimizer and the like
-    const char *const *kernel_names; // "adamw", "norm", ...
+    const char *const *kernel_names; // "square_sums", "adamw", "sgd", "accumulate", "average":
+                                     // their arguments end codegen/kernel_args.h
 } PvCuda;
 
 typedef struct {
