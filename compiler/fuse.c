@@ -396,6 +396,12 @@ static void choose_results(Work *work, Group *group)
     }
 }
 
+static bool is_norm(Op op)
+{
+    return op == OP_GROUP_NORM || op == OP_LAYER_NORM || op == OP_GROUP_NORM_GRAD ||
+           op == OP_LAYER_NORM_GRAD;
+}
+
 static void group_libraries(Fuse *fuse)
 {
     Work *work = fuse->work;
@@ -406,7 +412,7 @@ static void group_libraries(Fuse *fuse)
             continue;
         Group *group = add_group(fuse, GROUP_LIBRARY, work->nodes[local]);
         choose_results(work, group);
-        if (work->level > 0)
+        if (work->rungs & (is_norm(node->op) ? RUNG_NORMS : RUNG_EPILOGUES))
             match_epilogue(fuse, group);
     }
 }
@@ -474,7 +480,7 @@ static void group_pointwise(Fuse *fuse)
         const Node *node = node_at(work, local);
         bool pointwise = false;
         uint32_t group = 0;
-        bool inside = work->level > 0 && !work->kept[local];
+        bool inside = work->rungs & RUNG_ELEMENTWISE && !work->kept[local];
         if (inside)
             group = common_group(work, local, &pointwise);
         inside &= pointwise && work->user_first[local] < work->user_first[local + 1];
@@ -685,7 +691,7 @@ void fuse_groups(Work *work)
     }
     for (uint32_t i = 0; i < work->group_count; i++)
         finish_group(work, i);
-    if (work->level >= 2 && !work->taps)
+    if (work->rungs & RUNG_MEMORY && !work->taps)
         find_within(work);
 }
 

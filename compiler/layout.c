@@ -240,7 +240,7 @@ static uint32_t *storage_order(const Work *work, NodeId id)
 {
     const Node *node = graph_node(work->module->graph, id);
     uint32_t local = local_of(work, val_of(id, 0)), rank = node->type[0]->rank;
-    if (node->op != OP_ATTENTION || work->level == 0 || work->kept[local] || rank > 4)
+    if (node->op != OP_ATTENTION || !(work->rungs & RUNG_ATTENTION) || work->kept[local] || rank > 4)
         return NULL;
     const int64_t *perm = NULL;
     for (uint32_t i = work->user_first[local]; i < work->user_first[local + 1]; i++) {

@@ -27,6 +27,8 @@ typedef struct {
     const char **defines, **folders;
     uint32_t define_count, folder_count;
     int level;
+    bool choose_rungs;         // `rungs` instead of those of the level
+    uint32_t rungs;
     DType real;
     Emit emit;
     bool time, stats, check, verbose, no_cache;
@@ -85,6 +87,7 @@ static void add_plan(Build *build, uint32_t entry, uint32_t variant, int level, 
     work->entry = &build->module->entries[entry];
     work->variant = &work->entry->variants[variant];
     work->level = level;
+    work->rungs = !taps && build->options.choose_rungs ? build->options.rungs : level_rungs(level);
     work->taps = taps;
     work->arena = arena_new();
     cg->plans = grow_array(cg->plans, &cg->plan_capacity, cg->plan_count, sizeof *cg->plans);
@@ -251,6 +254,8 @@ static const char usage[] =
     "  -D NAME=VALUE       replaces a constant of the model\n"
     "  -I DIR              where imported files are looked for too\n"
     "  -O0 | -O1 | -O2     one kernel per operation | local fusion | everything (default)\n"
+    "  --rungs NAMES       the optimizations named, and no others: elementwise norms epilogues\n"
+    "                      attention placement batching tables memory all none, with commas\n"
     "  --target cpu        what the executable runs on\n"
     "  --dtype f32|f64     working precision (default f32)\n"
     "  --march NAME        processor (default native), as the C compiler names it\n"
@@ -358,7 +363,12 @@ static bool long_option(Options *options, int argc, char **argv, int *i)
         options->real = choose_dtype(option_value(argc, argv, i, attached));
     else if (is_option(argument, "--march", &attached))
         options->march = option_value(argc, argv, i, attached);
-    else if (is_option(argument, "--emit", &attached))
+    else if (is_option(argument, "--rungs", &attached)) {
+        const char *names = option_value(argc, argv, i, attached);
+        if (!parse_rungs(names, &options->rungs))
+            fail(2, "unknown rung in '%s'", names);
+        options->choose_rungs = true;
+    } else if (is_option(argument, "--emit", &attached))
         options->emit = choose_emit(option_value(argc, argv, i, attached));
     else if (is_option(argument, "--dump", &attached))
         options->dump = choose_pass(option_value(argc, argv, i, attached), true);

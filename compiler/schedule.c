@@ -335,12 +335,12 @@ void schedule_groups(Work *work)
     if (position != work->group_count)
         bug("%u of %u groups wait for each other", work->group_count - position,
             work->group_count);
-    if (work->level < 2)
-        return;
-    merge_neighbours(work, position);
+    // neighbours of one iteration space: only with the whole of -O2, since it is no rung of its own
+    if (work->rungs & RUNG_ELEMENTWISE && work->rungs & RUNG_MEMORY)
+        merge_neighbours(work, position);
     bool gradients = false;
     for (uint32_t i = 0; i < work->variant->output_count; i++)
         gradients |= work->variant->outputs[i].kind == OUT_GRAD;
-    if (gradients && !work->taps)
+    if (gradients && work->rungs & RUNG_MEMORY && !work->taps)
         recompute_groups(work);
 }

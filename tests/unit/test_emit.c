@@ -277,7 +277,8 @@ static void add_plan(Codegen *cg, int level)
 {
     Work *work = arena_alloc(cg->arena, sizeof *work);
     *work = (Work){.module = cg->module, .entry = cg->module->entries,
-                   .variant = cg->module->entries->variants, .level = level, .arena = cg->arena};
+                   .variant = cg->module->entries->variants, .level = level,
+                   .rungs = level_rungs(level), .arena = cg->arena};
     cg->plans = grow_array(cg->plans, &cg->plan_capacity, cg->plan_count, sizeof *cg->plans);
     cg->plans[cg->plan_count++] = work;
     find_layout(work);

@@ -192,7 +192,7 @@ static void test_random_graphs(void **unused)
         make_sample(&sample, arena, 5 + (uint32_t)random_below(60));
         Codegen *cg = codegen_new(&sample.module, NULL, "native");
         Work work = {.module = &sample.module, .entry = &sample.entry, .variant = &sample.variant,
-                     .level = round % 3, .arena = arena};
+                     .level = round % 3, .rungs = level_rungs(round % 3), .arena = arena};
         find_layout(&work);
         fuse_groups(&work);
         schedule_groups(&work);
@@ -223,7 +223,7 @@ static void test_chain_fuses(void **unused)
     sample.variant.output_count = 1;
     for (int level = 0; level < 3; level++) {
         Work work = {.module = &sample.module, .entry = &sample.entry, .variant = &sample.variant,
-                     .level = level, .arena = arena};
+                     .level = level, .rungs = level_rungs(level), .arena = arena};
         find_layout(&work);
         fuse_groups(&work);
         schedule_groups(&work);
@@ -250,7 +250,7 @@ static void test_sums_of_products(void **unused)
     sample.variant.output_count = 1;
     Codegen *cg = codegen_new(&sample.module, NULL, "native");
     Work work = {.module = &sample.module, .entry = &sample.entry, .variant = &sample.variant,
-                 .level = 2, .arena = arena};
+                 .level = 2, .rungs = RUNG_ALL, .arena = arena};
     find_layout(&work);
     fuse_groups(&work);
     schedule_groups(&work);
@@ -289,7 +289,7 @@ static void test_recompute(void **unused)
     sample.outputs[0].val = back;
     sample.variant.output_count = 1;
     Work work = {.module = &sample.module, .entry = &sample.entry, .variant = &sample.variant,
-                 .level = 2, .arena = arena};
+                 .level = 2, .rungs = RUNG_ALL, .arena = arena};
     find_layout(&work);
     fuse_groups(&work);
     schedule_groups(&work);
