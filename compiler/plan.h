@@ -194,9 +194,7 @@ void recompute_groups(Work *work);
 // Bytes that a group reads and writes at least: a part for any batch, and one a batch element.
 void group_bytes(const Work *work, const Group *group, double *fixed, double *per_batch);
 
-/* plan.c */
-// Lifetimes, in-place results, offsets. Needs launches; fills offsets, arena_* and live_*.
-void plan_memory(Work *work);
+/* pack.c */
 typedef struct {
     int64_t size, offset;
     int32_t first, last;       // alive in first .. last
@@ -204,6 +202,10 @@ typedef struct {
 // Packs intervals without overlap of live ones; returns the bytes needed.
 int64_t pack_intervals(Arena *arena, Interval *items, uint32_t count);
 int64_t live_bound(Arena *arena, const Interval *items, uint32_t count);   // largest live set
+
+/* plan.c */
+// Lifetimes, in-place results, offsets. Needs launches; fills offsets, arena_* and live_*.
+void plan_memory(Work *work);
 PvArg resolve_arg(const Work *work, const PlanArg *arg);
 void print_plan(FILE *out, const Work *work, const char *(*kernel_name)(uint32_t kernel));
 

@@ -71,8 +71,9 @@ static void test_no_overlap(void **unused)
         sum += share;
         arena_free(arena);
     }
-    assert_true(sum / rounds >= 0.95);
-    assert_true(worst >= 0.75);
+    print_message("packing: mean %.4f, worst %.4f of the largest live set\n", sum / rounds, worst);
+    assert_true(sum / rounds >= 0.98);
+    assert_true(worst >= 0.85);
 }
 
 static void test_known_packings(void **unused)

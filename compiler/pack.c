@@ -1,0 +1,172 @@
+// Packing: offsets for intervals of bytes and time.
+//
+// Two intervals that live at once must not overlap; the arena shall be small. The best packing is
+// NP-hard (dynamic storage allocation), and the largest live set is a lower bound, which the
+// buffers of a network nearly always let one reach. Several orders are tried (by size, by size and
+// time, by time alone, by length of life, by end); each interval goes into the tightest gap that
+// fits among those alive with it, and the smallest arena wins. Where that is still above the bound,
+// what sticks out is to blame: those intervals move to the front of the best order, and it is
+// packed anew, a few rounds ("squeaky wheel" optimisation: Joslin and Clements, 1999). The work is
+// bounded: a program of n buffers whose first order meets the bound costs one sort and n walks over
+// the buffers alive with each.
+#include <stdlib.h>
+#include <string.h>
+
+#include "compiler/plan.h"
+
+// Rounds end when the arena is within 1 / NEAR of the bound, or after so many visits of a buffer.
+enum { NEAR = 400, MOST_ROUNDS = 60, MOST_VISITS = 60000000 };
+
+static int64_t max64(int64_t x, int64_t y)
+{
+    return x > y ? x : y;
+}
+
+int64_t live_bound(Arena *arena, const Interval *items, uint32_t count)
+{
+    int32_t end = 0;
+    for (uint32_t i = 0; i < count; i++)
+        end = items[i].last > end ? items[i].last : end;
+    int64_t *change = arena_alloc(arena, ((size_t)end + 2) * sizeof *change);
+    for (uint32_t i = 0; i < count; i++) {
+        change[items[i].first] += items[i].size;
+        change[items[i].last + 1] -= items[i].size;
+    }
+    int64_t live = 0, most = 0;
+    for (int32_t t = 0; t <= end; t++) {
+        live += change[t];
+        most = max64(most, live);
+    }
+    return most;
+}
+
+typedef enum { BY_SIZE, BY_AREA, BY_START, BY_LIFE, BY_END, ORDERS } Order;
+
+static const Interval *sort_items;     // what the comparison looks at
+static Order sort_order;
+
+static int compare_items(const void *left, const void *right)
+{
+    uint32_t i = *(const uint32_t *)left, k = *(const uint32_t *)right;
+    const Interval *x = &sort_items[i], *y = &sort_items[k];
+    int64_t x_life = x->last - x->first + 1, y_life = y->last - y->first + 1;
+    double by = 0;
+    switch (sort_order) {
+    case BY_SIZE: by = (double)(y->size - x->size); break;
+    case BY_AREA: by = (double)y->size * (double)y_life - (double)x->size * (double)x_life; break;
+    case BY_START: by = (double)(x->first - y->first); break;
+    case BY_LIFE: by = (double)(y_life - x_life); break;
+    case BY_END: by = (double)(y->last - x->last); break;
+    case ORDERS: break;
+    }
+    if (by == 0)
+        by = (double)(y->size - x->size);
+    if (by == 0)
+        by = (double)i - (double)k;
+    return by < 0 ? -1 : by > 0;
+}
+
+// Places the items in that order; `placed` is scratch: numbers of placed items by offset.
+static int64_t pack_in_order(Interval *items, const uint32_t *order, uint32_t *placed,
+                             uint32_t count)
+{
+    int64_t total = 0;
+    for (uint32_t n = 0; n < count; n++) {
+        Interval *item = &items[order[n]];
+        int64_t end = 0, best = -1, best_gap = INT64_MAX;
+        for (uint32_t i = 0; i < n; i++) {
+            const Interval *other = &items[placed[i]];
+            if (other->last < item->first || other->first > item->last)
+                continue;
+            int64_t gap = other->offset - end;
+            if (gap >= item->size && gap < best_gap) {
+                best = end;
+                best_gap = gap;
+            }
+            end = max64(end, other->offset + other->size);
+        }
+        item->offset = best >= 0 ? best : end;
+        total = max64(total, item->offset + item->size);
+        uint32_t at = n;
+        while (at > 0 && items[placed[at - 1]].offset > item->offset) {
+            placed[at] = placed[at - 1];
+            at--;
+        }
+        placed[at] = order[n];
+    }
+    return total;
+}
+
+// One packing problem, and the best answer so far.
+typedef struct {
+    Interval *items;
+    uint32_t count;
+    uint32_t *order, *placed, *best_order;
+    int64_t *best_offset;
+    int64_t bound, best;
+} Packing;
+
+// Packs in the present order; keeps the result if it is the best.
+static int64_t try_order(Packing *p)
+{
+    int64_t total = pack_in_order(p->items, p->order, p->placed, p->count);
+    if (total >= p->best)
+        return total;
+    p->best = total;
+    memcpy(p->best_order, p->order, p->count * sizeof *p->order);
+    for (uint32_t i = 0; i < p->count; i++)
+        p->best_offset[i] = p->items[i].offset;
+    return total;
+}
+
+// What ends above the bound comes first, in the order it had.
+static void promote(Packing *p)
+{
+    uint32_t front = 0, back = 0;
+    for (uint32_t n = 0; n < p->count; n++) {
+        const Interval *item = &p->items[p->order[n]];
+        if (item->offset + item->size > p->bound)
+            p->placed[front++] = p->order[n];
+    }
+    for (uint32_t n = 0; n < p->count; n++) {
+        const Interval *item = &p->items[p->order[n]];
+        if (item->offset + item->size <= p->bound)
+            p->placed[front + back++] = p->order[n];
+    }
+    memcpy(p->order, p->placed, p->count * sizeof *p->order);
+}
+
+static bool near_bound(const Packing *p)
+{
+    return p->best - p->bound <= p->bound / NEAR;
+}
+
+int64_t pack_intervals(Arena *arena, Interval *items, uint32_t count)
+{
+    if (count == 0)
+        return 0;
+    Packing p = {.items = items, .count = count, .best = INT64_MAX};
+    p.order = arena_alloc(arena, count * sizeof *p.order);
+    p.placed = arena_alloc(arena, count * sizeof *p.placed);
+    p.best_order = arena_alloc(arena, count * sizeof *p.best_order);
+    p.best_offset = arena_alloc(arena, count * sizeof *p.best_offset);
+    p.bound = live_bound(arena, items, count);
+    for (Order by = BY_SIZE; by < ORDERS && p.best > p.bound; by++) {
+        for (uint32_t i = 0; i < count; i++)
+            p.order[i] = i;
+        sort_items = items;
+        sort_order = by;
+        qsort(p.order, count, sizeof *p.order, compare_items);
+        try_order(&p);
+    }
+    int64_t visits = (int64_t)count * count / 2 + 1;
+    memcpy(p.order, p.best_order, count * sizeof *p.order);
+    for (int64_t round = 0; round < MOST_ROUNDS && round * visits < MOST_VISITS && !near_bound(&p);
+         round++) {
+        try_order(&p);
+        promote(&p);
+    }
+    for (uint32_t i = 0; i < count; i++)
+        items[i].offset = p.best_offset[i];
+    return p.best;
+}
