@@ -158,6 +158,8 @@ typedef struct {
     uint32_t grad_count;
     const uint32_t *instances;             // that it reads: only these need weights
     uint32_t instance_count;
+    const uint32_t *edges;                 // pairs of launches: the second reads what the first
+    uint32_t edge_count;                   // stored; only with --unfused-too
 } PvPlan;
 
 // ---- entries ----
@@ -180,7 +182,15 @@ typedef struct {
     PvType type;                     // settings and reports: rank 0
 } PvOutput;
 
-typedef enum { PV_PROGRAM, PV_GRAD_OF, PV_MINIMIZE, PV_CALL } PvEntryKind;
+// PV_PROBE: measures the machine (--unfused-too): elements copied, a matrix product; never listed.
+typedef enum { PV_PROGRAM, PV_GRAD_OF, PV_MINIMIZE, PV_CALL, PV_PROBE } PvEntryKind;
+
+// A rung of the ladder of --unfused-too: an entry's plans with some of the optimizations only.
+typedef struct {
+    const char *name;                // "unfused", "+ elementwise", ..., "all"
+    int level;                       // 0, 1, 2: what -O makes; -1: between two of them
+    const PvPlan *plans;             // one for each variant
+} PvRung;
 
 typedef struct {
     uint8_t kind;
@@ -193,6 +203,8 @@ typedef struct {
     const PvPlan *plain;             // unfused, with taps; NULL for minimize and calls
     uint32_t variant_count;
     uint32_t (*select)(const PvStep *step);   // which variant this step is
+    const PvRung *rungs;             // from none to all; only with --unfused-too
+    uint32_t rung_count;
 } PvEntry;
 
 // ---- the model ----
@@ -295,6 +307,7 @@ typedef struct {
     const PvCudaKernel *kernels;     uint32_t kernel_count;     // of the optimizer and the like
     const char *const *kernel_names; // "square_sums", "adamw", "sgd", "accumulate", "average":
                                      // their arguments end codegen/kernel_args.h
+    uint32_t version;                // of CUDA that compiled the images: 13000; 0: not known
 } PvCuda;
 
 typedef struct {
@@ -313,6 +326,7 @@ typedef struct {
     const PvSampler *samplers;       uint32_t sampler_count;
     const PvKernel *kernels;         uint32_t kernel_count;
     const char *const *origins;      uint32_t origin_count;
+    const char *const *labels;       // by origin: what the launch computes, "conv3x3 + silu + add"
     const void *consts;              int64_t const_bytes;
     const PvCuda *cuda;              // NULL: not for GPUs
     const char *march;               // what the kernels were compiled for
