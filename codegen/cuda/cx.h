@@ -31,6 +31,7 @@ typedef unsigned long long u64;
 #define CX_NO_UNROLL
 // After a kernel: KERNEL__simt takes its arguments as cuLaunchKernel does.
 #define CX_ENTRY(kernel)                                                                           \
+    extern "C" const SimtParameters kernel##__simt_parameters = simt_parameters(kernel);           \
     extern "C" void kernel##__simt(void **args)                                                    \
     {                                                                                              \
         simt_call(kernel, args);                                                                   \

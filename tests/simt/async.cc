@@ -31,7 +31,7 @@ void simt_cp_async(u32 dst, const void *src, int bytes, int source_bytes, int si
         report("cp.async misaligned, line %d", site);
     if (simt_config.race) {
         place = {nullptr, site};
-        check_shared_by(block.current, dst - SHARED_BASE, (u32)bytes, true);
+        check_shared_by(block->current, dst - SHARED_BASE, (u32)bytes, true);
         if (source_bytes)
             check_global((const u8 *)src, (size_t)source_bytes, false);
     }
@@ -43,19 +43,21 @@ void simt_cp_async(u32 dst, const void *src, int bytes, int source_bytes, int si
         return;
     }
     memset(target, 0xff, (size_t)bytes);
-    block.cp[block.current->linear].open.push_back(copy);
+    block->used_copies = true;
+    block->cp[block->current->linear].open.push_back(copy);
 }
 
 void simt_cp_commit(void)
 {
-    CpQueue &queue = block.cp[block.current->linear];
+    CpQueue &queue = block->cp[block->current->linear];
+    block->used_copies = true;
     queue.groups.push_back(std::move(queue.open));
     queue.open.clear();
 }
 
 void simt_cp_wait(int groups)
 {
-    CpQueue &queue = block.cp[block.current->linear];
+    CpQueue &queue = block->cp[block->current->linear];
     while ((int)queue.groups.size() > groups) {
         for (const CpAsync &copy : queue.groups[0])
             execute_copy(copy);
@@ -78,10 +80,10 @@ static void end_phase_if_complete(u32 address, u64 *word)
     if (pending || bytes)
         return;
     *word = ((*word & 1) ^ 1) | expected << 1 | expected << 16;
-    block.progress++;
+    block->progress++;
     wake_spinning();
     if (simt_config.race) {
-        MbarClock &clock = block.mbar_clocks[address];
+        MbarClock &clock = block->mbar_clocks[address];
         clock.acquired = clock.released;
     }
 }
@@ -92,9 +94,9 @@ void simt_mbar_init(u32 address, int count)
     *word = (u64)count << 1 | (u64)count << 16;
     if (!simt_config.race)
         return;
-    block.mbar_clocks[address] = MbarClock();
+    block->mbar_clocks[address] = MbarClock();
     place = {nullptr, -1};
-    check_shared_by(block.current, address - SHARED_BASE, 8, true);
+    check_shared_by(block->current, address - SHARED_BASE, 8, true);
 }
 
 void simt_mbar_arrive(u32 address, int expected_bytes, int site)
@@ -108,7 +110,7 @@ void simt_mbar_arrive(u32 address, int expected_bytes, int site)
         pending--;
     *word = (*word & 0xffff) | pending << 16 | (u64)bytes << 32;
     if (simt_config.race)
-        clock_release(block.mbar_clocks[address].released, block.current);
+        clock_release(block->mbar_clocks[address].released, block->current);
     end_phase_if_complete(address, word);
 }
 
@@ -125,16 +127,16 @@ void simt_mbar_wait(u32 address, int parity, int site)
     while ((int)(*word & 1) == (parity & 1))
         spin_self();
     if (simt_config.race)
-        clock_acquire(block.mbar_clocks[address].acquired, block.current);
+        clock_acquire(block->mbar_clocks[address].acquired, block->current);
 }
 
 void simt_fence_proxy(void)
 {
     if (!simt_config.race)
         return;
-    Thread *self = block.current;
+    Thread *self = block->current;
     self->fence_clock = clock_of(self);
-    self->fence_epoch = block.epoch;
+    self->fence_epoch = block->epoch;
     self->clock++;
 }
 
@@ -216,12 +218,12 @@ static void move_chunk(const TmaOp *op, const TensorMap &map, u8 *row, u32 byte,
 
 static void check_chunk(const TmaOp *op, u32 address)
 {
-    Thread *issuer = &block.threads[op->issuer];
+    Thread *issuer = &block->threads[op->issuer];
     if (op->store)
         check_shared(address - SHARED_BASE, 16, op->issuer, clock_of(issuer), op->clock, false,
                      true);
     else
-        check_shared(address - SHARED_BASE, 16, block.thread_count, block.engine_clock, op->clock,
+        check_shared(address - SHARED_BASE, 16, block->thread_count, block->engine_clock, op->clock,
                      true, false);
 }
 
@@ -253,7 +255,7 @@ static u32 walk_box(TmaOp *op, const TensorMap &map)
     shared_pointer(op->shared, row_bytes * rows, op->site);
     if (simt_stats.errors != errors)
         return 0;
-    if (simt_config.race && op->clock.epoch != block.epoch)
+    if (simt_config.race && op->clock.epoch != block->epoch)
         clock_join(op->clock, Clock());
     place = {nullptr, op->site};
     for (u32 r = 0; r < rows; r++) {
@@ -276,15 +278,15 @@ void execute_tma(TmaOp *op)
     TensorMap map;
     memcpy(&map, op->map, sizeof map);
     if (simt_config.race)
-        block.engine_clock++;
+        block->engine_clock++;
     if (map.magic != MAP_MAGIC || map.rank != op->rank) {
         report("TMA: not a tensor map of rank %d, line %d", op->rank, op->site);
     } else if (u32 bytes = walk_box(op, map)) {
         if (!op->store && simt_config.race) {
-            Clock &released = block.mbar_clocks[op->mbar].released;
+            Clock &released = block->mbar_clocks[op->mbar].released;
             clock_join(released, op->clock);
-            u32 &engine = released.at[block.thread_count];
-            engine = std::max(engine, block.engine_clock);
+            u32 &engine = released.at[block->thread_count];
+            engine = std::max(engine, block->engine_clock);
         }
         if (!op->store)
             complete_bytes(op->mbar, bytes);
@@ -295,7 +297,7 @@ void execute_tma(TmaOp *op)
 static TmaOp *issue(bool store, u32 shared, const void *map, const int *start, int rank, int site)
 {
     TmaOp *op = new TmaOp();
-    Thread *self = block.current;
+    Thread *self = block->current;
     op->store = store;
     op->shared = shared;
     memcpy(op->map, map, sizeof op->map);
@@ -317,14 +319,16 @@ void simt_tma_load(u32 dst, const void *map, u32 mbar, const int *start, int ran
     if (simt_config.async == SIMT_EAGER) {
         execute_tma(op);
     } else {
-        block.loads.push_back(op);
-        block.progress++;
+        block->used_copies = true;
+        block->loads.push_back(op);
+        block->progress++;
     }
 }
 
 void simt_tma_store(const void *map, u32 src, const int *start, int rank, int site)
 {
-    block.stores.push_back(issue(true, src, map, start, rank, site));
+    block->used_copies = true;
+    block->stores.push_back(issue(true, src, map, start, rank, site));
 }
 
 void simt_bulk_commit(void)
@@ -334,13 +338,13 @@ void simt_bulk_commit(void)
 // Stores are always as late as the rules permit: carried out by their issuer's wait.
 void simt_bulk_wait(void)
 {
-    for (size_t i = 0; i < block.stores.size();) {
-        TmaOp *op = block.stores[i];
-        if (op->issuer != block.current->linear) {
+    for (size_t i = 0; i < block->stores.size();) {
+        TmaOp *op = block->stores[i];
+        if (op->issuer != block->current->linear) {
             i++;
             continue;
         }
-        block.stores.erase(block.stores.begin() + (long)i);
+        block->stores.erase(block->stores.begin() + (long)i);
         execute_tma(op);
     }
 }

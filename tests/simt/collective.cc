@@ -17,30 +17,32 @@ static void complete(Barrier &barrier, int id, bool whole_block)
     if (barrier.mixed)
         report("bar.sync %d reached from different lines", id);
     if (simt_config.race && whole_block) {
-        block.epoch++;
+        block->epoch++;
     } else if (simt_config.race) {
         Clock meeting;
         for (u32 thread : barrier.arrivals)
-            clock_release(meeting, &block.threads[thread]);
+            clock_release(meeting, &block->threads[thread]);
         for (u32 thread : barrier.arrivals)
-            clock_acquire(meeting, &block.threads[thread]);
+            clock_acquire(meeting, &block->threads[thread]);
     }
-    for (unsigned i = 0; i < block.warp_count; i++) {
-        block.warps[i].ready |= barrier.waiting[i];
+    for (unsigned i = 0; i < block->warp_count; i++) {
+        block->warps[i].ready |= barrier.waiting[i];
         barrier.waiting[i] = 0;
     }
     barrier.arrived = barrier.site = 0;
     barrier.mixed = false;
     barrier.arrivals.clear();
-    block.progress++;
+    block->open_barriers--;
+    block->progress++;
     simt_stats.barriers++;
 }
 
 static void arrive(int id, int count, int site, bool wait)
 {
-    Barrier &barrier = block.barriers[id];
-    Thread *self = block.current;
+    Barrier &barrier = block->barriers[id];
+    Thread *self = block->current;
     if (barrier.arrived == 0) {
+        block->open_barriers++;
         barrier.site = site;
         barrier.expected = count;
     }
@@ -52,7 +54,7 @@ static void arrive(int id, int count, int site, bool wait)
     barrier.arrived++;
     if (simt_config.race)
         barrier.arrivals.push_back(self->linear);
-    int live = (int)block.live;
+    int live = (int)block->live;
     if (barrier.arrived == (count == 0 ? live : count)) {
         complete(barrier, id, count == 0 || count == live);
     } else if (wait) {
@@ -73,9 +75,9 @@ void simt_barrier_arrive(int id, int count, int site)
 
 void barriers_after_exit(void)
 {
-    for (int id = 0; id < BARRIERS; id++) {
-        Barrier &barrier = block.barriers[id];
-        if (barrier.arrived && barrier.expected == 0 && barrier.arrived == (int)block.live)
+    for (int id = 0; id < BARRIERS && block->open_barriers > 0; id++) {
+        Barrier &barrier = block->barriers[id];
+        if (barrier.arrived && barrier.expected == 0 && barrier.arrived == (int)block->live)
             complete(barrier, id, true);
     }
 }
@@ -84,7 +86,7 @@ void barriers_after_exit(void)
 
 static void give_up(void)
 {
-    block.failed = true;
+    block->failed = true;
     leave_for_main();
 }
 
@@ -109,10 +111,10 @@ static WarpOp *find_op(Warp &warp, u32 mask, int kind, int site)
 
 void warp_op(u32 mask, int kind, int site, void *arg, WarpOpBody body)
 {
-    Thread *self = block.current;
-    Warp &warp = block.warps[self->warp];
+    Thread *self = block->current;
+    Warp &warp = block->warps[self->warp];
     u32 bit = 1u << self->lane;
-    unsigned lanes = block.thread_count - self->warp * WARP;
+    unsigned lanes = block->thread_count - self->warp * WARP;
     mask &= lanes >= WARP ? ALL_LANES : (1u << lanes) - 1;
     if (!(mask & bit))
         report("line %d: calling lane not in mask %08x", site, mask);
@@ -148,7 +150,7 @@ static void sync_lanes(WarpOp &op, unsigned warp)
     if (!simt_config.race)
         return;
     Clock meeting;
-    Thread *threads = &block.threads[warp * WARP];
+    Thread *threads = &block->threads[warp * WARP];
     for_lanes(op.mask, [&](int lane) { clock_release(meeting, &threads[lane]); });
     for_lanes(op.mask, [&](int lane) { clock_acquire(meeting, &threads[lane]); });
 }
@@ -224,7 +226,7 @@ u32 simt_vote(u32 mask, int kind, int predicate, int site)
 
 u32 simt_shared_address(const void *pointer)
 {
-    size_t offset = (size_t)((const u8 *)pointer - block.shared);
+    size_t offset = (size_t)((const u8 *)pointer - block->shared);
     if (offset > SHARED_BYTES) {
         report("the shared address of a pointer that is not to dynamic shared memory, %p", pointer);
         return 0;
@@ -235,11 +237,11 @@ u32 simt_shared_address(const void *pointer)
 void *shared_pointer(u32 address, u32 bytes, int site)
 {
     static u8 scratch[65536];
-    if (address >= SHARED_BASE && address - SHARED_BASE + bytes <= block.shared_bytes)
-        return block.shared + (address - SHARED_BASE);
+    if (address >= SHARED_BASE && address - SHARED_BASE + bytes <= block->shared_bytes)
+        return block->shared + (address - SHARED_BASE);
     simt_stats.races++;
     report("OUT OF BOUNDS shared access at %d (+%u) of %zu, line %d", (int)(address - SHARED_BASE),
-           bytes, block.shared_bytes, site);
+           bytes, block->shared_bytes, site);
     return scratch;
 }
 
@@ -293,7 +295,7 @@ static void move_matrices(WarpOp &op, unsigned warp)
         for (int r = 0; load && r < 8; r++)
             memcpy(matrix[r],
                    matrix_row(rows[i * 8 + r], false,
-                              &block.threads[warp * WARP + (unsigned)(i * 8 + r)], op.site),
+                              &block->threads[warp * WARP + (unsigned)(i * 8 + r)], op.site),
                    16);
         for (int lane = 0; lane < WARP; lane++) {
             MatrixArgs *args = (MatrixArgs *)op.arg[lane];
@@ -309,7 +311,7 @@ static void move_matrices(WarpOp &op, unsigned warp)
         }
         for (int r = 0; !load && r < 8; r++)
             memcpy(matrix_row(rows[i * 8 + r], true,
-                              &block.threads[warp * WARP + (unsigned)(i * 8 + r)], op.site),
+                              &block->threads[warp * WARP + (unsigned)(i * 8 + r)], op.site),
                    matrix[r], 16);
     }
 }
@@ -386,18 +388,22 @@ void simt_mma_bf16(float *d, const u32 *a, const u32 *b, int site)
     warp_op(ALL_LANES, OP_MMA, site, &args, multiply);
 }
 
-/* ---- atomics: fibers of one OS thread need no host atomics ---- */
+/* ---- atomics: blocks may run on several host threads ---- */
 
 float simt_atomic_add_f32(float *address, float value)
 {
-    float old = *address;
-    *address = old + value;
+    u32 *word = (u32 *)address, seen = __atomic_load_n(word, __ATOMIC_RELAXED), wanted;
+    float old;
+    do {
+        memcpy(&old, &seen, 4);
+        float sum = old + value;
+        memcpy(&wanted, &sum, 4);
+    } while (!__atomic_compare_exchange_n(word, &seen, wanted, true, __ATOMIC_RELAXED,
+                                          __ATOMIC_RELAXED));
     return old;
 }
 
 u32 simt_atomic_add_u32(u32 *address, u32 value)
 {
-    u32 old = *address;
-    *address = old + value;
-    return old;
+    return __atomic_fetch_add(address, value, __ATOMIC_RELAXED);
 }

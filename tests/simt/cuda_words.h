@@ -15,8 +15,8 @@ struct SimtBlockView {
     SimtDim block_size, grid_size;
     unsigned char *shared; // dynamic shared memory
 };
-extern SimtBlockView simt_block;
-extern SimtUint3 *simt_thread_index;
+extern SIMT_LOCAL SimtBlockView simt_block;
+extern SIMT_LOCAL SimtUint3 *simt_thread_index;
 
 #define threadIdx (*simt_thread_index)
 #define blockIdx  (simt_block.block_index)
@@ -160,6 +160,12 @@ static inline int min(int a, int b)
 static inline int max(int a, int b)
 {
     return a > b ? a : b;
+}
+
+// Sizes of a kernel's parameters, as the driver finds them in a compiled kernel.
+template <class... A> constexpr SimtParameters simt_parameters(void (*)(A...))
+{
+    return {sizeof...(A), {sizeof(A)...}};
 }
 
 // Calls a kernel with arguments in cuLaunchKernel's convention.

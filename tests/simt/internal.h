@@ -1,8 +1,9 @@
-/* The state of the one block that runs, and what the emulator's parts ask of each other.
+/* The state of the block that runs, and what the emulator's parts ask of each other.
  *
  * scheduler.cc switches fibers, race.cc orders memory accesses, collective.cc has what a warp or a
  * block does together, async.cc cp.async, mbarrier and TMA, wgmma.cc the matrix unit, launch.cc
- * grids and the life of threads. All of it is one OS thread: no locks anywhere.
+ * grids and the life of threads. Every host thread has a Block of its own, in which it runs one
+ * block after another: only what is told needs a lock.
  */
 #pragma once
 #include <stdint.h>
@@ -33,7 +34,7 @@ struct Thread {
     SimtUint3 index;
     void *stack_pointer;
     unsigned linear, lane, warp;
-    u8 *stack;
+    u8 *stack;                    // null: it has not begun
     void *fake_stack;             // of AddressSanitizer
     u32 clock;                    // its own time
     Clock seen;                   // of the others
@@ -123,6 +124,11 @@ struct Block {
     const char *name;
     size_t shared_bytes;
     u8 *shared, *stacks;
+    unsigned stacks_used;
+    std::vector<u8 *> free_stacks;   // of ended threads
+    SimtDim index_size = {0, 0, 0};  // of the blocks that the threads' indices were made for
+    int open_barriers;               // that have arrivals
+    bool used_copies, used_matrices; // cp.async and TMA, wgmma
     u64 random;
     u64 progress, spin_seen; // spinning threads look again when there was progress
     bool failed;
@@ -132,7 +138,7 @@ struct Block {
     std::vector<Granule> granules, static_granules; // dynamic and static shared memory
     u32 linear, launch;                             // number of the block, of the launch
 };
-extern Block block;
+extern SIMT_LOCAL Block *block; // of this host thread; null: it never launched anything
 
 // Linker symbols around the static __shared__ variables of all kernels; null without any.
 extern "C" u8 __start_simt_shared[] __attribute__((weak));
@@ -144,13 +150,12 @@ void report(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
 /* scheduler.cc */
 size_t stack_bytes(void);
-void prepare_stack(Thread *thread, unsigned linear, void (*entry)(void)); // sets its stack pointer
-void run_block(Thread *first);                                            // until all have ended
-void enter_fiber(void);    // first thing that a fiber does
-void leave_for_main(void); // never returns to this fiber
-void block_self(void);     // until another thread makes this one ready
-void spin_self(void);      // until there was progress
-void hand_on(void);        // at the end of a thread
+void run_block(Thread *first, void (*run_threads)(void)); // until all have ended
+void enter_fiber(void);                                   // first thing that a fiber does
+void leave_for_main(void);                                // never returns to this fiber
+void block_self(void); // until another thread makes this one ready
+void spin_self(void);  // until there was progress
+void hand_on(void);    // at the end of a thread: returns as one that has not begun
 void wake_spinning(void);
 
 /* race.cc */
@@ -158,7 +163,7 @@ struct Place { // of the access that is being checked: an instrumented instructi
     const void *pc;
     int line;
 };
-extern Place place;
+extern SIMT_LOCAL Place place;
 void start_checks_of_launch(void);
 u32 clock_of(Thread *thread);
 Clock &seen_by(Thread *thread);

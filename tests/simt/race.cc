@@ -18,7 +18,7 @@
 #include <sanitizer/asan_interface.h>
 #endif
 
-Place place;
+SIMT_LOCAL Place place;
 static std::unordered_map<u64, int> told; // one report a kind and place
 
 void start_checks_of_launch(void)
@@ -30,15 +30,15 @@ void start_checks_of_launch(void)
 
 static void use_in_this_epoch(Clock &clock)
 {
-    if (clock.epoch != block.epoch) {
-        clock.at.assign(block.thread_count + 1, 0);
-        clock.epoch = block.epoch;
+    if (clock.epoch != block->epoch) {
+        clock.at.assign(block->thread_count + 1, 0);
+        clock.epoch = block->epoch;
     }
 }
 
 Clock &seen_by(Thread *thread)
 {
-    if (thread->seen.epoch != block.epoch) {
+    if (thread->seen.epoch != block->epoch) {
         use_in_this_epoch(thread->seen);
         thread->clock = 1;
     }
@@ -54,9 +54,9 @@ u32 clock_of(Thread *thread)
 void clock_join(Clock &to, const Clock &from)
 {
     use_in_this_epoch(to);
-    if (from.epoch != block.epoch)
+    if (from.epoch != block->epoch)
         return;
-    for (unsigned i = 0; i <= block.thread_count; i++)
+    for (unsigned i = 0; i <= block->thread_count; i++)
         to.at[i] = std::max(to.at[i], from.at[i]);
 }
 
@@ -87,7 +87,7 @@ static void tell_race(const char *what, size_t offset, u32 other)
         snprintf(at, sizeof at, "line %d", place.line);
     else
         snprintf(at, sizeof at, "pc %p", place.pc);
-    if (other == block.thread_count)
+    if (other == block->thread_count)
         snprintf(who, sizeof who, "TMA");
     else
         snprintf(who, sizeof who, "thread %u", other);
@@ -97,7 +97,7 @@ static void tell_race(const char *what, size_t offset, u32 other)
 // Did an event of this epoch or an older one happen before what `thread` does now?
 static bool ordered(u32 epoch, u32 party, u32 clock, u32 thread, const Clock &seen)
 {
-    return epoch < block.epoch || party == thread || seen.at[party] >= clock;
+    return epoch < block->epoch || party == thread || seen.at[party] >= clock;
 }
 
 static void check_last_write(Granule &granule, size_t offset, u32 thread, const Clock &seen,
@@ -107,7 +107,7 @@ static void check_last_write(Granule &granule, size_t offset, u32 thread, const 
         if (write)
             return;
         tell_race("read of uninitialised shared memory", offset, thread);
-        granule.write_epoch = block.epoch;
+        granule.write_epoch = block->epoch;
         granule.writer = (u16)thread;
         granule.write_clock = 0;
     } else if (!ordered(granule.write_epoch, granule.writer, granule.write_clock, thread, seen)) {
@@ -116,8 +116,8 @@ static void check_last_write(Granule &granule, size_t offset, u32 thread, const 
         granule.write_epoch = 1;
         granule.writer = (u16)thread;
         granule.write_clock = 0;
-    } else if (async_read && granule.writer < block.thread_count) {
-        Thread &writer = block.threads[granule.writer];
+    } else if (async_read && granule.writer < block->thread_count) {
+        Thread &writer = block->threads[granule.writer];
         bool fenced = writer.fence_epoch > granule.write_epoch ||
                       (writer.fence_epoch == granule.write_epoch &&
                        writer.fence_clock >= granule.write_clock);
@@ -150,8 +150,8 @@ static void check_granule(Granule &granule, size_t offset, u32 thread, u32 clock
                           bool write, bool async_read)
 {
     check_last_write(granule, offset, thread, seen, write, async_read);
-    if (granule.read_epoch != block.epoch) {
-        granule.read_epoch = block.epoch;
+    if (granule.read_epoch != block->epoch) {
+        granule.read_epoch = block->epoch;
         granule.readers = 0;
     }
     if (!write) {
@@ -166,7 +166,7 @@ static void check_granule(Granule &granule, size_t offset, u32 thread, u32 clock
     if (granule.readers > REMEMBERED_READERS)
         tell_race("write over data with many readers and no block barrier", offset,
                   granule.reader[0]);
-    granule.write_epoch = block.epoch;
+    granule.write_epoch = block->epoch;
     granule.writer = (u16)thread;
     granule.write_clock = clock;
     granule.readers = 0;
@@ -176,7 +176,7 @@ void check_shared(u32 offset, u32 bytes, u32 thread, u32 clock, const Clock &see
                   bool async_read)
 {
     for (u32 i = offset / 2; i < (offset + bytes + 1) / 2; i++)
-        check_granule(block.granules[i], i * 2, thread, clock, seen, write, async_read);
+        check_granule(block->granules[i], i * 2, thread, clock, seen, write, async_read);
 }
 
 void check_shared_by(Thread *thread, u32 offset, u32 bytes, bool write)
@@ -196,6 +196,20 @@ struct Allocation {
 };
 static std::vector<Allocation> allocations;
 static const size_t GUARD = 4096;
+
+void simt_register_memory(void *memory, size_t bytes)
+{
+    allocations.push_back({nullptr, (u8 *)memory, bytes, {}});
+}
+
+void simt_forget_memory(void *memory)
+{
+    for (size_t i = 0; i < allocations.size(); i++)
+        if (allocations[i].start == memory) {
+            allocations.erase(allocations.begin() + (long)i);
+            return;
+        }
+}
 
 void *simt_malloc(size_t bytes)
 {
@@ -221,7 +235,7 @@ void simt_free(void *memory)
     for (size_t i = 0; i < allocations.size(); i++)
         if (allocations[i].start == memory) {
             free(allocations[i].raw);
-            allocations.erase(allocations.begin() + (long)i);
+            simt_forget_memory(memory);
             return;
         }
 }
@@ -238,7 +252,7 @@ static void check_allocation(Allocation &a, const u8 *address, size_t bytes, boo
     }
     if (a.tags.empty())
         a.tags.assign(a.bytes / 2 + 1, 0);
-    u64 tag = ((u64)block.launch << 24 | (block.linear + 1)) & 0x7fffffff;
+    u64 tag = ((u64)block->launch << 24 | (block->linear + 1)) & 0x7fffffff;
     size_t first = (size_t)(address - a.start) / 2;
     size_t end = ((size_t)(address - a.start) + bytes + 1) / 2;
     for (size_t i = first; i < end; i++) {
@@ -268,33 +282,40 @@ void check_global(const u8 *address, size_t bytes, bool write)
 
 static void check_static_shared(const u8 *address, size_t bytes, bool write)
 {
-    Thread *thread = block.current;
+    Thread *thread = block->current;
     size_t offset = (size_t)(address - __start_simt_shared);
     for (size_t i = offset / 2; i < (offset + bytes + 1) / 2; i++)
-        check_granule(block.static_granules[i], i * 2, thread->linear, clock_of(thread),
+        check_granule(block->static_granules[i], i * 2, thread->linear, clock_of(thread),
                       seen_by(thread), write, false);
 }
 
 static void access(const void *where, size_t bytes, bool write, const void *pc)
 {
-    if (!simt_config.race || !block.current)
+    if (!simt_config.race || !block || !block->current)
         return;
     const u8 *address = (const u8 *)where;
     place = {pc, 0};
-    if (address >= block.shared && address < block.shared + SHARED_BYTES) {
-        size_t offset = (size_t)(address - block.shared);
-        if (offset + bytes > block.shared_bytes) {
+    if (address >= block->shared && address < block->shared + SHARED_BYTES) {
+        size_t offset = (size_t)(address - block->shared);
+        if (offset + bytes > block->shared_bytes) {
             simt_stats.races++;
             report("OUT OF BOUNDS shared %s at byte %zu of %zu, pc %p", write ? "write" : "read",
-                   offset, block.shared_bytes, pc);
+                   offset, block->shared_bytes, pc);
             return;
         }
-        check_shared_by(block.current, (u32)offset, (u32)bytes, write);
+        check_shared_by(block->current, (u32)offset, (u32)bytes, write);
     } else if (address >= __start_simt_shared && address < __stop_simt_shared) {
         check_static_shared(address, bytes, write);
     } else {
         check_global(address, bytes, write);
     }
+}
+
+static unsigned instrumented_images;
+
+unsigned simt_instrumented_images(void)
+{
+    return instrumented_images;
 }
 
 #define HOOK(name, bytes, write)                                                                   \
@@ -330,8 +351,9 @@ void __tsan_func_entry(void *)
 void __tsan_func_exit(void *)
 {
 }
-void __tsan_init(void)
+void __tsan_init(void) // called by a constructor of every instrumented image
 {
+    instrumented_images++;
 }
 void __tsan_vptr_update(void **, void *)
 {

@@ -1,10 +1,12 @@
-/* Fibers: a stack a CUDA thread, and the choice of who runs next.
+/* Fibers: a stack a waiting CUDA thread, and the choice of who runs next.
  *
  * A thread runs until it must wait (block_self) or looks again at memory that another has to change
  * (spin_self). Then another lane of the same warp, else another warp goes on, in order, in reverse
- * or at random. Asynchronous loads that nothing has forced yet are carried out when every thread
- * waits (late) or now and then (random). When nothing can go on there is a deadlock, told with what
- * every warp waits for. Stacks start at differing offsets: equal ones would share a cache set.
+ * or at random. A thread that ends hands its stack to the next one if that has not begun, so
+ * threads that never wait follow one another as in a loop, without a switch. Asynchronous loads
+ * that nothing has forced yet are carried out when every thread waits (late) or now and then
+ * (random). When nothing can go on there is a deadlock, told with what every warp waits for. Stacks
+ * start at differing offsets: equal ones would share a cache set.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -30,21 +32,30 @@ size_t stack_bytes(void)
     return SIMT_ASAN ? 256 * 1024 : 64 * 1024;
 }
 
-void prepare_stack(Thread *thread, unsigned linear, void (*entry)(void))
+static SIMT_LOCAL void (*fiber_body)(void); // runs this thread, and others after it
+
+// Gives a thread that has not begun a stack, ready to be switched to.
+static void give_stack(Thread *thread)
 {
-    thread->stack = block.stacks + stack_bytes() * linear;
+    if (block->free_stacks.empty()) {
+        thread->stack = block->stacks + stack_bytes() * block->stacks_used++;
+    } else {
+        thread->stack = block->free_stacks.back();
+        block->free_stacks.pop_back();
+    }
+    size_t number = (size_t)(thread->stack - block->stacks) / stack_bytes();
     thread->fake_stack = nullptr;
-    u64 *top = (u64 *)(thread->stack + stack_bytes() - (size_t)(linear * 17 % 128) * 64);
+    u64 *top = (u64 *)(thread->stack + stack_bytes() - number * 17 % 128 * 64);
     *--top = 0;
-    *--top = (u64)(void *)entry;
+    *--top = (u64)(void *)fiber_body;
     for (int saved = 0; saved < 6; saved++) // the registers that simt_switch pops
         *--top = 0;
     thread->stack_pointer = top;
 }
 
 #if SIMT_ASAN
-static u8 *main_stack;
-static size_t main_stack_bytes;
+static SIMT_LOCAL u8 *main_stack;
+static SIMT_LOCAL size_t main_stack_bytes;
 
 static void find_main_stack(void)
 {
@@ -61,23 +72,27 @@ static void find_main_stack(void)
 
 static void set_current(Thread *thread)
 {
-    block.current = thread;
-    block.warp = thread->warp;
+    block->current = thread;
+    block->warp = thread->warp;
     simt_thread_index = &thread->index;
 }
 
-void run_block(Thread *first)
+void run_block(Thread *first, void (*run_threads)(void))
 {
+    fiber_body = run_threads;
+    block->stacks_used = 0;
+    block->free_stacks.clear();
+    give_stack(first);
     set_current(first);
 #if SIMT_ASAN
     find_main_stack();
-    __sanitizer_start_switch_fiber(&block.main_fake_stack, first->stack, stack_bytes());
+    __sanitizer_start_switch_fiber(&block->main_fake_stack, first->stack, stack_bytes());
 #endif
-    simt_switch(&block.main_stack_pointer, first->stack_pointer);
+    simt_switch(&block->main_stack_pointer, first->stack_pointer);
 #if SIMT_ASAN
-    __sanitizer_finish_switch_fiber(block.main_fake_stack, nullptr, nullptr);
+    __sanitizer_finish_switch_fiber(block->main_fake_stack, nullptr, nullptr);
 #endif
-    block.current = nullptr;
+    block->current = nullptr;
 }
 
 void enter_fiber(void)
@@ -89,19 +104,21 @@ void enter_fiber(void)
 
 void leave_for_main(void)
 {
-    Thread *self = block.current;
+    Thread *self = block->current;
 #if SIMT_ASAN
     __sanitizer_start_switch_fiber(nullptr, main_stack, main_stack_bytes);
 #endif
-    simt_switch(&self->stack_pointer, block.main_stack_pointer);
+    simt_switch(&self->stack_pointer, block->main_stack_pointer);
 }
 
 static void switch_to(Thread *thread)
 {
-    Thread *self = block.current;
+    Thread *self = block->current;
     if (thread == self)
         return;
     simt_stats.switches++;
+    if (!thread->stack)
+        give_stack(thread);
     set_current(thread);
 #if SIMT_ASAN
     __sanitizer_start_switch_fiber(&self->fake_stack, thread->stack, stack_bytes());
@@ -114,15 +131,15 @@ static void switch_to(Thread *thread)
 
 void wake_spinning(void)
 {
-    for (unsigned i = 0; i < block.warp_count; i++) {
-        block.warps[i].ready |= block.warps[i].spinning;
-        block.warps[i].spinning = 0;
+    for (unsigned i = 0; i < block->warp_count; i++) {
+        block->warps[i].ready |= block->warps[i].spinning;
+        block->warps[i].spinning = 0;
     }
 }
 
 static Thread *lane_of(unsigned warp)
 {
-    u32 ready = block.warps[warp].ready;
+    u32 ready = block->warps[warp].ready;
     int lane;
     if (simt_config.order == SIMT_IN_ORDER) {
         lane = __builtin_ctz(ready);
@@ -133,21 +150,22 @@ static Thread *lane_of(unsigned warp)
             ready &= ready - 1;
         lane = __builtin_ctz(ready);
     }
-    return &block.threads[warp * WARP + (unsigned)lane];
+    return &block->threads[warp * WARP + (unsigned)lane];
 }
 
 // A ready thread: of the running warp if `stay` and there is one, else of another; null: none.
 static Thread *ready_thread(bool stay)
 {
-    unsigned count = block.warp_count;
-    if (stay && block.warps[block.warp].ready)
-        return lane_of(block.warp);
+    unsigned count = block->warp_count;
+    if (stay && block->warps[block->warp].ready)
+        return lane_of(block->warp);
     unsigned start =
-        simt_config.order == SIMT_RANDOM_ORDER ? random_bits() % count : block.warp + 1;
+        simt_config.order == SIMT_RANDOM_ORDER ? random_bits() % count : block->warp + 1;
     for (unsigned i = 0; i < count; i++) {
-        unsigned warp = simt_config.order == SIMT_REVERSE ? (block.warp + 2 * count - 1 - i) % count
-                                                          : (start + i) % count;
-        if (block.warps[warp].ready)
+        unsigned warp = simt_config.order == SIMT_REVERSE
+                            ? (block->warp + 2 * count - 1 - i) % count
+                            : (start + i) % count;
+        if (block->warps[warp].ready)
             return lane_of(warp);
     }
     return nullptr;
@@ -155,15 +173,15 @@ static Thread *ready_thread(bool stay)
 
 static void execute_a_load(size_t i)
 {
-    TmaOp *op = block.loads[i];
-    block.loads.erase(block.loads.begin() + (long)i);
+    TmaOp *op = block->loads[i];
+    block->loads.erase(block->loads.begin() + (long)i);
     execute_tma(op);
 }
 
 static bool any_spinning(void)
 {
-    for (unsigned i = 0; i < block.warp_count; i++)
-        if (block.warps[i].spinning)
+    for (unsigned i = 0; i < block->warp_count; i++)
+        if (block->warps[i].spinning)
             return true;
     return false;
 }
@@ -173,15 +191,15 @@ static Thread *pick(void)
 {
     bool random_async = simt_config.async == SIMT_RANDOM_ASYNC;
     for (;;) {
-        if (!block.loads.empty() && random_async && (random_bits() & 15) == 0)
-            execute_a_load(random_bits() % block.loads.size());
+        if (!block->loads.empty() && random_async && (random_bits() & 15) == 0)
+            execute_a_load(random_bits() % block->loads.size());
         bool hop = simt_config.order == SIMT_RANDOM_ORDER && (random_bits() & 7) == 0;
         if (Thread *thread = ready_thread(!hop))
             return thread;
-        if (!block.loads.empty()) {
-            execute_a_load(random_async ? random_bits() % block.loads.size() : 0);
-        } else if (any_spinning() && block.progress != block.spin_seen) {
-            block.spin_seen = block.progress;
+        if (!block->loads.empty()) {
+            execute_a_load(random_async ? random_bits() % block->loads.size() : 0);
+        } else if (any_spinning() && block->progress != block->spin_seen) {
+            block->spin_seen = block->progress;
             wake_spinning();
         } else {
             return nullptr;
@@ -192,31 +210,31 @@ static Thread *pick(void)
 static void tell_deadlock(void)
 {
     report("DEADLOCK: no runnable thread");
-    for (unsigned i = 0; i < block.warp_count && simt_config.max_reports > 0; i++) {
-        const Warp &warp = block.warps[i];
+    for (unsigned i = 0; i < block->warp_count && simt_config.max_reports > 0; i++) {
+        const Warp &warp = block->warps[i];
         fprintf(stderr, "  warp %u: live %08x spinning %08x", i, warp.live, warp.spinning);
         for (const WarpOp &op : warp.ops)
             if (op.mask)
                 fprintf(stderr, "; warp operation at line %d, mask %08x arrived %08x", op.site,
                         op.mask, op.arrived);
         for (int b = 0; b < BARRIERS; b++)
-            if (block.barriers[b].waiting[i])
-                fprintf(stderr, "; barrier %d at line %d, waiting %08x", b, block.barriers[b].site,
-                        block.barriers[b].waiting[i]);
+            if (block->barriers[b].waiting[i])
+                fprintf(stderr, "; barrier %d at line %d, waiting %08x", b, block->barriers[b].site,
+                        block->barriers[b].waiting[i]);
         fputc('\n', stderr);
     }
 }
 
 void block_self(void)
 {
-    Thread *self = block.current;
-    block.warps[self->warp].ready &= ~(1u << self->lane);
+    Thread *self = block->current;
+    block->warps[self->warp].ready &= ~(1u << self->lane);
     if (Thread *thread = pick()) {
         switch_to(thread);
         return;
     }
-    if (!block.failed) {
-        block.failed = true;
+    if (!block->failed) {
+        block->failed = true;
         tell_deadlock();
     }
     leave_for_main();
@@ -224,20 +242,26 @@ void block_self(void)
 
 void spin_self(void)
 {
-    block.warps[block.current->warp].spinning |= 1u << block.current->lane;
+    block->warps[block->current->warp].spinning |= 1u << block->current->lane;
     block_self();
 }
 
 void hand_on(void)
 {
-    if (Thread *thread = pick())
-        switch_to(thread);
-    else
+    Thread *self = block->current, *thread = pick();
+    if (!thread) {
         block_self();
+    } else if (thread->stack) {
+        block->free_stacks.push_back(self->stack);
+        switch_to(thread);
+    } else {
+        thread->stack = self->stack;
+        set_current(thread);
+    }
 }
 
 void simt_yield(void)
 {
-    block.progress++;
+    block->progress++;
     spin_self();
 }

@@ -2,7 +2,8 @@
  *
  * The kernel text that NVRTC compiles is compiled by the C++ compiler as well (cuda_words.h gives
  * the CUDA spellings, codegen/cuda/cx.h the wrappers of PTX), and simt_launch runs it: one block
- * after another, one fiber a thread, warp collectives carried out by the last lane to arrive.
+ * after another, on one or a few host threads. A thread that never waits is a mere call; one that
+ * does is a fiber. Warp collectives are carried out by the last lane to arrive.
  * Results of cp.async, TMA and wgmma appear at once, as late as the rules permit, or at random.
  * Fresh memory is NaN in every float format. In race mode the kernel is compiled with
  * -fsanitize=thread, whose hooks are our own (race.cc): every load and store is checked for order,
@@ -21,12 +22,20 @@ struct SimtUint3 {
 };
 struct SimtDim {
     unsigned x, y, z;
-    SimtDim(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_)
+    constexpr SimtDim(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_)
     {
     }
 };
 
 typedef void (*SimtKernel)(void **args); // arguments as cuLaunchKernel takes them
+
+// A variable of each host thread, small enough for a library that is opened at run time.
+#define SIMT_LOCAL __thread __attribute__((tls_model("initial-exec")))
+
+struct SimtParameters {
+    unsigned count;
+    size_t bytes[8];
+};
 
 enum SimtOrder { SIMT_IN_ORDER, SIMT_REVERSE, SIMT_RANDOM_ORDER };
 enum SimtAsync { SIMT_EAGER, SIMT_LATE, SIMT_RANDOM_ASYNC };
@@ -37,6 +46,7 @@ struct SimtConfig {
     int race;        // 1: check every access (kernels must be compiled with -fsanitize=thread)
     unsigned seed;   // of both random choices
     int max_reports; // lines written to stderr; 0: none. All are counted
+    int threads = 1; // of the host, that share the blocks of a grid; not used in race mode
 };
 extern SimtConfig simt_config;
 
@@ -46,7 +56,7 @@ struct SimtStats {
     uint64_t cp_async, tma_bytes;
     uint64_t races, errors; // races are errors too
 };
-extern SimtStats simt_stats;
+extern SIMT_LOCAL SimtStats simt_stats; // of launches by this host thread
 
 extern "C" {
 // Runs all blocks of a grid. 0: ran to the end (errors may have been counted); 1: it could not.
@@ -59,6 +69,12 @@ void simt_reset(void); // zeroes the statistics
 // Device memory: poisoned, 256-byte aligned, guarded and known to the checks of race mode.
 void *simt_malloc(size_t bytes);
 void simt_free(void *memory);
+// Memory of a caller's own as device memory that race mode knows; within 4 KiB around it nothing
+// may be touched.
+void simt_register_memory(void *memory, size_t bytes);
+void simt_forget_memory(void *memory);
+// How many kernel images with the instrumentation of race mode were loaded so far.
+unsigned simt_instrumented_images(void);
 
 // Fills a 128-byte tensor map as cuTensorMapEncodeTiled does. sizes, box and steps have `rank`
 // entries, strides (bytes, multiples of 16) rank - 1; steps may be null. swizzle: 0, or 1/2/3 for

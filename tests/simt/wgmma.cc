@@ -140,7 +140,7 @@ static void exchange(Warpgroup &group, const WgmmaOp *op, float (*d)[MAX_N], boo
 static void execute(Warpgroup &group, WgmmaOp *op)
 {
     static float a[TILE_M][TILE_K], b[MAX_N][TILE_K], b_rows[TILE_K][MAX_N], d[TILE_M][MAX_N];
-    Thread *reader = &block.threads[(&group - block.warpgroups) * 128];
+    Thread *reader = &block->threads[(&group - block->warpgroups) * 128];
     if (op->a_in_registers)
         read_registers(op, a);
     else
@@ -196,7 +196,8 @@ static WgmmaOp *operation(Warpgroup &group, size_t number, const WgmmaArgs *args
 
 static void issue_warp(WarpOp &warp_op, unsigned warp)
 {
-    Warpgroup &group = block.warpgroups[warp / 4];
+    Warpgroup &group = block->warpgroups[warp / 4];
+    block->used_matrices = true;
     unsigned w = warp % 4;
     const WgmmaArgs *first = (WgmmaArgs *)warp_op.arg[0];
     if (warp_op.mask != ALL_LANES) {
@@ -215,7 +216,7 @@ static void issue_warp(WarpOp &warp_op, unsigned warp)
             set_aside(group.accumulators[w * WARP + (unsigned)lane], args->d, args->n);
     }
     op->warps |= 1 << w;
-    block.progress++;
+    block->progress++;
     if (op->warps == 15 && simt_config.async == SIMT_EAGER)
         execute(group, op);
     if (op->warps == 15)
@@ -231,8 +232,9 @@ void simt_wgmma(float *d, int n, uint64_t a, uint64_t b, const uint32_t *a_regis
 
 void simt_wgmma_commit(void)
 {
-    const Thread *self = block.current;
-    Warpgroup &group = block.warpgroups[self->warp / 4];
+    const Thread *self = block->current;
+    Warpgroup &group = block->warpgroups[self->warp / 4];
+    block->used_matrices = true;
     if (self->lane == 0)
         group.commits[self->warp % 4].push_back(group.issued[self->warp % 4]);
 }
@@ -263,8 +265,9 @@ static void forget_done(Warpgroup &group)
 
 void simt_wgmma_wait(int groups)
 {
-    const Thread *self = block.current;
-    Warpgroup &group = block.warpgroups[self->warp / 4];
+    const Thread *self = block->current;
+    Warpgroup &group = block->warpgroups[self->warp / 4];
+    block->used_matrices = true;
     std::vector<size_t> &commits = group.commits[self->warp % 4];
     simt_warp_sync(ALL_LANES, -1);
     if (self->lane == 0) {
