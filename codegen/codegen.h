@@ -41,6 +41,10 @@ typedef struct {
     size_t plan_capacity;
     // by entry: first index in `plans` of its variants' fused and plain plans (UINT32_MAX: none)
     uint32_t *fused_first, *plain_first;
+    // --unfused-too: by entry, first index of the plans of its variants at ladder step 0, behind
+    // which those of the next steps lie; the last step is fused_first (UINT32_MAX: no ladder)
+    uint32_t *ladder_first;
+    bool unfused_too;
     uint32_t *option_slot;   // by option
     uint32_t option_slots;
     int64_t *param_offset;   // by parameter, bytes

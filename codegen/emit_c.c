@@ -167,10 +167,11 @@ static const char *origin_text(const Codegen *cg, NodeId node)
 typedef struct {
     Codegen *cg;
     FILE *out;
-    const char **texts;        // origins, each once
+    const char **texts;        // origins, each once with each label
+    const char **labels;       // what the launches of that origin compute
     uint32_t count;
-    size_t capacity;
-    uint32_t *by_node;         // origin + 1 of a node
+    size_t capacity, label_capacity;
+    uint32_t *by_node;         // origin + 1 of a node, with its last label
     uint32_t *table;           // by hash of the interned pointer's text
     uint32_t table_size;
     const Type **types;        // of taps, each once
@@ -183,22 +184,46 @@ typedef struct {
     size_t scalar_capacity;
 } Writer;
 
-static uint32_t find_origin(Writer *writer, NodeId node)
+// Makes the table of origins twice as large.
+static void grow_origins(Writer *writer)
 {
-    if (writer->by_node[node])
-        return writer->by_node[node] - 1;
-    const char *text = origin_text(writer->cg, node);
+    writer->table_size *= 2;
+    writer->table = arena_alloc(writer->cg->arena, writer->table_size * sizeof(uint32_t));
+    for (uint32_t i = 0; i < writer->count; i++) {
+        uint32_t at = (uint32_t)hash_bytes(writer->texts[i], strlen(writer->texts[i]));
+        while (writer->table[at & (writer->table_size - 1)])
+            at++;
+        writer->table[at & (writer->table_size - 1)] = i + 1;
+    }
+}
+
+static uint32_t find_origin(Writer *writer, NodeId node, const char *label)
+{
+    label = label ? label : "";
+    uint32_t last = writer->by_node[node];
+    if (last && writer->labels[last - 1] == label)
+        return last - 1;
+    const char *text = last ? writer->texts[last - 1] : origin_text(writer->cg, node);
     uint32_t mask = writer->table_size - 1;
     uint32_t at = (uint32_t)hash_bytes(text, strlen(text)) & mask;
-    while (writer->table[at] && strcmp(writer->texts[writer->table[at] - 1], text) != 0)
-        at = (at + 1) & mask;
+    for (; writer->table[at]; at = (at + 1) & mask) {
+        uint32_t other = writer->table[at] - 1;
+        if (strcmp(writer->texts[other], text) == 0 && strcmp(writer->labels[other], label) == 0)
+            break;
+    }
     if (!writer->table[at]) {
         writer->texts =
             grow_array(writer->texts, &writer->capacity, writer->count, sizeof *writer->texts);
+        writer->labels = grow_array(writer->labels, &writer->label_capacity, writer->count,
+                                    sizeof *writer->labels);
+        writer->labels[writer->count] = label;
         writer->texts[writer->count++] = text;
         writer->table[at] = writer->count;
-        if (2 * writer->count > writer->table_size)
-            bug("more origins than nodes");
+        if (2 * writer->count > writer->table_size) {
+            grow_origins(writer);
+            writer->by_node[node] = writer->count;
+            return writer->count - 1;
+        }
     }
     writer->by_node[node] = writer->table[at];
     return writer->table[at] - 1;
@@ -214,7 +239,7 @@ static PvLaunch *make_launches(Writer *writer, const Work *work)
         launches[i].kernel = from->kernel;
         launches[i].arg = from->arg;
         launches[i].arg_count = (uint16_t)from->arg_count;
-        launches[i].origin = find_origin(writer, from->origin);
+        launches[i].origin = find_origin(writer, from->origin, from->label);
         launches[i].flops_fixed = from->flops_fixed;
         launches[i].flops_batch = from->flops_batch;
         launches[i].segments = (uint16_t)from->segments;
@@ -332,6 +357,8 @@ static void write_taps(Writer *writer, const Work *work, uint32_t number)
 
 typedef struct {
     size_t packed, packed_bytes;       // in the data section
+    size_t edges;                      // there too
+    uint32_t edge_count;
     double flops_fixed, flops_batch, bytes_fixed, bytes_batch;
     uint32_t scalars;
 } PlanText;
@@ -348,6 +375,12 @@ static void store_launches(Writer *writer, const Work *work, PlanText *text)
         text->flops_batch += launches[i].flops_batch;
         text->bytes_fixed += launches[i].bytes_fixed;
         text->bytes_batch += launches[i].bytes_batch;
+    }
+    if (writer->cg->unfused_too) {
+        uint32_t *edges = launch_edges(work, &text->edge_count);
+        if (text->edge_count)
+            text->edges = data_add(writer->cg, edges, text->edge_count * 2 * sizeof *edges);
+        free(edges);
     }
     free(packed);
     free(launches);
@@ -384,8 +417,13 @@ static void write_plan(Writer *writer, const Work *work, uint32_t number, const 
         fprintf(writer->out, "     taps_%u, %u, ", number, work->tap_count);
     else
         fprintf(writer->out, "     0, 0, ");
-    fprintf(writer->out, "streams_%u, %u, grads_%u, %u, reads_%u, %u},\n", number,
+    fprintf(writer->out, "streams_%u, %u, grads_%u, %u, reads_%u, %u, ", number,
             work->stream_count, number, work->grad_count, number, work->instance_count);
+    if (text->edge_count)
+        fprintf(writer->out, "(const uint32_t *)(pv_data + %zu), %u},\n", text->edges,
+                text->edge_count);
+    else
+        fprintf(writer->out, "0, 0},\n");
 }
 
 static void write_plans(Writer *writer)
@@ -433,6 +471,14 @@ static void write_entry_parts(Writer *writer, uint32_t number)
         fprintf(out, "},\n");
     }
     fprintf(out, "%s};\n", all->count ? "" : "    {0}\n");
+    if (cg->unfused_too && cg->ladder_first[number] != UINT32_MAX) {
+        fprintf(out, "static const PvRung rungs_%u[] = {\n", number);
+        for (uint32_t i = 0; i < LADDER_STEPS; i++)
+            fprintf(out, "    {\"%s\", %d, plans + %u},\n", ladder[i].name, ladder[i].level,
+                    i + 1 < LADDER_STEPS ? cg->ladder_first[number] + i * entry->variant_count
+                                         : cg->fused_first[number]);
+        fprintf(out, "};\n");
+    }
     emit_select(writer->cg, out, number);
 }
 
@@ -448,7 +494,8 @@ static void write_entries(Writer *writer)
         const Entry *entry = &module->entries[i];
         static const char *const kinds[] = {
             [ENTRY_PROGRAM] = "PV_PROGRAM", [ENTRY_GRAD] = "PV_GRAD_OF",
-            [ENTRY_MINIMIZE] = "PV_MINIMIZE", [ENTRY_CALL] = "PV_CALL"};
+            [ENTRY_MINIMIZE] = "PV_MINIMIZE", [ENTRY_CALL] = "PV_CALL",
+            [ENTRY_PROBE] = "PV_PROBE"};
         fprintf(out, "    {%s, ", kinds[entry->kind]);
         write_string(out, entry->kind == ENTRY_GRAD ? module->entries[entry->program].name
                                                     : entry->name);
@@ -458,7 +505,11 @@ static void write_entries(Writer *writer)
             fprintf(out, "0");
         else
             fprintf(out, "plans + %u", cg->plain_first[i]);
-        fprintf(out, ", %u, select_%u},\n", entry->variant_count, i);
+        fprintf(out, ", %u, select_%u, ", entry->variant_count, i);
+        if (cg->unfused_too && cg->ladder_first[i] != UINT32_MAX)
+            fprintf(out, "rungs_%u, %d},\n", i, LADDER_STEPS);
+        else
+            fprintf(out, "0, 0},\n");
     }
     fprintf(out, "%s};\n", module->entry_count ? "" : "    {0}\n");
 }
@@ -528,6 +579,7 @@ static void write_model(Writer *writer)
         fprintf(out, "    {\"%s\", %s, 0},\n", cg->kernels[i].name, cg->kernels[i].symbol);
     fprintf(out, "%s};\n", cg->kernel_count ? "" : "    {0}\n");
     write_names(out, "origins", writer->texts, writer->count);
+    write_names(out, "labels", writer->labels, writer->count);
     write_names(out, "constants", module->constants, module->constant_count);
     write_names(out, "streams", module->streams, module->stream_count);
     fprintf(out, "const PvModel pv_model = {\n    ");
@@ -541,7 +593,7 @@ static void write_model(Writer *writer)
     fprintf(out, "    kernels, %u, origins, %u, pv_data, %zu, 0, ", cg->kernel_count, writer->count,
             cg->data_size);
     write_string(out, cg->march);
-    fprintf(out, ", PV_FEATURES\n};\n");
+    fprintf(out, ", PV_FEATURES, labels\n};\n");
 }
 
 static void write_tables(Codegen *cg, FILE *out)
@@ -562,6 +614,7 @@ static void write_tables(Codegen *cg, FILE *out)
     emit_samplers(cg, out);
     write_model(&writer);
     free(writer.texts);
+    free(writer.labels);
     free(writer.types);
     free(writer.scalar_texts);
 }

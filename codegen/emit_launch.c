@@ -152,7 +152,9 @@ PlanArg result_place(Lower *lower, Val val)
         lower->work->place[index] =
             new_buffer(lower, count_of(val_type(lower->graph, val)), size_of(lower, val));
     }
-    return lower->work->place[index];
+    PlanArg place = lower->work->place[index];
+    place.result = true;
+    return place;
 }
 
 PlanArg wanted_place(Lower *lower, const Group *group, uint32_t out)
@@ -265,6 +267,8 @@ void launch_copy(Lower *lower, PlanArg y, PlanArg x, const CopyShape *shape, siz
     }
     launch_begin(lower, "pv_copy", sizeof(CopyArgs) / 8);
     count_copy(lower, &axes, size);
+    lower->work->launches[lower->work->launch_count - 1].label = "copy";
+    y.result = true;
     set_arg(lower, ARG(CopyArgs, y), y);
     set_arg(lower, ARG(CopyArgs, x), x);
     set_int(lower, ARG(CopyArgs, bytes), (int64_t)size);
@@ -351,6 +355,8 @@ static void launch_fill(Lower *lower, PlanArg y, const Type *type, double value)
     size_t size = element_bits(lower, type->dtype, value, &bits);
     launch_begin(lower, "pv_fill", sizeof(FillArgs) / 8);
     count_bytes(lower, count_of(type), size);
+    lower->work->launches[lower->work->launch_count - 1].label = "fill";
+    y.result = true;
     set_arg(lower, ARG(FillArgs, y), y);
     set_dim(lower, ARG(FillArgs, count), count_of(type));
     set_int(lower, ARG(FillArgs, bytes), (int64_t)size);
@@ -784,9 +790,14 @@ static void count_work(Lower *lower, const Group *group, uint32_t first)
 {
     Work *work = lower->work;
     PlanLaunch *main = &work->launches[work->launch_count - 1];
-    for (uint32_t i = first; i < work->launch_count; i++)
-        if (work->launches[i].bytes_fixed + work->launches[i].bytes_batch <= 0)
-            main = &work->launches[i];
+    const char *label = group_label(work, group);
+    for (uint32_t i = first; i < work->launch_count; i++) {
+        PlanLaunch *launch = &work->launches[i];
+        if (launch->bytes_fixed + launch->bytes_batch <= 0)
+            main = launch;
+        if (!launch->label)
+            launch->label = label;
+    }
     if (main->bytes_fixed + main->bytes_batch <= 0)
         group_bytes(work, group, &main->bytes_fixed, &main->bytes_batch);
     for (uint32_t i = 0; i < group->member_count; i++) {

@@ -32,6 +32,7 @@ typedef struct {
     DType real;
     Emit emit;
     bool time, stats, check, verbose, no_cache;
+    bool unfused_too;          // the whole ladder of rungs in one executable, and probes
 } Options;
 
 typedef struct {
@@ -98,7 +99,11 @@ static void add_plan(Build *build, uint32_t entry, uint32_t variant, int level, 
 static bool pass_layout(Build *build)
 {
     Module *module = build->module;
+    if (build->options.unfused_too)
+        add_probes(module);
     Codegen *cg = build->cg = codegen_new(module, build->sources, build->options.march);
+    cg->unfused_too = build->options.unfused_too;
+    cg->ladder_first = arena_alloc(build->arena, (module->entry_count + 1) * sizeof(uint32_t));
     cg->fused_first = arena_alloc(build->arena, (module->entry_count + 1) * sizeof(uint32_t));
     cg->plain_first = arena_alloc(build->arena, (module->entry_count + 1) * sizeof(uint32_t));
     for (uint32_t i = 0; i < module->entry_count; i++) {
@@ -110,6 +115,13 @@ static bool pass_layout(Build *build)
         cg->plain_first[i] = plain ? cg->plan_count : UINT32_MAX;
         for (uint32_t v = 0; plain && v < entry->variant_count; v++)
             add_plan(build, i, v, 0, true);
+        bool climbs = cg->unfused_too && entry->kind != ENTRY_CALL && entry->kind != ENTRY_PROBE;
+        cg->ladder_first[i] = climbs ? cg->plan_count : UINT32_MAX;
+        for (uint32_t step = 0; climbs && step + 1 < LADDER_STEPS; step++)
+            for (uint32_t v = 0; v < entry->variant_count; v++) {
+                add_plan(build, i, v, 2, false);
+                cg->plans[cg->plan_count - 1]->rungs = ladder[step].rungs;
+            }
     }
     for (uint32_t i = 0; i < cg->plan_count; i++)
         find_layout(cg->plans[i]);
@@ -263,6 +275,7 @@ static const char usage[] =
     "  -O0 | -O1 | -O2     one kernel per operation | local fusion | everything (default)\n"
     "  --rungs NAMES       the optimizations named, and no others: elementwise norms epilogues\n"
     "                      attention placement batching tables memory all none, with commas\n"
+    "  --unfused-too       every level in one executable: run --level 0, and `bench`\n"
     "  --target cpu        what the executable runs on\n"
     "  --dtype f32|f64     working precision (default f32)\n"
     "  --march NAME        processor (default native), as the C compiler names it\n"
@@ -389,6 +402,8 @@ static bool long_option(Options *options, int argc, char **argv, int *i)
         options->check = true;
     else if (strcmp(argument, "--verbose") == 0)
         options->verbose = true;
+    else if (strcmp(argument, "--unfused-too") == 0)
+        options->unfused_too = true;
     else if (strcmp(argument, "--no-cache") == 0)
         options->no_cache = true;
     else

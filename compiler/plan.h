@@ -69,6 +69,7 @@ typedef struct {
 typedef struct {
     int64_t a, c;              // as in PvArg; in PV_ARENA relative to the buffer
     uint16_t space;            // PvSpace
+    bool result;               // the launch stores there
     uint32_t buffer;           // PV_ARENA: buffer number + 1
 } PlanArg;
 
@@ -76,6 +77,7 @@ typedef struct {
     uint32_t kernel;
     uint32_t arg, arg_count;   // in Work.args
     NodeId origin;
+    const char *label;         // what it computes: "conv3x3 + silu"
     uint32_t segments;         // independent problems, arg_count / segments arguments each
     double flops_fixed, flops_batch;
     double bytes_fixed, bytes_batch;   // read and written at least, each operand once
@@ -158,6 +160,14 @@ size_t element_size(const Module *module, DType dtype);   // reals are all PvRea
 /* rungs.c */
 uint32_t level_rungs(int level);
 // "elementwise,norms", "all", "none" to bits; false: one of the names is none.
+// The ladder of --unfused-too: rung by rung from none to all.
+typedef struct {
+    const char *name;
+    int level;                 // 0, 1, 2: these are the rungs of that level; -1: of none
+    uint32_t rungs;
+} LadderStep;
+enum { LADDER_STEPS = 9 };
+extern const LadderStep ladder[LADDER_STEPS];
 bool parse_rungs(const char *text, uint32_t *bits);
 
 /* layout.c */
@@ -202,6 +212,11 @@ typedef struct {
 // Packs intervals without overlap of live ones; returns the bytes needed.
 int64_t pack_intervals(Arena *arena, Interval *items, uint32_t count);
 int64_t live_bound(Arena *arena, const Interval *items, uint32_t count);   // largest live set
+
+/* label.c, edges.c: for reports */
+const char *group_label(const Work *work, const Group *group);     // interned
+// Pairs of launches of which the second reads what the first stored; malloc'ed.
+uint32_t *launch_edges(const Work *work, uint32_t *count);
 
 /* plan.c */
 // Lifetimes, in-place results, offsets. Needs launches; fills offsets, arena_* and live_*.

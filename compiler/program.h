@@ -81,7 +81,7 @@ typedef struct {
     uint64_t given;        // bit i: optional input i is used as present
 } Variant;
 
-typedef enum { ENTRY_PROGRAM, ENTRY_GRAD, ENTRY_MINIMIZE, ENTRY_CALL } EntryKind;
+typedef enum { ENTRY_PROGRAM, ENTRY_GRAD, ENTRY_MINIMIZE, ENTRY_CALL, ENTRY_PROBE } EntryKind;
 
 typedef struct {
     EntryKind kind;
@@ -236,6 +236,9 @@ void compact_module(Module *module, const Val *order, size_t count);
 // Every Val that a module names, as places to rewrite: decisions, outputs, taps, host programs.
 // malloc'ed.
 Val **module_roots(Module *module, size_t *count);
+
+/* probe.c: entries that measure the machine, for --unfused-too; after simplify. */
+void add_probes(Module *module);
 
 /* interp.c: the reference. Evaluates nodes one by one in double or float arithmetic. */
 typedef struct {

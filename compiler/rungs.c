@@ -15,10 +15,23 @@ static const struct {
 };
 enum { RUNG_COUNT = sizeof rungs / sizeof *rungs };
 
+#define LOCAL_RUNGS (RUNG_ELEMENTWISE | RUNG_NORMS | RUNG_EPILOGUES | RUNG_ATTENTION)
+const LadderStep ladder[LADDER_STEPS] = {
+    {"unfused", 0, 0},
+    {"+ elementwise", -1, RUNG_ELEMENTWISE},
+    {"+ norms", -1, RUNG_ELEMENTWISE | RUNG_NORMS},
+    {"+ epilogues", -1, RUNG_ELEMENTWISE | RUNG_NORMS | RUNG_EPILOGUES},
+    {"+ attention", 1, LOCAL_RUNGS},
+    {"+ placement", -1, LOCAL_RUNGS | RUNG_PLACEMENT},
+    {"+ siblings", -1, LOCAL_RUNGS | RUNG_PLACEMENT | RUNG_BATCHING},
+    {"+ tables", -1, LOCAL_RUNGS | RUNG_PLACEMENT | RUNG_BATCHING | RUNG_TABLES},
+    {"all", 2, RUNG_ALL},
+};
+
 uint32_t level_rungs(int level)
 {
     return level == 0   ? 0
-           : level == 1 ? RUNG_ELEMENTWISE | RUNG_NORMS | RUNG_EPILOGUES | RUNG_ATTENTION
+           : level == 1 ? LOCAL_RUNGS
                         : RUNG_ALL;
 }
 

@@ -137,7 +137,8 @@ bool pv_call_run(PvExec *exec, PvCall *call, const PvCallPlan *plan, PvError *er
         call->io[i] = call->inputs[i] ? call->inputs[i]->data : NULL;
     for (uint32_t i = 0; i < entry->output_count; i++)
         call->io[entry->input_count + i] = call->outputs[i]->data;
-    const PvPlan *of = plan->plain ? &entry->plain[plan->variant] : &entry->plans[plan->variant];
+    const PvPlan *of =
+        plan->plain ? &entry->plain[plan->variant] : pv_exec_plan(exec, entry, plan->variant);
     PvExecStep step = {
         entry, of, &call->step, call->io, plan->taps, plan->tap_count, plan->tap_tensors};
     if (!pv_exec_run(exec, &step, error))

@@ -330,8 +330,8 @@ static bool run_program(Run *run, const char *name, PvEntryKind kind, PvError *e
     if (!settle_inputs(run, error) || !find_taps(run, error))
         return false;
     bool plain = run->tap_count > 0;
-    const PvPlan *plan =
-        plain ? &run->entry->plain[run->variant] : &run->entry->plans[run->variant];
+    const PvPlan *plan = plain ? &run->entry->plain[run->variant]
+                               : pv_exec_plan(session->exec, run->entry, run->variant);
     bool *needed = pv_alloc((pv_model.instance_count + 1u) * sizeof *needed);
     pv_plan_instances(plan, needed);
     PvCallPlan how = {run->variant, plain, run->taps, run->tap_count, run->tap_tensors};

@@ -21,6 +21,8 @@ struct PvUnpacked {
     const PvArg *args;
     PvLaunch *own_launches;
     PvArg *own_args;
+    double *seconds; // [launch_count], while profiling
+    int64_t runs;    // that were timed
 };
 
 char *pv_space_new(int64_t bytes)
@@ -69,6 +71,7 @@ void pv_exec_free(PvExec *exec)
         exec->unpacked = first->next;
         free(first->own_launches);
         free(first->own_args);
+        free(first->seconds);
         free(first);
     }
     free(exec->args);
@@ -122,6 +125,12 @@ void pv_exec_print_times(const PvExec *exec)
 uint32_t pv_exec_variant(const PvEntry *entry, const PvStep *step)
 {
     return entry->variant_count > 1 && entry->select ? entry->select(step) : 0;
+}
+
+const PvPlan *pv_exec_plan(const PvExec *exec, const PvEntry *entry, uint32_t variant)
+{
+    bool chosen = exec->rung > 0 && exec->rung <= entry->rung_count;
+    return chosen ? &entry->rungs[exec->rung - 1].plans[variant] : &entry->plans[variant];
 }
 
 // ---- bytes ----
@@ -234,7 +243,7 @@ static int64_t resolve(const PvExec *exec, const PvExecStep *step, const PvArg *
 }
 
 // The lists of a plan, which come to the front; NULL with an error.
-static const PvUnpacked *unpack(PvExec *exec, const PvPlan *plan, PvError *error)
+static PvUnpacked *unpack(PvExec *exec, const PvPlan *plan, PvError *error)
 {
     PvUnpacked **link = &exec->unpacked;
     while (*link && (*link)->plan != plan)
@@ -264,19 +273,25 @@ static const PvUnpacked *unpack(PvExec *exec, const PvPlan *plan, PvError *error
     return found;
 }
 
-static void launch(PvExec *exec, const PvRun *run, const PvLaunch *at)
+// `seconds`: where the time of this launch is added up, or NULL.
+static void launch(PvExec *exec, const PvRun *run, const PvLaunch *at, double *seconds)
 {
     PvKernelFn *fn = exec->model->kernels[at->kernel].fn;
     PvRun now = *run;
     now.segments = at->segments;
-    if (!exec->times) {
+    if (!exec->times && !seconds) {
         fn(&now, exec->args + at->arg);
         return;
     }
     double start = pv_seconds();
     fn(&now, exec->args + at->arg);
+    double taken = pv_seconds() - start;
+    if (seconds)
+        *seconds += taken;
+    if (!exec->times)
+        return;
     PvKernelTime *time = &exec->times[at->kernel];
-    time->seconds += pv_seconds() - start;
+    time->seconds += taken;
     time->flops += at->flops_fixed + at->flops_batch * (double)run->batch;
     time->calls++;
 }
@@ -303,10 +318,10 @@ static void copy_taps(const PvExec *exec, const PvExecStep *step, int32_t index)
 }
 
 // Everything before the first launch. NULL with an error.
-static const PvUnpacked *prepare(PvExec *exec, const PvExecStep *step, PvError *error)
+static PvUnpacked *prepare(PvExec *exec, const PvExecStep *step, PvError *error)
 {
     const PvPlan *plan = step->plan;
-    const PvUnpacked *lists = unpack(exec, plan, error);
+    PvUnpacked *lists = unpack(exec, plan, error);
     if (!lists || !make_room(exec, plan, step->step->batch, error))
         return NULL;
     if (plan->scalars && plan->scalar_count > 0)
@@ -322,16 +337,44 @@ static PvRun run_of(const PvExec *exec, const PvExecStep *step)
                    1};
 }
 
+// Room for the times of a plan's launches, if they are taken.
+static bool begin_times(const PvExec *exec, PvUnpacked *lists, uint32_t count, PvError *error)
+{
+    if (exec->profiling && !lists->seconds)
+        lists->seconds =
+            pv_try_alloc((count + 1u) * sizeof *lists->seconds, "the times of launches", error);
+    lists->runs += exec->profiling;
+    return !exec->profiling || lists->seconds;
+}
+
+void pv_exec_profile(PvExec *exec, bool on)
+{
+    exec->profiling = on;
+    for (PvUnpacked *lists = exec->unpacked; on && lists; lists = lists->next) {
+        free(lists->seconds);
+        lists->seconds = NULL;
+        lists->runs = 0;
+    }
+}
+
+bool pv_exec_plan_times(PvExec *exec, const PvPlan *plan, PvPlanTimes *times, PvError *error)
+{
+    const PvUnpacked *lists = unpack(exec, plan, error);
+    if (lists)
+        *times = (PvPlanTimes){lists->launches, lists->seconds, lists->runs};
+    return lists != NULL;
+}
+
 bool pv_exec_run(PvExec *exec, const PvExecStep *step, PvError *error)
 {
-    const PvUnpacked *lists = prepare(exec, step, error);
-    if (!lists)
+    PvUnpacked *lists = prepare(exec, step, error);
+    if (!lists || !begin_times(exec, lists, step->plan->launch_count, error))
         return false;
     PvRun run = run_of(exec, step);
     if (step->tap_count > 0)
         copy_taps(exec, step, -1);
     for (uint32_t i = 0; i < step->plan->launch_count; i++) {
-        launch(exec, &run, &lists->launches[i]);
+        launch(exec, &run, &lists->launches[i], exec->profiling ? &lists->seconds[i] : NULL);
         if (step->tap_count > 0)
             copy_taps(exec, step, (int32_t)i);
     }
@@ -366,6 +409,6 @@ bool pv_exec_settings(PvExec *exec, const PvExecStep *step, PvError *error)
     PvRun run = run_of(exec, step);
     for (uint32_t i = 0; i < step->plan->launch_count; i++)
         if (stores_setting(step->entry, lists, &lists->launches[i]))
-            launch(exec, &run, &lists->launches[i]);
+            launch(exec, &run, &lists->launches[i], NULL);
     return true;
 }

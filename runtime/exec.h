@@ -36,6 +36,8 @@ typedef struct {
     uint32_t scalar_capacity;
     PvUnpacked *unpacked; // the last used first
     PvKernelTime *times; // [kernel_count], or NULL: not measured
+    uint32_t rung; // what pv_exec_plan chooses: index + 1 in PvEntry.rungs; 0: the entry's plans
+    bool profiling; // pv_exec_profile
 } PvExec;
 
 // threads < 1: what OpenMP would use (OMP_NUM_THREADS, or the number of cores).
@@ -57,10 +59,23 @@ typedef struct {
 } PvExecStep;
 
 uint32_t pv_exec_variant(const PvEntry *entry, const PvStep *step);
+// The plan of a variant that runs: that of exec->rung, if the entry has rungs.
+const PvPlan *pv_exec_plan(const PvExec *exec, const PvEntry *entry, uint32_t variant);
 // False: no memory for the arena (nothing ran). Does not move the streams on.
 bool pv_exec_run(PvExec *exec, const PvExecStep *step, PvError *error);
 // Only the launches that store settings (PV_OUT_SETTING): no data, no parameters are read.
 bool pv_exec_settings(PvExec *exec, const PvExecStep *step, PvError *error);
+
+// ---- times of single launches ----
+
+// From now on every launch is timed by itself (or no longer is); earlier times are dropped.
+void pv_exec_profile(PvExec *exec, bool on);
+typedef struct {
+    const PvLaunch *launches; // [launch_count] of the plan
+    const double *seconds;    // [launch_count]: sums over the runs; NULL: none was timed
+    int64_t runs;
+} PvPlanTimes;
+bool pv_exec_plan_times(PvExec *exec, const PvPlan *plan, PvPlanTimes *times, PvError *error);
 
 // ---- bytes ----
 

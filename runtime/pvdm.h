@@ -326,11 +326,11 @@ typedef struct {
     const PvSampler *samplers;       uint32_t sampler_count;
     const PvKernel *kernels;         uint32_t kernel_count;
     const char *const *origins;      uint32_t origin_count;
-    const char *const *labels;       // by origin: what the launch computes, "conv3x3 + silu + add"
     const void *consts;              int64_t const_bytes;
     const PvCuda *cuda;              // NULL: not for GPUs
     const char *march;               // what the kernels were compiled for
     uint64_t features;               // PV_FEATURES there: what the processor must have
+    const char *const *labels;       // by origin: what the launch computes, "conv3x3 + silu + add"
 } PvModel;
 
 // Processor features that -march switched on where this is expanded (x86-64; elsewhere 0): bits in

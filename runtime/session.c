@@ -7,6 +7,25 @@
 
 #include "runtime/machine.h"
 
+// --level: the rung that the executor chooses from the ladders, which are the same for all entries.
+static bool choose_level(PvSession *session, PvError *error)
+{
+    const PvModel *model = session->model;
+    const char *text = session->level;
+    if (!text)
+        return true;
+    if (text[0] < '0' || text[0] > '2' || text[1])
+        return pv_error(error, PV_USAGE, "--level is 0, 1 or 2, not '%s'", text);
+    for (uint32_t i = 0; i < model->entry_count; i++)
+        for (uint32_t k = 0; k < model->entries[i].rung_count; k++)
+            if (model->entries[i].rungs[k].level == text[0] - '0')
+                session->exec->rung = k + 1;
+    if (session->exec->rung > 0)
+        return true;
+    pv_error(error, PV_WRONG, "this executable was compiled at one level only");
+    return pv_error_hint(error, "pvdmc --unfused-too puts all levels into it");
+}
+
 bool pv_session_open(PvSession *session, const PvModel *model, const char *stage, uint64_t seed,
                      PvError *error)
 {
@@ -14,7 +33,8 @@ bool pv_session_open(PvSession *session, const PvModel *model, const char *stage
     if (!pv_machine_check(model, error))
         return false;
     session->exec = pv_exec_new(model, (int)session->threads, error);
-    if (!session->exec || (session->profile && !pv_exec_measure(session->exec, error)))
+    if (!session->exec || !choose_level(session, error) ||
+        (session->profile && !pv_exec_measure(session->exec, error)))
         return false;
     for (size_t i = 0; i < session->sets.count; i++)
         if (!pv_config_set(&session->config, session->sets.items[i], error))

@@ -12,6 +12,7 @@ typedef struct {
     PvWords weights, sets;
     int64_t threads;
     bool profile;
+    const char *level; // "0", "1", "2", or NULL
     // made by pv_session_open
     const PvModel *model;
     PvExec *exec;
@@ -21,11 +22,13 @@ typedef struct {
     bool *loaded; // [instance_count]: weights were mounted
 } PvSession;      // starts as {0}
 
-// Flags that every such command has: --threads, --profile, --set.
+// Flags that every such command has: --threads, --profile, --level, --set.
 #define PV_SESSION_FLAGS(session)                                                                  \
     {"--set", "NAME=VALUE", PV_FLAG_WORDS, &(session)->sets, "value of an option of the model"},   \
         {"--threads", "N", PV_FLAG_INT, &(session)->threads,                                       \
          "threads to use (default: OMP_NUM_THREADS, or all cores)"},                               \
+        {"--level", "N", PV_FLAG_TEXT, &(session)->level,                                          \
+         "0 unfused, 1, 2 (default); needs an executable made with --unfused-too"},                \
     {                                                                                              \
         "--profile", NULL, PV_FLAG_BOOL, &(session)->profile, "time every kernel, print a table"   \
     }

@@ -200,7 +200,8 @@ uint32_t pv_train_need(const PvTrain *train, int64_t batch, PvMemoryItem items[P
         for (uint32_t v = 0; v < entry->variant_count; v++) {
             if (!reaches(&train->turns[i], v))
                 continue;
-            PvMemoryItem need = pv_exec_need(train->session->exec, entry, &entry->plans[v]);
+            const PvExec *exec = train->session->exec;
+            PvMemoryItem need = pv_exec_need(exec, entry, pv_exec_plan(exec, entry, v));
             if (pv_memory_sum(&need, 1, batch) > pv_memory_sum(&largest, 1, batch))
                 largest = need;
         }
