@@ -61,7 +61,19 @@ typedef enum {
     V_NAMESPACE, // file: after import ... as
 } ValueKind;
 
-typedef enum { MODE_INHERIT, MODE_TRAINING, MODE_EVALUATING } Mode;
+// How a module is called: a mode that is forced, and beside it the wish of recompute(m).
+typedef enum {
+    MODE_INHERIT, MODE_TRAINING, MODE_EVALUATING,
+    MODE_FORCED = 3,               // the bits of the mode
+    MODE_RECOMPUTE = 4
+} Mode;
+
+// The mode of a part: its own, else that of the whole; the wish holds for all of a whole.
+static inline uint8_t mode_within(unsigned part, unsigned whole)
+{
+    unsigned forced = part & MODE_FORCED ? part & MODE_FORCED : whole & MODE_FORCED;
+    return (uint8_t)(forced | ((part | whole) & MODE_RECOMPUTE));
+}
 
 typedef struct {
     int64_t first, limit;
@@ -313,7 +325,7 @@ struct Elab {
     Span *reported;
     size_t reported_count, reported_capacity;
     bool constructing; // a module body runs: parameters have no numbers yet
-    Mode mode;
+    uint8_t mode;                  // Mode of the call at hand
     int64_t root;     // model whose module is being called, or -1
     Run *run;         // or NULL: outside of entries
     Host *host;       // or NULL: outside of sample blocks
@@ -438,6 +450,8 @@ uint32_t sequence_count(Elab *e, Value value, Span span); // elements to iterate
 Value sequence_at(Elab *e, Value value, uint32_t index, Span span);
 
 /* elab_call.c: calls */
+// Nodes made from now on come from that place.
+void elab_at(Elab *e, Span span);
 Value eval_call(Elab *e, Frame *frame, const Ast *ast, const Ast *piped);
 Value elab_call(Elab *e, Frame *frame, Value callee, Args *args);
 Args *args_new(Elab *e, uint32_t count, Span span);

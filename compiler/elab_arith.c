@@ -372,7 +372,7 @@ static Value tensor_operator(Elab *e, Frame *frame, Operator op, Value left_valu
         x = value_tensor(value_val(e, x, at_x));
     if (y.kind == V_PARAM || y.kind == V_MAYBE)
         y = value_tensor(value_val(e, y, at_y));
-    graph_at(e->graph, (Origin){span, e->path});
+    elab_at(e, span);
     Val a = value_is_number(x) ? number_val(e, x, value_dtype(e, y)) : value_val(e, x, at_x);
     Val b = value_is_number(y) ? number_val(e, y, value_dtype(e, x)) : value_val(e, y, at_y);
     check_shapes(e, frame, op, a, b, span, left, right);
@@ -514,7 +514,7 @@ Value eval_negative(Elab *e, Value x, Span span)
         return value_real(-x.real);
     if (x.kind == V_INT && !x.batch)
         return whole_operator(e, NULL, OPR_SUB, 0, x.integer, span, NULL, NULL);
-    graph_at(e->graph, (Origin){span, e->path});
+    elab_at(e, span);
     Val val = value_val(e, x, span);
     Val result = g_unary(e->graph, OP_NEG, val);
     if (!result)
@@ -528,7 +528,7 @@ Value eval_not(Elab *e, Value x, Span span)
         return value_bool(!x.integer);
     if (!value_is_tensor(x))
         elab_fail(e, span, "'not' turns a condition; this is %s", value_describe(e, x));
-    graph_at(e->graph, (Origin){span, e->path});
+    elab_at(e, span);
     Val result = g_unary(e->graph, OP_NOT, value_val(e, x, span));
     if (!result)
         elab_fail_graph(e, span);

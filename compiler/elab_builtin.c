@@ -557,7 +557,7 @@ static Value with_mode(Elab *e, Value value, Mode mode, const Args *call)
     if (!value_is_module(value) && value.kind != V_LIST)
         elab_fail(e, arg_span(call, 0), "a mode is that of a module; this is %s",
                   value_describe(e, value));
-    value.mode = (uint8_t)mode;
+    value.mode = (uint8_t)((value.mode & ~(unsigned)MODE_FORCED) | mode);
     return value;
 }
 
@@ -572,6 +572,18 @@ static Value call_evaluating(Elab *e, Frame *frame, const Builtin *self, Value *
 {
     UNUSED(frame), UNUSED(self);
     return with_mode(e, arg[0], MODE_EVALUATING, call);
+}
+
+// recompute(m): what m computes need not wait for the backward pass (recompute.c).
+static Value call_recompute(Elab *e, Frame *frame, const Builtin *self, Value *arg,
+                            const Args *call)
+{
+    UNUSED(frame), UNUSED(self);
+    if (!value_is_module(arg[0]) && arg[0].kind != V_LIST)
+        elab_fail(e, arg_span(call, 0), "what is computed anew is a module; this is %s",
+                  value_describe(e, arg[0]));
+    arg[0].mode |= MODE_RECOMPUTE;
+    return arg[0];
 }
 
 // Param(shape, init: ...): a parameter.
@@ -616,7 +628,7 @@ const Builtin elab_builtins[] = {
     {"where", "condition x y", call_where, OP_COUNT, NULL},
     {"softmax", "x axis=", call_softmax, OP_COUNT, NULL},
     {"stop_gradient", "x", call_stop_gradient, OP_COUNT, NULL},
-    {"recompute", "module", call_identity, OP_COUNT, NULL},
+    {"recompute", "module", call_recompute, OP_COUNT, NULL},
     {"training", "module", call_training, OP_COUNT, NULL},
     {"evaluating", "module", call_evaluating, OP_COUNT, NULL},
     {"rearrange", "x pattern **", call_rearrange, OP_TRANSPOSE, NULL},

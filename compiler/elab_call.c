@@ -315,7 +315,7 @@ Value call_function(Elab *e, Value callee, Args *args, bool entry, Frame **used)
     if (!self || self->named)
         frame->label = self ? self->path : function->name;
     const char *path = e->path;
-    Mode mode = e->mode;
+    uint8_t mode = e->mode;
     CallSite site = {e->calls, args->span, function->name, self};
     e->calls = &site;
     int64_t root = e->root;
@@ -323,8 +323,7 @@ Value call_function(Elab *e, Value callee, Args *args, bool entry, Frame **used)
         e->path = self->path;
         e->root = self->root;
     }
-    if (callee.mode)
-        e->mode = callee.mode;
+    e->mode = mode_within(callee.mode, e->mode);
     if (++e->depth > ELAB_MAX_DEPTH)
         elab_fail(e, args->span, "calls are nested too deeply: more than %d", ELAB_MAX_DEPTH);
     if (entry)
@@ -429,7 +428,7 @@ static Value call_builtin(Elab *e, Frame *frame, const Builtin *builtin, Args *a
     Value arg[MAX_BUILTIN_PARAMS];
     Span spans[MAX_BUILTIN_PARAMS];
     bind_builtin(e, builtin->name, builtin->params, args, arg, spans);
-    graph_at(e->graph, (Origin){args->span, e->path});
+    elab_at(e, args->span);
     return builtin->call(e, frame, builtin, arg, args);
 }
 
@@ -443,11 +442,10 @@ static Value call_instance(Elab *e, Value callee, Args *args)
         if (args->count != 1 || args->at[0].name)
             elab_fail(e, args->span, "%s takes one tensor", self->layer->name);
         const char *path = e->path;
-        Mode mode = e->mode;
+        uint8_t mode = e->mode;
         e->path = self->path;
-        if (callee.mode)
-            e->mode = callee.mode;
-        graph_at(e->graph, (Origin){args->span, e->path});
+        e->mode = mode_within(callee.mode, e->mode);
+        elab_at(e, args->span);
         Value x = value_tensor(value_val(e, args->at[0].value, args->at[0].span));
         result = self->layer->forward(e, self, x, args);
         e->path = path;
@@ -494,6 +492,11 @@ bool callee_declares(Elab *e, Value callee, const char *name)
             if (callee_declares(e, callee.list->at[i], name))
                 return true;
     return false;
+}
+
+void elab_at(Elab *e, Span span)
+{
+    graph_at(e->graph, (Origin){span, e->path, (e->mode & MODE_RECOMPUTE) != 0});
 }
 
 static const char *element_path(Elab *e, const List *list, uint32_t index)
@@ -567,10 +570,9 @@ static Value call_sequence(Elab *e, Frame *frame, Value sequence, Args *args)
 {
     List *list = sequence.list;
     check_sequence_names(e, sequence, args);
-    Mode mode = e->mode;
+    uint8_t mode = e->mode;
     int64_t root = e->root;
-    if (sequence.mode)
-        e->mode = sequence.mode;
+    e->mode = mode_within(sequence.mode, e->mode);
     if (list->whole->path)
         e->root = list->whole->root;
     Value x = value_none();

@@ -253,7 +253,7 @@ static Value eval_logic(Elab *e, Frame *frame, const Ast *ast)
         return y;
     if (y.kind == V_BOOL)
         return (y.integer != 0) == is_or ? y : x;
-    graph_at(e->graph, (Origin){ast->span, e->path});
+    elab_at(e, ast->span);
     Val val = g_binary(e->graph, is_or ? OP_OR : OP_AND, x.val, y.val);
     if (!val)
         elab_fail_graph(e, ast->span);

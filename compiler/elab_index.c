@@ -16,7 +16,7 @@ Value list_at(Elab *e, List *list, int64_t index, Span span)
 
 Value tensor_first(Elab *e, Val x, int64_t index, Span span)
 {
-    graph_at(e->graph, (Origin){span, e->path});
+    elab_at(e, span);
     Val val = compose_index(e->graph, x, 0, index);
     if (!val)
         elab_fail_graph(e, span);
@@ -54,7 +54,7 @@ static void check_range(Elab *e, const Range *range, int64_t count, Span span)
 
 static Value gather(Elab *e, Val table, Val index, Span span)
 {
-    graph_at(e->graph, (Origin){span, e->path});
+    elab_at(e, span);
     Val val = graph_make(e->graph, OP_GATHER, (Val[]){table, index}, 2, NULL, NULL);
     if (!val)
         elab_fail_graph(e, span);
@@ -103,7 +103,7 @@ static Val index_axis(Elab *e, Frame *frame, Val x, int64_t *axis, const Ast *at
         ++*axis;
         return x;
     }
-    graph_at(e->graph, (Origin){at->span, e->path});
+    elab_at(e, at->span);
     if (value_is_step(e, index) && value_is_tensor(index))
         return index_step(e, x, *axis, index.val);
     if (at->kind != AST_RANGE && index.kind != V_RANGE)
@@ -156,8 +156,8 @@ Value eval_index(Elab *e, Frame *frame, const Ast *ast)
     Value object = eval(e, frame, ast->a);
     if (object.kind == V_LIST) {
         Value part = index_list(e, frame, object.list, ast);
-        if (object.mode && (part.kind == V_LIST || part.kind == V_INSTANCE) && !part.mode)
-            part.mode = object.mode;
+        if (part.kind == V_LIST || part.kind == V_INSTANCE)
+            part.mode = mode_within(part.mode, object.mode);
         return part;
     }
     if (object.kind == V_RANGE) {

@@ -394,8 +394,8 @@ static void batch_norm_construct(Elab *e, ModuleInstance *self, Value *arg, cons
 // else whether the block at hand moves its model.
 bool elab_training(Elab *e, const ModuleInstance *self)
 {
-    if (e->mode != MODE_INHERIT)
-        return e->mode == MODE_TRAINING;
+    if (e->mode & MODE_FORCED)
+        return (e->mode & MODE_FORCED) == MODE_TRAINING;
     int64_t root = self && self->named ? (int64_t)self->root : e->root;
     return e->run && e->run->training && root >= 0 && e->run->training[root];
 }

@@ -65,8 +65,8 @@ Value instance_field(Elab *e, Value object, const char *name, Span span, Span na
                   value_describe(e, object));
     }
     bool carries = part.kind == V_INSTANCE || part.kind == V_LIST || part.kind == V_FUNCTION;
-    if (carries && object.mode && !part.mode)
-        part.mode = object.mode;
+    if (carries)
+        part.mode = mode_within(part.mode, object.mode);
     return part;
 }
 

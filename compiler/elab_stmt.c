@@ -39,8 +39,8 @@ Value sequence_at(Elab *e, Value value, uint32_t index, Span span)
                                                : value.range->first + index);
     if (value.kind == V_LIST) {
         Value part = value.list->at[index];
-        if (value.mode && (part.kind == V_LIST || part.kind == V_INSTANCE) && !part.mode)
-            part.mode = value.mode;
+        if (part.kind == V_LIST || part.kind == V_INSTANCE)
+            part.mode = mode_within(part.mode, value.mode);
         return part;
     }
     return tensor_first(e, value_val(e, value, span), index, span);

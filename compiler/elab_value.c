@@ -419,7 +419,7 @@ bool elab_try(Elab *e, void (*fn)(Elab *e, void *context), void *context)
     jmp_buf *outer = e->escape;
     CallSite *calls = e->calls;
     uint32_t depth = e->depth;
-    Mode mode = e->mode;
+    uint8_t mode = e->mode;
     const char *path = e->path;
     bool constructing = e->constructing;
     Run *run = e->run;

@@ -147,6 +147,7 @@ const Segments *graph_segments(const Graph *graph, SegId seg);
 typedef struct {
     Span span;           // innermost place in a model file
     const char *path;    // field path of the module call it stands in, e.g. "unet.out.2"; or NULL
+    bool recompute;      // it stands in a call of recompute(module)
 } Origin;
 void graph_at(Graph *graph, Origin origin);
 const Origin *graph_origin(const Graph *graph, NodeId node);

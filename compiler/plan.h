@@ -130,6 +130,10 @@ typedef struct {
     uint32_t group_count;      // of `groups`; once there is a schedule, its length
     uint32_t *owner;           // by local number: group + 1, 0 = none (view, source, inlined)
     uint32_t *schedule;        // group numbers in order; one may come again (recompute.c)
+    int64_t budget;            // bytes that the arena may have at batch `budget_batch`; 0: none
+    int64_t budget_batch;
+    uint32_t repeats;          // groups that come again, and their operations
+    double again_fixed, again_batch;
 
     PlanArg *place;            // by local number * MAX_OUT + output: where storage lies
     bool *placed;

@@ -247,6 +247,7 @@ static void print_node(Printer *printer, NodeId id)
         fputs(" in", printer->out);
         put_text(printer, origin->path);
     }
+    fputs(origin->recompute ? " again" : "", printer->out);
     end_line(printer, origin->span);
 }
 

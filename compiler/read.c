@@ -336,6 +336,7 @@ static void read_node(Reader *reader)
         types[ntypes++] = read_type(reader);
     while (ntypes < MAX_OUT && accept(reader, ","));
     Origin origin = {.path = accept(reader, "in") ? read_text(reader) : NULL};
+    origin.recompute = accept(reader, "again");
     origin.span = read_span(reader);
     if (op_info[op].nin >= 0 ? nin != (uint32_t)op_info[op].nin : nin == 0)
         fail(reader, "%s with %u operands", op_info[op].name, nin);

@@ -1,35 +1,51 @@
 // Recomputation: values that wait long for the backward pass are made a second time instead.
 //
 // The backward pass reads activations that the forward pass made, and at the turning point all of
-// them are there at once. Many are cheap to make again from others that wait anyway: what an
-// activation function or a norm gave, a concatenation. Such a group comes a second time in the
-// schedule, right before the first reader behind the turning point; the lowering gives its results
-// new storage then, and later readers find that.
+// them are there at once. A group that comes a second time in the schedule, right before the first
+// reader behind the turning point, spares its results the wait; the lowering gives them new storage
+// then, and later readers find that. What one kernel computes does not change, so every value keeps
+// its bits.
 //
-// The pass looks at the position where most bytes are live. Of the groups whose results wait there,
-// unread, it repeats the one that gains most: the bytes of its results, less those of operands that
-// have to wait in their place. If the largest live set has not grown by it, the next position
-// is looked at, until there is nothing to gain. What one kernel computes does not change, so every
-// value keeps its bits. Products, convolutions, attention and reductions are never repeated.
+// The pass looks at the position where most bytes are live, the peak, and chooses what to repeat
+// among the groups whose results wait there, unread. If the largest live set has grown by it, that
+// group is refused; then the next position is looked at. Three rounds, each until there is nothing
+// to gain:
+//   1. what the model file wishes (`recompute(m)`), the most bytes first, whatever it costs;
+//   2. what is cheap, an activation function, a norm, a concatenation, the most bytes first;
+//   3. if there is a budget (`--memory`) and the peak is above it: anything, the fewest operations
+//      per byte first, until the peak fits.
+// In the rounds 1 and 3 a group brings along what it reads and what would not be there any more (a
+// qkv projection brings its norm), back to values that wait anyway; a repeat that comes later in
+// any case moves forward instead of coming twice. (Chen et al. 2016, Training deep nets with
+// sublinear memory cost; the choice per byte follows Kirisame et al. 2021.)
+#include <stdlib.h>
 #include <string.h>
 
 #include "compiler/plan.h"
 
-enum { TYPICAL_BATCH = 4, LEAST_GAIN = 2000, MAX_REPEATS = 1024 };
+enum { TYPICAL_BATCH = 4, LEAST_GAIN = 2000, MAX_REPEATS = 4096, MAX_TOGETHER = 24 };
+
+typedef enum { ROUND_WISHES, ROUND_CHEAP, ROUND_BUDGET } Round;
 
 typedef struct {
     uint32_t *reads, read_count;       // slots of bases that groups make, each once
     uint32_t *results, result_count;   // slots in the arena
-    bool cheap;                        // may be computed again
+    double flops;
+    uint32_t rank;                     // place in the schedule without repeats
+    bool repeatable, cheap, wished;
     bool refused;
 } Item;
 
 typedef struct {
     Work *work;
     Item *items;               // by group
+    uint32_t groups;
+    int64_t batch;             // that the bytes are counted for
     int64_t *bytes;            // by slot (local number, output)
     uint32_t *maker;           // by slot: group + 1, 0 = not in the arena
     uint32_t slots;
+    uint32_t capacity;         // of the schedule
+    uint32_t *saved;           // a schedule
     // of the present schedule
     int32_t *first, *last;     // by slot: of the instance at hand
     int64_t *live;             // by position
@@ -39,14 +55,22 @@ typedef struct {
     bool *waits;               // by slot: live across the peak
 } Recompute;
 
-static int64_t slot_bytes(const Work *work, Val val)
+// Groups to repeat together in front of a position.
+typedef struct {
+    uint32_t groups[MAX_TOGETHER], count;
+    int32_t position;
+    int64_t gain;              // bytes at the peak
+    double flops;
+} Choice;
+
+static int64_t slot_bytes(const Recompute *r, Val val)
 {
-    const Type *type = val_type(work->module->graph, val);
+    const Type *type = val_type(r->work->module->graph, val);
     Dim count;
     if (!type_count(type, &count))
         bug("a value's size is not linear in the batch");
-    return count.n * (int64_t)element_size(work->module, type->dtype) *
-           (count.batch ? TYPICAL_BATCH : 1);
+    return count.n * (int64_t)element_size(r->work->module, type->dtype) *
+           (count.batch ? r->batch : 1);
 }
 
 static uint32_t slot_of(const Work *work, Val val)
@@ -54,12 +78,18 @@ static uint32_t slot_of(const Work *work, Val val)
     return local_of(work, val) * MAX_OUT + val_out(val);
 }
 
-static bool is_cheap(const Work *work, const Group *group)
+// Do all its results lie in storage of their own, which nothing outside reads?
+static bool is_repeatable(const Work *work, const Group *group)
 {
     for (uint32_t i = 0; i < group->result_count; i++)
         if (group->results[i] && (work->kept[local_of(work, group->results[i])] ||
                                   work->within[local_of(work, group->results[i])]))
             return false;
+    return true;
+}
+
+static bool is_cheap(const Work *work, const Group *group)
+{
     if (group->kind == GROUP_ELEMENTWISE)
         return true;
     switch ((int)graph_node(work->module->graph, group->anchor)->op) {
@@ -70,12 +100,21 @@ static bool is_cheap(const Work *work, const Group *group)
     }
 }
 
-static void collect_item(Recompute *r, uint32_t number)
+static void collect_item(Recompute *r, uint32_t number, uint32_t rank)
 {
     Work *work = r->work;
     const Group *group = &work->groups[number];
     Item *item = &r->items[number];
-    item->cheap = is_cheap(work, group);
+    item->rank = rank;
+    item->repeatable = is_repeatable(work, group);
+    item->cheap = item->repeatable && is_cheap(work, group);
+    item->wished = item->repeatable;
+    for (uint32_t i = 0; i < group->member_count; i++) {
+        double fixed, per_batch;
+        node_flops(work->module->graph, group->members[i], &fixed, &per_batch);
+        item->flops += fixed + per_batch * (double)r->batch;
+        item->wished &= graph_origin(work->module->graph, group->members[i])->recompute;
+    }
     item->results = arena_alloc(work->arena, MAX_OUT * sizeof(uint32_t));
     for (uint32_t i = 0; i < group->result_count; i++) {
         uint32_t slot = group->results[i] ? slot_of(work, group->results[i]) : 0;
@@ -83,7 +122,7 @@ static void collect_item(Recompute *r, uint32_t number)
             continue;
         item->results[item->result_count++] = slot;
         r->maker[slot] = number + 1;
-        r->bytes[slot] = slot_bytes(work, group->results[i]);
+        r->bytes[slot] = slot_bytes(r, group->results[i]);
     }
 }
 
@@ -166,101 +205,189 @@ static void look_behind(Recompute *r, int32_t peak)
     }
 }
 
-// What repeating `group` gains at the peak, and the position in front of which it has to come.
-static int64_t gain_of(const Recompute *r, uint32_t group, int32_t *position)
+// Adds a group to those that are made again in front of the choice's position, and what it reads
+// and is not there by then, if that may be repeated; what may not has to wait. false: too many.
+static bool bring(const Recompute *r, Choice *choice, uint32_t group, bool together)
 {
     const Item *item = &r->items[group];
-    int64_t gain = 0;
-    *position = INT32_MAX;
+    for (uint32_t i = 0; i < choice->count; i++)
+        if (choice->groups[i] == group)
+            return true;
+    if (choice->count == MAX_TOGETHER)
+        return false;
+    choice->groups[choice->count++] = group;
+    bool later = false;        // it is made again anyway
     for (uint32_t i = 0; i < item->result_count; i++) {
         uint32_t slot = item->results[i];
-        if (!r->waits[slot])
-            continue;
-        if (!r->at_peak[slot])
-            gain += r->bytes[slot];
-        if (r->next[slot] < *position)
-            *position = r->next[slot];
+        later |= r->again[slot] >= 0;
+        if (r->waits[slot] && !r->at_peak[slot] && r->next[slot] >= choice->position)
+            choice->gain += r->bytes[slot];
     }
+    choice->flops += later ? 0 : item->flops;
     for (uint32_t i = 0; i < item->read_count; i++) {
         uint32_t slot = item->reads[i];
-        bool made = r->again[slot] >= 0 && r->again[slot] < *position;
-        if (!r->waits[slot] && !made)
-            gain -= r->bytes[slot];
+        if (r->waits[slot] || (r->again[slot] >= 0 && r->again[slot] < choice->position))
+            continue;
+        const Item *maker = &r->items[r->maker[slot] - 1];
+        if (!together || !maker->repeatable)
+            choice->gain -= r->bytes[slot];
+        else if (!bring(r, choice, r->maker[slot] - 1, true))
+            return false;
     }
-    return gain;
+    return true;
 }
 
-static void insert_group(Work *work, int32_t position, uint32_t group)
+// What repeating `group` means at the peak. false: nothing of it waits there.
+static bool consider(const Recompute *r, uint32_t group, Round round, Choice *choice)
 {
-    memmove(work->schedule + position + 1, work->schedule + position,
-            (work->group_count - (uint32_t)position) * sizeof *work->schedule);
-    work->schedule[position] = group;
-    work->group_count++;
+    const Item *item = &r->items[group];
+    bool may = round == ROUND_WISHES ? item->wished
+               : round == ROUND_CHEAP ? item->cheap
+                                      : item->repeatable;
+    *choice = (Choice){.position = INT32_MAX};
+    if (!may || item->refused)
+        return false;
+    for (uint32_t i = 0; i < item->result_count; i++) {
+        uint32_t slot = item->results[i];
+        if (r->waits[slot] && r->next[slot] < choice->position)
+            choice->position = r->next[slot];
+    }
+    return choice->position < INT32_MAX && bring(r, choice, group, round != ROUND_CHEAP);
 }
 
-static void remove_group(Work *work, int32_t position)
+static bool is_better(const Choice *x, const Choice *y, Round round)
 {
-    work->group_count--;
-    memmove(work->schedule + position, work->schedule + position + 1,
-            (work->group_count - (uint32_t)position) * sizeof *work->schedule);
+    if (round != ROUND_BUDGET)
+        return x->gain > y->gain;
+    double left = x->flops * (double)y->gain, right = y->flops * (double)x->gain;
+    return left < right || (left == right && x->gain > y->gain);
 }
 
-static bool repeat_best(Recompute *r, int32_t *peak, uint32_t groups)
+// Makes room in front of `position`, and puts the groups there in the order of the first pass;
+// those that came later anyway do so no more.
+static void apply(Recompute *r, const Choice *choice)
 {
     Work *work = r->work;
-    int64_t most = r->live[*peak], best = most / LEAST_GAIN;
-    uint32_t chosen = UINT32_MAX;
-    int32_t position = 0;
-    look_behind(r, *peak);
-    for (uint32_t g = 0; g < groups; g++) {
-        int32_t at;
-        if (!r->items[g].cheap || r->items[g].refused)
-            continue;
-        int64_t gain = gain_of(r, g, &at);
-        if (gain > best && at < INT32_MAX) {
-            best = gain;
-            chosen = g;
-            position = at;
+    uint32_t ordered[MAX_TOGETHER], count = 0;
+    for (uint32_t i = 0; i < choice->count; i++) {
+        uint32_t at = count++;
+        while (at > 0 && r->items[ordered[at - 1]].rank > r->items[choice->groups[i]].rank) {
+            ordered[at] = ordered[at - 1];
+            at--;
         }
+        ordered[at] = choice->groups[i];
     }
-    if (chosen == UINT32_MAX)
+    uint32_t from = (uint32_t)choice->position, to = from;
+    for (uint32_t p = from; p < work->group_count; p++) {
+        bool moves = false;
+        for (uint32_t i = 0; i < count; i++)
+            moves |= work->schedule[p] == ordered[i];
+        if (!moves)
+            work->schedule[to++] = work->schedule[p];
+    }
+    memmove(work->schedule + from + count, work->schedule + from,
+            (to - from) * sizeof *work->schedule);
+    memcpy(work->schedule + from, ordered, count * sizeof *ordered);
+    work->group_count = to + count;
+}
+
+// One more repeat; false: there is nothing to gain at the peak.
+static bool repeat_best(Recompute *r, int32_t *peak, Round round)
+{
+    Work *work = r->work;
+    int64_t most = r->live[*peak], least = most / LEAST_GAIN;
+    Choice best = {0}, choice;
+    bool found = false;
+    uint32_t root = 0;
+    look_behind(r, *peak);
+    for (uint32_t g = 0; g < r->groups; g++) {
+        if (!consider(r, g, round, &choice) || choice.gain <= least)
+            continue;
+        if (!found || is_better(&choice, &best, round)) {
+            best = choice;
+            root = g;
+        }
+        found = true;
+    }
+    if (!found || work->group_count + best.count > r->capacity)
         return false;
-    insert_group(work, position, chosen);
+    uint32_t count = work->group_count;
+    memcpy(r->saved, work->schedule, count * sizeof *r->saved);
+    apply(r, &best);
     *peak = find_peak(r);
     if (r->live[*peak] > most) {
-        r->items[chosen].refused = true;
-        remove_group(work, position);
+        r->items[root].refused = true;
+        memcpy(work->schedule, r->saved, count * sizeof *r->saved);
+        work->group_count = count;
         *peak = find_peak(r);
     }
     return true;
 }
 
-void recompute_groups(Work *work)
+static void make_room(Recompute *r)
 {
-    uint32_t groups = 0, count = work->group_count;
-    for (uint32_t i = 0; i < count; i++)
-        groups = work->schedule[i] >= groups ? work->schedule[i] + 1 : groups;
+    Work *work = r->work;
     Arena *arena = work->arena;
-    Recompute r = {.work = work, .slots = work->count * MAX_OUT};
-    size_t positions = (size_t)count + MAX_REPEATS + 4;
-    r.items = arena_alloc(arena, (groups + 1) * sizeof *r.items);
-    r.bytes = arena_alloc(arena, r.slots * sizeof *r.bytes);
-    r.maker = arena_alloc(arena, r.slots * sizeof *r.maker);
-    r.first = arena_alloc(arena, r.slots * sizeof *r.first);
-    r.last = arena_alloc(arena, r.slots * sizeof *r.last);
-    r.next = arena_alloc(arena, r.slots * sizeof *r.next);
-    r.again = arena_alloc(arena, r.slots * sizeof *r.again);
-    r.waits = arena_alloc(arena, r.slots * sizeof *r.waits);
-    r.at_peak = arena_alloc(arena, r.slots * sizeof *r.at_peak);
-    r.live = arena_alloc(arena, positions * sizeof *r.live);
+    uint32_t count = work->group_count;
+    for (uint32_t i = 0; i < count; i++)
+        r->groups = work->schedule[i] >= r->groups ? work->schedule[i] + 1 : r->groups;
+    r->slots = work->count * MAX_OUT;
+    r->capacity = count + MAX_REPEATS;
+    size_t positions = (size_t)r->capacity + 4;
+    r->items = arena_alloc(arena, (r->groups + 1) * sizeof *r->items);
+    r->bytes = arena_alloc(arena, r->slots * sizeof *r->bytes);
+    r->maker = arena_alloc(arena, r->slots * sizeof *r->maker);
+    r->first = arena_alloc(arena, r->slots * sizeof *r->first);
+    r->last = arena_alloc(arena, r->slots * sizeof *r->last);
+    r->next = arena_alloc(arena, r->slots * sizeof *r->next);
+    r->again = arena_alloc(arena, r->slots * sizeof *r->again);
+    r->waits = arena_alloc(arena, r->slots * sizeof *r->waits);
+    r->at_peak = arena_alloc(arena, r->slots * sizeof *r->at_peak);
+    r->live = arena_alloc(arena, positions * sizeof *r->live);
+    r->saved = arena_alloc(arena, positions * sizeof *r->saved);
     uint32_t *schedule = arena_alloc(arena, positions * sizeof *schedule);
     memcpy(schedule, work->schedule, count * sizeof *schedule);
     work->schedule = schedule;
+}
+
+// What the repeats cost.
+static void count_repeats(Recompute *r)
+{
+    Work *work = r->work;
+    bool *seen = arena_alloc(work->arena, r->groups + 1);
+    work->repeats = 0;
+    work->again_fixed = work->again_batch = 0;
+    for (uint32_t p = 0; p < work->group_count; p++) {
+        const Group *group = &work->groups[work->schedule[p]];
+        work->repeats += seen[work->schedule[p]];
+        for (uint32_t i = 0; seen[work->schedule[p]] && i < group->member_count; i++) {
+            double fixed, per_batch;
+            node_flops(work->module->graph, group->members[i], &fixed, &per_batch);
+            work->again_fixed += fixed;
+            work->again_batch += per_batch;
+        }
+        seen[work->schedule[p]] = true;
+    }
+}
+
+void recompute_groups(Work *work)
+{
+    Recompute r = {.work = work,
+                   .batch = work->budget_batch > 0 ? work->budget_batch : TYPICAL_BATCH};
+    make_room(&r);
+    uint32_t count = work->group_count;
     for (uint32_t i = 0; i < count; i++)
-        collect_item(&r, schedule[i]);
+        collect_item(&r, work->schedule[i], i);
     for (uint32_t i = 0; i < count; i++)
-        collect_reads(&r, schedule[i]);
+        collect_reads(&r, work->schedule[i]);
     int32_t peak = find_peak(&r);
-    for (uint32_t i = 0; i < MAX_REPEATS && repeat_best(&r, &peak, groups); i++)
+    while (repeat_best(&r, &peak, ROUND_WISHES))
         ;
+    while (repeat_best(&r, &peak, ROUND_CHEAP))
+        ;
+    for (uint32_t g = 0; g < r.groups; g++)
+        r.items[g].refused = false;
+    while (work->budget > 0 && r.live[peak] > work->budget && repeat_best(&r, &peak, ROUND_BUDGET))
+        ;
+    count_repeats(&r);
 }
