@@ -8,24 +8,67 @@
 #define PVDMC_CODEGEN_H
 
 #include "codegen/cpu/kernels.h"
+#include "codegen/cuda/select.h"
 #include "compiler/plan.h"
 
+// What launches name. The same CPU kernel with different CUDA kernels is several of these.
 typedef struct {
     const char *name;        // what it computes: "add_silu", "conv"
     const char *symbol;      // "k12", "pv_conv"
     const char *text;        // emitted: everything behind the symbol; NULL: library
+    uint32_t cuda;           // Codegen.cuda_kernels, + 1; 0: none
 } Kernel;
+
+typedef struct {
+    const char *symbol;      // phase p > 0 is SYMBOL_p
+    const char *text;        // emitted, with CX_NAME as its name; NULL: choice.file
+    CudaChoice choice;       // emitted: file is NULL, definitions are ""
+    uint32_t segments;       // it takes: 1 or PV_MAX_SEGMENTS
+    uint32_t module;         // program that holds it
+} CudaKernel;
+
+// Programs, one for each module and architecture.
+typedef struct {
+    uint32_t module, arch;   // 80, 90; PV_ARCH_SIMT
+    bool specific, ptx;
+    size_t offset, size;     // in Codegen.images
+} CudaImage;
+
+enum { MAX_ARCHS = 8 };
+
+typedef struct {
+    uint32_t number;         // 80, 90
+    bool specific;           // sm_90a
+} CudaArch;
+
+// What executables run on: the processor; GPUs of these architectures, and of later ones if PTX is
+// there; the emulator of GPUs.
+typedef struct {
+    bool cpu, cuda, simt;
+    CudaArch archs[MAX_ARCHS];
+    uint32_t arch_count;
+    bool ptx;
+} Targets;
 
 typedef struct {
     Module *module;
     Sources *sources;
     Arena *arena;
     const char *march;
+    Targets targets;
     Kernel *kernels;
     uint32_t kernel_count;
     size_t kernel_capacity;
     uint32_t *kernel_table;  // hash table of kernel + 1
     uint32_t kernel_table_size;
+    CudaKernel *cuda_kernels;
+    uint32_t cuda_kernel_count;
+    size_t cuda_kernel_capacity;
+    uint32_t cuda_modules;
+    CudaImage *cuda_images;
+    uint32_t cuda_image_count;
+    char *images;            // what goes into the executable beside the data
+    size_t image_bytes;
     char *data;              // the data section
     size_t data_size, data_capacity;
     uint32_t *data_table;    // blobs already there, by content: index in data_items + 1
@@ -55,12 +98,19 @@ typedef struct {
     } *outputs;
 } Codegen;
 
+/* targets.c */
+// Comma lists: "cpu,cuda", "sm_80,sm_90a,ptx". false: not known.
+bool parse_targets(const char *list, Targets *targets);
+bool parse_archs(const char *list, Targets *targets);
+
+// For the CPU; `targets` may be changed before anything is lowered.
 Codegen *codegen_new(Module *module, Sources *sources, const char *march);
 // Offset of `size` bytes in the data section, which holds equal blobs once. Aligned to 64.
 size_t data_add(Codegen *cg, const void *bytes, size_t size);
 size_t data_table(Codegen *cg, const Node *table);       // of op `table`, in machine types
 uint32_t kernel_library(Codegen *cg, const char *symbol);
-uint32_t kernel_emitted(Codegen *cg, const char *name, const char *text);
+uint32_t kernel_emitted(Codegen *cg, const char *name, const char *text, uint32_t cuda);
+uint32_t kernel_with_cuda(Codegen *cg, uint32_t kernel, uint32_t cuda);
 uint32_t stream_index(const Codegen *cg, const char *name);
 // Output index (space PV_IO, behind the inputs) of an output; UINT32_MAX: it is not in PV_IO.
 uint32_t output_index(const Codegen *cg, uint32_t entry, const Output *output);
@@ -84,6 +134,17 @@ void write_step(StepScope *scope, Val val);
 /* emit_elementwise.c: one kernel for a group of elementwise nodes */
 typedef struct Lower Lower;
 void lower_elementwise(Lower *lower, const Group *group, uint32_t number);
+
+/* cuda_choose.c: which CUDA kernel computes a launch */
+static inline bool wants_cuda(const Codegen *cg)
+{
+    return cg->targets.cuda || cg->targets.simt;
+}
+enum { CUDA_SEGMENT_ARGS = 62 };   // most arguments of a segment, if there is more than one
+// Index + 1 in Codegen.cuda_kernels. `text` NULL: of a template.
+uint32_t cuda_kernel_add(Codegen *cg, const CudaChoice *choice, const char *text, uint32_t args);
+// Gives every launch of all plans a kernel for GPUs. Needs launches; buffers may lie anywhere.
+void choose_cuda_kernels(Codegen *cg);
 
 /* emit_launch.c: groups to launches; emit_contract.c, emit_composite.c: of those classes */
 struct Lower {

@@ -14,7 +14,8 @@
 const char *cuda_choice_symbol(Arena *arena, const CudaChoice *choice)
 {
     const char *key = arena_printf(arena, "%s %s", choice->file, choice->definitions);
-    return arena_printf(arena, "%s_%08x", choice->name, (unsigned)hash_bytes(key, strlen(key)));
+    return arena_printf(arena, "%s_%012llx", choice->name,
+                        (unsigned long long)hash_bytes(key, strlen(key)) >> 16);
 }
 
 CudaModuleKernel cuda_module_kernel(Arena *arena, const CudaChoice *choice)
@@ -84,7 +85,10 @@ char *cuda_module_text(const CudaModuleKernel *kernels, uint32_t count)
     FILE *out = open_memstream(&text, &size);
     if (!out)
         bug("out of memory");
-    fprintf(out, "#include \"cx_launch.h\"\n");
+    bool emitted = false;
+    for (uint32_t i = 0; i < count; i++)
+        emitted |= kernels[i].file == NULL;
+    fprintf(out, "#include \"cx_launch.h\"\n%s", emitted ? "#include \"cx_math.h\"\n" : "");
     for (uint32_t i = 0; i < count; i++)
         write_kernel(out, &kernels[i]);
     if (fclose(out) != 0)

@@ -12,33 +12,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "codegen/codegen.h"
+#include "codegen/elementwise.h"
 
-enum { MAX_POINTERS = 96, BLOCK = 4096, PARALLEL = 16384 };
-
-typedef enum { INNER_FIXED, INNER_DENSE, INNER_STRIDED } Inner;
-
-typedef struct {
-    Val val;
-    bool swap;                 // element i ^ 1
-    bool result;
-    DType dtype;
-    PlanArg place;
-    Dim stride[MAX_RANK];      // by axis of the (joined) space
-    Inner inner;
-} Pointer;
-
-typedef struct Kern {
-    Lower *lower;
-    const Group *group;
-    uint32_t number;
-    Pointer pointers[MAX_POINTERS];    // results first
-    uint32_t pointer_count;
-    double reals[MAX_POINTERS];        // constants that are arguments
-    uint32_t real_count;
-    Dim size[MAX_RANK];
-    uint32_t rank;
-} Kern;
+enum { BLOCK = 4096, PARALLEL = 16384 };
 
 static Pointer *find_pointer(Kern *kern, Val val, bool swap)
 {
@@ -138,7 +114,7 @@ static void join_axes(Kern *kern)
 
 // ---- text ----
 
-static const char *storage_type(DType dtype)
+const char *storage_type(DType dtype)
 {
     return dtype == DT_BOOL ? "uint8_t" : c_type(dtype);
 }
@@ -196,23 +172,14 @@ static void name_operand(Kern *kern, const Node *reader, Val val, char *name, si
         const Pointer *pointer = find_pointer(kern, val, reader->op == OP_SWAP_PAIRS);
         snprintf(name, size, "x%u", (unsigned)(pointer - kern->pointers));
     } else {
-        const Group *group = kern->group;
-        uint32_t i = 0;
-        while (group->members[i] != val_node(val))
-            i++;
-        snprintf(name, size, "t%u", i);
+        snprintf(name, size, "t%u", member_of(kern, val));
     }
 }
 
-// The statements of element i; `neighbour` is the index of the one it changes places with.
-static void write_body(Kern *kern, FILE *out, const char *neighbour)
+void write_statements(Kern *kern, FILE *out, const char *indent)
 {
     const Graph *graph = kern->lower->graph;
     const Group *group = kern->group;
-    const char *indent = "            ";
-    for (uint32_t i = group->result_count; i < kern->pointer_count; i++)
-        if (kern->pointers[i].inner != INNER_FIXED)
-            write_load(kern, out, indent, i, neighbour);
     for (uint32_t i = 0; i < group->member_count; i++) {
         const Node *node = graph_node(graph, group->members[i]);
         char names[3][40];
@@ -226,12 +193,27 @@ static void write_body(Kern *kern, FILE *out, const char *neighbour)
             write_op(out, graph, node, args);
         fprintf(out, ";\n");
     }
-    for (uint32_t i = 0; i < group->result_count; i++) {
-        uint32_t k = 0;
-        while (group->members[k] != val_node(group->results[i]))
-            k++;
-        fprintf(out, "%sr%u[i] = t%u;\n", indent, i, k);
-    }
+}
+
+uint32_t member_of(const Kern *kern, Val result)
+{
+    uint32_t i = 0;
+    while (kern->group->members[i] != val_node(result))
+        i++;
+    return i;
+}
+
+// The statements of element i; `neighbour` is the index of the one it changes places with.
+static void write_body(Kern *kern, FILE *out, const char *neighbour)
+{
+    const Group *group = kern->group;
+    const char *indent = "            ";
+    for (uint32_t i = group->result_count; i < kern->pointer_count; i++)
+        if (kern->pointers[i].inner != INNER_FIXED)
+            write_load(kern, out, indent, i, neighbour);
+    write_statements(kern, out, indent);
+    for (uint32_t i = 0; i < group->result_count; i++)
+        fprintf(out, "%sr%u[i] = t%u;\n", indent, i, member_of(kern, group->results[i]));
 }
 
 // Rows: where each pointer begins for the outer axes of this task.
@@ -382,6 +364,27 @@ static void find_inplace(const Kern *kern, PlanLaunch *launch)
     }
 }
 
+static uint32_t count_args(const Kern *kern)
+{
+    uint32_t count = kern->pointer_count + kern->real_count + kern->rank;
+    for (uint32_t i = 0; i < kern->pointer_count; i++) {
+        for (uint32_t axis = 0; axis + 1 < kern->rank; axis++)
+            count += kern->pointers[i].stride[axis].n != 0;
+        count += kern->pointers[i].inner == INNER_STRIDED;
+    }
+    return count;
+}
+
+static uint32_t add_cuda(Kern *kern, const char *title, uint32_t args)
+{
+    CudaChoice choice;
+    char *text = cuda_elementwise_text(kern, args, &choice);
+    choice.name = title;
+    uint32_t number = cuda_kernel_add(kern->lower->cg, &choice, text, args);
+    free(text);
+    return number;
+}
+
 void lower_elementwise(Lower *lower, const Group *group, uint32_t number)
 {
     if (!lower->kern)          // one for all groups of a plan: it is large
@@ -398,16 +401,11 @@ void lower_elementwise(Lower *lower, const Group *group, uint32_t number)
     FILE *out = open_memstream(&text, &text_size);
     write_kernel(kern, out);
     fclose(out);
-    uint32_t kernel = kernel_emitted(lower->cg, kernel_title(kern), text);
+    uint32_t arg = 0, count = count_args(kern), inner = kern->rank - 1;
+    const char *title = kernel_title(kern);
+    uint32_t cuda = wants_cuda(lower->cg) ? add_cuda(kern, title, count) : 0;
+    uint32_t kernel = kernel_emitted(lower->cg, title, text, cuda);
     free(text);
-
-    uint32_t arg = 0, count = kern->pointer_count + kern->real_count + kern->rank,
-             inner = kern->rank - 1;
-    for (uint32_t i = 0; i < kern->pointer_count; i++) {
-        for (uint32_t axis = 0; axis < inner; axis++)
-            count += kern->pointers[i].stride[axis].n != 0;
-        count += kern->pointers[i].inner == INNER_STRIDED;
-    }
     launch_begin_kernel(lower, kernel, count);
     for (uint32_t i = 0; i < kern->pointer_count; i++)
         set_arg(lower, arg++, kern->pointers[i].place);

@@ -34,6 +34,8 @@ static struct {
     int (*log)(NvrtcProgram *program, char *text);
     int (*cubin_size)(NvrtcProgram *program, size_t *bytes);
     int (*cubin)(NvrtcProgram *program, char *bytes);
+    int (*ptx_size)(NvrtcProgram *program, size_t *bytes);
+    int (*ptx)(NvrtcProgram *program, char *text);
 } nvrtc;
 
 /* ---- finding it ---- */
@@ -64,7 +66,8 @@ static bool resolve(void)
         {"nvrtcCreateProgram", &nvrtc.create},   {"nvrtcCompileProgram", &nvrtc.compile},
         {"nvrtcDestroyProgram", &nvrtc.destroy}, {"nvrtcGetProgramLogSize", &nvrtc.log_size},
         {"nvrtcGetProgramLog", &nvrtc.log},      {"nvrtcGetCUBINSize", &nvrtc.cubin_size},
-        {"nvrtcGetCUBIN", &nvrtc.cubin}};
+        {"nvrtcGetCUBIN", &nvrtc.cubin},         {"nvrtcGetPTXSize", &nvrtc.ptx_size},
+        {"nvrtcGetPTX", &nvrtc.ptx}};
     for (size_t i = 0; i < sizeof symbols / sizeof *symbols; i++) {
         void *symbol = dlsym(nvrtc.library, symbols[i].name);
         if (!symbol)
@@ -168,7 +171,7 @@ void nvrtc_version(int *major, int *minor)
 
 /* ---- compiling ---- */
 
-enum { MOST_OPTIONS = 48, MOST_HEADERS = 16 };
+enum { MOST_OPTIONS = 48, MOST_HEADERS = 64 };
 
 static void *allocate(size_t bytes)
 {
@@ -178,6 +181,22 @@ static void *allocate(size_t bytes)
         exit(3);
     }
     return memory;
+}
+
+static bool take_ptx(NvrtcProgram *program, NvrtcJob *job)
+{
+    if (nvrtc.ptx_size(program, &job->ptx_bytes) != NVRTC_SUCCESS || job->ptx_bytes == 0)
+        return false;
+    job->ptx = allocate(job->ptx_bytes);
+    return nvrtc.ptx(program, job->ptx) == NVRTC_SUCCESS;
+}
+
+static bool take_cubin(NvrtcProgram *program, NvrtcJob *job)
+{
+    if (nvrtc.cubin_size(program, &job->cubin_bytes) != NVRTC_SUCCESS || job->cubin_bytes == 0)
+        return false;
+    job->cubin = allocate(job->cubin_bytes);
+    return nvrtc.cubin(program, job->cubin) == NVRTC_SUCCESS;
 }
 
 static void compile_program(NvrtcProgram *program, NvrtcJob *job)
@@ -201,11 +220,10 @@ static void compile_program(NvrtcProgram *program, NvrtcJob *job)
         job->log = allocate(bytes + 1);
         nvrtc.log(program, job->log);
     }
-    if (status != NVRTC_SUCCESS || nvrtc.cubin_size(program, &job->cubin_bytes) != NVRTC_SUCCESS ||
-        job->cubin_bytes == 0)
+    if (status != NVRTC_SUCCESS)
         return;
-    job->cubin = allocate(job->cubin_bytes);
-    job->done = nvrtc.cubin(program, job->cubin) == NVRTC_SUCCESS;
+    job->done = (!job->wants_ptx || take_ptx(program, job)) &&
+                (strncmp(job->arch, "compute_", 8) == 0 || take_cubin(program, job));
 }
 
 static void compile_job(NvrtcJob *job)
@@ -295,7 +313,9 @@ void nvrtc_free_job(NvrtcJob *job)
 {
     free(job->log);
     free(job->cubin);
+    free(job->ptx);
     job->log = NULL;
+    job->ptx = NULL;
     job->cubin = NULL;
     job->done = false;
 }

@@ -9,7 +9,8 @@ typedef struct NvrtcHeader {
 
 typedef struct NvrtcJob {
     const char *name, *text;    // of the kernel file
-    const char *arch;           // "sm_90a"
+    const char *arch;           // "sm_90a"; "compute_80": PTX only
+    bool wants_ptx;             // beside the cubin, from the same compilation
     const char *const *options; // NULL after the last, or NULL
     const NvrtcHeader *headers;
     int header_count;
@@ -17,6 +18,8 @@ typedef struct NvrtcJob {
     char *log;   // the compiler's messages: empty but for ptxas' report when all is well
     void *cubin; // to be freed by nvrtc_free_job
     size_t cubin_bytes;
+    char *ptx;        // with a 0 at its end
+    size_t ptx_bytes; // that 0 included
     double seconds;
 } NvrtcJob;
 

@@ -64,6 +64,7 @@ Codegen *codegen_new(Module *module, Sources *sources, const char *march)
     cg->sources = sources;
     cg->arena = module->arena;
     cg->march = march;
+    cg->targets.cpu = true;
     lay_out_params(cg);
     cg->outputs = arena_alloc(cg->arena, (module->entry_count + 1) * sizeof *cg->outputs);
     for (uint32_t i = 0; i < module->entry_count; i++)
@@ -98,7 +99,14 @@ static uint32_t *grow_table(Arena *arena, uint32_t size)
 static uint64_t kernel_hash(const Kernel *kernel)
 {
     const char *text = kernel->text ? kernel->text : kernel->symbol;
-    return hash_bytes(text, strlen(text));
+    return hash_bytes(text, strlen(text)) + kernel->cuda * UINT64_C(0x9e3779b97f4a7c15);
+}
+
+static bool same_kernel(const Kernel *x, const Kernel *y)
+{
+    if (x->cuda != y->cuda || !x->text != !y->text)
+        return false;
+    return strcmp(x->text ? x->text : x->symbol, y->text ? y->text : y->symbol) == 0;
 }
 
 static void insert_kernel(Codegen *cg, uint32_t number)
@@ -121,8 +129,7 @@ static uint32_t add_kernel(Codegen *cg, Kernel kernel)
     uint32_t mask = cg->kernel_table_size - 1, at = (uint32_t)kernel_hash(&kernel) & mask;
     for (; cg->kernel_table[at]; at = (at + 1) & mask) {
         const Kernel *other = &cg->kernels[cg->kernel_table[at] - 1];
-        if (kernel.text ? other->text && strcmp(other->text, kernel.text) == 0
-                        : !other->text && strcmp(other->symbol, kernel.symbol) == 0)
+        if (same_kernel(other, &kernel))
             return cg->kernel_table[at] - 1;
     }
     uint32_t number = cg->kernel_count;
@@ -142,9 +149,16 @@ uint32_t kernel_library(Codegen *cg, const char *symbol)
     return add_kernel(cg, (Kernel){.name = symbol + strlen("pv_"), .symbol = symbol});
 }
 
-uint32_t kernel_emitted(Codegen *cg, const char *name, const char *text)
+uint32_t kernel_emitted(Codegen *cg, const char *name, const char *text, uint32_t cuda)
 {
-    return add_kernel(cg, (Kernel){.name = name, .text = text});
+    return add_kernel(cg, (Kernel){.name = name, .text = text, .cuda = cuda});
+}
+
+uint32_t kernel_with_cuda(Codegen *cg, uint32_t kernel, uint32_t cuda)
+{
+    Kernel changed = cg->kernels[kernel];
+    changed.cuda = cuda;
+    return add_kernel(cg, changed);
 }
 
 const char *kernel_name(const Codegen *cg, uint32_t kernel)

@@ -31,6 +31,7 @@ typedef struct {
     uint32_t rungs;
     DType real;
     Emit emit;
+    Targets targets;
     bool time, stats, check, verbose, no_cache;
     bool unfused_too;          // the whole ladder of rungs in one executable, and probes
 } Options;
@@ -102,6 +103,7 @@ static bool pass_layout(Build *build)
     if (build->options.unfused_too)
         add_probes(module);
     Codegen *cg = build->cg = codegen_new(module, build->sources, build->options.march);
+    cg->targets = build->options.targets;
     cg->unfused_too = build->options.unfused_too;
     cg->ladder_first = arena_alloc(build->arena, (module->entry_count + 1) * sizeof(uint32_t));
     cg->fused_first = arena_alloc(build->arena, (module->entry_count + 1) * sizeof(uint32_t));
@@ -146,6 +148,8 @@ static bool pass_lower(Build *build)
 {
     for (uint32_t i = 0; i < build->cg->plan_count; i++)
         lower_groups(build->cg, build->cg->plans[i]);
+    if (wants_cuda(build->cg))
+        choose_cuda_kernels(build->cg);
     return true;
 }
 
@@ -276,7 +280,10 @@ static const char usage[] =
     "  --rungs NAMES       the optimizations named, and no others: elementwise norms epilogues\n"
     "                      attention placement batching tables memory all none, with commas\n"
     "  --unfused-too       every level in one executable: run --level 0, and `bench`\n"
-    "  --target cpu        what the executable runs on\n"
+    "  --target cpu|cuda|simt\n"
+    "                      what the executable runs on, or several: cpu,cuda (simt: the emulator\n"
+    "                      of GPUs, for tests)\n"
+    "  --arch LIST         GPUs that kernels are compiled for (default sm_80,sm_90a,ptx)\n"
     "  --dtype f32|f64     working precision (default f32)\n"
     "  --march NAME        processor (default native), as the C compiler names it\n"
     "  --emit ast|graph|fused|plan|c|dot\n"
@@ -309,13 +316,16 @@ fail(int status, const char *format, ...)
     exit(status);
 }
 
-static void choose_target(const char *name)
+static void choose_targets(const char *list, Targets *targets)
 {
-    if (strcmp(name, "cpu") == 0)
-        return;
-    if (strncmp(name, "cuda", 4) == 0 || strcmp(name, "simt") == 0)
-        fail(3, "target '%s' is not in this build; --target cpu is", name);
-    fail(2, "unknown target '%s'", name);
+    if (!parse_targets(list, targets))
+        fail(2, "unknown target '%s': cpu, cuda, simt, or several of them: cpu,cuda", list);
+}
+
+static void choose_archs(const char *list, Targets *targets)
+{
+    if (!parse_archs(list, targets))
+        fail(2, "unknown architecture '%s': such as sm_80, sm_90a, ptx, from sm_80 on", list);
 }
 
 static DType choose_dtype(const char *name)
@@ -378,7 +388,9 @@ static bool long_option(Options *options, int argc, char **argv, int *i)
 {
     const char *argument = argv[*i], *attached;
     if (is_option(argument, "--target", &attached))
-        choose_target(option_value(argc, argv, i, attached));
+        choose_targets(option_value(argc, argv, i, attached), &options->targets);
+    else if (is_option(argument, "--arch", &attached))
+        choose_archs(option_value(argc, argv, i, attached), &options->targets);
     else if (is_option(argument, "--dtype", &attached))
         options->real = choose_dtype(option_value(argc, argv, i, attached));
     else if (is_option(argument, "--march", &attached))
@@ -414,6 +426,8 @@ static bool long_option(Options *options, int argc, char **argv, int *i)
 static Options read_options(int argc, char **argv)
 {
     Options options = {.level = 2, .real = DT_F32, .march = "native"};
+    options.targets = (Targets){.cpu = true, .archs = {{80, false}, {90, true}}, .arch_count = 2,
+                                .ptx = true};
     options.defines = calloc((size_t)argc + 1, sizeof *options.defines);
     options.folders = calloc((size_t)argc + 1, sizeof *options.folders);
     for (int i = 1; i < argc; i++) {
@@ -441,6 +455,8 @@ static Options read_options(int argc, char **argv)
     }
     if (!options.path)
         fail(2, "no model file");
+    if (options.real == DT_F64 && (options.targets.cuda || options.targets.simt))
+        fail(2, "--dtype f64 is for --target cpu: there are no kernels of it for GPUs");
     return options;
 }
 

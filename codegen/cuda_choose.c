@@ -1,0 +1,95 @@
+// Which CUDA kernel computes each launch.
+//
+// Emitted kernels get theirs when they are lowered. For launches of the kernel library a template
+// is chosen from the arguments, once launches are known. Kernels are distinct by both sides, so a
+// launch names one number for all targets; those that no launch names any more are dropped.
+#include <stdlib.h>
+#include <string.h>
+
+#include "codegen/codegen.h"
+#include "codegen/cuda_module.h"
+
+uint32_t cuda_kernel_add(Codegen *cg, const CudaChoice *choice, const char *text, uint32_t args)
+{
+    CudaKernel kernel = {.choice = *choice,
+                         .segments = args > CUDA_SEGMENT_ARGS ? 1 : PV_MAX_SEGMENTS};
+    if (text) {
+        kernel.symbol = arena_printf(cg->arena, "%s_%012llx", choice->name,
+                                     (unsigned long long)hash_bytes(text, strlen(text)) >> 16);
+    } else {
+        kernel.symbol = cuda_choice_symbol(cg->arena, choice);
+    }
+    for (uint32_t i = 0; i < cg->cuda_kernel_count; i++)
+        if (strcmp(cg->cuda_kernels[i].symbol, kernel.symbol) == 0)
+            return i + 1;
+    if (text)
+        kernel.text = arena_printf(cg->arena, "%s", text);
+    cg->cuda_kernels = grow_array(cg->cuda_kernels, &cg->cuda_kernel_capacity,
+                                  cg->cuda_kernel_count, sizeof *cg->cuda_kernels);
+    cg->cuda_kernels[cg->cuda_kernel_count++] = kernel;
+    return cg->cuda_kernel_count;
+}
+
+// The arguments of a segment that stands for all: numbers are the first's, and an address has the
+// alignment that all have.
+static PlanArg *common_args(Codegen *cg, const Work *work, const PlanLaunch *launch,
+                            uint32_t count)
+{
+    const PlanArg *args = &work->args[launch->arg];
+    PlanArg *common = arena_alloc(cg->arena, (count + 1) * sizeof *common);
+    memcpy(common, args, count * sizeof *common);
+    for (uint32_t segment = 1; segment < launch->segments; segment++)
+        for (uint32_t i = 0; i < count; i++)
+            if (common[i].space != PV_VALUE) {
+                common[i].a |= args[segment * count + i].a;
+                common[i].c |= args[segment * count + i].c;
+            }
+    return common;
+}
+
+// 0: there is none, which the last step of a compilation tells.
+static uint32_t choose(Codegen *cg, const Work *work, const PlanLaunch *launch)
+{
+    const Kernel *kernel = &cg->kernels[launch->kernel];
+    uint32_t count = launch->arg_count / launch->segments;
+    CudaLaunch seen = {cg->arena, kernel->symbol, NULL, count};
+    seen.args = launch->segments > 1 ? common_args(cg, work, launch, count)
+                                     : &work->args[launch->arg];
+    CudaChoice choice;
+    if (!cuda_select(&seen, &choice))
+        return 0;
+    return cuda_kernel_add(cg, &choice, NULL, count);
+}
+
+// Renumbers kernels without those that no launch names.
+static void drop_unused(Codegen *cg)
+{
+    uint32_t *number = arena_alloc(cg->arena, (cg->kernel_count + 1) * sizeof *number);
+    for (uint32_t i = 0; i < cg->plan_count; i++)
+        for (uint32_t k = 0; k < cg->plans[i]->launch_count; k++)
+            number[cg->plans[i]->launches[k].kernel] = 1;
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < cg->kernel_count; i++)
+        if (number[i]) {
+            number[i] = count;
+            cg->kernels[count++] = cg->kernels[i];
+        }
+    cg->kernel_count = count;
+    for (uint32_t i = 0; i < cg->plan_count; i++)
+        for (uint32_t k = 0; k < cg->plans[i]->launch_count; k++)
+            cg->plans[i]->launches[k].kernel = number[cg->plans[i]->launches[k].kernel];
+}
+
+void choose_cuda_kernels(Codegen *cg)
+{
+    for (uint32_t i = 0; i < cg->plan_count; i++) {
+        Work *work = cg->plans[i];
+        for (uint32_t k = 0; k < work->launch_count; k++) {
+            PlanLaunch *launch = &work->launches[k];
+            if (!cg->kernels[launch->kernel].cuda)
+                launch->kernel =
+                    kernel_with_cuda(cg, launch->kernel, choose(cg, work, launch));
+        }
+    }
+    drop_unused(cg);
+}

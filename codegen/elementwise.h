@@ -1,0 +1,44 @@
+// One elementwise kernel while its texts are made: for the CPU (emit_elementwise.c) and for GPUs
+// (cuda_elementwise.c), with the same arguments.
+#ifndef PVDMC_ELEMENTWISE_H
+#define PVDMC_ELEMENTWISE_H
+
+#include "codegen/codegen.h"
+
+enum { MAX_POINTERS = 96 };
+
+typedef enum { INNER_FIXED, INNER_DENSE, INNER_STRIDED } Inner;
+
+typedef struct {
+    Val val;
+    bool swap;                 // element i ^ 1
+    bool result;
+    DType dtype;
+    PlanArg place;
+    Dim stride[MAX_RANK];      // by axis of the (joined) space
+    Inner inner;
+} Pointer;
+
+typedef struct Kern {
+    Lower *lower;
+    const Group *group;
+    uint32_t number;
+    Pointer pointers[MAX_POINTERS];    // results first
+    uint32_t pointer_count;
+    double reals[MAX_POINTERS];        // constants that are arguments
+    uint32_t real_count;
+    Dim size[MAX_RANK];
+    uint32_t rank;
+} Kern;
+
+const char *storage_type(DType dtype);                   // of elements in memory
+// The statements t0 = ..., t1 = ... of one element; its operands are x0, x1, ... (by pointer).
+void write_statements(Kern *kern, FILE *out, const char *indent);
+uint32_t member_of(const Kern *kern, Val result);        // the t that a result is
+
+/* cuda_elementwise.c */
+// malloc'ed. `args`: how many the launch has; the CPU text, which collects the constants, is made
+// already. *choice: how it is launched.
+char *cuda_elementwise_text(Kern *kern, uint32_t args, CudaChoice *choice);
+
+#endif
