@@ -10,6 +10,7 @@
 
 #ifdef __CUDACC_RTC__
 typedef long long int64_t;
+typedef int int32_t;
 #else
 #include <stdint.h>
 #endif

@@ -18,6 +18,7 @@ typedef unsigned long long u64;
 #define CX_NO_UNROLL    _Pragma("unroll 1")
 #define CX_ENTRY(kernel)
 #define CX_CONSTANT(name, value)
+#define INFINITY __int_as_float(0x7f800000)
 #else
 #define CX_GPU 0
 #include "cuda_words.h"

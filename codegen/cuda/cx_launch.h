@@ -45,3 +45,10 @@ CX_FN u32 cx_segment(const CxHead &head, u32 *block)
     *block = blockIdx.x - head.first[segment];
     return segment;
 }
+
+CX_FN float cx_real(int64_t bits) // a number of an argument struct: the bits of a double
+{
+    double value;
+    memcpy(&value, &bits, sizeof value);
+    return (float)value;
+}
