@@ -80,6 +80,11 @@ void lower_conv(Lower *lower, const Group *group)
     set_int(lower, ARG(ConvArgs, x_position), 1);
     set_int(lower, ARG(ConvArgs, y_position), 1);
     set_int(lower, ARG(ConvArgs, act), activation(group->act));
+    if (group->residual && written != 2) {
+        set_dim(lower, ARG(ConvArgs, residual_image), stride[written]);
+        set_dim(lower, ARG(ConvArgs, residual_channel),
+                dims_between(type[written], 2, type[written]->rank));
+    }
     conv_sizes(lower, node, type[0], type[1], type[2]);
     const void *numbers = launch_numbers(lower);
     need_scratch(lower, node->op == OP_CONV ? pv_conv_scratch(numbers, real_size(lower))

@@ -367,6 +367,9 @@ static void launch_gemm(Lower *lower, const Group *group, const Node *node, cons
     set_dim(lower, ARG(GemmArgs, c_m), p->c_m);
     set_arg(lower, ARG(GemmArgs, bias), bias);
     set_arg(lower, ARG(GemmArgs, residual), residual);
+    set_dim(lower, ARG(GemmArgs, r0), p->c0[0]);
+    set_dim(lower, ARG(GemmArgs, r1), p->c0[1]);
+    set_dim(lower, ARG(GemmArgs, r_m), p->c_m);
     set_int(lower, ARG(GemmArgs, act), activation(group->act));
     set_int(lower, ARG(GemmArgs, sum_batch), p->sum_batch);
     if (group->bias) {         // whose label is it: the last one's (n), or m's

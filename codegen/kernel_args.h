@@ -28,22 +28,24 @@ typedef struct {
     int64_t c0, c1, c_m;
     int64_t bias;                        // address or 0
     int64_t bias_axis;                   // 0: bias[n], 1: bias[m]
-    int64_t residual;                    // address or 0; strides of C
+    int64_t residual;                    // address or 0
     int64_t act;                         // PvAct
     int64_t sum_batch;
+    int64_t r0, r1, r_m;                 // strides of the residual, whose last axis is dense
 } GemmArgs;
 
 // Convolutions of 1 to 3 axes (missing axes: size 1, kernel 1, stride 1, pad 0) of images
 // [image, channel, d, h, w]: the strides of image, channel and position are given, and positions
 // (d, h, w) are row-major multiples of the last. The CPU kernels take x_position = y_position = 1.
-// y = act(conv(x, w) + bias[c_out]) + residual (lies as y does and may be y; dgrad: as x, wgrad:
-// as w). w [c_out, c_in / groups, kd, kh, kw], row-major.
+// y = act(conv(x, w) + bias[c_out]) + residual, which may be y (dgrad: x), has strides of its own
+// and the same distance from position to position; wgrad: lies as w and may be w. w [c_out, c_in / groups, kd, kh, kw], row-major.
 typedef struct {
     int64_t y, x, w, bias, residual;     // fprop: y out.  dgrad: x out, y in.  wgrad: w out.
     int64_t images, c_in, c_out, groups;
     int64_t x_image, y_image, x_channel, y_channel, x_position, y_position;    // strides
     int64_t in[3], out[3], kernel[3], stride[3], pad[3];
     int64_t act;
+    int64_t residual_image, residual_channel;            // strides
 } ConvArgs;
 
 // Attention over batch0 x batch1 problems (images and heads). q [n, d], k [m, d], v [m, e],

@@ -54,7 +54,11 @@ static void blas(double multiply_adds, const float *a, const float *b, float *c)
 
 static void launch(PvKernelFn *kernel, const void *args, int64_t size)
 {
-    PvRun run = {.batch = 1, .threads = threads, .scratch = scratch, .scratch_size = size};
+    PvRun run = {.batch = 1,
+                 .threads = threads,
+                 .scratch = scratch,
+                 .scratch_size = size,
+                 .segments = 1};
     kernel(&run, args);
 }
 
@@ -103,6 +107,10 @@ static void bench_conv(int64_t images, int64_t c_in, int64_t c_out, int64_t h, i
                      .groups = 1,
                      .x_image = c_in * h * w,
                      .y_image = c_out * h * w,
+                     .x_channel = h * w,
+                     .y_channel = h * w,
+                     .x_position = 1,
+                     .y_position = 1,
                      .in = {1, h, w},
                      .out = {1, h, w},
                      .kernel = {1, kernel, kernel},
@@ -219,6 +227,10 @@ static void bench_norms(void)
                            .positions = 1024,
                            .groups = 32,
                            .x_image = 256 * 1024,
+                           .x_channel = 1024,
+                           .y_channel = 1024,
+                           .x_position = 1,
+                           .y_position = 1,
                            .y_image = 256 * 1024,
                            .act = PV_ACT_SILU};
     memcpy(&group.eps, &eps, sizeof eps);
@@ -231,6 +243,12 @@ static void bench_norms(void)
                                     .positions = 1024,
                                     .groups = 32,
                                     .x_image = 256 * 1024,
+                                    .x_channel = 1024,
+                                    .dy_channel = 1024,
+                                    .dx_channel = 1024,
+                                    .x_position = 1,
+                                    .dy_position = 1,
+                                    .dx_position = 1,
                                     .dy_image = 256 * 1024,
                                     .dx_image = 256 * 1024,
                                     .x = group.x,

@@ -234,8 +234,9 @@ typedef struct {
     // where results go: row * out_row + out_offset[column] of `out`
     PvReal *out;
     const PvReal *residual, *bias; // bias[row]
-    int64_t out_row;
-    int32_t *out_offset;  // [columns]
+    int64_t out_row, residual_row;
+    int32_t *out_offset, *residual_offset; // [columns]; the residual lies as the result but for
+                                           // the steps from row to row and image to image
     int64_t scatter_taps; // CONV_SCATTER: rows are (channel, tap)
     PvReal *rows;         // CONV_WGRAD: [PV_WIDTH][PV_K_BLOCK]
     PvAct act;
@@ -330,24 +331,28 @@ static void conv_store(Product *base, int64_t m0, int64_t rows, int64_t n0, int6
 {
     ConvProduct *product = (ConvProduct *)base;
     const int32_t *offset = product->out_offset + n0;
-    bool dense = offset[columns - 1] - offset[0] == columns - 1;
+    const int32_t *residual_offset = product->residual_offset + n0;
+    bool dense = offset[columns - 1] - offset[0] == columns - 1 &&
+                 (!product->residual ||
+                  residual_offset[columns - 1] - residual_offset[0] == columns - 1);
     for (int64_t i = 0; i < rows; i++) {
-        int64_t row = m0 + i, at = row * product->out_row;
+        int64_t row = m0 + i, tap = 0;
         if (product->kind == CONV_SCATTER) {
             row = row / product->scatter_taps;
-            at = row * product->out_row + product->table[(m0 + i) % product->scatter_taps];
+            tap = product->table[(m0 + i) % product->scatter_taps];
         }
         PvReal bias = product->bias ? product->bias[row] : 0;
-        PvReal *out = product->out + at;
-        const PvReal *residual = product->residual ? product->residual + at : NULL;
+        PvReal *out = product->out + row * product->out_row + tap;
+        const PvReal *residual =
+            product->residual ? product->residual + row * product->residual_row + tap : NULL;
         if (dense) {
             pv_product_finish(out + offset[0], tile + i * PV_LANES, columns, bias, NULL,
-                              residual ? residual + offset[0] : NULL, product->act);
+                              residual ? residual + residual_offset[0] : NULL, product->act);
             continue;
         }
         PvReal value[PV_LANES], added[PV_LANES];
         for (int64_t j = 0; residual && j < columns; j++)
-            added[j] = residual[offset[j]];
+            added[j] = residual[residual_offset[j]];
         pv_product_finish(value, tile + i * PV_LANES, columns, bias, NULL, residual ? added : NULL,
                           product->act);
         for (int64_t j = 0; j < columns; j++)
@@ -355,12 +360,11 @@ static void conv_store(Product *base, int64_t m0, int64_t rows, int64_t n0, int6
     }
 }
 
-// Offsets in the result of the columns of the box at hand: positions first + step * p of images
-// `image_step` apart and of extents `extent`.
-static void out_offsets(ConvProduct *product, const int64_t *extent, const int64_t *first,
-                        const int64_t *step, int64_t image_step)
+// Offsets in the result of the columns of a box: positions first + step * p of images `image_step`
+// apart and of extents `extent`.
+static void out_offsets(int32_t *offset, const Box *box, const int64_t *extent,
+                        const int64_t *first, const int64_t *step, int64_t image_step)
 {
-    const Box *box = &product->unfold.at;
     int64_t column = 0;
     for (int64_t image = 0; image < box->count; image++) {
         for (int64_t d = 0; d < box->size[0]; d++) {
@@ -369,7 +373,7 @@ static void out_offsets(ConvProduct *product, const int64_t *extent, const int64
                              (box->first[1] + h) * step[1] + first[1];
                 at = image * image_step + at * extent[2] + box->first[2] * step[2] + first[2];
                 for (int64_t w = 0; w < box->size[2]; w++)
-                    product->out_offset[column++] = (int32_t)(at + w * step[2]);
+                    offset[column++] = (int32_t)(at + w * step[2]);
             }
         }
     }
@@ -381,7 +385,9 @@ typedef struct {
     int64_t groups, rows; // rows of each group
     const PvReal *source, *w, *bias, *residual;
     PvReal *out;
-    int64_t source_group, w_group, bias_group, out_group, out_image; // steps
+    // steps
+    int64_t source_group, w_group, bias_group, out_group, out_image;
+    int64_t residual_group, residual_image;
     int64_t extent[3], first[3], step[3];                            // of positions in the result
     // the table: (first + index * step) of each axis, in a grid of `table_extent`
     int64_t table_size[3], table_first[3], table_step[3], table_extent[3];
@@ -413,6 +419,8 @@ static void conv_task(const ConvLaunch *launch, int64_t group, int64_t box, int6
     scratch += pv_align(room * 4);
     product.out_offset = (int32_t *)scratch;
     scratch += pv_align(room * 4);
+    product.residual_offset = (int32_t *)scratch;
+    scratch += pv_align(room * 4);
     unfold->tap_offset = (int32_t *)scratch;
     scratch += pv_align(unfold->tap_count * 4);
     product.table = (int32_t *)scratch;
@@ -428,8 +436,14 @@ static void conv_task(const ConvLaunch *launch, int64_t group, int64_t box, int6
     product.bias = launch->bias ? launch->bias + group * launch->bias_group : NULL;
     int64_t out = group * launch->out_group + unfold->at.image * launch->out_image;
     product.out = launch->out + out;
-    product.residual = launch->residual ? launch->residual + out : NULL;
-    out_offsets(&product, launch->extent, launch->first, launch->step, launch->out_image);
+    out_offsets(product.out_offset, &unfold->at, launch->extent, launch->first, launch->step,
+                launch->out_image);
+    if (launch->residual) {
+        product.residual = launch->residual + group * launch->residual_group +
+                           unfold->at.image * launch->residual_image;
+        out_offsets(product.residual_offset, &unfold->at, launch->extent, launch->first,
+                    launch->step, launch->residual_image);
+    }
     pv_product_block(&product.base, m0, m1, 0, unfold->at.columns, blocks);
 }
 
@@ -475,7 +489,7 @@ void pv_conv(const PvRun *run, const int64_t *raw)
 {
     const ConvArgs *args = (const ConvArgs *)raw;
     int64_t rows = args->c_out / args->groups, channels = args->c_in / args->groups;
-    int64_t inside = volume(args->in), outside = volume(args->out), taps = volume(args->kernel);
+    int64_t outside = volume(args->out), taps = volume(args->kernel);
     if (is_pointwise(args)) {
         GemmArgs gemm = {
             .c = args->y,
@@ -489,10 +503,12 @@ void pv_conv(const PvRun *run, const int64_t *raw)
             .a_m = channels,
             .a_k = 1,
             .b0 = args->x_image,
-            .b_k = inside,
+            .b_k = args->x_channel,
             .b_n = 1,
             .c0 = args->y_image,
-            .c_m = outside,
+            .c_m = args->y_channel,
+            .r0 = args->residual_image,
+            .r_m = args->residual_channel,
             .bias = args->bias,
             .bias_axis = 1,
             .residual = args->residual,
@@ -506,10 +522,11 @@ void pv_conv(const PvRun *run, const int64_t *raw)
                     .w_row = channels * taps,
                     .w_channel = 1,
                     .k_total = channels * taps,
-                    .out_row = outside,
+                    .out_row = args->y_channel,
+                    .residual_row = args->residual_channel,
                     .act = (PvAct)args->act,
                     .unfold = {.image_step = args->x_image,
-                               .channel_step = inside,
+                               .channel_step = args->x_channel,
                                .images = args->images}},
         .groups = args->groups,
         .rows = rows,
@@ -518,11 +535,13 @@ void pv_conv(const PvRun *run, const int64_t *raw)
         .bias = (const PvReal *)args->bias,
         .residual = (const PvReal *)args->residual,
         .out = (PvReal *)args->y,
-        .source_group = channels * inside,
+        .source_group = channels * args->x_channel,
         .w_group = rows * channels * taps,
         .bias_group = rows,
-        .out_group = rows * outside,
+        .out_group = rows * args->y_channel,
         .out_image = args->y_image,
+        .residual_group = rows * args->residual_channel,
+        .residual_image = args->residual_image,
     };
     for (int axis = 0; axis < 3; axis++) {
         Unfold *unfold = &launch.product.unfold;
@@ -540,14 +559,15 @@ void pv_conv(const PvRun *run, const int64_t *raw)
 static ConvLaunch dgrad_launch(const ConvArgs *args)
 {
     int64_t rows = args->c_in / args->groups, channels = args->c_out / args->groups;
-    int64_t inside = volume(args->in), outside = volume(args->out), taps = volume(args->kernel);
+    int64_t taps = volume(args->kernel);
     ConvLaunch launch = {
         .product = {.w_row = taps,
                     .w_channel = rows * taps,
-                    .out_row = inside,
+                    .out_row = args->x_channel,
+                    .residual_row = args->residual_channel,
                     .act = (PvAct)args->act,
                     .unfold = {.image_step = args->y_image,
-                               .channel_step = outside,
+                               .channel_step = args->y_channel,
                                .images = args->images}},
         .groups = args->groups,
         .rows = rows,
@@ -556,11 +576,13 @@ static ConvLaunch dgrad_launch(const ConvArgs *args)
         .bias = (const PvReal *)args->bias,
         .residual = (const PvReal *)args->residual,
         .out = (PvReal *)args->x,
-        .source_group = channels * outside,
+        .source_group = channels * args->y_channel,
         .w_group = rows * channels * taps,
         .bias_group = rows,
-        .out_group = rows * inside,
+        .out_group = rows * args->x_channel,
         .out_image = args->x_image,
+        .residual_group = rows * args->residual_channel,
+        .residual_image = args->residual_image,
     };
     for (int axis = 0; axis < 3; axis++) {
         launch.product.unfold.in[axis] = args->out[axis];
@@ -632,10 +654,12 @@ void pv_conv_dgrad(const PvRun *run, const int64_t *raw)
             .a_m = 1,
             .a_k = args->c_in,
             .b0 = args->y_image,
-            .b_k = positions,
+            .b_k = args->y_channel,
             .b_n = 1,
             .c0 = args->x_image,
-            .c_m = positions,
+            .c_m = args->x_channel,
+            .r0 = args->residual_image,
+            .r_m = args->residual_channel,
             .bias = args->bias,
             .bias_axis = 1,
             .residual = args->residual,
@@ -670,7 +694,7 @@ static int64_t wgrad_begin(Product *base, int64_t block, int64_t n0, int64_t n1)
     const int64_t zero[3] = {0, 0, 0}, one[3] = {1, 1, 1};
     unfold_open(unfold, block);
     unfold_fill(unfold, n0 / unfold->tap_count, (n1 - 1) / unfold->tap_count + 1);
-    out_offsets(product, unfold->out, zero, one, product->w_channel);
+    out_offsets(product->out_offset, &unfold->at, unfold->out, zero, one, product->w_channel);
     product->k = unfold->at.columns;
     return product->k;
 }
@@ -738,8 +762,8 @@ static void wgrad_task(const ConvProduct *shape, const ConvArgs *args, int64_t g
     int64_t columns = pv_ceil_div(n1 - n0, PV_LANES) * PV_LANES;
     unfold->patch = (PvReal *)(scratch + pv_product_bytes(columns * (int64_t)sizeof(PvReal),
                                                           sizeof(PvReal), true));
-    unfold->source = (const PvReal *)args->x + group * channels * volume(args->in);
-    product.w = (const PvReal *)args->y + group * rows * volume(args->out);
+    unfold->source = (const PvReal *)args->x + group * channels * args->x_channel;
+    product.w = (const PvReal *)args->y + group * rows * args->y_channel;
     product.out = (PvReal *)args->w + group * rows * product.out_row;
     product.residual =
         args->residual ? (const PvReal *)args->residual + group * rows * product.out_row : NULL;
@@ -750,7 +774,7 @@ void pv_conv_wgrad(const PvRun *run, const int64_t *raw)
 {
     const ConvArgs *args = (const ConvArgs *)raw;
     int64_t rows = args->c_out / args->groups, channels = args->c_in / args->groups;
-    int64_t inside = volume(args->in), outside = volume(args->out), taps = volume(args->kernel);
+    int64_t outside = volume(args->out), taps = volume(args->kernel);
     if (is_pointwise(args)) {
         GemmArgs gemm = {
             .c = args->w,
@@ -762,12 +786,13 @@ void pv_conv_wgrad(const PvRun *run, const int64_t *raw)
             .batch0 = args->images,
             .batch1 = 1,
             .a0 = args->y_image,
-            .a_m = outside,
+            .a_m = args->y_channel,
             .a_k = 1,
             .b0 = args->x_image,
             .b_k = 1,
-            .b_n = inside,
+            .b_n = args->x_channel,
             .c_m = channels,
+            .r_m = channels,
             .residual = args->residual,
             .sum_batch = 1,
         };
@@ -776,10 +801,12 @@ void pv_conv_wgrad(const PvRun *run, const int64_t *raw)
     }
     ConvProduct product = {
         .kind = CONV_WGRAD,
-        .w_row = outside,
+        .w_row = args->y_channel,
         .w_channel = args->y_image,
         .out_row = channels * taps,
-        .unfold = {.image_step = args->x_image, .channel_step = inside, .images = args->images},
+        .unfold = {.image_step = args->x_image,
+                   .channel_step = args->x_channel,
+                   .images = args->images},
     };
     for (int axis = 0; axis < 3; axis++) {
         product.unfold.in[axis] = args->in[axis];

@@ -172,11 +172,11 @@ static void gemm_store(Product *base, int64_t m0, int64_t rows, int64_t n0, int6
     const GemmArgs *args = product->args;
     const PvReal *bias = (const PvReal *)args->bias;
     for (int64_t i = 0; i < rows; i++) {
-        int64_t at = (m0 + i) * args->c_m + n0;
+        int64_t at = (m0 + i) * args->c_m + n0, added = (m0 + i) * args->r_m + n0;
         PvReal bias_m = bias && args->bias_axis ? bias[m0 + i] : 0;
         pv_product_finish(product->c + at, tile + i * PV_LANES, columns, bias_m,
                           bias && !args->bias_axis ? bias + n0 : NULL,
-                          product->residual ? product->residual + at : NULL, (PvAct)args->act);
+                          product->residual ? product->residual + added : NULL, (PvAct)args->act);
     }
 }
 
@@ -199,14 +199,14 @@ void pv_gemm(const PvRun *run, const int64_t *raw)
         int64_t i1 = args->sum_batch ? 0 : batch % args->batch1;
         int64_t m0 = block % cut.row_blocks * cut.rows;
         int64_t n0 = block / cut.row_blocks * cut.columns;
-        int64_t c = i0 * args->c0 + i1 * args->c1;
+        int64_t c = i0 * args->c0 + i1 * args->c1, residual = i0 * args->r0 + i1 * args->r1;
         GemmProduct product = {
             .base = {k_blocks, gemm_begin, gemm_pack_rows, gemm_pack_columns, gemm_store},
             .args = args,
             .a = (const PvReal *)args->a + i0 * args->a0 + i1 * args->a1,
             .b = (const PvReal *)args->b + i0 * args->b0 + i1 * args->b1,
             .c = (PvReal *)args->c + c,
-            .residual = args->residual ? (const PvReal *)args->residual + c : NULL,
+            .residual = args->residual ? (const PvReal *)args->residual + residual : NULL,
             .k_total = k_total,
             .k_step = pv_ceil_div(k_total, k_blocks),
         };

@@ -91,12 +91,20 @@ static void activate(PvReal *y, int64_t count, PvAct act)
 static void group_norm_task(const GroupNormArgs *args, int64_t image, int64_t group)
 {
     int64_t channels = args->c / args->groups, count = channels * args->positions;
-    const PvReal *x = (const PvReal *)args->x + image * args->x_image + group * count;
-    PvReal *y = (PvReal *)args->y + image * args->y_image + group * count;
+    const PvReal *x =
+        (const PvReal *)args->x + image * args->x_image + group * channels * args->x_channel;
+    PvReal *y = (PvReal *)args->y + image * args->y_image + group * channels * args->y_channel;
     const PvReal *gamma = (const PvReal *)args->gamma, *beta = (const PvReal *)args->beta;
     const PvReal *scale = (const PvReal *)args->scale, *shift = (const PvReal *)args->shift;
-    PvReal mean = (PvReal)(sum_of(x, count) / (double)count);
-    double variance = squares_of(x, mean, count) / (double)count;
+    // channels that follow one another are one run
+    int64_t runs = args->x_channel == args->positions ? 1 : channels, length = count / runs;
+    double sum = 0, squares = 0;
+    for (int64_t i = 0; i < runs; i++)
+        sum += sum_of(x + i * args->x_channel, length);
+    PvReal mean = (PvReal)(sum / (double)count);
+    for (int64_t i = 0; i < runs; i++)
+        squares += squares_of(x + i * args->x_channel, mean, length);
+    double variance = squares / (double)count;
     PvReal rstd = (PvReal)(1 / sqrt(variance + (double)pv_real(args->eps)));
     if (args->mean)
         ((PvReal *)args->mean)[image * args->groups + group] = mean;
@@ -111,8 +119,8 @@ static void group_norm_task(const GroupNormArgs *args, int64_t image, int64_t gr
         }
         if (shift)
             offset += shift[at];
-        const PvReal *from = x + i * args->positions;
-        PvReal *to = y + i * args->positions;
+        const PvReal *from = x + i * args->x_channel;
+        PvReal *to = y + i * args->y_channel;
         for (int64_t first = 0; first < args->positions; first += SUM_BLOCK) {
             int64_t end = pv_least(first + SUM_BLOCK, args->positions);
             for (int64_t j = first; j < end; j++)
@@ -142,8 +150,8 @@ static void channel_sums(const GroupNormGradArgs *args, int64_t image, int64_t c
                          double *gamma)
 {
     int64_t stat = image * args->groups + c / (args->c / args->groups);
-    grad_sums((const PvReal *)args->dy + image * args->dy_image + c * args->positions,
-              (const PvReal *)args->x + image * args->x_image + c * args->positions,
+    grad_sums((const PvReal *)args->dy + image * args->dy_image + c * args->dy_channel,
+              (const PvReal *)args->x + image * args->x_image + c * args->x_channel,
               ((const PvReal *)args->mean)[stat], args->positions, beta, gamma);
     *gamma *= (double)((const PvReal *)args->rstd)[stat];
 }
@@ -172,9 +180,10 @@ static void group_norm_grad_task(const GroupNormGradArgs *args, int64_t image, i
     PvReal along = (PvReal)(-product / count) * rstd * rstd;
     PvReal level = (PvReal)(-plain / count) * rstd;
     for (int64_t c = group * channels; c < (group + 1) * channels; c++) {
-        const PvReal *dy = (const PvReal *)args->dy + image * args->dy_image + c * positions;
-        const PvReal *x = (const PvReal *)args->x + image * args->x_image + c * positions;
-        PvReal *dx = (PvReal *)args->dx + image * args->dx_image + c * positions;
+        const PvReal *dy =
+            (const PvReal *)args->dy + image * args->dy_image + c * args->dy_channel;
+        const PvReal *x = (const PvReal *)args->x + image * args->x_image + c * args->x_channel;
+        PvReal *dx = (PvReal *)args->dx + image * args->dx_image + c * args->dx_channel;
         PvReal up = gamma ? rstd * gamma[c] : rstd;
         for (int64_t i = 0; i < positions; i++)
             dx[i] = pv_fma(dy[i], up, pv_fma(x[i] - mean, along, level));

@@ -59,7 +59,7 @@ static int64_t conv_bytes(const int64_t *out, const int64_t *step, const int64_t
     int64_t row = PV_PANELS * PV_MAX_TILE, columns = row / real, count = volume(taps);
     int64_t patch =
         patch_bound(columns, out, step, taps) * channel_bound(PV_K_BLOCK, count, channels);
-    return 2 * pv_align(columns * 4) + pv_align(count * 4) + pv_align(table * 4) +
+    return 3 * pv_align(columns * 4) + pv_align(count * 4) + pv_align(table * 4) +
            pv_product_bytes(row, real, true) + pv_align(patch * real) + PV_SLACK;
 }
 

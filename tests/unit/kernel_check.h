@@ -86,7 +86,11 @@ static void launch(PvKernelFn *kernel, const void *args, int64_t scratch, int th
     char *memory = aligned_alloc(64, (size_t)(threads * size + CANARY));
     assert_non_null(memory);
     memset(memory, 0x7f, (size_t)(threads * size + CANARY));
-    PvRun run = {.batch = 1, .threads = threads, .scratch = memory, .scratch_size = size};
+    PvRun run = {.batch = 1,
+                 .threads = threads,
+                 .scratch = memory,
+                 .scratch_size = size,
+                 .segments = 1};
     kernel(&run, args);
     for (int i = 0; i < CANARY; i++) {
         if (memory[threads * size + i] != 0x7f)

@@ -49,8 +49,10 @@ static void gemm_expect(const GemmArgs *args, const PvReal *residual, Output *ou
                     sum += (double)bias[args->bias_axis ? i : j];
                 int64_t at = batch / args->batch1 * args->c0 + batch % args->batch1 * args->c1 +
                              i * args->c_m + j;
+                int64_t added = batch / args->batch1 * args->r0 + batch % args->batch1 * args->r1 +
+                                i * args->r_m + j;
                 sum = activate(sum, args->act);
-                out->expected[at] = residual ? sum + (double)residual[at] : sum;
+                out->expected[at] = residual ? sum + (double)residual[added] : sum;
             }
         }
     }
@@ -85,8 +87,12 @@ static void check_gemm(GemmCase test)
     args.c = (int64_t)out.data;
     args.bias = test.bias ? (int64_t)random_array(test.bias == 1 ? test.n : test.m) : 0;
     args.bias_axis = test.bias == 2;
-    PvReal *residual = test.residual ? random_array(out.count) : NULL;
+    PvReal *residual = test.residual ? random_array(out.count + 3 * test.m * test.batch0 *
+                                                    test.batch1) : NULL;
     args.residual = (int64_t)residual;
+    args.r_m = args.c_m + (test.in_place ? 0 : 3);
+    args.r1 = test.sum_batch ? 0 : args.r_m * test.m;
+    args.r0 = args.r1 * test.batch1;
     gemm_expect(&args, residual, &out);
     if (test.in_place) {
         for (int64_t i = 0; i < out.count; i++) {
@@ -100,7 +106,7 @@ static void check_gemm(GemmCase test)
     snprintf(name, sizeof name, "gemm %lld x %lld x %lld, %lld x %lld batches, turned %d %d",
              (long long)test.m, (long long)test.n, (long long)test.k, (long long)test.batch0,
              (long long)test.batch1, test.a_turned, test.b_turned);
-    check(name, pv_gemm, &args, pv_gemm_scratch(&args, sizeof(PvReal)), &out, 1, 200);
+    check(name, pv_gemm, &args, pv_gemm_scratch(&args, sizeof(PvReal)), &out, 1, 300);
     release();
 }
 
@@ -182,25 +188,28 @@ static void test_gemm_batches(void **state)
 typedef struct {
     int64_t images, c_in, c_out, groups;
     int64_t in[3], kernel[3], stride[3], pad[3];
+    int64_t apart;             // elements between the channels of x, y and the residual
 } ConvCase;
 
 static ConvArgs conv_args(const ConvCase *test)
 {
     ConvArgs args = {
         .images = test->images, .c_in = test->c_in, .c_out = test->c_out, .groups = test->groups};
-    args.x_image = test->c_in;
-    args.y_image = test->c_out;
+    args.x_channel = args.y_channel = 1;
+    args.x_position = args.y_position = 1;
     for (int i = 0; i < 3; i++) {
         args.in[i] = test->in[i];
         args.kernel[i] = test->kernel[i];
         args.stride[i] = test->stride[i];
         args.pad[i] = test->pad[i];
         args.out[i] = (args.in[i] + 2 * args.pad[i] - args.kernel[i]) / args.stride[i] + 1;
-        args.x_image *= args.in[i];
-        args.y_image *= args.out[i];
+        args.x_channel *= args.in[i];
+        args.y_channel *= args.out[i];
     }
-    args.x_image += 5;
-    args.y_image += 3;
+    args.x_channel += test->apart;
+    args.y_channel += 2 * test->apart;
+    args.x_image = test->c_in * args.x_channel + 5;
+    args.y_image = test->c_out * args.y_channel + 3;
     return args;
 }
 
@@ -220,7 +229,7 @@ static void conv_each(const ConvArgs *args, void (*visit)(void *, int64_t, int64
                             for (t[0] = 0; t[0] < args->kernel[0]; t[0]++)
                                 for (t[1] = 0; t[1] < args->kernel[1]; t[1]++)
                                     for (t[2] = 0; t[2] < args->kernel[2]; t[2]++) {
-                                        int64_t y_at = y_plane, x_at = x_plane, w_at = w_plane;
+                                        int64_t y_at = 0, x_at = 0, w_at = w_plane;
                                         bool inside = true;
                                         for (int i = 0; i < 3; i++) {
                                             x[i] = y[i] * args->stride[i] + t[i] - args->pad[i];
@@ -230,8 +239,12 @@ static void conv_each(const ConvArgs *args, void (*visit)(void *, int64_t, int64
                                             w_at = w_at * args->kernel[i] + t[i];
                                         }
                                         if (inside)
-                                            visit(context, image * args->y_image + y_at,
-                                                  image * args->x_image + x_at, w_at);
+                                            visit(context,
+                                                  image * args->y_image +
+                                                      y_plane * args->y_channel + y_at,
+                                                  image * args->x_image +
+                                                      x_plane * args->x_channel + x_at,
+                                                  w_at);
                                     }
             }
         }
@@ -255,24 +268,27 @@ static void conv_visit(void *context, int64_t y, int64_t x, int64_t w)
         sum->sum[w] += (double)sum->left[x] * (double)sum->right[y];
 }
 
-// Sums in `out` from zero, then bias, activation and residual, on the dense part of each image.
+// Sums in `out` from zero, then bias, activation and residual, on the planes of each image.
 static void conv_finish(const ConvArgs *args, Output *out, int64_t channels, const int64_t *size,
-                        int64_t image_step, ConvSum *sum, const PvReal *residual)
+                        int64_t image_step, int64_t channel_step, ConvSum *sum,
+                        const PvReal *residual)
 {
     int64_t plane = size[0] * size[1] * size[2];
     const PvReal *bias = (const PvReal *)args->bias;
     for (int64_t image = 0; image < args->images; image++) {
         for (int64_t i = 0; i < channels * plane; i++)
-            out->expected[image * image_step + i] = 0;
+            out->expected[image * image_step + i / plane * channel_step + i % plane] = 0;
     }
     sum->sum = out->expected;
     conv_each(args, conv_visit, sum);
     for (int64_t image = 0; image < args->images; image++) {
         for (int64_t i = 0; i < channels * plane; i++) {
-            int64_t at = image * image_step + i;
+            int64_t at = image * image_step + i / plane * channel_step + i % plane;
+            int64_t added = image * args->residual_image + i / plane * args->residual_channel +
+                            i % plane;
             double value = out->expected[at] + (bias ? (double)bias[i / plane] : 0);
             value = activate(value, args->act);
-            out->expected[at] = residual ? value + (double)residual[at] : value;
+            out->expected[at] = residual ? value + (double)residual[added] : value;
         }
     }
 }
@@ -304,7 +320,13 @@ static void check_conv(ConvCase test)
             now.y = (int64_t)(which == 0 ? out.data : y);
             now.w = (int64_t)(which == 2 ? out.data : w);
             int64_t channels = which == 1 ? test.c_in : test.c_out;
-            PvReal *residual = extra ? random_array(out.count) : NULL;
+            if (which != 2) {
+                now.residual_channel = (which == 1 ? args.x_channel : args.y_channel) + test.apart;
+                now.residual_image = now.residual_channel * channels + 1;
+            }
+            PvReal *residual =
+                extra ? random_array(which == 2 ? out.count : now.residual_image * test.images)
+                      : NULL;
             now.bias = extra && which != 2 ? (int64_t)random_array(channels) : 0;
             now.residual = (int64_t)residual;
             now.act = extra && which != 2 ? PV_ACT_SILU : PV_ACT_NONE;
@@ -318,7 +340,8 @@ static void check_conv(ConvCase test)
                     out.expected[i] += (double)residual[i];
             } else {
                 conv_finish(&whole, &out, channels, which == 1 ? args.in : args.out,
-                            which == 1 ? args.x_image : args.y_image, &sum, residual);
+                            which == 1 ? args.x_image : args.y_image,
+                            which == 1 ? args.x_channel : args.y_channel, &sum, residual);
             }
             ConvArgs sizes = now; // as the compiler asks: without the batch
             sizes.images = 0;
@@ -343,41 +366,53 @@ static void test_conv_planes(void **state)
                                 {4, 4},   {2, 4},   {5, 7},   {20, 20}, {1, 1}};
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
         check_conv((ConvCase){
-            2, 5, 14, 1, {1, sizes[i][0], sizes[i][1]}, {1, 3, 3}, {1, 1, 1}, {0, 1, 1}});
+            2, 5, 14, 1, {1, sizes[i][0], sizes[i][1]}, {1, 3, 3}, {1, 1, 1}, {0, 1, 1}, 0});
     }
-    check_conv((ConvCase){1, 50, 30, 1, {1, 16, 16}, {1, 3, 3}, {1, 1, 1}, {0, 1, 1}});
-    check_conv((ConvCase){9, 30, 13, 1, {1, 4, 4}, {1, 3, 3}, {1, 1, 1}, {0, 1, 1}});
+    check_conv((ConvCase){1, 50, 30, 1, {1, 16, 16}, {1, 3, 3}, {1, 1, 1}, {0, 1, 1}, 0});
+    check_conv((ConvCase){9, 30, 13, 1, {1, 4, 4}, {1, 3, 3}, {1, 1, 1}, {0, 1, 1}, 0});
+}
+
+static void test_conv_within(void **state)
+{
+    (void)state;
+    check_conv((ConvCase){2, 5, 14, 1, {1, 6, 8}, {1, 3, 3}, {1, 1, 1}, {0, 1, 1}, 7});
+    check_conv((ConvCase){2, 5, 14, 1, {1, 16, 32}, {1, 3, 3}, {1, 1, 1}, {0, 1, 1}, 100});
+    check_conv((ConvCase){2, 7, 5, 1, {1, 16, 18}, {1, 3, 3}, {1, 2, 2}, {0, 1, 1}, 12});
+    check_conv((ConvCase){2, 4, 6, 1, {1, 12, 16}, {1, 4, 4}, {1, 4, 4}, {0, 0, 0}, 3});
+    check_conv((ConvCase){2, 4, 6, 2, {1, 9, 9}, {1, 3, 3}, {1, 1, 1}, {0, 1, 1}, 5});
+    check_conv((ConvCase){2, 6, 8, 1, {1, 1, 700}, {1, 1, 1}, {1, 1, 1}, {0, 0, 0}, 4});
+    check_conv((ConvCase){2, 6, 8, 1, {1, 1, 40}, {1, 1, 1}, {1, 1, 1}, {0, 0, 0}, 24});
 }
 
 static void test_conv_strides(void **state)
 {
     (void)state;
-    check_conv((ConvCase){2, 3, 14, 1, {1, 16, 16}, {1, 8, 8}, {1, 8, 8}, {0, 0, 0}});
-    check_conv((ConvCase){2, 7, 5, 1, {1, 16, 18}, {1, 3, 3}, {1, 2, 2}, {0, 1, 1}});
-    check_conv((ConvCase){1, 7, 5, 1, {1, 17, 15}, {1, 4, 4}, {1, 2, 2}, {0, 1, 1}});
-    check_conv((ConvCase){2, 4, 6, 1, {1, 13, 16}, {1, 3, 2}, {1, 3, 2}, {0, 0, 0}});
-    check_conv((ConvCase){2, 4, 6, 1, {1, 9, 11}, {1, 2, 2}, {1, 3, 3}, {0, 0, 0}});
-    check_conv((ConvCase){2, 4, 6, 1, {1, 9, 11}, {1, 1, 1}, {1, 2, 2}, {0, 0, 0}});
-    check_conv((ConvCase){3, 6, 4, 1, {1, 6, 6}, {1, 5, 5}, {1, 1, 1}, {0, 4, 4}});
+    check_conv((ConvCase){2, 3, 14, 1, {1, 16, 16}, {1, 8, 8}, {1, 8, 8}, {0, 0, 0}, 0});
+    check_conv((ConvCase){2, 7, 5, 1, {1, 16, 18}, {1, 3, 3}, {1, 2, 2}, {0, 1, 1}, 0});
+    check_conv((ConvCase){1, 7, 5, 1, {1, 17, 15}, {1, 4, 4}, {1, 2, 2}, {0, 1, 1}, 0});
+    check_conv((ConvCase){2, 4, 6, 1, {1, 13, 16}, {1, 3, 2}, {1, 3, 2}, {0, 0, 0}, 0});
+    check_conv((ConvCase){2, 4, 6, 1, {1, 9, 11}, {1, 2, 2}, {1, 3, 3}, {0, 0, 0}, 0});
+    check_conv((ConvCase){2, 4, 6, 1, {1, 9, 11}, {1, 1, 1}, {1, 2, 2}, {0, 0, 0}, 0});
+    check_conv((ConvCase){3, 6, 4, 1, {1, 6, 6}, {1, 5, 5}, {1, 1, 1}, {0, 4, 4}, 0});
 }
 
 static void test_conv_axes(void **state)
 {
     (void)state;
-    check_conv((ConvCase){2, 6, 8, 1, {1, 1, 700}, {1, 1, 1}, {1, 1, 1}, {0, 0, 0}});
-    check_conv((ConvCase){2, 6, 8, 1, {1, 1, 40}, {1, 1, 1}, {1, 1, 1}, {0, 0, 0}});
-    check_conv((ConvCase){2, 3, 5, 1, {1, 1, 1100}, {1, 1, 5}, {1, 1, 2}, {0, 0, 2}});
-    check_conv((ConvCase){1, 3, 5, 1, {4, 6, 7}, {3, 3, 3}, {1, 1, 1}, {1, 1, 1}});
-    check_conv((ConvCase){2, 3, 5, 1, {6, 8, 10}, {4, 4, 4}, {2, 2, 2}, {1, 1, 1}});
-    check_conv((ConvCase){1, 2, 3, 1, {3, 20, 20}, {1, 3, 3}, {1, 1, 1}, {0, 1, 1}});
+    check_conv((ConvCase){2, 6, 8, 1, {1, 1, 700}, {1, 1, 1}, {1, 1, 1}, {0, 0, 0}, 0});
+    check_conv((ConvCase){2, 6, 8, 1, {1, 1, 40}, {1, 1, 1}, {1, 1, 1}, {0, 0, 0}, 0});
+    check_conv((ConvCase){2, 3, 5, 1, {1, 1, 1100}, {1, 1, 5}, {1, 1, 2}, {0, 0, 2}, 0});
+    check_conv((ConvCase){1, 3, 5, 1, {4, 6, 7}, {3, 3, 3}, {1, 1, 1}, {1, 1, 1}, 0});
+    check_conv((ConvCase){2, 3, 5, 1, {6, 8, 10}, {4, 4, 4}, {2, 2, 2}, {1, 1, 1}, 0});
+    check_conv((ConvCase){1, 2, 3, 1, {3, 20, 20}, {1, 3, 3}, {1, 1, 1}, {0, 1, 1}, 0});
 }
 
 static void test_conv_groups(void **state)
 {
     (void)state;
-    check_conv((ConvCase){2, 6, 9, 3, {1, 8, 8}, {1, 3, 3}, {1, 1, 1}, {0, 1, 1}});
-    check_conv((ConvCase){2, 5, 5, 5, {1, 9, 9}, {1, 3, 3}, {1, 2, 2}, {0, 1, 1}});
-    check_conv((ConvCase){2, 4, 6, 2, {1, 17, 16}, {1, 1, 1}, {1, 1, 1}, {0, 0, 0}});
+    check_conv((ConvCase){2, 6, 9, 3, {1, 8, 8}, {1, 3, 3}, {1, 1, 1}, {0, 1, 1}, 0});
+    check_conv((ConvCase){2, 5, 5, 5, {1, 9, 9}, {1, 3, 3}, {1, 2, 2}, {0, 1, 1}, 0});
+    check_conv((ConvCase){2, 4, 6, 2, {1, 17, 16}, {1, 1, 1}, {1, 1, 1}, {0, 0, 0}, 0});
 }
 
 int main(void)
@@ -386,7 +421,7 @@ int main(void)
         cmocka_unit_test(test_gemm_sizes),   cmocka_unit_test(test_gemm_blocks),
         cmocka_unit_test(test_gemm_batches), cmocka_unit_test(test_conv_planes),
         cmocka_unit_test(test_conv_strides), cmocka_unit_test(test_conv_axes),
-        cmocka_unit_test(test_conv_groups),
+        cmocka_unit_test(test_conv_groups),  cmocka_unit_test(test_conv_within),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

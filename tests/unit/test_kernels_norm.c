@@ -20,15 +20,19 @@ static void statistics(const PvReal *x, int64_t count, double eps, double *mean,
 }
 
 static void check_group_norm(int64_t images, int64_t c, int64_t positions, int64_t groups,
-                             bool modulated, PvAct act)
+                             bool modulated, PvAct act, int64_t apart)
 {
     int64_t channels = c / groups, plane = c * positions, count = channels * positions;
     GroupNormArgs args = {.images = images,
                           .c = c,
                           .positions = positions,
                           .groups = groups,
-                          .x_image = plane + 3,
-                          .y_image = plane + 5,
+                          .x_image = plane + c * apart + 3,
+                          .y_image = plane + 2 * c * apart + 5,
+                          .x_channel = positions + apart,
+                          .y_channel = positions + 2 * apart,
+                          .x_position = 1,
+                          .y_position = 1,
                           .mod_image = 2 * c,
                           .eps = real_bits(1e-5),
                           .act = act};
@@ -51,7 +55,13 @@ static void check_group_norm(int64_t images, int64_t c, int64_t positions, int64
                               .groups = groups,
                               .x_image = args.x_image,
                               .dy_image = args.y_image,
-                              .dx_image = plane + 1};
+                              .dx_image = plane + 3 * c * apart + 1,
+                              .x_channel = args.x_channel,
+                              .dy_channel = args.y_channel,
+                              .dx_channel = positions + 3 * apart,
+                              .x_position = 1,
+                              .dy_position = 1,
+                              .dx_position = 1};
     PvReal *dy = random_array(images * grad.dy_image);
     PvReal *mean_in = random_array(images * groups), *rstd_in = random_array(images * groups);
     Output grads[3] = {output(images * grad.dx_image), output(c), output(c)};
@@ -74,8 +84,12 @@ static void check_group_norm(int64_t images, int64_t c, int64_t positions, int64
     for (int64_t image = 0; image < images; image++) {
         for (int64_t g = 0; g < groups; g++) {
             double mean, rstd, plain = 0, product = 0;
-            const PvReal *from = x + image * args.x_image + g * count;
-            const PvReal *up = dy + image * grad.dy_image + g * count;
+            PvReal from[count], up[count];
+            for (int64_t i = 0; i < count; i++) {
+                int64_t at = g * channels + i / positions, position = i % positions;
+                from[i] = x[image * args.x_image + at * args.x_channel + position];
+                up[i] = dy[image * grad.dy_image + at * grad.dy_channel + position];
+            }
             statistics(from, count, 1e-5, &mean, &rstd);
             outs[1].expected[image * groups + g] = mean;
             outs[2].expected[image * groups + g] = rstd;
@@ -88,7 +102,8 @@ static void check_group_norm(int64_t images, int64_t c, int64_t positions, int64
                 if (modulated)
                     y = y * (1 + (double)mod[image * 2 * c + at]) +
                         (double)mod[image * 2 * c + c + at];
-                outs[0].expected[image * args.y_image + g * count + i] = activate(y, act);
+                outs[0].expected[image * args.y_image + at * args.y_channel + i % positions] =
+                    activate(y, act);
                 grads[1].expected[at] += (double)up[i] * hat;
                 grads[2].expected[at] += (double)up[i];
                 plain += (double)up[i] * factor;
@@ -96,8 +111,9 @@ static void check_group_norm(int64_t images, int64_t c, int64_t positions, int64
             }
             for (int64_t i = 0; i < count; i++) {
                 double hat = ((double)from[i] - mean) * rstd;
-                grads[0].expected[image * grad.dx_image + g * count + i] =
-                    rstd * ((double)up[i] * (double)gamma[g * channels + i / positions] -
+                int64_t at = g * channels + i / positions;
+                grads[0].expected[image * grad.dx_image + at * grad.dx_channel + i % positions] =
+                    rstd * ((double)up[i] * (double)gamma[at] -
                             (plain + hat * product) / (double)count);
             }
         }
@@ -114,12 +130,14 @@ static void check_group_norm(int64_t images, int64_t c, int64_t positions, int64
 static void test_group_norm(void **state)
 {
     (void)state;
-    check_group_norm(1, 8, 16, 4, false, PV_ACT_NONE);
-    check_group_norm(3, 64, 50, 32, true, PV_ACT_SILU);
-    check_group_norm(2, 32, 257, 32, false, PV_ACT_SILU);
-    check_group_norm(2, 6, 5000, 2, true, PV_ACT_NONE);
-    check_group_norm(5, 7, 13, 1, false, PV_ACT_NONE);
-    check_group_norm(1, 128, 1024, 32, true, PV_ACT_SILU);
+    check_group_norm(1, 8, 16, 4, false, PV_ACT_NONE, 0);
+    check_group_norm(3, 64, 50, 32, true, PV_ACT_SILU, 0);
+    check_group_norm(2, 32, 257, 32, false, PV_ACT_SILU, 0);
+    check_group_norm(2, 6, 5000, 2, true, PV_ACT_NONE, 0);
+    check_group_norm(5, 7, 13, 1, false, PV_ACT_NONE, 0);
+    check_group_norm(1, 128, 1024, 32, true, PV_ACT_SILU, 0);
+    check_group_norm(3, 64, 50, 32, true, PV_ACT_SILU, 17);
+    check_group_norm(2, 6, 5000, 2, false, PV_ACT_NONE, 1);
 }
 
 static void check_layer_norm(int64_t rows, int64_t c, bool affine, PvAct act)

@@ -115,7 +115,7 @@ static void uniforms_and_integers(void **state)
 static void run_kernel(PvRandom *random, int threads, int64_t kind, int64_t count, void *out)
 {
     PvStep step = {.batch = 1, .random = random};
-    PvRun run = {.batch = 1, .threads = threads, .step = &step};
+    PvRun run = {.batch = 1, .threads = threads, .step = &step, .segments = 1};
     RandomArgs args = {
         .y = (int64_t)(intptr_t)out, .count = count, .kind = kind, .lo = 0, .hi = 1000};
     pv_random(&run, (const int64_t *)&args);

@@ -22,7 +22,7 @@ static void test_operations(void **state)
     for (int64_t op = 0; op < 3; op++)
         for (int threads = 1; threads < 3; threads++) {
             int64_t out[3];
-            PvRun run = {.batch = 1, .threads = threads};
+            PvRun run = {.batch = 1, .threads = threads, .segments = 1};
             ReduceArgs args = {.out = (int64_t)out,
                                .x = (int64_t)values,
                                .op = op,
