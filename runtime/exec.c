@@ -365,6 +365,13 @@ bool pv_exec_plan_times(PvExec *exec, const PvPlan *plan, PvPlanTimes *times, Pv
     return lists != NULL;
 }
 
+bool pv_exec_wait(PvExec *exec, PvError *error)
+{
+    (void)exec;
+    (void)error;
+    return true;
+}
+
 bool pv_exec_run(PvExec *exec, const PvExecStep *step, PvError *error)
 {
     PvUnpacked *lists = prepare(exec, step, error);

@@ -66,6 +66,9 @@ bool pv_exec_run(PvExec *exec, const PvExecStep *step, PvError *error);
 // Only the launches that store settings (PV_OUT_SETTING): no data, no parameters are read.
 bool pv_exec_settings(PvExec *exec, const PvExecStep *step, PvError *error);
 
+// Waits until what was run is done; on the CPU it is.
+bool pv_exec_wait(PvExec *exec, PvError *error);
+
 // ---- times of single launches ----
 
 // From now on every launch is timed by itself (or no longer is); earlier times are dropped.
