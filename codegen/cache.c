@@ -29,8 +29,7 @@ struct Cache {
 
 // ---- files ----
 
-// The bytes of a file, malloc'ed, with a 0 behind them; NULL: it cannot be read.
-static char *read_all(const char *path, size_t *size)
+char *read_whole(const char *path, size_t *size)
 {
     FILE *file = fopen(path, "rb");
     if (!file)
@@ -94,7 +93,7 @@ static int compare_names(const void *x, const void *y)
 static bool write_file(FILE *out, const char *path)
 {
     size_t size;
-    char *bytes = read_all(path, &size);
+    char *bytes = read_whole(path, &size);
     if (!bytes)
         return false;
     const char *slash = strrchr(path, '/');
@@ -126,8 +125,7 @@ static bool write_headers(Arena *arena, FILE *out, const char *folder)
     return good;
 }
 
-// What `cc --version` prints: false if it cannot be run.
-static bool write_version(FILE *out, const char *const *cc, uint32_t count)
+bool write_compiler_version(FILE *out, const char *const *cc, uint32_t count)
 {
     const char *words[8];
     uint32_t used = 0;
@@ -169,7 +167,7 @@ static bool write_version(FILE *out, const char *const *cc, uint32_t count)
 static bool write_processor(FILE *out)
 {
     size_t size;
-    char *text = read_all("/proc/cpuinfo", &size);
+    char *text = read_whole("/proc/cpuinfo", &size);
     if (!text)
         return false;
     char *end = strstr(text, "\n\n"), *rest = NULL;
@@ -200,7 +198,7 @@ static bool write_common(Arena *arena, FILE *out, const char *include, const cha
         if (strncmp(cc[i], "-I", 2) != 0)
             fprintf(out, "%s\n", cc[i]);
     }
-    return write_version(out, cc, count) && (!native || write_processor(out)) &&
+    return write_compiler_version(out, cc, count) && (!native || write_processor(out)) &&
            write_headers(arena, out, arena_printf(arena, "%s/codegen/cpu", include)) &&
            write_headers(arena, out, arena_printf(arena, "%s/runtime", include));
 }
@@ -232,7 +230,7 @@ Cache *cache_open(Arena *arena, const char *include, const char *const *cc, uint
 static const char *object_path(const Cache *cache, const char *source)
 {
     size_t size;
-    char *text = read_all(source, &size);
+    char *text = read_whole(source, &size);
     if (!text)
         return NULL;
     const char *slash = strrchr(source, '/'), *name = slash ? slash + 1 : source;
@@ -254,21 +252,32 @@ static bool write_bytes(const char *path, const void *bytes, size_t size, const 
     return fclose(file) == 0 && good;
 }
 
+// The bytes of an object, malloc'ed; NULL: it is not there, or damaged.
+static char *read_object(const char *path, size_t *size)
+{
+    char *bytes = read_whole(path, size);
+    uint64_t hash;
+    bool good = bytes && *size >= sizeof hash;
+    if (good) {
+        *size -= sizeof hash;
+        memcpy(&hash, bytes + *size, sizeof hash);
+        good = hash == hash_bytes(bytes, *size);
+    }
+    if (!good) {
+        free(bytes);
+        return NULL;
+    }
+    utimensat(AT_FDCWD, path, NULL, 0);        // used today
+    return bytes;
+}
+
 bool cache_fetch(const Cache *cache, const char *source, const char *object)
 {
     const char *path = object_path(cache, source);
     size_t size;
-    char *bytes = path ? read_all(path, &size) : NULL;
-    uint64_t hash;
-    bool good = bytes && size > sizeof hash;
-    if (good) {
-        size -= sizeof hash;
-        memcpy(&hash, bytes + size, sizeof hash);
-        good = hash == hash_bytes(bytes, size) && write_bytes(object, bytes, size, NULL);
-    }
+    char *bytes = path ? read_object(path, &size) : NULL;
+    bool good = bytes && size > 0 && write_bytes(object, bytes, size, NULL);
     free(bytes);
-    if (good)
-        utimensat(AT_FDCWD, path, NULL, 0);        // used today
     return good;
 }
 
@@ -286,17 +295,63 @@ static void remove_old(const Cache *cache)
         closedir(dir);
 }
 
-void cache_store(const Cache *cache, const char *source, const char *object)
+static void write_object(const Cache *cache, const char *path, const void *bytes, size_t size)
 {
-    const char *path = object_path(cache, source);
-    size_t size;
-    char *bytes = path ? read_all(object, &size) : NULL;
-    if (!bytes)
-        return;
     uint64_t hash = hash_bytes(bytes, size);
     const char *temporary = arena_printf(cache->arena, "%s.%ld.tmp", path, (long)getpid());
     if (!write_bytes(temporary, bytes, size, &hash) || rename(temporary, path) != 0)
         unlink(temporary);
+}
+
+void cache_store(const Cache *cache, const char *source, const char *object)
+{
+    const char *path = object_path(cache, source);
+    size_t size;
+    char *bytes = path ? read_whole(object, &size) : NULL;
+    if (!bytes)
+        return;
+    write_object(cache, path, bytes, size);
     free(bytes);
     remove_old(cache);
+}
+
+// ---- bytes by key ----
+
+Cache *cache_open_keyed(Arena *arena)
+{
+    const char *folder = choose_folder(arena);
+    if (!folder || !make_folder(folder))
+        return NULL;
+    Cache *cache = arena_alloc(arena, sizeof *cache);
+    *cache = (Cache){arena, folder, 0};
+    return cache;
+}
+
+// FNV-1a: beside hash_bytes a second hash of 64 bits, independent of it.
+static uint64_t second_hash(const void *data, size_t size)
+{
+    const unsigned char *bytes = data;
+    uint64_t hash = UINT64_C(0xcbf29ce484222325);
+    for (size_t i = 0; i < size; i++)
+        hash = (hash ^ bytes[i]) * UINT64_C(0x100000001b3);
+    return hash;
+}
+
+static const char *keyed_path(const Cache *cache, const char *kind, const void *key, size_t size)
+{
+    return arena_printf(cache->arena, "%s/%s-%016llx%016llx.o", cache->folder, kind,
+                        (unsigned long long)hash_bytes(key, size),
+                        (unsigned long long)second_hash(key, size));
+}
+
+void *cache_read(const Cache *cache, const char *kind, const void *key, size_t key_size,
+                 size_t *size)
+{
+    return read_object(keyed_path(cache, kind, key, key_size), size);
+}
+
+void cache_write(const Cache *cache, const char *kind, const void *key, size_t key_size,
+                 const void *bytes, size_t size)
+{
+    write_object(cache, keyed_path(cache, kind, key, key_size), bytes, size);
 }

@@ -8,7 +8,7 @@
 #define PVDMC_CODEGEN_H
 
 #include "codegen/cpu/kernels.h"
-#include "codegen/cuda/select.h"
+#include "codegen/cuda_module.h"
 #include "compiler/plan.h"
 
 // What launches name. The same CPU kernel with different CUDA kernels is several of these.
@@ -67,6 +67,9 @@ typedef struct {
     uint32_t cuda_modules;
     CudaImage *cuda_images;
     uint32_t cuda_image_count;
+    size_t cuda_image_capacity;
+    uint32_t cuda_jobs, cuda_cached;   // programs compiled; images that were in the cache
+    double cuda_seconds, cuda_job_seconds;     // of NVRTC: on the clock, and of all threads
     char *images;            // what goes into the executable beside the data
     size_t image_bytes;
     char *data;              // the data section
@@ -97,6 +100,17 @@ typedef struct {
         uint32_t count;
     } *outputs;
 } Codegen;
+
+/* link.c */
+// The folder beside pvdmc that holds include/ and lib/; NULL: it is not there.
+const char *find_home(Arena *arena);
+typedef struct {
+    const char *output;
+    const char *march;
+    bool real64;
+    bool verbose;
+    bool cache;              // objects of the kernel library may come from an earlier run
+} LinkOptions;
 
 /* targets.c */
 // Comma lists: "cpu,cuda", "sm_80,sm_90a,ptx". false: not known.
@@ -145,6 +159,13 @@ enum { CUDA_SEGMENT_ARGS = 62 };   // most arguments of a segment, if there is m
 uint32_t cuda_kernel_add(Codegen *cg, const CudaChoice *choice, const char *text, uint32_t args);
 // Gives every launch of all plans a kernel for GPUs. Needs launches; buffers may lie anywhere.
 void choose_cuda_kernels(Codegen *cg);
+CudaModuleKernel cuda_kernel_text(Codegen *cg, const CudaKernel *kernel);
+
+/* cuda_build.c: programs of CUDA kernels and their images */
+void print_cuda(Codegen *cg, FILE *out);                 // the text of all programs
+// Compiles all kernels and fills cuda_images. `folder` is for temporary files. 0; 1: a compiler
+// failed (its messages are out); 3: something of the machine is missing.
+int build_cuda(Codegen *cg, const char *home, const char *folder, const LinkOptions *options);
 
 /* emit_launch.c: groups to launches; emit_contract.c, emit_composite.c: of those classes */
 struct Lower {
@@ -225,15 +246,18 @@ Cache *cache_open(Arena *arena, const char *include, const char *const *cc, uint
 // than `cc`.
 bool cache_fetch(const Cache *cache, const char *source, const char *object);
 void cache_store(const Cache *cache, const char *source, const char *object);
+// The same folder for anything that is made from `key`. What cache_read gives is malloc'ed.
+Cache *cache_open_keyed(Arena *arena);
+void *cache_read(const Cache *cache, const char *kind, const void *key, size_t key_size,
+                 size_t *size);
+void cache_write(const Cache *cache, const char *kind, const void *key, size_t key_size,
+                 const void *bytes, size_t size);
+// What `cc --version` prints, for a command's words: false if it cannot be run.
+bool write_compiler_version(FILE *out, const char *const *cc, uint32_t count);
+// The bytes of a file, malloc'ed, with a 0 behind them; NULL: it cannot be read.
+char *read_whole(const char *path, size_t *size);
 
 /* link.c: runs the C compiler */
-typedef struct {
-    const char *output;
-    const char *march;
-    bool real64;
-    bool verbose;
-    bool cache;              // objects of the kernel library may come from an earlier run
-} LinkOptions;
 // 0; 1: the C compiler failed (its messages are out); 3: something of the machine is missing.
 int link_executable(Codegen *cg, const LinkOptions *options);
 

@@ -93,3 +93,11 @@ void choose_cuda_kernels(Codegen *cg)
     }
     drop_unused(cg);
 }
+
+CudaModuleKernel cuda_kernel_text(Codegen *cg, const CudaKernel *kernel)
+{
+    if (!kernel->text)
+        return cuda_module_kernel(cg->arena, &kernel->choice);
+    return (CudaModuleKernel){.symbol = kernel->symbol, .definitions = "",
+                              .text = kernel->text, .phases = kernel->choice.phases};
+}

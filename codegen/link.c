@@ -112,7 +112,7 @@ static int run_jobs(const Link *link)
 
 // ---- what is compiled ----
 
-static const char *find_home(Arena *arena)
+const char *find_home(Arena *arena)
 {
     char path[PATH_MAX];
     ssize_t length = readlink("/proc/self/exe", path, sizeof path - 1);

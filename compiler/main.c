@@ -19,6 +19,7 @@ typedef enum {
     EMIT_FUSED,
     EMIT_PLAN,
     EMIT_C,
+    EMIT_CUDA,
     EMIT_DOT
 } Emit;
 
@@ -32,7 +33,8 @@ typedef struct {
     DType real;
     Emit emit;
     Targets targets;
-    bool time, stats, check, verbose, no_cache;
+    bool time, stats, certificate, check, verbose, no_cache;
+    int64_t memory, memory_batch;      // --memory SIZE@BATCH; 0: no budget
     bool unfused_too;          // the whole ladder of rungs in one executable, and probes
 } Options;
 
@@ -127,6 +129,8 @@ static bool pass_layout(Build *build)
     }
     for (uint32_t i = 0; i < cg->plan_count; i++)
         find_layout(cg->plans[i]);
+    if (build->options.memory > 0)
+        set_budgets(cg->plans, cg->plan_count, build->options.memory, build->options.memory_batch);
     return true;
 }
 
@@ -157,7 +161,8 @@ static bool pass_plan(Build *build)
 {
     for (uint32_t i = 0; i < build->cg->plan_count; i++)
         plan_memory(build->cg->plans[i]);
-    return true;
+    return build->options.memory == 0 ||
+           check_budgets(build->cg->plans, build->cg->plan_count);
 }
 
 static bool pass_link(Build *build)
@@ -229,6 +234,9 @@ static void print_result(const Build *build, FILE *out, Emit emit, bool lowered)
     case EMIT_C:
         emit_text(build->cg, out);
         break;
+    case EMIT_CUDA:
+        print_cuda(build->cg, out);
+        break;
     case EMIT_EXECUTABLE:
         break;
     }
@@ -286,13 +294,16 @@ static const char usage[] =
     "  --arch LIST         GPUs that kernels are compiled for (default sm_80,sm_90a,ptx)\n"
     "  --dtype f32|f64     working precision (default f32)\n"
     "  --march NAME        processor (default native), as the C compiler names it\n"
-    "  --emit ast|graph|fused|plan|c|dot\n"
+    "  --emit ast|graph|fused|plan|c|cuda|dot\n"
     "                      prints that instead of making an executable\n"
     "  --dump PASS|all     prints what a pass left\n"
     "  --stop-after PASS   passes: parse elaborate grad simplify layout fuse schedule lower plan "
     "link\n"
+    "  --memory SIZE[@B]   the most that the activations of a step may take at batch B (1), such as\n"
+    "                      3GB@4: some are computed twice then, the cheapest first\n"
     "  --check             looks for errors only\n"
     "  --time, --stats     time of each pass; sizes of plans\n"
+    "  --certificate       the bytes that each step will take, as a function of the batch\n"
     "  --verbose           shows the commands that are run\n"
     "  --no-cache          compiles the kernel library anew; its objects are else kept in\n"
     "                      $XDG_CACHE_HOME/pvdmc (~/.cache/pvdmc)\n"
@@ -339,15 +350,42 @@ static DType choose_dtype(const char *name)
     fail(2, "unknown dtype '%s'", name);
 }
 
+// "3GB", "3GB@4", "500 MiB": bytes, and the batch they are for.
+static void choose_memory(const char *text, Options *options)
+{
+    static const struct {
+        const char *name;
+        double bytes;
+    } units[] = {{"", 1}, {"B", 1}, {"kB", 1e3}, {"KB", 1e3}, {"MB", 1e6}, {"GB", 1e9},
+                 {"TB", 1e12}, {"KiB", 1024.}, {"MiB", 1048576.}, {"GiB", 1073741824.}};
+    char *end;
+    double number = strtod(text, &end);
+    size_t length = strcspn(end, "@");
+    options->memory = 0;
+    options->memory_batch = 1;
+    for (size_t i = 0; end != text && i < sizeof units / sizeof *units; i++)
+        if (strlen(units[i].name) == length && strncmp(end, units[i].name, length) == 0 &&
+            number * units[i].bytes >= 1 && number * units[i].bytes < 1e18)
+            options->memory = (int64_t)(number * units[i].bytes);
+    if (end[length] == '@') {
+        const char *batch = end + length + 1;
+        options->memory_batch = strtoll(batch, &end, 10);
+        if (end == batch || *end || options->memory_batch < 1 || options->memory_batch > 1000000)
+            options->memory = 0;
+    }
+    if (options->memory == 0)
+        fail(2, "'%s' is no memory size; such as 3GB, 512MiB or 3GB@4 (at batch 4)", text);
+}
+
 static Emit choose_emit(const char *name)
 {
     static const char *const names[] = {
         [EMIT_AST] = "ast", [EMIT_GRAPH] = "graph", [EMIT_FUSED] = "fused",
-        [EMIT_PLAN] = "plan", [EMIT_C] = "c", [EMIT_DOT] = "dot"};
+        [EMIT_PLAN] = "plan", [EMIT_C] = "c", [EMIT_CUDA] = "cuda", [EMIT_DOT] = "dot"};
     for (size_t i = EMIT_AST; i < sizeof names / sizeof *names; i++)
         if (strcmp(names[i], name) == 0)
             return (Emit)i;
-    if (strcmp(name, "cuda") == 0 || strcmp(name, "ptx") == 0 || strcmp(name, "html") == 0)
+    if (strcmp(name, "ptx") == 0 || strcmp(name, "html") == 0)
         fail(3, "--emit %s is not in this build", name);
     fail(2, "unknown form '%s' for --emit", name);
 }
@@ -410,6 +448,10 @@ static bool long_option(Options *options, int argc, char **argv, int *i)
         options->time = true;
     else if (strcmp(argument, "--stats") == 0)
         options->stats = true;
+    else if (strcmp(argument, "--certificate") == 0)
+        options->certificate = true;
+    else if (is_option(argument, "--memory", &attached))
+        choose_memory(option_value(argc, argv, i, attached), options);
     else if (strcmp(argument, "--check") == 0)
         options->check = true;
     else if (strcmp(argument, "--verbose") == 0)
@@ -493,7 +535,7 @@ static const char *last_pass(const Options *options)
     case EMIT_AST: return "parse";
     case EMIT_GRAPH: case EMIT_DOT: return "simplify";
     case EMIT_FUSED: return "schedule";
-    case EMIT_PLAN: case EMIT_C: return "plan";
+    case EMIT_PLAN: case EMIT_C: case EMIT_CUDA: return "plan";
     case EMIT_EXECUTABLE: break;
     }
     return "link";
@@ -565,5 +607,7 @@ int main(int argc, char **argv)
         fail(1, "cannot write the output: %s", strerror(errno));
     if (good && options->stats && build.module)
         print_stats(&build);
+    if (good && options->certificate && build.cg)
+        print_certificate(stdout, build.cg->plans, build.cg->plan_count);
     return build.status;
 }

@@ -1,0 +1,419 @@
+// Programs of CUDA kernels and their images: NVRTC for GPUs, the C++ compiler for the emulator.
+//
+// Each program becomes one image for each architecture. NVRTC compiles in parallel threads, and
+// gives PTX of the oldest architecture asked for along with its cubin; the C++ compiler runs in
+// parallel processes and makes a shared object that the emulator opens. Images come from the cache
+// where the same text was compiled before: the key is the program with all that it includes, the
+// options and the compiler's version.
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "codegen/cuda_build.h"
+
+enum { MAX_WORDS = 48 };
+
+typedef struct {
+    Codegen *cg;
+    const LinkOptions *options;
+    const char *home, *folder;
+    CudaProgram *programs;
+    uint32_t count;
+    Cache *cache;              // or NULL
+} Build;
+
+// A program for one architecture.
+typedef struct {
+    const CudaProgram *program;
+    CudaImage image;           // offset and size are set last
+    const char *key;
+    size_t key_size;
+    NvrtcJob *job;             // NVRTC: that makes it; NULL: it is there
+    void *bytes;               // malloc'ed
+    size_t size;
+} Item;
+
+static double seconds_now(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+static int processors(void)
+{
+    long count = sysconf(_SC_NPROCESSORS_ONLN);
+    return count > 1 ? (int)count : 2;
+}
+
+static void set_key(const Build *build, Item *item, const char *with)
+{
+    Arena *arena = build->cg->arena;
+    size_t size;
+    const char *text = cuda_program_key(arena, item->program, &size);
+    size_t first = strlen(with) + 1;
+    char *key = arena_alloc(arena, first + size);
+    memcpy(key, with, first);
+    memcpy(key + first, text, size);
+    item->key = key;
+    item->key_size = first + size;
+}
+
+static bool fetch(const Build *build, Item *item, const char *kind)
+{
+    if (build->cache)
+        item->bytes = cache_read(build->cache, kind, item->key, item->key_size, &item->size);
+    build->cg->cuda_cached += item->bytes != NULL;
+    return item->bytes != NULL;
+}
+
+static void append_image(Codegen *cg, const Item *item)
+{
+    size_t offset = (cg->image_bytes + 63) / 64 * 64;
+    cg->images = realloc(cg->images, offset + item->size + 64);
+    if (!cg->images)
+        bug("out of memory");
+    memset(cg->images + cg->image_bytes, 0, offset - cg->image_bytes);
+    memcpy(cg->images + offset, item->bytes, item->size);
+    cg->image_bytes = offset + item->size;
+    cg->cuda_images = grow_array(cg->cuda_images, &cg->cuda_image_capacity, cg->cuda_image_count,
+                                 sizeof *cg->cuda_images);
+    CudaImage *image = &cg->cuda_images[cg->cuda_image_count++];
+    *image = item->image;
+    image->offset = offset;
+    image->size = item->size;
+}
+
+// ---- GPUs ----
+
+static const char *arch_name(Arena *arena, const CudaArch *arch)
+{
+    return arena_printf(arena, "sm_%u%s", arch->number, arch->specific ? "a" : "");
+}
+
+// The architecture whose compilation gives PTX: the oldest that is not specific; -1: a compilation
+// of its own.
+static int ptx_source(const Targets *targets)
+{
+    int best = -1;
+    for (uint32_t i = 0; i < targets->arch_count; i++)
+        if (!targets->archs[i].specific &&
+            (best < 0 || targets->archs[i].number < targets->archs[best].number))
+            best = (int)i;
+    return best;
+}
+
+// Items of one program: an image for each architecture, and PTX. Those that are not in the cache
+// get jobs. Returns how many items.
+static uint32_t add_items(const Build *build, const CudaProgram *program, Item *items,
+                          NvrtcJob *jobs, int *job_count)
+{
+    const Targets *targets = &build->cg->targets;
+    Arena *arena = build->cg->arena;
+    int source = targets->ptx ? ptx_source(targets) : -1, major, minor;
+    uint32_t count = 0, archs = targets->arch_count + (targets->ptx && source < 0);
+    nvrtc_version(&major, &minor);
+    for (uint32_t i = 0; i < archs; i++) {
+        bool alone = i == targets->arch_count, ptx = alone || (targets->ptx && (int)i == source);
+        CudaArch arch = alone ? (CudaArch){80, false} : targets->archs[i];
+        const char *name = alone ? "compute_80" : arch_name(arena, &arch);
+        Item *cubin = NULL, *text = NULL;
+        uint32_t module = (uint32_t)(program - build->programs);
+        const char *with = arena_printf(arena, "nvrtc %d.%d %s", major, minor, name);
+        if (!alone)
+            *(cubin = &items[count++]) = (Item){
+                .program = program, .image = {module, arch.number * 10, arch.specific, false, 0, 0}};
+        if (ptx)
+            *(text = &items[count++]) =
+                (Item){.program = program, .image = {module, arch.number * 10, false, true, 0, 0}};
+        bool there = true;
+        if (cubin) {
+            set_key(build, cubin, with);
+            there &= fetch(build, cubin, "cubin");
+        }
+        if (text) {
+            set_key(build, text, with);
+            there &= fetch(build, text, "ptx");
+        }
+        if (there)
+            continue;
+        NvrtcJob *job = &jobs[(*job_count)++];
+        *job = (NvrtcJob){.name = "kernels.cu",
+                          .text = program->text,
+                          .arch = name,
+                          .wants_ptx = ptx,
+                          .headers = program->headers,
+                          .header_count = (int)program->header_count};
+        for (Item *item = cubin ? cubin : text; item && item < &items[count]; item++) {
+            free(item->bytes);
+            item->bytes = NULL;
+            item->job = job;
+        }
+    }
+    return count;
+}
+
+// Takes what a job made, and keeps it. A program that warns is not kept, so it warns again.
+static void take(const Build *build, Item *item)
+{
+    const NvrtcJob *job = item->job;
+    item->size = item->image.ptx ? job->ptx_bytes : job->cubin_bytes;
+    item->bytes = malloc(item->size);
+    if (!item->bytes)
+        bug("out of memory");
+    memcpy(item->bytes, item->image.ptx ? job->ptx : job->cubin, item->size);
+    if (build->cache && !nvrtc_log_warns(job->log))
+        cache_write(build->cache, item->image.ptx ? "ptx" : "cubin", item->key, item->key_size,
+                    item->bytes, item->size);
+}
+
+static int report_jobs(const Build *build, const NvrtcJob *jobs, int count)
+{
+    int failed = 0;
+    for (int i = 0; i < count; i++) {
+        if (build->options->verbose)
+            fprintf(stderr, "nvrtc %s %.2f s\n", jobs[i].arch, jobs[i].seconds);
+        bool warns = jobs[i].log && nvrtc_log_warns(jobs[i].log);
+        if (!jobs[i].done || (warns && build->options->verbose))
+            fprintf(stderr, "%s\n", jobs[i].log ? jobs[i].log : "");
+        failed += !jobs[i].done;
+    }
+    if (failed)
+        fprintf(stderr, "pvdmc: error: NVRTC failed (its messages are above)\n");
+    return failed ? 1 : 0;
+}
+
+static int build_gpu(const Build *build)
+{
+    Codegen *cg = build->cg;
+    const char *missing = nvrtc_open();
+    if (missing) {
+        fprintf(stderr, "pvdmc: error: %s\n", missing);
+        return 3;
+    }
+    size_t most = (size_t)build->count * (MAX_ARCHS + 2) + 1;
+    Item *items = arena_alloc(cg->arena, most * sizeof *items);
+    NvrtcJob *jobs = arena_alloc(cg->arena, most * sizeof *jobs);
+    uint32_t count = 0;
+    int job_count = 0;
+    for (uint32_t i = 0; i < build->count; i++)
+        count += add_items(build, &build->programs[i], items + count, jobs, &job_count);
+    double begin = seconds_now();
+    if (job_count > 0)
+        nvrtc_compile(jobs, job_count, processors());
+    cg->cuda_seconds = seconds_now() - begin;
+    for (int i = 0; i < job_count; i++)
+        cg->cuda_job_seconds += jobs[i].seconds;
+    cg->cuda_jobs = (uint32_t)job_count;
+    int result = report_jobs(build, jobs, job_count);
+    for (uint32_t i = 0; i < count && result == 0; i++) {
+        if (items[i].job)
+            take(build, &items[i]);
+        append_image(cg, &items[i]);
+    }
+    for (uint32_t i = 0; i < count; i++)
+        free(items[i].bytes);
+    for (int i = 0; i < job_count; i++)
+        nvrtc_free_job(&jobs[i]);
+    return result;
+}
+
+// ---- the emulator ----
+
+typedef struct {
+    const char *words[MAX_WORDS];
+    uint32_t count;
+} Words;
+
+static void add_words(Arena *arena, Words *words, const char *text)
+{
+    char *copy = arena_printf(arena, "%s", text), *rest = NULL;
+    for (char *word = strtok_r(copy, " ", &rest); word; word = strtok_r(NULL, " ", &rest)) {
+        if (words->count + 1 >= MAX_WORDS)
+            bug("a command of more than %d words", MAX_WORDS);
+        words->words[words->count++] = word;
+        words->words[words->count] = NULL;
+    }
+}
+
+// The C++ compiler and its flags. With PVDM_SIMT_RACE set, loads and stores are instrumented for
+// the emulator's checks.
+static Words simt_flags(Arena *arena)
+{
+    Words words = {.count = 0};
+    const char *compiler = getenv("CXX"), *race = getenv("PVDM_SIMT_RACE");
+    add_words(arena, &words, compiler && *compiler ? compiler : "c++");
+    add_words(arena, &words, "-std=c++17 -O2 -fPIC -shared -w -nodefaultlibs -ffp-contract=off "
+                             "-fno-math-errno -x c++");
+    if (race && *race && strcmp(race, "0") != 0)
+        add_words(arena, &words, "-O1 -g -fsanitize=thread -DSIMT_RACE=1");
+    return words;
+}
+
+// What images depend on beside the program: flags, compiler, the emulator's headers.
+static const char *simt_key(const Build *build, const Words *flags)
+{
+    static const char *const headers[] = {"cuda_words.h", "simt.h"};
+    char *text = NULL;
+    size_t size = 0;
+    FILE *out = open_memstream(&text, &size);
+    if (!out)
+        bug("out of memory");
+    for (uint32_t i = 0; i < flags->count; i++)
+        fprintf(out, "%s ", flags->words[i]);
+    write_compiler_version(out, flags->words, flags->count);
+    for (size_t i = 0; i < sizeof headers / sizeof *headers; i++) {
+        char *header = read_whole(arena_printf(build->cg->arena, "%s/include/tests/simt/%s",
+                                               build->home, headers[i]), &size);
+        fprintf(out, "%s", header ? header : "");
+        free(header);
+    }
+    if (fclose(out) != 0)
+        bug("out of memory");
+    const char *key = arena_printf(build->cg->arena, "%s", text);
+    free(text);
+    return key;
+}
+
+static bool write_text(const char *path, const char *text)
+{
+    FILE *file = fopen(path, "w");
+    if (!file)
+        return false;
+    bool good = fputs(text, file) >= 0;
+    return fclose(file) == 0 && good;
+}
+
+static pid_t start_compiler(const Build *build, const Item *item, Words words)
+{
+    Arena *arena = build->cg->arena;
+    const char *base = arena_printf(arena, "%s/simt_%u", build->folder, item->image.module);
+    const char *source = arena_printf(arena, "%s.cc", base);
+    if (!write_text(source, item->program->text))
+        return -1;
+    const char *include = arena_printf(arena, "%s/include", build->home);
+    add_words(arena, &words, arena_printf(arena, "-I%s/codegen/cuda -I%s/codegen -I%s/tests/simt "
+                                          "%s -o %s.so", include, include, include, source, base));
+    if (build->options->verbose) {
+        for (uint32_t i = 0; i < words.count; i++)
+            fprintf(stderr, "%s%s", i ? " " : "", words.words[i]);
+        fputc('\n', stderr);
+    }
+    fflush(NULL);
+    pid_t child = fork();
+    if (child != 0)
+        return child;
+    execvp(words.words[0], (char *const *)words.words);
+    fprintf(stderr, "pvdmc: error: cannot run '%s': %s\n", words.words[0], strerror(errno));
+    _exit(127);
+}
+
+static int wait_compiler(void)
+{
+    int status;
+    while (wait(&status) < 0)
+        if (errno != EINTR)
+            return 3;
+    if (WIFEXITED(status) && WEXITSTATUS(status) == 127)
+        return 3;
+    return WIFEXITED(status) && WEXITSTATUS(status) == 0 ? 0 : 1;
+}
+
+// Compiles the items that have no bytes.
+static int run_compilers(const Build *build, Item *items, const Words *flags)
+{
+    int running = 0, worst = 0;
+    for (uint32_t next = 0; running > 0 || (next < build->count && worst == 0);) {
+        if (next < build->count && worst == 0 && items[next].bytes) {
+            next++;
+        } else if (next < build->count && worst == 0 && running < processors()) {
+            if (start_compiler(build, &items[next++], *flags) < 0)
+                worst = 3;
+            else
+                running++;
+        } else {
+            int result = wait_compiler();
+            running--;
+            worst = result > worst ? result : worst;
+        }
+    }
+    return worst;
+}
+
+static int build_simt(const Build *build)
+{
+    Codegen *cg = build->cg;
+    Words flags = simt_flags(cg->arena);
+    const char *with = simt_key(build, &flags);
+    Item *items = arena_alloc(cg->arena, (build->count + 1) * sizeof *items);
+    for (uint32_t i = 0; i < build->count; i++) {
+        items[i] = (Item){.program = &build->programs[i],
+                          .image = {i, PV_ARCH_SIMT, false, false, 0, 0}};
+        set_key(build, &items[i], with);
+        fetch(build, &items[i], "simt");
+    }
+    int result = run_compilers(build, items, &flags);
+    if (result == 1)
+        fprintf(stderr, "pvdmc: error: the C++ compiler failed (its messages are above)\n");
+    for (uint32_t i = 0; i < build->count && result == 0; i++) {
+        bool made = !items[i].bytes;
+        if (made)
+            items[i].bytes = read_whole(
+                arena_printf(cg->arena, "%s/simt_%u.so", build->folder, i), &items[i].size);
+        if (!items[i].bytes)
+            return 3;
+        if (made && build->cache)
+            cache_write(build->cache, "simt", items[i].key, items[i].key_size, items[i].bytes,
+                        items[i].size);
+        append_image(cg, &items[i]);
+    }
+    for (uint32_t i = 0; i < build->count; i++)
+        free(items[i].bytes);
+    return result;
+}
+
+// ---- both ----
+
+static void check_kernels(const Codegen *cg)
+{
+    for (uint32_t i = 0; i < cg->kernel_count; i++)
+        if (!cg->kernels[i].cuda)
+            bug("no CUDA kernel for %s", cg->kernels[i].symbol);
+}
+
+static CudaProgram *make_programs(Codegen *cg, const char *home, uint32_t *count)
+{
+    CudaSources *sources = arena_alloc(cg->arena, sizeof *sources);
+    if (!cuda_read_sources(cg->arena, home, sources)) {
+        fprintf(stderr, "pvdmc: error: the CUDA kernels are not in %s/include/codegen/cuda\n", home);
+        return NULL;
+    }
+    return cuda_make_programs(cg, sources, count);
+}
+
+void print_cuda(Codegen *cg, FILE *out)
+{
+    uint32_t count;
+    const char *home = find_home(cg->arena);
+    const CudaProgram *programs = home ? make_programs(cg, home, &count) : NULL;
+    for (uint32_t i = 0; programs && i < count; i++)
+        fprintf(out, "// ---- %s\n%s", programs[i].name, programs[i].text);
+}
+
+int build_cuda(Codegen *cg, const char *home, const char *folder, const LinkOptions *options)
+{
+    Build build = {.cg = cg, .options = options, .home = home, .folder = folder};
+    check_kernels(cg);
+    build.programs = make_programs(cg, home, &build.count);
+    if (!build.programs)
+        return 3;
+    if (options->cache)
+        build.cache = cache_open_keyed(cg->arena);
+    int result = cg->targets.cuda ? build_gpu(&build) : 0;
+    if (result == 0 && cg->targets.simt)
+        result = build_simt(&build);
+    return result;
+}

@@ -1,0 +1,150 @@
+// Which kernels stand together in a program, and the text of programs.
+//
+// A program costs the compiler its headers once, so it holds several kernels; the cache has an
+// object a program, so a new kernel should leave most programs as they are. Kernels are sorted by
+// template and name, and a program ends behind a kernel whose hash says so, or when it is full:
+// what stands in a program depends on its neighbourhood alone.
+#include <dirent.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "codegen/cuda_build.h"
+#include "codegen/cuda_module.h"
+
+enum { MOST_KERNELS = 12, ENDS = 8 };  // of a program; one kernel in so many ends one
+
+// ---- sources ----
+
+static bool is_source(const char *name)
+{
+    const char *dot = strrchr(name, '.');
+    return dot && (strcmp(dot, ".h") == 0 || strcmp(dot, ".cu") == 0);
+}
+
+static bool read_source(CudaSources *sources, const char *folder, const char *name)
+{
+    if (sources->count == MAX_SOURCES)
+        bug("more than %d CUDA sources", MAX_SOURCES);
+    size_t size;
+    char *text = read_whole(arena_printf(sources->arena, "%s/%s", folder, name), &size);
+    if (!text)
+        return false;
+    sources->files[sources->count++] =
+        (NvrtcHeader){arena_printf(sources->arena, "%s", name), text};
+    return true;
+}
+
+bool cuda_read_sources(Arena *arena, const char *home, CudaSources *sources)
+{
+    sources->arena = arena;
+    sources->count = 0;
+    const char *folder = arena_printf(arena, "%s/include/codegen/cuda", home);
+    DIR *dir = opendir(folder);
+    if (!dir)
+        return false;
+    bool good = read_source(sources, arena_printf(arena, "%s/include/codegen", home),
+                            "kernel_args.h");
+    for (struct dirent *entry; good && (entry = readdir(dir));)
+        if (is_source(entry->d_name))
+            good = read_source(sources, folder, entry->d_name);
+    closedir(dir);
+    return good;
+}
+
+static void add_includes(const CudaSources *sources, CudaProgram *program, const char *text);
+
+static void add_include(const CudaSources *sources, CudaProgram *program, const char *name,
+                        size_t length)
+{
+    for (uint32_t i = 0; i < program->header_count; i++)
+        if (strlen(program->headers[i].name) == length &&
+            memcmp(program->headers[i].name, name, length) == 0)
+            return;
+    for (uint32_t i = 0; i < sources->count; i++)
+        if (strlen(sources->files[i].name) == length &&
+            memcmp(sources->files[i].name, name, length) == 0) {
+            program->headers[program->header_count++] = sources->files[i];
+            add_includes(sources, program, sources->files[i].text);
+            return;
+        }
+}
+
+// Files that a text includes, and those that they include, in the order in which they come.
+static void add_includes(const CudaSources *sources, CudaProgram *program, const char *text)
+{
+    static const char word[] = "#include \"";
+    for (const char *at = text; (at = strstr(at, word)) != NULL;) {
+        at += strlen(word);
+        size_t length = strcspn(at, "\"\n");
+        add_include(sources, program, at, length);
+        at += length;
+    }
+}
+
+// ---- programs ----
+
+static int compare_kernels(const void *x, const void *y)
+{
+    const CudaKernel *a = *(const CudaKernel *const *)x, *b = *(const CudaKernel *const *)y;
+    int by_file = strcmp(a->choice.file ? a->choice.file : "", b->choice.file ? b->choice.file : "");
+    return by_file ? by_file : strcmp(a->symbol, b->symbol);
+}
+
+// How many kernels from `first` on make a program.
+static uint32_t cut(CudaKernel *const *order, uint32_t first, uint32_t count)
+{
+    for (uint32_t i = first; i < count; i++) {
+        const char *symbol = order[i]->symbol;
+        if (i - first + 1 == MOST_KERNELS || hash_bytes(symbol, strlen(symbol)) % ENDS == 0)
+            return i - first + 1;
+    }
+    return count - first;
+}
+
+CudaProgram *cuda_make_programs(Codegen *cg, const CudaSources *sources, uint32_t *count)
+{
+    uint32_t kernels = cg->cuda_kernel_count;
+    CudaKernel **order = arena_alloc(cg->arena, (kernels + 1) * sizeof *order);
+    CudaProgram *programs = arena_alloc(cg->arena, (kernels + 1) * sizeof *programs);
+    CudaModuleKernel parts[MOST_KERNELS];
+    for (uint32_t i = 0; i < kernels; i++)
+        order[i] = &cg->cuda_kernels[i];
+    qsort(order, kernels, sizeof *order, compare_kernels);
+    *count = 0;
+    for (uint32_t i = 0; i < kernels;) {
+        CudaProgram *program = &programs[*count];
+        uint32_t size = cut(order, i, kernels);
+        for (uint32_t k = 0; k < size; k++) {
+            order[i + k]->module = *count;
+            parts[k] = cuda_kernel_text(cg, order[i + k]);
+        }
+        char *text = cuda_module_text(parts, size);
+        program->name = arena_printf(cg->arena, "module_%u.cu", *count);
+        program->text = arena_copy(cg->arena, text, strlen(text) + 1);
+        free(text);
+        program->headers =
+            arena_alloc(cg->arena, (sources->count + 1) * sizeof *program->headers);
+        add_includes(sources, program, program->text);
+        i += size;
+        ++*count;
+    }
+    cg->cuda_modules = *count;
+    return programs;
+}
+
+const char *cuda_program_key(Arena *arena, const CudaProgram *program, size_t *size)
+{
+    char *text = NULL;
+    FILE *out = open_memstream(&text, size);
+    if (!out)
+        bug("out of memory");
+    fprintf(out, "%s\n", program->text);
+    for (uint32_t i = 0; i < program->header_count; i++)
+        fprintf(out, "== %s\n%s\n", program->headers[i].name, program->headers[i].text);
+    if (fclose(out) != 0)
+        bug("out of memory");
+    const char *key = arena_copy(arena, text, *size);
+    free(text);
+    return key;
+}
