@@ -1,0 +1,185 @@
+/* Matrix products in exact f32 (GemmArgs): the tile product of gemm_tile.h.
+ *
+ * A block makes one tile of one batch element, or a part of its reduction: then the sums go into the
+ * workspace and phase 1 adds the parts in their order and finishes. With GEMM_SUM the batch axes
+ * are a part of the reduction, batch element by batch element. Blocks of one part are neighbours,
+ * rows of tiles fastest.
+ *
+ * Definitions: those of gemm_tile.h, and
+ *   GEMM_A_K GEMM_B_K   1: the operand is dense along k; 0: along m, or n
+ *   GEMM_A_4 GEMM_B_4   1: it is read 16 bytes at a time
+ *   GEMM_C_4            1: c and the residual are accessed so
+ *   GEMM_ACT            PvAct
+ *   GEMM_SUM            1: sum_batch
+ *   GEMM_PARTS          1: there is a phase 1
+ *
+ * 128 x 128 tiles (8 x 8 sums of 256 threads) have 64 FFMA for 4 LDS of 16 bytes.
+ */
+#include "gemm_tile.h"
+
+// Where tile, part and batch element of a block lie.
+struct Place {
+    int m0, n0, i0, i1;
+};
+
+CX_FN Place place_of(const GemmArgs &args, int tile)
+{
+    int across = ((int)args.m + TILE_M - 1) / TILE_M, down = ((int)args.n + TILE_N - 1) / TILE_N;
+    int batch = tile / across / down, batch1 = (int)args.batch1;
+    Place place;
+    place.m0 = tile % across * TILE_M;
+    place.n0 = tile / across % down * TILE_N;
+    place.i0 = batch / batch1;
+    place.i1 = batch % batch1;
+    return place;
+}
+
+// A loader of the sum over all batch elements, each of which has `per` steps.
+template <class Loader> struct Summed : Loader {
+    const float *first;
+    long long stride0, stride1;
+    int per, batch1;
+
+    __device__ void load(float *r, int step)
+    {
+        int batch = step / per;
+        this->load_at(r, first + batch / batch1 * stride0 + batch % batch1 * stride1,
+                      (step - batch * per) * TILE_K);
+    }
+};
+
+template <class Loader>
+CX_FN void set_loader(Loader &loader, const float *base, long long stride, int rows, int k)
+{
+    loader.base = base;
+    loader.stride = stride;
+    loader.rows = rows;
+    loader.size = k;
+}
+template <class Loader>
+CX_FN void set_sum(Summed<Loader> &loader, const GemmArgs &args, long long stride0,
+                   long long stride1)
+{
+    loader.first = loader.base;
+    loader.stride0 = stride0;
+    loader.stride1 = stride1;
+    loader.per = ((int)args.k + TILE_K - 1) / TILE_K;
+    loader.batch1 = (int)args.batch1;
+}
+
+#if GEMM_A_K
+typedef DenseK<TILE_M, ROW_A, GEMM_A_4> LoadA;
+#else
+typedef DenseRows<TILE_M, ROW_A, GEMM_A_4> LoadA;
+#endif
+#if GEMM_B_K
+typedef DenseK<TILE_N, ROW_B, GEMM_B_4> LoadB;
+#else
+typedef DenseRows<TILE_N, ROW_B, GEMM_B_4> LoadB;
+#endif
+
+// c of one batch element.
+struct Out {
+    float *c;
+    const float *residual, *bias;
+    long long row, residual_row;
+    int rows, columns, n;
+    bool bias_of_row;
+    float added[4]; // bias of the columns at hand
+
+    CX_FN Out of(const GemmArgs &args, const Place &place)
+    {
+        Out out;
+        out.c = (float *)args.c + place.i0 * args.c0 + place.i1 * args.c1;
+        out.residual = (const float *)args.residual;
+        if (out.residual)
+            out.residual += place.i0 * args.r0 + place.i1 * args.r1;
+        out.bias = (const float *)args.bias;
+        out.row = args.c_m;
+        out.residual_row = args.r_m;
+        out.rows = (int)args.m;
+        out.columns = (int)args.n;
+        out.bias_of_row = args.bias_axis != 0;
+        return out;
+    }
+    __device__ void column(int n_)
+    {
+        n = n_;
+        CX_UNROLL
+        for (int e = 0; e < 4; e++)
+            added[e] = bias && !bias_of_row && n + e < columns ? bias[n + e] : 0.f;
+    }
+    __device__ void put(int m, const float *sum)
+    {
+        if (m >= rows || n >= columns)
+            return;
+        float value[4], more[4], of_row = bias && bias_of_row ? bias[m] : 0.f;
+        int there = columns - n;
+#ifdef FAULT_GEMM_EDGE // columns beyond the last are written
+        there = 4;
+#endif
+        load_four<GEMM_C_4>(more, residual + m * residual_row + n, residual ? there : 0);
+        CX_UNROLL
+        for (int e = 0; e < 4; e++)
+            value[e] = activate<GEMM_ACT>(sum[e] + added[e] + of_row) + more[e];
+        float *to = c + m * row + n;
+        store_four<GEMM_C_4>(to, value, there);
+    }
+};
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+    CX_NAME(const __grid_constant__ CxLaunch<GemmArgs> p)
+{
+    CX_SHARED(shared);
+    u32 block, segment = cx_segment(p.head, &block);
+    const GemmArgs &args = p.args[segment];
+    int steps = ((int)args.k + TILE_K - 1) / TILE_K;
+    int tiles = ((int)args.m + TILE_M - 1) / TILE_M * (((int)args.n + TILE_N - 1) / TILE_N);
+    if (GEMM_SUM)
+        steps *= (int)(args.batch0 * args.batch1);
+    else
+        tiles *= (int)(args.batch0 * args.batch1);
+    int tile = (int)block % tiles, part = (int)block / tiles;
+    int parts = (int)(p.head.first[segment + 1] - p.head.first[segment]) / tiles;
+    Place place = place_of(args, tile);
+    const float *a_base = (const float *)args.a + place.i0 * args.a0 + place.i1 * args.a1;
+    const float *b_base = (const float *)args.b + place.i0 * args.b0 + place.i1 * args.b1;
+    a_base += place.m0 * args.a_m;
+    b_base += place.n0 * args.b_n;
+    int first = GEMM_PARTS ? (int)((long long)steps * part / parts) : 0;
+    int end = GEMM_PARTS ? (int)((long long)steps * (part + 1) / parts) : steps;
+    TileSums sums;
+#if GEMM_SUM
+    Summed<LoadA> a;
+    Summed<LoadB> b;
+#else
+    LoadA a;
+    LoadB b;
+#endif
+    set_loader(a, a_base, GEMM_A_K ? args.a_m : args.a_k, (int)args.m - place.m0, (int)args.k);
+    set_loader(b, b_base, GEMM_B_K ? args.b_n : args.b_k, (int)args.n - place.n0, (int)args.k);
+#if GEMM_SUM
+    set_sum(a, args, args.a0, args.a1);
+    set_sum(b, args, args.b0, args.b1);
+#endif
+    tile_product(sums, a, b, (float *)shared, first, end);
+    if (GEMM_PARTS && parts > 1) {
+        tile_keep(sums, p.head.work[segment], parts, tile, part);
+        return;
+    }
+    Out out = Out::of(args, place);
+    tile_store(sums, out, place.m0, place.n0);
+}
+
+#if GEMM_PARTS
+extern "C" __global__ void __launch_bounds__(THREADS)
+    CX_NAME_1(const __grid_constant__ CxLaunch<GemmArgs> p)
+{
+    u32 block, segment = cx_segment(p.head, &block);
+    const GemmArgs &args = p.args[segment];
+    int tile = (int)block / QUADS;
+    Place place = place_of(args, tile);
+    Out out = Out::of(args, place);
+    tile_collect(p.head.work[segment], tile, (int)block % QUADS, out, place.m0, place.n0);
+}
+#endif

@@ -1,0 +1,299 @@
+/* The tile product of exact f32 on CUDA cores: TILE_M x TILE_N sums a block, TILE_K of the
+ * reduction a step. Included in a kernel's namespace, so it has no guard.
+ *
+ * A step's parts of A and B lie in shared memory k by k, [TILE_K][TILE_M + 4] and [TILE_K][TILE_N +
+ * 4]: a thread multiplies TILE_TM rows by TILE_TN columns that it reads 16 bytes at a time. Lanes
+ * form a TILE_LM x 32 / TILE_LM grid; rows and columns of a thread come in fours, a grid's width
+ * apart, so that neighbouring lanes read neighbouring banks and write whole sectors. There are two
+ * buffers: while one is multiplied the next step is on its way through registers, with one barrier
+ * a step.
+ *
+ * A loader has
+ *     void load(float *r, int step)              global memory to registers
+ *     void put(const float *r, float *to)        registers to its part of a buffer
+ * and `out` in tile_store
+ *     void column(int n)                         four columns from n follow
+ *     void put(int m, const float *value)        four values of row m
+ *
+ * Definitions: TILE_M TILE_N TILE_K TILE_TM TILE_TN TILE_LM. Each of TILE_M, TILE_N at most the
+ * number of threads.
+ */
+enum {
+    TILE_LN = 32 / TILE_LM,
+    WARP_M = TILE_LM * TILE_TM,
+    WARP_N = TILE_LN * TILE_TN,
+    WARPS_M = TILE_M / WARP_M,
+    THREADS = 32 * WARPS_M * (TILE_N / WARP_N),
+    ROW_A = TILE_M + 4, // floats from k to k + 1
+    ROW_B = TILE_N + 4,
+    BUFFER = TILE_K * (ROW_A + ROW_B),
+    QUADS = TILE_TM * TILE_TN / 4, // fours of sums of a thread
+};
+
+struct TileSums {
+    float at[TILE_TM][TILE_TN];
+};
+
+// Where row i and column 4 j of this thread lie in the tile.
+CX_FN int tile_row(int i)
+{
+    int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+    return warp % WARPS_M * WARP_M + i / 4 * (TILE_LM * 4) + lane / TILE_LN * 4 + i % 4;
+}
+CX_FN int tile_column(int j)
+{
+    int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+    return warp / WARPS_M * WARP_N + j * (TILE_LN * 4) + lane % TILE_LN * 4;
+}
+
+CX_FN void tile_multiply(TileSums &sums, const float *buffer)
+{
+    const float *a_at = buffer + tile_row(0), *b_at = buffer + TILE_K * ROW_A + tile_column(0);
+    CX_UNROLL
+    for (int k = 0; k < TILE_K; k++) {
+        float a[TILE_TM], b[TILE_TN];
+        CX_UNROLL
+        for (int i = 0; i < TILE_TM / 4; i++) {
+            float4 four = *(const float4 *)(a_at + k * ROW_A + i * (TILE_LM * 4));
+            a[4 * i] = four.x, a[4 * i + 1] = four.y, a[4 * i + 2] = four.z, a[4 * i + 3] = four.w;
+        }
+        CX_UNROLL
+        for (int j = 0; j < TILE_TN / 4; j++) {
+            float4 four = *(const float4 *)(b_at + k * ROW_B + j * (TILE_LN * 4));
+            b[4 * j] = four.x, b[4 * j + 1] = four.y, b[4 * j + 2] = four.z, b[4 * j + 3] = four.w;
+        }
+        CX_UNROLL
+        for (int i = 0; i < TILE_TM; i++) {
+            CX_UNROLL
+            for (int j = 0; j < TILE_TN; j++)
+                sums.at[i][j] += a[i] * b[j];
+        }
+    }
+}
+
+// Sums of steps first .. end - 1.
+template <class A, class B>
+CX_FN void tile_product(TileSums &sums, A &a, B &b, float *shared, int first, int end)
+{
+    float a_next[A::COUNT], b_next[B::COUNT];
+    CX_UNROLL
+    for (int i = 0; i < TILE_TM; i++) {
+        CX_UNROLL
+        for (int j = 0; j < TILE_TN; j++)
+            sums.at[i][j] = 0.f;
+    }
+    if (first >= end)
+        return;
+    a.load(a_next, first);
+    b.load(b_next, first);
+    a.put(a_next, shared);
+    b.put(b_next, shared + TILE_K * ROW_A);
+    __syncthreads();
+    CX_NO_UNROLL
+    for (int step = first; step < end; step++) {
+        float *now = shared + (step - first) % 2 * BUFFER;
+        float *then = shared + (step - first + 1) % 2 * BUFFER;
+        bool more = step + 1 < end;
+        if (more) {
+            a.load(a_next, step + 1);
+            b.load(b_next, step + 1);
+        }
+        tile_multiply(sums, now);
+        if (more) {
+            a.put(a_next, then);
+            b.put(b_next, then + TILE_K * ROW_A);
+        }
+#ifndef FAULT_TILE_SYNC
+        __syncthreads();
+#endif
+    }
+}
+
+template <class Out> CX_FN void tile_store(const TileSums &sums, Out &out, int m0, int n0)
+{
+    CX_UNROLL
+    for (int j = 0; j < TILE_TN / 4; j++) {
+        out.column(n0 + tile_column(j));
+        CX_UNROLL
+        for (int i = 0; i < TILE_TM; i++)
+            out.put(m0 + tile_row(i), &sums.at[i][4 * j]);
+    }
+}
+
+/* ---- the reduction in parts: each writes its sums, a second phase adds them in order ---- */
+
+// A workspace is a line of 256 bytes, whose first word is the number of parts, and the sums of
+// every tile and part: QUADS x THREADS fours.
+CX_FN float *tile_part(u8 *work, int parts, int tile, int part)
+{
+    return (float *)(work + 256) + ((long long)tile * parts + part) * (TILE_M * TILE_N);
+}
+
+CX_FN void tile_keep(const TileSums &sums, u8 *work, int parts, int tile, int part)
+{
+    float *to = tile_part(work, parts, tile, part) + threadIdx.x * 4;
+    CX_UNROLL
+    for (int i = 0; i < TILE_TM; i++) {
+        CX_UNROLL
+        for (int j = 0; j < TILE_TN / 4; j++) {
+            const float *four = &sums.at[i][4 * j];
+            *(float4 *)(to + (i * (TILE_TN / 4) + j) * (THREADS * 4)) =
+                make_float4(four[0], four[1], four[2], four[3]);
+        }
+    }
+    if (tile == 0 && part == 0 && threadIdx.x == 0)
+        *(u32 *)work = (u32)parts;
+}
+
+// Four sums of each thread, number `quad`, over all parts; then out.
+template <class Out>
+CX_FN void tile_collect(u8 *work, int tile, int quad, Out &out, int m0, int n0)
+{
+    int parts = (int)*(const u32 *)work;
+    float sum[4] = {0.f, 0.f, 0.f, 0.f};
+    for (int part = 0; part < parts; part++) {
+        const float *from = tile_part(work, parts, tile, part);
+        float4 four = *(const float4 *)(from + (quad * THREADS + threadIdx.x) * 4);
+#ifdef FAULT_TILE_PARTS // the last part is forgotten
+        if (part == parts - 1)
+            break;
+#endif
+        sum[0] += four.x, sum[1] += four.y, sum[2] += four.z, sum[3] += four.w;
+    }
+    out.column(n0 + tile_column(quad % (TILE_TN / 4)));
+    out.put(m0 + tile_row(quad / (TILE_TN / 4)), sum);
+}
+
+/* ---- loaders of matrices; ROWS rows of A or B, STRIDE floats from k to k + 1 in shared memory */
+
+// Four floats, those from `count` on 0. VECTOR: at is a multiple of 16, and count 0 or at least 4.
+template <bool VECTOR> CX_FN void load_four(float *r, const float *at, int count)
+{
+    if (VECTOR) {
+        float4 four = make_float4(0.f, 0.f, 0.f, 0.f);
+        if (count > 0)
+            four = *(const float4 *)at;
+        r[0] = four.x, r[1] = four.y, r[2] = four.z, r[3] = four.w;
+    } else {
+        CX_UNROLL
+        for (int e = 0; e < 4; e++)
+            r[e] = e < count ? at[e] : 0.f;
+    }
+}
+
+template <bool VECTOR> CX_FN void store_four(float *at, const float *value, int count)
+{
+    if (VECTOR) {
+        *(float4 *)at = make_float4(value[0], value[1], value[2], value[3]);
+    } else {
+        CX_UNROLL
+        for (int e = 0; e < 4; e++)
+            if (e < count)
+                at[e] = value[e];
+    }
+}
+
+// Element (row, k) at base + row * stride + k: fours along k, which two neighbouring lanes share
+// a row of. The sums over several matrices take `per` steps each.
+template <int ROWS, int STRIDE, bool VECTOR> struct DenseK {
+    enum {
+        CHUNKS = ROWS * TILE_K / 4,
+        LOADS = (CHUNKS + THREADS - 1) / THREADS,
+        COUNT = LOADS * 4,
+    };
+    const float *base; // of row 0 of the tile, k 0
+    long long stride;
+    int rows, size; // rows that there are, of k
+
+    CX_FN int row_of(int i)
+    {
+        return (int)((threadIdx.x + i * THREADS) / 2 % ROWS);
+    }
+    CX_FN int k_of(int i)
+    {
+        int chunk = (int)(threadIdx.x + i * THREADS);
+        return (chunk % 2 + chunk / (2 * ROWS) * 2) * 4;
+    }
+    __device__ void load_at(float *r, const float *from, int k0)
+    {
+        CX_UNROLL
+        for (int i = 0; i < LOADS; i++) {
+            int row = row_of(i), k = k0 + k_of(i);
+            bool there = row < rows && (CHUNKS % THREADS == 0 || k_of(i) < TILE_K);
+            load_four<VECTOR>(r + 4 * i, from + row * stride + k, there ? size - k : 0);
+        }
+    }
+    __device__ void load(float *r, int step)
+    {
+        load_at(r, base, step * TILE_K);
+    }
+    __device__ void put(const float *r, float *to)
+    {
+        CX_UNROLL
+        for (int i = 0; i < LOADS; i++) {
+            if (CHUNKS % THREADS != 0 && k_of(i) >= TILE_K)
+                break;
+            CX_UNROLL
+            for (int e = 0; e < 4; e++)
+                to[(k_of(i) + e) * STRIDE + row_of(i)] = r[4 * i + e];
+        }
+    }
+};
+
+// Element (row, k) at base + row + k * stride: fours along the rows.
+template <int ROWS, int STRIDE, bool VECTOR> struct DenseRows {
+    enum {
+        CHUNKS = ROWS * TILE_K / 4,
+        LOADS = (CHUNKS + THREADS - 1) / THREADS,
+        COUNT = LOADS * 4,
+    };
+    const float *base;
+    long long stride;
+    int rows, size;
+
+    CX_FN int row_of(int i)
+    {
+        return (int)((threadIdx.x + i * THREADS) % (ROWS / 4)) * 4;
+    }
+    CX_FN int k_of(int i)
+    {
+        return (int)((threadIdx.x + i * THREADS) / (ROWS / 4));
+    }
+    __device__ void load_at(float *r, const float *from, int k0)
+    {
+        CX_UNROLL
+        for (int i = 0; i < LOADS; i++) {
+            int row = row_of(i), k = k0 + k_of(i);
+            bool there = k < size && (CHUNKS % THREADS == 0 || k_of(i) < TILE_K);
+            load_four<VECTOR>(r + 4 * i, from + k * stride + row, there ? rows - row : 0);
+        }
+    }
+    __device__ void load(float *r, int step)
+    {
+        load_at(r, base, step * TILE_K);
+    }
+    __device__ void put(const float *r, float *to)
+    {
+        CX_UNROLL
+        for (int i = 0; i < LOADS; i++) {
+            if (CHUNKS % THREADS != 0 && k_of(i) >= TILE_K)
+                break;
+            *(float4 *)(to + k_of(i) * STRIDE + row_of(i)) =
+                make_float4(r[4 * i], r[4 * i + 1], r[4 * i + 2], r[4 * i + 3]);
+        }
+    }
+};
+
+/* ---- the epilogue ---- */
+
+// act: a PvAct.
+template <int ACT> CX_FN float activate(float x)
+{
+    if (ACT == PV_ACT_SILU)
+        return x / (1.f + expf(-x));
+    if (ACT == PV_ACT_GELU)
+        return 0.5f * x * (1.f + erff(x * 0.70710678118654752f));
+    if (ACT == PV_ACT_RELU)
+        return x > 0.f ? x : 0.f;
+    return x;
+}

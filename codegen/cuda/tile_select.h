@@ -1,0 +1,60 @@
+// The tiles that gemm_tile.h is instantiated with, and which one suits a product.
+#ifndef PVDMC_TILE_SELECT_H
+#define PVDMC_TILE_SELECT_H
+
+#include "codegen/cuda/select.h"
+#include "codegen/cuda/tile_plan.h"
+
+enum { TILE_USUAL_BATCH = 4 };   // sizes that grow with the batch are looked at there
+
+typedef struct {
+    int m, n, k, thread_m, thread_n, lanes_m;
+} Tile;
+
+static const Tile tiles_f32[] = {
+    {128, 128, 8, 8, 8, 4},      // 256 threads
+    {64, 64, 16, 8, 4, 4},       // 128 threads
+    {16, 128, 16, 4, 4, 4},      // 128 threads: few rows
+    {128, 16, 16, 4, 4, 8},      // 128 threads: few columns
+};
+
+// m x n sums of `batches` products.
+static inline const Tile *tile_for(int64_t m, int64_t n, int64_t batches)
+{
+    if (m <= 16)
+        return &tiles_f32[2];
+    if (n <= 16)
+        return &tiles_f32[3];
+    int64_t large = tile_count(m, 128) * tile_count(n, 128) * batches;
+    int64_t small = tile_count(m, 64) * tile_count(n, 64) * batches;
+    // large ones where they fill the machine and are not mostly empty
+    return &tiles_f32[large >= TILE_FEW_BLOCKS && large * 3 <= small ? 0 : 1];
+}
+
+static inline const char *tile_act_name(int64_t act)
+{
+    static const char *const name[] = {"", "_silu", "_gelu", "_relu"};
+    return name[act];
+}
+
+static inline const char *tile_definitions(Arena *arena, const Tile *tile)
+{
+    return arena_printf(arena, "TILE_M=%d TILE_N=%d TILE_K=%d TILE_TM=%d TILE_TN=%d TILE_LM=%d",
+                        tile->m, tile->n, tile->k, tile->thread_m, tile->thread_n, tile->lanes_m);
+}
+
+// Threads, shared memory and what shape functions read.
+static inline void tile_choose(CudaChoice *choice, const Tile *tile, uint32_t phases)
+{
+    uint32_t threads =
+        (uint32_t)(tile->m * tile->n / (tile->thread_m * tile->thread_n));
+    choice->phases = phases;
+    choice->threads[0] = choice->threads[1] = threads;
+    choice->shared[0] = (uint32_t)(2 * tile->k * (tile->m + tile->n + 8) * (int)sizeof(float));
+    choice->baked[TILE_BAKED_M] = tile->m;
+    choice->baked[TILE_BAKED_N] = tile->n;
+    choice->baked[TILE_BAKED_K] = tile->k;
+    choice->baked[TILE_BAKED_QUADS] = tile->thread_m * tile->thread_n / 4;
+}
+
+#endif

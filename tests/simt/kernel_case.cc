@@ -1,0 +1,518 @@
+/* Cases of kernel_case.h: arrays, the launch as the runtime makes it, the comparison. */
+#include "kernel_case.h"
+#include <dlfcn.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include "cx_launch.h"
+extern "C" {
+#include "kernel_choice.h"
+}
+
+static int passed, failed;
+
+static const uint32_t UNWRITTEN = 0x7fc0dead; // what an output holds before: a NaN
+static const size_t SCRATCH = 64 << 20;       // bytes a thread of the reference
+
+/* ---- arrays ---- */
+
+static float uniform(void) // in [-1, 1)
+{
+    static uint64_t state = 88172645463325252ull;
+    state ^= state << 13;
+    state ^= state >> 7;
+    state ^= state << 17;
+    return (float)((double)(state >> 11) / (double)(1ull << 53) * 2 - 1);
+}
+
+static size_t device_size(Storage storage) // bytes of an element
+{
+    static const size_t size[] = {4, 2, 2, 8, 1};
+    return size[storage];
+}
+
+static size_t host_size(Storage storage)
+{
+    static const size_t size[] = {4, 4, 4, 8, 1};
+    return size[storage];
+}
+
+static float bits_float(uint32_t bits)
+{
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+static uint32_t float_bits(float value)
+{
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    return bits;
+}
+
+static float load_element(Storage storage, const char *at)
+{
+    uint16_t half;
+    memcpy(&half, at, 2);
+    if (storage == ST_BF16)
+        return bits_float((uint32_t)half << 16);
+    if (storage == ST_F16) {
+        _Float16 value;
+        memcpy(&value, at, 2);
+        return (float)value;
+    }
+    float value;
+    memcpy(&value, at, 4);
+    return value;
+}
+
+static void store_element(Storage storage, char *at, float value)
+{
+    if (storage == ST_BF16) {
+        uint32_t bits = float_bits(value);
+        uint16_t half = (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+        memcpy(at, &half, 2);
+    } else if (storage == ST_F16) {
+        _Float16 half = (_Float16)value;
+        memcpy(at, &half, 2);
+    } else {
+        memcpy(at, &value, 4);
+    }
+}
+
+KernelCase::KernelCase(const char *symbol_, std::function<PvKernelFn> reference_, const char *what_)
+    : symbol(symbol_), what(std::string(symbol_) + " " + what_), reference(std::move(reference_))
+{
+}
+
+KernelCase::~KernelCase()
+{
+    for (Array &array : arrays)
+        simt_free(array.device);
+}
+
+int64_t KernelCase::add_array(Storage storage, size_t count, bool written, double tolerance)
+{
+    Array array = {storage, written, tolerance, count, {}, {}, {}, nullptr};
+    array.start.assign(count * host_size(storage), 0);
+    array.device_start.assign(count * device_size(storage), 0);
+    array.device = (char *)simt_malloc(count * device_size(storage) + (count == 0));
+    arrays.push_back(array);
+    return (int64_t)array.device;
+}
+
+int64_t KernelCase::input(size_t count, float scale, float offset, Storage storage)
+{
+    int64_t address = add_array(storage, count, false, 0);
+    for (size_t i = 0; i < count; i++)
+        set(address, i, uniform() * scale + offset);
+    return address;
+}
+
+int64_t KernelCase::integers(size_t count, int64_t low, int64_t end)
+{
+    int64_t address = add_array(ST_I64, count, false, 0);
+    for (size_t i = 0; i < count; i++)
+        set_integer(address, i, low + (int64_t)((uniform() * 0.5f + 0.5f) * (float)(end - low)));
+    return address;
+}
+
+int64_t KernelCase::bytes(size_t count)
+{
+    int64_t address = add_array(ST_BYTE, count, false, 0);
+    Array &array = arrays.back();
+    for (size_t i = 0; i < count; i++)
+        array.start[i] = array.device_start[i] = (char)(uniform() * 120);
+    return address;
+}
+
+int64_t KernelCase::output(size_t count, double tolerance, Storage storage)
+{
+    int64_t address = add_array(storage, count, true, tolerance);
+    Array &array = arrays.back();
+    for (size_t i = 0; i < array.start.size(); i++)
+        array.start[i] = (char)(UNWRITTEN >> i % 4 * 8);
+    // 2-byte elements: the pattern's upper half, so that both sides hold a NaN
+    size_t size = device_size(storage);
+    for (size_t i = 0; i < array.device_start.size(); i++)
+        array.device_start[i] = (char)(UNWRITTEN >> (size == 2 ? i % 2 + 2 : i % 4) * 8);
+    return address;
+}
+
+int64_t KernelCase::updated(size_t count, double tolerance, Storage storage)
+{
+    int64_t address = input(count, 1, 0, storage);
+    arrays.back().written = true;
+    arrays.back().tolerance = tolerance;
+    return address;
+}
+
+KernelCase::Array *KernelCase::array_at(int64_t value)
+{
+    for (Array &array : arrays) {
+        int64_t offset = value - (int64_t)array.device;
+        if (offset >= 0 && offset <= (int64_t)(array.count * device_size(array.storage)))
+            return &array;
+    }
+    return nullptr;
+}
+
+float *KernelCase::values(int64_t address)
+{
+    Array *array = array_at(address);
+    return (float *)(array->start.data());
+}
+
+void KernelCase::set(int64_t address, size_t element, float value)
+{
+    Array *array = array_at(address);
+    char *at = array->device_start.data() + element * device_size(array->storage);
+    store_element(array->storage, at, value);
+    float rounded = load_element(array->storage, at);
+    memcpy(array->start.data() + element * 4, &rounded, 4);
+}
+
+void KernelCase::set_integer(int64_t address, size_t element, int64_t value)
+{
+    Array *array = array_at(address);
+    memcpy(array->device_start.data() + element * 8, &value, 8);
+    memcpy(array->start.data() + element * 8, &value, 8);
+}
+
+void KernelCase::add_segment(const int64_t *args, size_t words)
+{
+    segments.push_back(std::vector<int64_t>(args, args + words));
+    batch_fields.resize(words);
+}
+
+void KernelCase::depends_on_batch(size_t index)
+{
+    batch_fields.resize(std::max(batch_fields.size(), index + 1));
+    batch_fields[index] = true;
+}
+
+/* ---- the reference ---- */
+
+int64_t KernelCase::host_address(int64_t value)
+{
+    Array *array = array_at(value);
+    if (!array)
+        return value;
+    int64_t element = (value - (int64_t)array->device) / (int64_t)device_size(array->storage);
+    return (int64_t)array->expected.data() + element * (int64_t)host_size(array->storage);
+}
+
+void KernelCase::run_reference()
+{
+    if (!arrays.empty() && !arrays[0].expected.empty())
+        return;
+    for (Array &array : arrays)
+        array.expected = array.start;
+    std::vector<char> scratch((size_t)threads * SCRATCH + 64);
+    PvRun run = {};
+    run.batch = 1;
+    run.threads = threads;
+    run.scratch = (char *)(((uintptr_t)scratch.data() + 63) & ~(uintptr_t)63);
+    run.scratch_size = (int64_t)SCRATCH;
+    run.step = host_step;
+    run.segments = 1;
+    for (const std::vector<int64_t> &segment : segments) {
+        std::vector<int64_t> args;
+        for (int64_t value : segment)
+            args.push_back(host_address(value));
+        reference(&run, args.data());
+    }
+}
+
+// What differs from the reference, "" if nothing does.
+std::string KernelCase::compare()
+{
+    char text[256];
+    for (size_t number = 0; number < arrays.size(); number++) {
+        const Array &array = arrays[number];
+        size_t size = device_size(array.storage), wide = host_size(array.storage);
+        bool real = array.written && array.storage <= ST_F16 && array.tolerance > 0;
+        double difference = 0, norm = 0, worst = 0;
+        size_t where = 0;
+        for (size_t i = 0; i < array.count; i++) {
+            const char *got = array.device + i * size, *before = &array.device_start[i * size];
+            const char *want = &array.expected[i * wide], *old = &array.start[i * wide];
+            bool kept = memcmp(want, old, wide) == 0;
+            bool equal = memcmp(got, kept || !array.written ? before : want, size) == 0;
+            if ((!real || (kept && !equal && float_bits(load_element(ST_F32, old)) == UNWRITTEN)) &&
+                !equal) {
+                snprintf(text, sizeof text, "array %zu, element %zu: %s", number, i,
+                         kept ? "written, and should not be" : "another value");
+                return text;
+            }
+            if (!real || (kept && equal))
+                continue;
+            double value = load_element(array.storage, got), right = load_element(ST_F32, want);
+            double apart = fabs(value - right);
+            difference += apart * apart;
+            norm += right * right;
+            if (!(apart <= worst)) {
+                worst = apart;
+                where = i;
+            }
+        }
+        double error = difference == 0 ? 0 : sqrt(difference / norm);
+        if (!(error <= array.tolerance)) {
+            snprintf(text, sizeof text, "array %zu: error %.1e (bound %.1e), worst at %zu: %g for %g",
+                     number, error, array.tolerance, where,
+                     (double)load_element(array.storage, array.device + where * size),
+                     (double)load_element(ST_F32, &array.expected[where * wide]));
+            return text;
+        }
+    }
+    return "";
+}
+
+/* ---- the program ---- */
+
+struct KernelCase::Built {
+    KernelChoice choice;
+    void *library;
+    SimtKernel phase[PV_MAX_PHASES];
+    PvCudaShape *shape;
+};
+
+static uint64_t hash_text(uint64_t hash, const std::string &text)
+{
+    for (char c : text)
+        hash = (hash ^ (uint8_t)c) * 1099511628211ull;
+    return hash;
+}
+
+static std::string read_file(const std::string &path)
+{
+    std::string text;
+    char part[65536];
+    FILE *file = fopen(path.c_str(), "r");
+    for (size_t count; file && (count = fread(part, 1, sizeof part, file)) > 0;)
+        text.append(part, count);
+    if (file)
+        fclose(file);
+    return text;
+}
+
+// Hash of a text and of all files that it includes.
+static uint64_t hash_program(uint64_t hash, const std::string &text, int depth)
+{
+    static const char *const folders[] = {"/codegen/cuda/", "/codegen/", "/tests/simt/"};
+    hash = hash_text(hash, text);
+    for (size_t at = 0; depth < 6 && (at = text.find("#include \"", at)) != std::string::npos;) {
+        at += 10;
+        std::string name = text.substr(at, text.find('"', at) - at);
+        for (const char *folder : folders) {
+            std::string file = read_file(std::string(SIMT_ROOT) + folder + name);
+            if (!file.empty()) {
+                hash = hash_program(hash, file, depth + 1);
+                break;
+            }
+        }
+    }
+    return hash;
+}
+
+static int run_command(const std::string &command)
+{
+    fflush(stdout);
+    return system(command.c_str());
+}
+
+// The shared object of a program: from an earlier run, or compiled. "": the compiler failed.
+static std::string shared_object(const std::string &text, const std::string &name, bool race)
+{
+    std::string folder = std::string(SIMT_ROOT) + "/out/tests", root = SIMT_ROOT;
+    mkdir((root + "/out").c_str(), 0777);
+    mkdir(folder.c_str(), 0777);
+#if SIMT_ASAN
+    const char *checks = "-O1 -g -fsanitize=address,undefined";
+#else
+    const char *checks = race ? "-O1 -g -fsanitize=thread" : "-O2";
+#endif
+    char suffix[32];
+    snprintf(suffix, sizeof suffix, "-%016llx",
+             (unsigned long long)hash_program(hash_text(14695981039346656037ull, checks), text, 0));
+    std::string path = folder + "/" + name + suffix, finished = path + ".so";
+    if (access(finished.c_str(), R_OK) == 0)
+        return finished;
+    path += "-" + std::to_string(getpid());
+    FILE *file = fopen((path + ".cc").c_str(), "w");
+    if (!file || fputs(text.c_str(), file) < 0 || fclose(file) != 0)
+        return "";
+    std::string command = std::string(SIMT_CXX) + " -std=c++17 -fPIC -Wall -Wextra -Wshadow -Werror "
+                          "-Wno-psabi " + checks + " -I" + root + "/codegen/cuda -I" + root +
+                          "/codegen -I" + root + "/tests/simt";
+    bool good = run_command(command + " -c " + path + ".cc -o " + path + ".o") == 0 &&
+                run_command(std::string(SIMT_CXX) + " -shared " + path + ".o -o " + path + ".so") ==
+                    0 &&
+                rename((path + ".so").c_str(), finished.c_str()) == 0;
+    unlink((path + ".o").c_str());
+    unlink((path + ".cc").c_str());
+    return good ? finished : "";
+}
+
+static void fail(const std::string &what, const std::string &why)
+{
+    failed++;
+    printf("FAIL %s: %s\n", what.c_str(), why.c_str());
+    fflush(stdout);
+}
+
+bool KernelCase::build(bool race, const char *fault, Built *built)
+{
+    std::vector<PvArg> args;
+    for (size_t i = 0; i < segments[0].size(); i++) {
+        int64_t value = segments[0][i];
+        Array *array = array_at(value);
+        PvArg arg = {value, 0, PV_VALUE};
+        if (array)
+            arg = {value - (int64_t)array->device, 0, PV_ARENA};
+        else if (batch_fields[i])
+            arg = {0, value, PV_VALUE};
+        args.push_back(arg);
+    }
+    *built = Built();
+    if (!kernel_choose(symbol.c_str(), args.data(), (uint32_t)args.size(), &built->choice)) {
+        fail(what, "no kernel was chosen");
+        return false;
+    }
+    std::string head = segments.size() == 1 ? "#define CX_SEGMENTS 1\n" : "";
+    if (fault)
+        head += std::string("#define ") + fault + "\n";
+    std::string text = head + built->choice.text;
+    if (race && !fault) {
+        char stamp[4096];
+        snprintf(stamp, sizeof stamp, "%s/out/tests/%s-%016llx.ok", SIMT_ROOT, built->choice.symbol,
+                 (unsigned long long)hash_program(7, text, 0));
+        mkdir((std::string(SIMT_ROOT) + "/out").c_str(), 0777);
+        mkdir((std::string(SIMT_ROOT) + "/out/tests").c_str(), 0777);
+        std::swap(text, head);
+        free(built->choice.text);
+        built->choice.text = strdup(head.c_str());
+        const char *wrong = kernel_compiles(&built->choice, SIMT_ROOT, stamp);
+        text = head;
+        if (wrong)
+            fail(what, wrong);
+    }
+    std::string path = shared_object(text, built->choice.symbol, race);
+    built->library = path.empty() ? nullptr : dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+    if (!built->library) {
+        fail(what, path.empty() ? "its text does not compile" : dlerror());
+        return false;
+    }
+    for (uint32_t phase = 0; phase < built->choice.phases; phase++) {
+        std::string name = built->choice.symbol;
+        name += (phase ? "_" + std::to_string(phase) : "") + "__simt";
+        built->phase[phase] = (SimtKernel)dlsym(built->library, name.c_str());
+    }
+    built->shape = (PvCudaShape *)dlsym(RTLD_DEFAULT, built->choice.shape);
+    if (!built->phase[built->choice.phases - 1] || !built->shape) {
+        fail(what, "a phase or the shape function is missing: " + std::string(built->choice.shape));
+        return false;
+    }
+    return true;
+}
+
+// All phases, as the runtime launches them. false: a launch did not end.
+bool KernelCase::launch(Built *built)
+{
+    const KernelChoice &choice = built->choice;
+    uint32_t count = (uint32_t)segments.size();
+    PvCudaKernel kernel = {};
+    kernel.symbol = choice.symbol;
+    kernel.phases = choice.phases;
+    kernel.segments = count == 1 ? 1 : PV_MAX_SEGMENTS;
+    memcpy(kernel.threads, choice.threads, sizeof kernel.threads);
+    memcpy(kernel.shared, choice.shared, sizeof kernel.shared);
+    memcpy(kernel.baked, choice.baked, sizeof kernel.baked);
+    kernel.shape = built->shape;
+    CxHead head = {};
+    std::vector<PvCudaGrid> grids(count);
+    size_t words = segments[0].size();
+    std::vector<int64_t> block(sizeof head / 8 + 2 + words * kernel.segments);
+    for (uint32_t i = 0; i < count; i++) {
+        built->shape(&kernel, segments[i].data(), &grids[i]);
+        head.work[i] = grids[i].workspace ? (u8 *)simt_malloc((size_t)grids[i].workspace) : nullptr;
+        memcpy((char *)block.data() + sizeof head + i * words * 8, segments[i].data(), words * 8);
+    }
+    head.segments = count;
+    head.step = (const CxStep *)step;
+    bool ended = true;
+    for (uint32_t phase = 0; phase < choice.phases && ended; phase++) {
+        for (uint32_t i = 0; i < count; i++)
+            head.first[i + 1] = head.first[i] + grids[i].blocks[phase];
+        memcpy(block.data(), &head, sizeof head);
+        void *params[] = {block.data()};
+        if (head.first[count] > 0)
+            ended = simt_launch(choice.symbol, built->phase[phase], SimtDim(head.first[count]),
+                                SimtDim(choice.threads[phase]), choice.shared[phase], params) == 0;
+    }
+    for (uint32_t i = 0; i < count; i++)
+        if (head.work[i])
+            simt_free(head.work[i]);
+    return ended;
+}
+
+bool KernelCase::try_mode(Built *built, int order, int async, int race, unsigned seed, bool quiet)
+{
+    simt_config = {order, async, race, seed, quiet ? 0 : 4};
+    simt_reset();
+    for (Array &array : arrays)
+        memcpy(array.device, array.device_start.data(), array.device_start.size());
+    std::string wrong = launch(built) ? compare() : "the launch did not end";
+    bool right = wrong.empty() && simt_stats.errors == 0 && simt_stats.bank_conflicts == 0;
+    if (right || quiet)
+        return right;
+    char text[512];
+    snprintf(text, sizeof text,
+             "order %d, async %d, seed %u: %s%s%llu reports, %llu bank conflicts %s", order, async,
+             seed, wrong.c_str(), wrong.empty() ? "" : "; ", (unsigned long long)simt_stats.errors,
+             (unsigned long long)simt_stats.bank_conflicts, simt_first_report());
+    fail(what, text);
+    return false;
+}
+
+void KernelCase::run()
+{
+    Built built;
+    run_reference();
+    if (!build(true, nullptr, &built))
+        return;
+    passed += try_mode(&built, SIMT_IN_ORDER, SIMT_EAGER, 1, 1, false);
+    passed += try_mode(&built, SIMT_REVERSE, SIMT_LATE, 1, 1, false);
+    passed += try_mode(&built, SIMT_RANDOM_ORDER, SIMT_RANDOM_ASYNC, 1, 1, false);
+}
+
+void KernelCase::run_fast()
+{
+    Built built;
+    run_reference();
+    if (build(false, nullptr, &built))
+        passed += try_mode(&built, SIMT_IN_ORDER, SIMT_EAGER, 0, 1, false);
+}
+
+void KernelCase::find_fault(const char *fault)
+{
+    Built built;
+    run_reference();
+    if (!build(true, fault, &built))
+        return;
+    for (unsigned seed = 1; seed <= 2; seed++)
+        if (try_mode(&built, SIMT_RANDOM_ORDER, SIMT_RANDOM_ASYNC, 1, seed, true))
+            fail(what, std::string(fault) + " was not found");
+        else
+            passed++;
+}
+
+int finish_cases(void)
+{
+    printf("%d passed, %d failed\n", passed, failed);
+    return failed != 0;
+}
