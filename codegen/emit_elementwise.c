@@ -275,7 +275,8 @@ static void write_kernel(Kern *kern, FILE *out)
     fclose(loop_out);
 
     uint32_t arg = kern->pointer_count, inner = kern->rank - 1;
-    fprintf(out, "(const PvRun *run, const int64_t *args)\n{\n");
+    fprintf(out, "(const PvRun *run, const int64_t *args)\n{\n"
+                 "  for (uint32_t left = run->segments; left > 0; left--) {\n");
     write_pointers(kern, out);
     for (uint32_t i = 0; i < kern->real_count; i++)
         fprintf(out, "    const PvReal c%u = pv_real(args[%u]);\n", i, arg++);
@@ -301,7 +302,7 @@ static void write_kernel(Kern *kern, FILE *out)
     fprintf(out, "        const int64_t end = begin + %d < n%u ? begin + %d : n%u;\n", BLOCK, inner,
             BLOCK, inner);
     write_rows(kern, out);
-    fprintf(out, "%s    }\n}\n", loop);
+    fprintf(out, "%s    }\n    args += %u;\n  }\n}\n", loop, arg);
     free(loop);
 }
 

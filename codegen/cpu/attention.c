@@ -220,9 +220,8 @@ static void forward_task(const Problem *problem, int64_t n0, int64_t n1, char *s
         forward_finish(problem, &at, n0, n, pv_least(n1 - n, PV_LANES));
 }
 
-void pv_attention(const PvRun *run, const int64_t *raw)
+static void attention_one(const PvRun *run, const AttentionArgs *args)
 {
-    const AttentionArgs *args = (const AttentionArgs *)raw;
     int64_t problems = args->batch0 * args->batch1;
     if (problems == 0 || args->n == 0)
         return;
@@ -240,6 +239,13 @@ void pv_attention(const PvRun *run, const int64_t *raw)
         if (n0 < n1)
             forward_task(&problem, n0, n1, pv_thread_scratch(run));
     }
+}
+
+void pv_attention(const PvRun *run, const int64_t *raw)
+{
+    const AttentionArgs *args = (const AttentionArgs *)raw;
+    for (uint32_t i = 0; i < run->segments; i++)
+        attention_one(run, &args[i]);
 }
 
 // ---- backward ----
@@ -431,9 +437,8 @@ static void grad_store_queries(const GradProblem *problem)
     }
 }
 
-void pv_attention_grad(const PvRun *run, const int64_t *raw)
+static void attention_grad_one(const PvRun *run, const AttentionGradArgs *grad)
 {
-    const AttentionGradArgs *grad = (const AttentionGradArgs *)raw;
     const AttentionArgs *args = &grad->f;
     int64_t problems = args->batch0 * args->batch1;
     int64_t together = pv_most(1, problems / (TASKS_A_THREAD * run->threads));
@@ -455,4 +460,11 @@ void pv_attention_grad(const PvRun *run, const int64_t *raw)
             grad_block(&problem, m0, pv_least(problem.block, args->m - m0));
         grad_store_queries(&problem);
     }
+}
+
+void pv_attention_grad(const PvRun *run, const int64_t *raw)
+{
+    const AttentionGradArgs *grad = (const AttentionGradArgs *)raw;
+    for (uint32_t i = 0; i < run->segments; i++)
+        attention_grad_one(run, &grad[i]);
 }

@@ -485,9 +485,8 @@ static bool is_pointwise(const ConvArgs *args)
     return args->groups == 1 && volume(args->in) >= PV_POINTWISE;
 }
 
-void pv_conv(const PvRun *run, const int64_t *raw)
+static void conv_one(const PvRun *run, const ConvArgs *args)
 {
-    const ConvArgs *args = (const ConvArgs *)raw;
     int64_t rows = args->c_out / args->groups, channels = args->c_in / args->groups;
     int64_t outside = volume(args->out), taps = volume(args->kernel);
     if (is_pointwise(args)) {
@@ -514,7 +513,7 @@ void pv_conv(const PvRun *run, const int64_t *raw)
             .residual = args->residual,
             .act = args->act,
         };
-        pv_gemm(run, (const int64_t *)&gemm);
+        pv_gemm_one(run, &gemm);
         return;
     }
     ConvLaunch launch = {
@@ -553,6 +552,13 @@ void pv_conv(const PvRun *run, const int64_t *raw)
         launch.step[axis] = 1;
     }
     conv_launch(run, &launch);
+}
+
+void pv_conv(const PvRun *run, const int64_t *raw)
+{
+    const ConvArgs *args = (const ConvArgs *)raw;
+    for (uint32_t i = 0; i < run->segments; i++)
+        conv_one(run, &args[i]);
 }
 
 // What all forms of dgrad share.
@@ -637,9 +643,8 @@ static void dgrad_phase(const PvRun *run, const ConvArgs *args, const int64_t *p
     conv_launch(run, &launch);
 }
 
-void pv_conv_dgrad(const PvRun *run, const int64_t *raw)
+static void dgrad_one(const PvRun *run, const ConvArgs *args)
 {
-    const ConvArgs *args = (const ConvArgs *)raw;
     if (is_pointwise(args)) {
         int64_t positions = volume(args->in);
         GemmArgs gemm = {
@@ -665,7 +670,7 @@ void pv_conv_dgrad(const PvRun *run, const int64_t *raw)
             .residual = args->residual,
             .act = args->act,
         };
-        pv_gemm(run, (const int64_t *)&gemm);
+        pv_gemm_one(run, &gemm);
         return;
     }
     bool apart = volume(args->stride) > 1;
@@ -683,6 +688,13 @@ void pv_conv_dgrad(const PvRun *run, const int64_t *raw)
                 dgrad_phase(run, args, phase);
         }
     }
+}
+
+void pv_conv_dgrad(const PvRun *run, const int64_t *raw)
+{
+    const ConvArgs *args = (const ConvArgs *)raw;
+    for (uint32_t i = 0; i < run->segments; i++)
+        dgrad_one(run, &args[i]);
 }
 
 // ---- gradient of the kernel: k runs over boxes of positions ----
@@ -770,9 +782,8 @@ static void wgrad_task(const ConvProduct *shape, const ConvArgs *args, int64_t g
     pv_product_block(&product.base, m0, m1, n0, n1, scratch);
 }
 
-void pv_conv_wgrad(const PvRun *run, const int64_t *raw)
+static void wgrad_one(const PvRun *run, const ConvArgs *args)
 {
-    const ConvArgs *args = (const ConvArgs *)raw;
     int64_t rows = args->c_out / args->groups, channels = args->c_in / args->groups;
     int64_t outside = volume(args->out), taps = volume(args->kernel);
     if (is_pointwise(args)) {
@@ -796,7 +807,7 @@ void pv_conv_wgrad(const PvRun *run, const int64_t *raw)
             .residual = args->residual,
             .sum_batch = 1,
         };
-        pv_gemm(run, (const int64_t *)&gemm);
+        pv_gemm_one(run, &gemm);
         return;
     }
     ConvProduct product = {
@@ -827,4 +838,11 @@ void pv_conv_wgrad(const PvRun *run, const int64_t *raw)
         wgrad_task(&product, args, task / blocks, m0, pv_least(m0 + cut.rows, rows), n0,
                    pv_least(n0 + cut.columns, channels * taps), pv_thread_scratch(run));
     }
+}
+
+void pv_conv_wgrad(const PvRun *run, const int64_t *raw)
+{
+    const ConvArgs *args = (const ConvArgs *)raw;
+    for (uint32_t i = 0; i < run->segments; i++)
+        wgrad_one(run, &args[i]);
 }

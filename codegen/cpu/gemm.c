@@ -180,9 +180,8 @@ static void gemm_store(Product *base, int64_t m0, int64_t rows, int64_t n0, int6
     }
 }
 
-void pv_gemm(const PvRun *run, const int64_t *raw)
+void pv_gemm_one(const PvRun *run, const GemmArgs *args)
 {
-    const GemmArgs *args = (const GemmArgs *)raw;
     int64_t batches = args->sum_batch ? 1 : args->batch0 * args->batch1;
     int64_t k_total = args->sum_batch ? args->k * args->batch0 * args->batch1 : args->k;
     if (args->m == 0 || args->n == 0 || batches == 0)
@@ -213,4 +212,11 @@ void pv_gemm(const PvRun *run, const int64_t *raw)
         pv_product_block(&product.base, m0, pv_least(m0 + cut.rows, args->m), n0,
                          pv_least(n0 + cut.columns, args->n), pv_thread_scratch(run));
     }
+}
+
+void pv_gemm(const PvRun *run, const int64_t *raw)
+{
+    const GemmArgs *args = (const GemmArgs *)raw;
+    for (uint32_t i = 0; i < run->segments; i++)
+        pv_gemm_one(run, &args[i]);
 }

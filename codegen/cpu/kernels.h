@@ -6,6 +6,9 @@
 // value, but without them loops with pv_log, pv_sqrt and pv_floor (pv_math.h) stay scalar. They
 // need no BLAS.
 //
+// A launch may have several segments (run->segments): pv_gemm, the convolutions, attention, norms,
+// softmax, pv_reduce, pv_copy and pv_fill take them; the others are given one.
+//
 // Rules for every kernel: parallel inside by OpenMP over run->threads; the same result for any
 // number of threads (fixed order of sums); no allocation: run->scratch holds scratch_size bytes a
 // thread, as much as the kernel's *_scratch function asked for at compile time (scratch.c, linked

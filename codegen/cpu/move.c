@@ -215,7 +215,8 @@ static int64_t displacement(const CopyArgs *args)
 void pv_copy(const PvRun *run, const int64_t *raw)
 {
     const CopyArgs *args = (const CopyArgs *)raw;
-    copy(run, args, (char *)args->y, (const char *)args->x + displacement(args));
+    for (uint32_t i = 0; i < run->segments; i++, args++)
+        copy(run, args, (char *)args->y, (const char *)args->x + displacement(args));
 }
 
 void pv_copy_to(const PvRun *run, const int64_t *raw)
@@ -224,9 +225,8 @@ void pv_copy_to(const PvRun *run, const int64_t *raw)
     copy(run, args, (char *)args->y + displacement(args), (const char *)args->x);
 }
 
-void pv_fill(const PvRun *run, const int64_t *raw)
+static void fill_one(const PvRun *run, const FillArgs *args)
 {
-    const FillArgs *args = (const FillArgs *)raw;
     int64_t count = args->count;
 #pragma omp parallel num_threads(run->threads) if (count > GRAIN)
     {
@@ -247,6 +247,13 @@ void pv_fill(const PvRun *run, const int64_t *raw)
                 ((Unit8 *)args->y)[i] = (Unit8)args->value;
         }
     }
+}
+
+void pv_fill(const PvRun *run, const int64_t *raw)
+{
+    const FillArgs *args = (const FillArgs *)raw;
+    for (uint32_t i = 0; i < run->segments; i++)
+        fill_one(run, &args[i]);
 }
 
 // ---- pick and gather ----
@@ -502,9 +509,8 @@ static void reduce_chunks(const PvRun *run, const Reduce *reduce, int64_t result
     }
 }
 
-void pv_reduce(const PvRun *run, const int64_t *raw)
+static void reduce_one_segment(const PvRun *run, const ReduceArgs *args)
 {
-    const ReduceArgs *args = (const ReduceArgs *)raw;
     Reduce reduce = {.x = (const PvReal *)args->x,
                      .residual = (const PvReal *)args->residual,
                      .op = (Reduction)args->op};
@@ -531,4 +537,11 @@ void pv_reduce(const PvRun *run, const int64_t *raw)
     chunks = pv_least(chunks, results * count / CHUNK_LEAST);
     chunks = pv_most(1, pv_least(chunks, reduced->size[0]));
     reduce_chunks(run, &reduce, results, chunks, side_by_side, out);
+}
+
+void pv_reduce(const PvRun *run, const int64_t *raw)
+{
+    const ReduceArgs *args = (const ReduceArgs *)raw;
+    for (uint32_t i = 0; i < run->segments; i++)
+        reduce_one_segment(run, &args[i]);
 }

@@ -130,13 +130,19 @@ static void group_norm_task(const GroupNormArgs *args, int64_t image, int64_t gr
     }
 }
 
-void pv_group_norm(const PvRun *run, const int64_t *raw)
+static void group_norm_one(const PvRun *run, const GroupNormArgs *args)
 {
-    const GroupNormArgs *args = (const GroupNormArgs *)raw;
     int64_t tasks = args->images * args->groups;
 #pragma omp parallel for schedule(static) num_threads(run->threads) if (tasks > 1)
     for (int64_t task = 0; task < tasks; task++)
         group_norm_task(args, task / args->groups, task % args->groups);
+}
+
+void pv_group_norm(const PvRun *run, const int64_t *raw)
+{
+    const GroupNormArgs *args = (const GroupNormArgs *)raw;
+    for (uint32_t i = 0; i < run->segments; i++)
+        group_norm_one(run, &args[i]);
 }
 
 // Element c of what a sum begins with; `added` is an address or 0.
@@ -190,9 +196,8 @@ static void group_norm_grad_task(const GroupNormGradArgs *args, int64_t image, i
     }
 }
 
-void pv_group_norm_grad(const PvRun *run, const int64_t *raw)
+static void group_norm_grad_one(const PvRun *run, const GroupNormGradArgs *args)
 {
-    const GroupNormGradArgs *args = (const GroupNormGradArgs *)raw;
     bool collect = args->dgamma && args->dbeta;
     // Few groups: all (image, group) at once, and the sums of channels a second time. Which way is
     // taken must not depend on the number of threads: bits might.
@@ -221,6 +226,13 @@ void pv_group_norm_grad(const PvRun *run, const int64_t *raw)
 #pragma omp parallel for schedule(static) num_threads(run->threads) if (tasks > 1)
     for (int64_t task = 0; task < tasks; task++)
         group_norm_grad_task(args, task / args->groups, task % args->groups, false);
+}
+
+void pv_group_norm_grad(const PvRun *run, const int64_t *raw)
+{
+    const GroupNormGradArgs *args = (const GroupNormGradArgs *)raw;
+    for (uint32_t i = 0; i < run->segments; i++)
+        group_norm_grad_one(run, &args[i]);
 }
 
 // ---- LayerNorm ----
@@ -252,13 +264,19 @@ static void layer_norm_row(const LayerNormArgs *args, int64_t row)
     activate(y, count, (PvAct)args->act);
 }
 
-void pv_layer_norm(const PvRun *run, const int64_t *raw)
+static void layer_norm_one(const PvRun *run, const LayerNormArgs *args)
 {
-    const LayerNormArgs *args = (const LayerNormArgs *)raw;
 #pragma omp parallel for schedule(static, ROW_BLOCK)                                               \
     num_threads(run->threads) if (args->rows > ROW_BLOCK)
     for (int64_t row = 0; row < args->rows; row++)
         layer_norm_row(args, row);
+}
+
+void pv_layer_norm(const PvRun *run, const int64_t *raw)
+{
+    const LayerNormArgs *args = (const LayerNormArgs *)raw;
+    for (uint32_t i = 0; i < run->segments; i++)
+        layer_norm_one(run, &args[i]);
 }
 
 // One row: dx, and what it adds to dgamma and dbeta (NULL: not wanted).
@@ -309,9 +327,8 @@ static void layer_norm_grad_row(const LayerNormGradArgs *args, int64_t row, PvRe
     }
 }
 
-void pv_layer_norm_grad(const PvRun *run, const int64_t *raw)
+static void layer_norm_grad_one(const PvRun *run, const LayerNormGradArgs *args)
 {
-    const LayerNormGradArgs *args = (const LayerNormGradArgs *)raw;
     int64_t c = args->c, per = pv_most(1, pv_ceil_div(args->rows, PV_NORM_PARTS));
     int64_t parts = pv_ceil_div(args->rows, per);
     bool collect = args->dgamma && args->dbeta;
@@ -333,6 +350,13 @@ void pv_layer_norm_grad(const PvRun *run, const int64_t *raw)
         ((PvReal *)args->dgamma)[i] = gamma;
         ((PvReal *)args->dbeta)[i] = beta;
     }
+}
+
+void pv_layer_norm_grad(const PvRun *run, const int64_t *raw)
+{
+    const LayerNormGradArgs *args = (const LayerNormGradArgs *)raw;
+    for (uint32_t i = 0; i < run->segments; i++)
+        layer_norm_grad_one(run, &args[i]);
 }
 
 // ---- softmax ----
@@ -365,12 +389,18 @@ static void softmax_row(PvReal *y, const PvReal *x, int64_t count)
         y[i] *= inverse;
 }
 
-void pv_softmax(const PvRun *run, const int64_t *raw)
+static void softmax_one(const PvRun *run, const SoftmaxArgs *args)
 {
-    const SoftmaxArgs *args = (const SoftmaxArgs *)raw;
 #pragma omp parallel for schedule(static, ROW_BLOCK)                                               \
     num_threads(run->threads) if (args->rows > ROW_BLOCK)
     for (int64_t row = 0; row < args->rows; row++)
         softmax_row((PvReal *)args->y + row * args->c, (const PvReal *)args->x + row * args->c,
                     args->c);
+}
+
+void pv_softmax(const PvRun *run, const int64_t *raw)
+{
+    const SoftmaxArgs *args = (const SoftmaxArgs *)raw;
+    for (uint32_t i = 0; i < run->segments; i++)
+        softmax_one(run, &args[i]);
 }
