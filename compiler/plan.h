@@ -228,4 +228,22 @@ void plan_memory(Work *work);
 PvArg resolve_arg(const Work *work, const PlanArg *arg);
 void print_plan(FILE *out, const Work *work, const char *(*kernel_name)(uint32_t kernel));
 
+/* memory.c */
+// Bytes of a step: whatever the batch, and linear in it.
+typedef struct {
+    int64_t parameters, gradients, sums, moments, averages;
+    Affine values;             // inputs and outputs
+    Affine data;               // batches that are read ahead
+    Affine activations, live;  // the arena; its lower bound
+    int64_t workspace;         // a thread
+} Footprint;
+// Of one of all plans: a stage counts what all its turns need.
+Footprint plan_footprint(Work *const *plans, uint32_t count, uint32_t index);
+// Work.budget of all fused plans: the bytes of the arena at a batch.
+void set_budgets(Work *const *plans, uint32_t count, int64_t bytes, int64_t batch);
+// Says on stderr which plans do not meet it, and what they take at least.
+bool check_budgets(Work *const *plans, uint32_t count);
+void print_certificate(FILE *out, Work *const *plans, uint32_t count);
+const char *bytes_text(Arena *arena, double bytes);              // "1.50 GB", decimal
+
 #endif

@@ -1,8 +1,8 @@
-"""Planned memory: packings near the largest live set."""
+"""Planned memory: packings near the largest live set, budgets, what is computed anew."""
 import os
 import re
 
-from common import PVDMC, ROOT, run
+from common import PVDMC, ROOT, run, scratch, write_tensors
 
 MODELS = ["pvdm.model", "pvdm-concat.model", "pvdm-tiny.model", "planes-dit.model"]
 PACKED = re.compile(r"^(\S+) +-O(\d).* packed +([\d.]+)% \+ +([\d.]+)%$", re.M)
@@ -18,3 +18,87 @@ def test_packings():
             assert len(plans) > 40, text
             for name, _, fixed, batch in plans:
                 assert float(fixed) >= 95 and float(batch) >= 95, (model, level, name, fixed, batch)
+
+
+DEEP = """
+module Block(d) {
+    norm = LayerNorm(d)
+    up   = Linear(d, 4 * d)
+    down = Linear(4 * d, d)
+    def forward(x: [b, n, d]) = x + (x |> norm |> up |> gelu |> down)
+}
+module Stack(d, depth) {
+    blocks = [Block(d) for _ in 0..depth]
+    def forward(x: [b, n, d]) = CALL(x)
+}
+model net = Stack(32, 8)
+program loss(x: [b, 64, 32]) -> y = mean(net(x) ^ 2)
+"""
+ARENA = re.compile(r"^grad.loss +-O2.* arena +(\d+) \+ +(\d+) b ", re.M)
+
+
+def deep_model(folder, name, call):
+    path = f"{folder}/{name}.model"
+    with open(path, "w", encoding="ascii") as file:
+        file.write(DEEP.replace("CALL", call))
+    return path
+
+
+def planned(model, *flags):
+    """Bytes of the gradient's arena at batch 2; what the compiler said."""
+    text = run(PVDMC, model, "--stats", "--certificate", "--stop-after", "plan", *flags)
+    fixed, batch = map(int, ARENA.search(text).groups())
+    return fixed + 2 * batch, text
+
+
+def gradient(folder, name, model, *flags):
+    exe, out = f"{folder}/{name}", f"{folder}/{name}.safetensors"
+    run(PVDMC, model, "-o", exe, *flags)
+    wave = [((i * 37) % 101) / 50 - 1 for i in range(2 * 64 * 32)]
+    write_tensors(f"{folder}/x.safetensors", {"x": ("F32", [2, 64, 32], wave)})
+    run(exe, "weights", "init", "--instance", "net", "--seed", 1, "-o", f"{folder}/w.safetensors")
+    run(exe, "grad", "loss", "--weights", f"net={folder}/w.safetensors", "--in",
+        f"x={folder}/x.safetensors:x", "--out", out)
+    with open(out, "rb") as file:
+        return file.read()
+
+
+def test_budget():
+    """A budget is met, costs operations and no bit; one that cannot be met says what can."""
+    folder = scratch("memory")
+    model = deep_model(folder, "deep", "blocks")
+    plain, text = planned(model)
+    assert "parameters" in text and "packed" in text, text
+    budget = plain * 2 // 5
+    less, text = planned(model, "--memory", f"{budget}@2")
+    assert less <= budget and "computed anew" in text, (plain, less, text)
+    assert gradient(folder, "a", model) == gradient(folder, "b", model, f"--memory={budget}@2")
+    told = run(PVDMC, model, "--memory", "10kB@2", "--stop-after", "plan", status=1)
+    least = re.search(r"grad.loss take at least ([\d.]+) (\w+) at batch 2; the budget is 10.0 kB", told)
+    assert least, told
+    enough = f"{float(least[1]) * 1.01}{least[2]}@2"
+    run(PVDMC, model, "--memory", enough, "--stop-after", "plan")
+    for wrong in ("3", "3XB", "GB", "3GB@0", "3GB@x"):
+        run(PVDMC, model, "--memory", wrong, "--stop-after", "plan", status=1 if wrong == "3" else 2)
+    return f"{plain} bytes, {less} with {budget}"
+
+
+def test_recompute_is_heard():
+    folder = scratch("recompute")
+    model = deep_model(folder, "deep", "blocks")
+    wished = deep_model(folder, "wished", "recompute(blocks)")
+    plain, least = planned(model)[0], planned(wished)[0]
+    assert least < plain * 2 // 3, (plain, least)
+    assert gradient(folder, "a", model) == gradient(folder, "b", wished)
+    return f"{plain} bytes, {least} with recompute(...)"
+
+
+def test_autoencoder_at_256():
+    """Activations of a training step of the autoencoder, batch 1, in f32 (bf16: half)."""
+    model, told = os.path.join(ROOT, "models", "pvdm.model"), []
+    for flags, most in (((), 12e9), (("--memory", "3GB"), 3e9)):
+        text = run(PVDMC, model, "--stats", "--stop-after", "plan", *flags)
+        for fixed, batch in re.findall(r"^autoencoder.0 .* arena +(\d+) \+ +(\d+) b ", text, re.M):
+            assert int(fixed) + int(batch) <= most, (flags, fixed, batch)
+        told.append(f"{(int(fixed) + int(batch)) / 1e9:.2f} GB")
+    return ", ".join(told)
