@@ -1,0 +1,118 @@
+// Templates of norms, their gradients and softmax. What differs between the segments of a launch,
+// sizes and alignment, is looked at when the kernel runs; a choice depends on the activation and on
+// classes of sizes.
+#include <string.h>
+
+#include "codegen/cuda/select.h"
+#include "compiler/util.h"
+
+#define FIELD(type, field) (offsetof(type, field) / sizeof(int64_t))
+
+static const char *act_suffix(int64_t act)
+{
+    static const char *const names[] = {"", "_silu", "_gelu", "_relu"};
+    return names[act];
+}
+
+static bool select_group_norm(const CudaLaunch *launch, CudaChoice *choice)
+{
+    int64_t act = cuda_number(launch, FIELD(GroupNormArgs, act));
+    int64_t groups = cuda_number(launch, FIELD(GroupNormArgs, groups));
+    int64_t channels = cuda_number(launch, FIELD(GroupNormArgs, c)) / groups;
+    bool large = channels * cuda_number(launch, FIELD(GroupNormArgs, positions)) > 4096;
+    int32_t resident = large ? 16384 : 4096;
+    choice->file = "group_norm_f32.cu";
+    choice->name = arena_printf(launch->arena, "group_norm%s", act_suffix(act));
+    choice->definitions =
+        arena_printf(launch->arena, "NORM_ACT=%d NORM_RESIDENT=%d", (int)act, resident);
+    choice->shape = "pv_shape_group_norm";
+    choice->phases = 2;
+    choice->threads[0] = choice->threads[1] = large ? 512 : 256;
+    choice->shared[0] = 4096 * 4 + 64;
+    choice->shared[1] = (uint32_t)resident * 4 + 64;
+    choice->baked[0] = resident;
+    return true;
+}
+
+static bool select_group_norm_grad(CudaChoice *choice)
+{
+    choice->file = "group_norm_grad_f32.cu";
+    choice->name = "group_norm_grad";
+    choice->shape = "pv_shape_group_norm_grad";
+    choice->phases = 2;
+    choice->threads[0] = choice->threads[1] = 256;
+    choice->shared[1] = 256 / 32 * 4;
+    return true;
+}
+
+// Quads of a lane where a warp takes a row of c elements; 0: a block does.
+static int32_t row_vectors(const CudaLaunch *launch, size_t c)
+{
+    if (!cuda_is_number(launch, c))
+        return 0;
+    for (int32_t vectors = 1; vectors <= 8; vectors *= 2)
+        if (cuda_number(launch, c) <= 128 * vectors)
+            return vectors;
+    return 0;
+}
+
+static bool select_layer_norm(const CudaLaunch *launch, CudaChoice *choice)
+{
+    int64_t act = cuda_number(launch, FIELD(LayerNormArgs, act));
+    int32_t vectors = row_vectors(launch, FIELD(LayerNormArgs, c));
+    choice->file = "layer_norm_f32.cu";
+    choice->name = arena_printf(launch->arena, "layer_norm%s", act_suffix(act));
+    choice->definitions =
+        arena_printf(launch->arena, "NORM_ACT=%d ROW_VECTORS=%d", (int)act, vectors);
+    choice->shape = "pv_shape_rows";
+    choice->threads[0] = 256;
+    choice->shared[0] = 256 / 32 * 4;
+    choice->baked[0] = vectors ? 8 : 1;
+    choice->baked[1] = FIELD(LayerNormArgs, rows);
+    return true;
+}
+
+static bool select_softmax(const CudaLaunch *launch, CudaChoice *choice)
+{
+    int32_t vectors = row_vectors(launch, FIELD(SoftmaxArgs, c));
+    choice->file = "softmax_f32.cu";
+    choice->name = "softmax";
+    choice->definitions = arena_printf(launch->arena, "ROW_VECTORS=%d", vectors);
+    choice->shape = "pv_shape_rows";
+    choice->threads[0] = 256;
+    choice->shared[0] = 256 / 32 * 4;
+    choice->baked[0] = vectors ? 8 : 1;
+    choice->baked[1] = FIELD(SoftmaxArgs, rows);
+    return true;
+}
+
+static bool select_layer_norm_grad(const CudaLaunch *launch, CudaChoice *choice)
+{
+    int32_t vectors = row_vectors(launch, FIELD(LayerNormGradArgs, c));
+    uint32_t last = vectors ? 1 : 2;
+    choice->file = "layer_norm_grad_f32.cu";
+    choice->name = "layer_norm_grad";
+    choice->definitions = arena_printf(launch->arena, "ROW_VECTORS=%d", vectors);
+    choice->shape = "pv_shape_layer_norm_grad";
+    choice->phases = last + 1;
+    for (uint32_t i = 0; i <= last; i++)
+        choice->threads[i] = 256;
+    choice->shared[0] = vectors ? (uint32_t)vectors * 2 * 128 * 4 : 0;
+    choice->shared[1] = vectors ? 0 : 256 / 32 * 4;
+    choice->shared[last] = 2 * 256 * 4;
+    choice->baked[0] = vectors ? 8 : 1;
+    return true;
+}
+
+bool cuda_select_norm(const CudaLaunch *launch, CudaChoice *choice)
+{
+    if (strcmp(launch->symbol, "pv_group_norm") == 0)
+        return select_group_norm(launch, choice);
+    if (strcmp(launch->symbol, "pv_group_norm_grad") == 0)
+        return select_group_norm_grad(choice);
+    if (strcmp(launch->symbol, "pv_layer_norm") == 0)
+        return select_layer_norm(launch, choice);
+    if (strcmp(launch->symbol, "pv_layer_norm_grad") == 0)
+        return select_layer_norm_grad(launch, choice);
+    return select_softmax(launch, choice);
+}
