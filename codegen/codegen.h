@@ -64,7 +64,10 @@ typedef struct {
     CudaKernel *cuda_kernels;
     uint32_t cuda_kernel_count;
     size_t cuda_kernel_capacity;
+    const char **cuda_runtime_names;   // of the first cuda_kernels, which the runtime launches
+    uint32_t cuda_runtime_count;
     uint32_t cuda_modules;
+    uint32_t cuda_version;   // of NVRTC: 13000; 0: not asked
     CudaImage *cuda_images;
     uint32_t cuda_image_count;
     size_t cuda_image_capacity;
@@ -157,6 +160,7 @@ static inline bool wants_cuda(const Codegen *cg)
 enum { CUDA_SEGMENT_ARGS = 62 };   // most arguments of a segment, if there is more than one
 // Index + 1 in Codegen.cuda_kernels. `text` NULL: of a template.
 uint32_t cuda_kernel_add(Codegen *cg, const CudaChoice *choice, const char *text, uint32_t args);
+void add_runtime_kernels(Codegen *cg);                   // before any other
 // Gives every launch of all plans a kernel for GPUs. Needs launches; buffers may lie anywhere.
 void choose_cuda_kernels(Codegen *cg);
 CudaModuleKernel cuda_kernel_text(Codegen *cg, const CudaKernel *kernel);
@@ -230,6 +234,7 @@ typedef struct {
 } CFiles;
 // Writes the C files (and the data section) into `folder`. false: errno tells.
 bool emit_files(Codegen *cg, const char *folder, CFiles *files);
+void emit_cuda_tables(const Codegen *cg, FILE *out);     // emit_cuda.c: `cuda`, a PvCuda
 void emit_text(Codegen *cg, FILE *out);                  // all C text, for --emit c
 const char *kernel_name(const Codegen *cg, uint32_t kernel);
 

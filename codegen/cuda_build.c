@@ -125,10 +125,10 @@ static uint32_t add_items(const Build *build, const CudaProgram *program, Item *
         const char *with = arena_printf(arena, "nvrtc %d.%d %s", major, minor, name);
         if (!alone)
             *(cubin = &items[count++]) = (Item){
-                .program = program, .image = {module, arch.number * 10, arch.specific, false, 0, 0}};
+                .program = program, .image = {module, arch.number, arch.specific, false, 0, 0}};
         if (ptx)
             *(text = &items[count++]) =
-                (Item){.program = program, .image = {module, arch.number * 10, false, true, 0, 0}};
+                (Item){.program = program, .image = {module, arch.number, false, true, 0, 0}};
         bool there = true;
         if (cubin) {
             set_key(build, cubin, with);
@@ -194,6 +194,9 @@ static int build_gpu(const Build *build)
         fprintf(stderr, "pvdmc: error: %s\n", missing);
         return 3;
     }
+    int major, minor;
+    nvrtc_version(&major, &minor);
+    cg->cuda_version = (uint32_t)(major * 1000 + minor * 10);
     size_t most = (size_t)build->count * (MAX_ARCHS + 2) + 1;
     Item *items = arena_alloc(cg->arena, most * sizeof *items);
     NvrtcJob *jobs = arena_alloc(cg->arena, most * sizeof *jobs);

@@ -30,6 +30,20 @@ uint32_t cuda_kernel_add(Codegen *cg, const CudaChoice *choice, const char *text
     return cg->cuda_kernel_count;
 }
 
+void add_runtime_kernels(Codegen *cg)
+{
+    uint32_t count;
+    const CudaRuntimeKernel *kernels = cuda_runtime_kernels(&count);
+    cg->cuda_runtime_names = arena_alloc(cg->arena, (count + 1) * sizeof *cg->cuda_runtime_names);
+    for (uint32_t i = 0; i < count; i++) {
+        cg->cuda_runtime_names[i] = kernels[i].name;
+        cuda_kernel_add(cg, &kernels[i].choice, NULL, 1);
+    }
+    cg->cuda_runtime_count = count;
+    if (cg->cuda_kernel_count != count)
+        bug("two kernels of the runtime are one");
+}
+
 // The arguments of a segment that stands for all: numbers are the first's, and an address has the
 // alignment that all have.
 static PlanArg *common_args(Codegen *cg, const Work *work, const PlanLaunch *launch,

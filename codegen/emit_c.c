@@ -565,19 +565,39 @@ static void write_prologue(FILE *out)
         out);
 }
 
+// The runtime knows draws by the CPU function, which is its own.
+static bool has_function(const Codegen *cg, const Kernel *kernel)
+{
+    return cg->targets.cpu || strcmp(kernel->symbol, "pv_random") == 0;
+}
+
+static void write_kernel_table(const Codegen *cg, FILE *out)
+{
+    for (uint32_t i = 0; i < cg->kernel_count; i++)
+        if (cg->kernels[i].text && cg->targets.cpu)
+            fprintf(out, "void %s(const PvRun *run, const int64_t *args);\n",
+                    cg->kernels[i].symbol);
+    fprintf(out, "static const PvKernel kernels[] = {\n");
+    for (uint32_t i = 0; i < cg->kernel_count; i++) {
+        const Kernel *kernel = &cg->kernels[i];
+        fprintf(out, "    {\"%s\", %s, ", kernel->name,
+                has_function(cg, kernel) ? kernel->symbol : "0");
+        if (kernel->cuda)
+            fprintf(out, "cuda_kernels + %u},\n", kernel->cuda - 1);
+        else
+            fprintf(out, "0},\n");
+    }
+    fprintf(out, "%s};\n", cg->kernel_count ? "" : "    {0}\n");
+}
+
 static void write_model(Writer *writer)
 {
     const Codegen *cg = writer->cg;
     const Module *module = cg->module;
     FILE *out = writer->out;
-    for (uint32_t i = 0; i < cg->kernel_count; i++)
-        if (cg->kernels[i].text)
-            fprintf(out, "void %s(const PvRun *run, const int64_t *args);\n",
-                    cg->kernels[i].symbol);
-    fprintf(out, "static const PvKernel kernels[] = {\n");
-    for (uint32_t i = 0; i < cg->kernel_count; i++)
-        fprintf(out, "    {\"%s\", %s, 0},\n", cg->kernels[i].name, cg->kernels[i].symbol);
-    fprintf(out, "%s};\n", cg->kernel_count ? "" : "    {0}\n");
+    if (wants_cuda(cg))
+        emit_cuda_tables(cg, out);
+    write_kernel_table(cg, out);
     write_names(out, "origins", writer->texts, writer->count);
     write_names(out, "labels", writer->labels, writer->count);
     write_names(out, "constants", module->constants, module->constant_count);
@@ -590,8 +610,8 @@ static void write_model(Writer *writer)
             module->option_count, cg->option_slots, module->stream_count);
     fprintf(out, "    entries, %u, stages, %u, samplers, %u,\n", module->entry_count,
             module->stage_count, module->sampler_count);
-    fprintf(out, "    kernels, %u, origins, %u, pv_data, %zu, 0, ", cg->kernel_count, writer->count,
-            cg->data_size);
+    fprintf(out, "    kernels, %u, origins, %u, pv_data, %zu, %s, ", cg->kernel_count,
+            writer->count, cg->data_size, wants_cuda(cg) ? "&cuda" : "0");
     write_string(out, cg->march);
     fprintf(out, ", PV_FEATURES, labels\n};\n");
 }
@@ -633,7 +653,8 @@ static void write_kernels(const Codegen *cg, FILE *out, uint32_t part, uint32_t 
 void emit_text(Codegen *cg, FILE *out)
 {
     write_tables(cg, out);
-    write_kernels(cg, out, 0, 1);
+    if (cg->targets.cpu)
+        write_kernels(cg, out, 0, 1);
 }
 
 static FILE *open_file(Codegen *cg, const char *folder, const char *name, CFiles *files)
@@ -650,11 +671,26 @@ static bool close_file(FILE *file)
     return fclose(file) == 0 && good;
 }
 
-bool emit_files(Codegen *cg, const char *folder, CFiles *files)
+// Text that puts the bytes of a file of `folder` into the executable, under a name.
+static void write_bytes_of(FILE *out, const char *folder, const char *file, const char *name)
 {
-    uint32_t parts = cg->kernel_count / KERNELS_A_FILE + 1;
-    parts = parts > MAX_KERNEL_FILES ? MAX_KERNEL_FILES : parts;
-    files->paths = arena_alloc(cg->arena, (parts + 2) * sizeof *files->paths);
+    fprintf(out, "__asm__(\".section .rodata\\n.balign 64\\n.globl %s\\n%s:\\n\"\n"
+                 "        \".incbin \\\"%s/%s\\\"\\n.byte 0\\n.previous\");\n", name, name, folder,
+            file);
+}
+
+static bool emit_bytes(Codegen *cg, const char *folder, const char *name, const char *bytes,
+                       size_t size)
+{
+    FILE *out = open_file(cg, folder, name, NULL);
+    if (!out)
+        return false;
+    fwrite(bytes, 1, size, out);
+    return close_file(out);
+}
+
+static bool emit_kernels(Codegen *cg, const char *folder, CFiles *files, uint32_t parts)
+{
     for (uint32_t part = 0; part < parts; part++) {
         char name[32];
         snprintf(name, sizeof name, "kernels_%u.c", part);
@@ -665,17 +701,24 @@ bool emit_files(Codegen *cg, const char *folder, CFiles *files)
         if (!close_file(out))
             return false;
     }
+    return true;
+}
+
+bool emit_files(Codegen *cg, const char *folder, CFiles *files)
+{
+    uint32_t parts = cg->kernel_count / KERNELS_A_FILE + 1;
+    parts = parts > MAX_KERNEL_FILES ? MAX_KERNEL_FILES : parts;
+    files->paths = arena_alloc(cg->arena, (parts + 2) * sizeof *files->paths);
+    if (cg->targets.cpu && !emit_kernels(cg, folder, files, parts))
+        return false;
     FILE *out = open_file(cg, folder, "tables.c", files);
     if (!out)
         return false;
     write_tables(cg, out);
-    fprintf(out, "__asm__(\".section .rodata\\n.balign 64\\n.globl pv_data\\npv_data:\\n\"\n"
-                 "        \".incbin \\\"%s/data.bin\\\"\\n.byte 0\\n.previous\");\n", folder);
-    if (!close_file(out))
-        return false;
-    out = open_file(cg, folder, "data.bin", NULL);     // complete once the tables are written
-    if (!out)
-        return false;
-    fwrite(cg->data, 1, cg->data_size, out);
-    return close_file(out);
+    write_bytes_of(out, folder, "data.bin", "pv_data");
+    if (wants_cuda(cg))
+        write_bytes_of(out, folder, "images.bin", "pv_images");
+    return close_file(out) &&          // the data is complete once the tables are written
+           emit_bytes(cg, folder, "data.bin", cg->data, cg->data_size) &&
+           (!wants_cuda(cg) || emit_bytes(cg, folder, "images.bin", cg->images, cg->image_bytes));
 }

@@ -224,6 +224,10 @@ static int build(Link *link)
 {
     Arena *arena = link->cg->arena;
     CFiles files = {.count = 0};
+    int status = wants_cuda(link->cg) ? build_cuda(link->cg, link->home, link->folder, link->options)
+                                      : 0;
+    if (status != 0)
+        return status;
     if (!emit_files(link->cg, link->folder, &files)) {
         fprintf(stderr, "pvdmc: error: cannot write to %s: %s\n", link->folder, strerror(errno));
         return 3;
@@ -234,7 +238,7 @@ static int build(Link *link)
                                  link->cc.words, link->cc.count);
     for (uint32_t i = 0; i < files.count; i++)
         add_job(link, files.paths[i]);
-    if (!add_library(link)) {
+    if (link->cg->targets.cpu && !add_library(link)) {
         fprintf(stderr, "pvdmc: error: the kernel library is not in %s/include/codegen/cpu\n",
                 link->home);
         return 3;

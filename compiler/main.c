@@ -106,6 +106,8 @@ static bool pass_layout(Build *build)
         add_probes(module);
     Codegen *cg = build->cg = codegen_new(module, build->sources, build->options.march);
     cg->targets = build->options.targets;
+    if (wants_cuda(cg))
+        add_runtime_kernels(cg);
     cg->unfused_too = build->options.unfused_too;
     cg->ladder_first = arena_alloc(build->arena, (module->entry_count + 1) * sizeof(uint32_t));
     cg->fused_first = arena_alloc(build->arena, (module->entry_count + 1) * sizeof(uint32_t));
@@ -497,6 +499,9 @@ static Options read_options(int argc, char **argv)
     }
     if (!options.path)
         fail(2, "no model file");
+    uint32_t rungs = options.choose_rungs ? options.rungs : level_rungs(options.level);
+    if (options.memory > 0 && !(rungs & RUNG_MEMORY))
+        fail(2, "--memory needs -O2: nothing is computed twice below");
     if (options.real == DT_F64 && (options.targets.cuda || options.targets.simt))
         fail(2, "--dtype f64 is for --target cpu: there are no kernels of it for GPUs");
     return options;

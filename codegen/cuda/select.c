@@ -25,6 +25,14 @@ __attribute__((unused)) static bool no_family(const CudaLaunch *launch, CudaChoi
     return false;
 }
 
+#ifndef HAVE_RUNTIME
+const CudaRuntimeKernel *cuda_runtime_kernels(uint32_t *count)
+{
+    *count = 0;
+    return NULL;
+}
+#endif
+
 static const struct {
     const char *symbol;
     bool (*select)(const CudaLaunch *launch, CudaChoice *choice);

@@ -54,6 +54,13 @@ bool cuda_select_conv(const CudaLaunch *launch, CudaChoice *choice);        // s
 bool cuda_select_attention(const CudaLaunch *launch, CudaChoice *choice);   // select_attention.c: both
 bool cuda_select_norm(const CudaLaunch *launch, CudaChoice *choice);        // select_norm.c: norms,
                                                                 // their gradients, softmax
+// Kernels that the runtime launches by name: the optimizer and the like (the end of kernel_args.h).
+typedef struct {
+    const char *name;            // "adamw"
+    CudaChoice choice;
+} CudaRuntimeKernel;
+const CudaRuntimeKernel *cuda_runtime_kernels(uint32_t *count);             // select_runtime.c
+
 bool cuda_select_move(const CudaLaunch *launch, CudaChoice *choice);        // select_move.c: reduce,
                                                                 // copy, fill, pick, gather, random
 #endif
