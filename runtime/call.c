@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "runtime/cuda_exec.h"
+
 PvCall *pv_call_new(const PvEntry *entry, const PvScalar *options, PvRandom *random)
 {
     PvCall *call = pv_alloc(sizeof *call);
@@ -22,8 +24,17 @@ void pv_call_free(PvCall *call)
         return;
     for (uint32_t i = 0; i < call->entry->input_count; i++)
         pv_tensor_drop(call->inputs[i]);
-    for (uint32_t i = 0; i < call->entry->output_count; i++)
-        pv_tensor_drop(call->outputs[i]);
+    for (uint32_t i = 0; i < call->entry->output_count; i++) {
+        PvTensor *output = call->outputs[i];
+        PvError ignored = {0}; // a device that failed; who holds the number finds 0
+        if (call->device && output && output->rank == 0 && output->refs > 1)
+            pv_tensor_fetch(output, &ignored);
+        pv_error_free(&ignored);
+        pv_tensor_drop(output);
+    }
+    if (call->device)
+        pv_device_free(call->device, call->numbers_at,
+                       (int64_t)call->entry->output_count * PV_NUMBER_SPACING);
     free(call->inputs);
     free(call->numbers);
     free(call->outputs);
@@ -109,41 +120,115 @@ bool pv_call_settle(PvCall *call, int64_t fallback, PvError *error)
     return true;
 }
 
-// Outputs of the right size for this batch.
-static bool make_outputs(PvCall *call, PvError *error)
+// A new output: on the CPU, or where the GPU will write it.
+static PvTensor *make_output(PvExec *exec, PvCall *call, uint32_t index, PvError *error)
+{
+    const PvEntry *entry = call->entry;
+    const PvType *type = &entry->outputs[index].type;
+    if (!exec->gpu)
+        return pv_tensor_of(type, call->step.batch, error);
+    PvDevice *device = exec->gpu->device;
+    if (type->rank > 0)
+        return pv_tensor_on(device, type, call->step.batch, error);
+    if (!call->numbers_at &&
+        !pv_device_alloc(device, (int64_t)entry->output_count * PV_NUMBER_SPACING, "numbers",
+                         &call->numbers_at, error))
+        return NULL;
+    call->device = device;
+    return pv_tensor_at(device, type, 1, call->numbers_at + PV_NUMBER_SPACING * (uint64_t)index,
+                        error);
+}
+
+// Outputs of the right size for this batch. Numbers on a GPU have one place each, so they are
+// brought to the host before somebody who holds them finds others there.
+static bool make_outputs(PvExec *exec, PvCall *call, PvError *error)
 {
     const PvEntry *entry = call->entry;
     for (uint32_t i = 0; i < entry->output_count; i++) {
         PvTensor **at = &call->outputs[i];
         const PvType *type = &entry->outputs[i].type;
         if (*at && ((*at)->refs != 1 || !pv_tensor_fits(*at, type, call->step.batch))) {
+            if (exec->gpu && type->rank == 0 && !pv_tensor_fetch(*at, error))
+                return false;
             pv_tensor_drop(*at);
             *at = NULL;
         }
         if (!*at)
-            *at = pv_tensor_of(type, call->step.batch, error);
+            *at = make_output(exec, call, i, error);
         if (!*at)
             return false;
     }
     return true;
 }
 
-bool pv_call_run(PvExec *exec, PvCall *call, const PvCallPlan *plan, PvError *error)
+// Addresses of inputs and outputs on the CPU.
+static void host_addresses(PvCall *call)
 {
     const PvEntry *entry = call->entry;
-    if (!make_outputs(call, error))
-        return false;
     for (uint32_t i = 0; i < entry->input_count; i++)
         call->io[i] = call->inputs[i] ? call->inputs[i]->data : NULL;
     for (uint32_t i = 0; i < entry->output_count; i++)
         call->io[entry->input_count + i] = call->outputs[i]->data;
+}
+
+// The same on a GPU, where inputs are sent to that are not there; numbers are step values.
+static bool device_addresses(PvExec *exec, PvCall *call, PvError *error)
+{
+    const PvEntry *entry = call->entry;
+    CUdeviceptr at;
+    for (uint32_t i = 0; i < entry->input_count; i++) {
+        call->io[i] = NULL;
+        if (!call->inputs[i] || entry->inputs[i].type.rank == 0)
+            continue;
+        if (!pv_tensor_upload(call->inputs[i], exec->gpu->device, &at, error))
+            return false;
+        call->io[i] = (void *)(uintptr_t)at;
+    }
+    for (uint32_t i = 0; i < entry->output_count; i++) {
+        if (!pv_tensor_place(call->outputs[i], exec->gpu->device, &at, error))
+            return false;
+        call->io[entry->input_count + i] = (void *)(uintptr_t)at;
+    }
+    return true;
+}
+
+// The work that reads and writes them is queued.
+static bool note_uses(PvCall *call, PvError *error)
+{
+    const PvEntry *entry = call->entry;
+    for (uint32_t i = 0; i < entry->input_count; i++)
+        if (call->inputs[i] && entry->inputs[i].type.rank > 0 &&
+            !pv_tensor_device_read(call->inputs[i], error))
+            return false;
+    for (uint32_t i = 0; i < entry->output_count; i++)
+        pv_tensor_device_wrote(call->outputs[i]);
+    return true;
+}
+
+bool pv_call_run(PvExec *exec, PvCall *call, const PvCallPlan *plan, PvError *error)
+{
+    const PvEntry *entry = call->entry;
+    if (!make_outputs(exec, call, error))
+        return false;
+    if (!exec->gpu)
+        host_addresses(call);
+    else if (!device_addresses(exec, call, error))
+        return false;
     const PvPlan *of =
         plan->plain ? &entry->plain[plan->variant] : pv_exec_plan(exec, entry, plan->variant);
     PvExecStep step = {
         entry, of, &call->step, call->io, plan->taps, plan->tap_count, plan->tap_tensors};
-    if (!pv_exec_run(exec, &step, error))
+    if (!pv_exec_run(exec, &step, error) || (exec->gpu && !note_uses(call, error)))
         return false;
     pv_random_advance(call->step.random, of->streams, of->stream_count);
+    return true;
+}
+
+bool pv_call_fetch(PvCall *call, PvError *error)
+{
+    for (uint32_t i = 0; i < call->entry->output_count; i++)
+        if (call->outputs[i] && !pv_tensor_fetch(call->outputs[i], error))
+            return false;
     return true;
 }
 

@@ -13,7 +13,13 @@ typedef struct {
     PvTensor **outputs; // [output_count], after pv_call_run
     void **io;          // [input_count + output_count]
     PvStep step;
+    PvDevice *device;   // of `numbers_at`, or NULL
+    CUdeviceptr numbers_at; // the outputs of rank 0, PV_NUMBER_SPACING bytes apart
 } PvCall;
+
+// On a GPU the numbers that a call gives lie together, output i at i * PV_NUMBER_SPACING, so that
+// one copy brings them.
+enum { PV_NUMBER_SPACING = 64 };
 
 // `options` and `random` stay the caller's.
 PvCall *pv_call_new(const PvEntry *entry, const PvScalar *options, PvRandom *random);
@@ -40,6 +46,8 @@ typedef struct {
     PvTensor *const *tap_tensors;
 } PvCallPlan;
 bool pv_call_run(PvExec *exec, PvCall *call, const PvCallPlan *plan, PvError *error);
+// Brings all outputs to the host.
+bool pv_call_fetch(PvCall *call, PvError *error);
 // Output by name, or NULL; a rank-0 output as a number.
 PvTensor *pv_call_output(const PvCall *call, const char *name);
 

@@ -201,7 +201,7 @@ static bool check_memory(Run *run, const PvPlan *plan, const bool *needed, PvErr
         items[2].fixed += model->params[plan->grads[i]].count * (int64_t)sizeof(PvReal);
     char *command =
         pv_printf("%s %s", run->entry->kind == PV_GRAD_OF ? "grad" : "run", run->entry->name);
-    bool good = pv_memory_check(command, items, 3, run->call->step.batch, error);
+    bool good = pv_session_memory(&run->session, command, items, 3, run->call->step.batch, error);
     free(command);
     return good;
 }
@@ -214,6 +214,7 @@ static size_t buffer_size(const PvParam *param)
 // The buffers (batch-norm statistics) of the instances that the call reads, before it.
 static void save_buffers(Run *run, const bool *needed)
 {
+    const char *params = run->session.exec->params; // as they were mounted
     run->buffers = pv_alloc((pv_model.param_count + 1u) * sizeof *run->buffers);
     for (uint32_t i = 0; i < pv_model.param_count; i++) {
         const PvParam *param = &pv_model.params[i];
@@ -221,26 +222,33 @@ static void save_buffers(Run *run, const bool *needed)
             continue;
         size_t size = buffer_size(param);
         run->buffers[i] = pv_alloc(size);
-        memcpy(run->buffers[i], run->session.exec->params + param->offset, size);
+        memcpy(run->buffers[i], params + param->offset, size);
     }
 }
 
 // Each run starts from the statistics that were mounted.
-static void restore_buffers(Run *run)
+static bool restore_buffers(Run *run, PvError *error)
 {
+    char *params = NULL;
     for (uint32_t i = 0; i < pv_model.param_count; i++) {
         const PvParam *param = &pv_model.params[i];
-        if (run->buffers[i])
-            memcpy(run->session.exec->params + param->offset, run->buffers[i], buffer_size(param));
+        if (!run->buffers[i])
+            continue;
+        if (!params && !(params = pv_exec_params(run->session.exec, error)))
+            return false;
+        memcpy(params + param->offset, run->buffers[i], buffer_size(param));
     }
+    if (params)
+        pv_exec_params_written(run->session.exec);
+    return true;
 }
 
 // Buffers that the program moved are results too, under their own names.
-static void add_moved_buffers(Run *run, PvWriter *writer)
+static void add_moved_buffers(Run *run, const char *params, PvWriter *writer)
 {
     for (uint32_t i = 0; i < pv_model.param_count; i++) {
         const PvParam *param = &pv_model.params[i];
-        const char *now = run->session.exec->params + param->offset;
+        const char *now = params + param->offset;
         size_t size = buffer_size(param);
         if (run->buffers[i] && memcmp(run->buffers[i], now, size) != 0)
             pv_writer_add(writer, param->name, param->type.dtype, param->type.rank, param->type.dim,
@@ -252,6 +260,10 @@ static bool write_results(Run *run, const PvPlan *plan, PvError *error)
 {
     const PvEntry *entry = run->entry;
     const PvModel *model = run->session.model;
+    const char *params = pv_exec_params(run->session.exec, error);
+    const char *grads = pv_exec_grads(run->session.exec, error);
+    if (!params || !grads)
+        return false;
     PvWriter *writer = pv_writer_new();
     PvTensorSet written = {0}; // names, so that a path taken twice is one
     for (uint32_t i = 0; i < run->tap_count; i++)
@@ -265,10 +277,10 @@ static bool write_results(Run *run, const PvPlan *plan, PvError *error)
         const PvParam *param = &model->params[plan->grads[i]];
         char *name = pv_printf("grad.%s", param->name);
         pv_writer_add(writer, name, param->type.dtype, param->type.rank, param->type.dim,
-                      run->session.exec->grads + param->offset, param->type.dtype);
+                      grads + param->offset, param->type.dtype);
         free(name);
     }
-    add_moved_buffers(run, writer);
+    add_moved_buffers(run, params, writer);
     pv_writer_metadata(writer, "program", entry->name);
     bool good = pv_writer_finish(writer, run->out, error);
     pv_set_free(&written);
@@ -303,11 +315,16 @@ static bool execute(Run *run, const PvCallPlan *how, PvError *error)
     bool good = seconds != NULL;
     for (int64_t i = 0; good && i < count; i++) {
         memcpy(session->random->draws, draws, size);
-        restore_buffers(run);
+        if (!restore_buffers(run, error)) {
+            good = false;
+            break;
+        }
         double start = pv_seconds();
-        good = pv_call_run(session->exec, run->call, how, error);
+        good = pv_call_run(session->exec, run->call, how, error) &&
+               pv_exec_wait(session->exec, error);
         seconds[i] = pv_seconds() - start;
     }
+    good = good && pv_call_fetch(run->call, error);
     if (good && run->repeat > 0)
         pv_print_median(seconds, count);
     free(seconds);

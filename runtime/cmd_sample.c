@@ -99,7 +99,7 @@ static bool check_memory(const Sampling *s, PvError *error)
         s->plan.activations,
         {"frames", 0, s->out ? s->plan.frame_bytes : 0},
     };
-    return pv_memory_check("sample", items, 3, s->batch, error);
+    return pv_session_memory(&s->session, "sample", items, 3, s->batch, error);
 }
 
 static bool write_trace(const Sampling *s, PvError *error)

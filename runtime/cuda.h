@@ -102,6 +102,7 @@ typedef struct {
 // Opens the driver (libcuda.so.1, or PVDM_CUDA_DRIVER) and starts it; once a process. NULL with an
 // error: there is none, it is too old, it finds no device.
 const PvDriver *pv_driver_open(PvError *error);
+bool pv_driver_is_there(void); // pv_driver_open found a library
 // An error (PV_MACHINE) for what a function of the driver gave: "WHAT: TEXT (CUDA_ERROR_NAME)".
 // Always false.
 bool pv_driver_error(const PvDriver *driver, PvError *error, int result, const char *format, ...)

@@ -10,6 +10,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "runtime/cuda_exec.h"
 #include "runtime/timing.h"
 #include "runtime/unpack.h"
 
@@ -17,8 +18,7 @@
 struct PvUnpacked {
     PvUnpacked *next;
     const PvPlan *plan;
-    const PvLaunch *launches;
-    const PvArg *args;
+    PvPlanLists lists;
     PvLaunch *own_launches;
     PvArg *own_args;
     double *seconds; // [launch_count], while profiling
@@ -62,6 +62,7 @@ void pv_exec_free(PvExec *exec)
 {
     if (!exec)
         return;
+    pv_gpu_free(exec->gpu);
     pv_space_free(exec->params, exec->model->param_bytes);
     pv_space_free(exec->grads, exec->model->param_bytes);
     pv_space_free(exec->arena, exec->arena_bytes);
@@ -78,6 +79,40 @@ void pv_exec_free(PvExec *exec)
     free(exec->scalars);
     free(exec->times);
     free(exec);
+}
+
+bool pv_exec_use(PvExec *exec, PvDevice *device, PvError *error)
+{
+    exec->gpu = pv_gpu_new(exec, device, error);
+    return exec->gpu != NULL;
+}
+
+char *pv_exec_params(PvExec *exec, PvError *error)
+{
+    PvGpu *gpu = exec->gpu;
+    return !gpu || pv_mirror_to_host(gpu->device, &gpu->params, error) ? exec->params : NULL;
+}
+
+char *pv_exec_grads(PvExec *exec, PvError *error)
+{
+    PvGpu *gpu = exec->gpu;
+    return !gpu || pv_mirror_to_host(gpu->device, &gpu->grads, error) ? exec->grads : NULL;
+}
+
+void pv_exec_params_written(PvExec *exec)
+{
+    if (exec->gpu)
+        exec->gpu->params.host_new = true;
+}
+
+void pv_exec_expect(PvExec *exec, const bool *instances, bool gradients)
+{
+    for (uint32_t i = 0; exec->gpu && i < exec->model->instance_count; i++) {
+        const PvInstance *at = &exec->model->instances[i];
+        PvMirror *mirror = gradients ? &exec->gpu->grads : &exec->gpu->params;
+        if (instances[i])
+            pv_mirror_cover(mirror, at->offset, at->offset + at->size);
+    }
 }
 
 bool pv_exec_measure(PvExec *exec, PvError *error)
@@ -118,7 +153,11 @@ void pv_exec_print_times(const PvExec *exec)
                 time->seconds > 0 ? time->flops / time->seconds * 1e-9 : 0,
                 exec->model->kernels[order[i]].name);
     }
-    fprintf(stderr, "%10.4f seconds in kernels, %d threads\n", total, exec->threads);
+    if (exec->gpu)
+        fprintf(stderr, "%10.4f seconds in kernels on GPU %d (%s)\n", total,
+                exec->gpu->device->index, exec->gpu->device->name);
+    else
+        fprintf(stderr, "%10.4f seconds in kernels, %d threads\n", total, exec->threads);
     free(order);
 }
 
@@ -150,8 +189,8 @@ int64_t pv_type_bytes(const PvType *type, int64_t batch)
 
 PvMemoryItem pv_exec_need(const PvExec *exec, const PvEntry *entry, const PvPlan *plan)
 {
-    PvMemoryItem need = {"activations", plan->arena_fixed + plan->scratch_size * exec->threads,
-                         plan->arena_batch};
+    int64_t scratch = exec->gpu ? 0 : plan->scratch_size * exec->threads;
+    PvMemoryItem need = {"activations", plan->arena_fixed + scratch, plan->arena_batch};
     for (uint32_t i = 0; i < entry->input_count + entry->output_count; i++) {
         const PvType *type = i < entry->input_count ? &entry->inputs[i].type
                                                     : &entry->outputs[i - entry->input_count].type;
@@ -256,21 +295,27 @@ static PvUnpacked *unpack(PvExec *exec, const PvPlan *plan, PvError *error)
         if (!found)
             return NULL;
         found->plan = plan;
-        found->launches = plan->launches;
-        found->args = plan->args;
+        found->lists = (PvPlanLists){plan->launches, plan->args};
         if (plan->packed) {
             if (!pv_plan_unpack(plan, exec->model->kernel_count, &found->own_launches,
                                 &found->own_args, error)) {
                 free(found);
                 return NULL;
             }
-            found->launches = found->own_launches;
-            found->args = found->own_args;
+            found->lists = (PvPlanLists){found->own_launches, found->own_args};
         }
     }
     found->next = exec->unpacked;
     exec->unpacked = found;
     return found;
+}
+
+bool pv_exec_lists(PvExec *exec, const PvPlan *plan, PvPlanLists *lists, PvError *error)
+{
+    const PvUnpacked *found = unpack(exec, plan, error);
+    if (found)
+        *lists = found->lists;
+    return found != NULL;
 }
 
 // `seconds`: where the time of this launch is added up, or NULL.
@@ -296,6 +341,16 @@ static void launch(PvExec *exec, const PvRun *run, const PvLaunch *at, double *s
     time->calls++;
 }
 
+void pv_tap_number(PvTensor *to, const PvType *type, int64_t number)
+{
+    double value;
+    memcpy(&value, &number, sizeof value);
+    if (pv_dtype_is_real(type->dtype))
+        pv_convert(to->data, to->dtype, &value, PV_F64, 1);
+    else
+        pv_convert(to->data, to->dtype, &number, PV_I64, 1);
+}
+
 // Copies the wanted taps that lie still right after launch `index`.
 static void copy_taps(const PvExec *exec, const PvExecStep *step, int32_t index)
 {
@@ -305,15 +360,10 @@ static void copy_taps(const PvExec *exec, const PvExecStep *step, int32_t index)
             continue;
         PvTensor *to = step->tap_tensors[i];
         int64_t from = resolve(exec, step, &tap->at);
-        if (tap->at.space != PV_VALUE) {
+        if (tap->at.space != PV_VALUE)
             memcpy(to->data, (const void *)(intptr_t)from, (size_t)to->bytes);
-        } else if (pv_dtype_is_real(tap->type->dtype)) {
-            double value;
-            memcpy(&value, &from, sizeof value);
-            pv_convert(to->data, to->dtype, &value, PV_F64, 1);
-        } else {
-            pv_convert(to->data, to->dtype, &from, PV_I64, 1);
-        }
+        else
+            pv_tap_number(to, tap->type, from);
     }
 }
 
@@ -327,7 +377,7 @@ static PvUnpacked *prepare(PvExec *exec, const PvExecStep *step, PvError *error)
     if (plan->scalars && plan->scalar_count > 0)
         plan->scalars(step->step, exec->scalars);
     for (uint32_t i = 0; i < plan->arg_count; i++)
-        exec->args[i] = resolve(exec, step, &lists->args[i]);
+        exec->args[i] = resolve(exec, step, &lists->lists.args[i]);
     return lists;
 }
 
@@ -361,19 +411,25 @@ bool pv_exec_plan_times(PvExec *exec, const PvPlan *plan, PvPlanTimes *times, Pv
 {
     const PvUnpacked *lists = unpack(exec, plan, error);
     if (lists)
-        *times = (PvPlanTimes){lists->launches, lists->seconds, lists->runs};
+        *times = (PvPlanTimes){lists->lists.launches, lists->seconds, lists->runs};
     return lists != NULL;
+}
+
+double *pv_exec_launch_times(PvExec *exec, const PvPlan *plan, PvError *error)
+{
+    PvUnpacked *lists = unpack(exec, plan, error);
+    return lists && begin_times(exec, lists, plan->launch_count, error) ? lists->seconds : NULL;
 }
 
 bool pv_exec_wait(PvExec *exec, PvError *error)
 {
-    (void)exec;
-    (void)error;
-    return true;
+    return !exec->gpu || pv_device_wait(exec->gpu->device, exec->gpu->device->work, error);
 }
 
 bool pv_exec_run(PvExec *exec, const PvExecStep *step, PvError *error)
 {
+    if (exec->gpu)
+        return pv_gpu_run(exec->gpu, step, error);
     PvUnpacked *lists = prepare(exec, step, error);
     if (!lists || !begin_times(exec, lists, step->plan->launch_count, error))
         return false;
@@ -381,15 +437,14 @@ bool pv_exec_run(PvExec *exec, const PvExecStep *step, PvError *error)
     if (step->tap_count > 0)
         copy_taps(exec, step, -1);
     for (uint32_t i = 0; i < step->plan->launch_count; i++) {
-        launch(exec, &run, &lists->launches[i], exec->profiling ? &lists->seconds[i] : NULL);
+        launch(exec, &run, &lists->lists.launches[i], exec->profiling ? &lists->seconds[i] : NULL);
         if (step->tap_count > 0)
             copy_taps(exec, step, (int32_t)i);
     }
     return true;
 }
 
-// Does a launch touch settings, and nothing that a step has to make first?
-static bool stores_setting(const PvEntry *entry, const PvUnpacked *lists, const PvLaunch *at)
+bool pv_stores_setting(const PvEntry *entry, const PvPlanLists *lists, const PvLaunch *at)
 {
     bool setting = false;
     for (uint32_t i = 0; i < at->arg_count; i++) {
@@ -410,12 +465,14 @@ static bool stores_setting(const PvEntry *entry, const PvUnpacked *lists, const 
 
 bool pv_exec_settings(PvExec *exec, const PvExecStep *step, PvError *error)
 {
+    if (exec->gpu)
+        return pv_gpu_settings(exec->gpu, step, error);
     const PvUnpacked *lists = prepare(exec, step, error);
     if (!lists)
         return false;
     PvRun run = run_of(exec, step);
     for (uint32_t i = 0; i < step->plan->launch_count; i++)
-        if (stores_setting(step->entry, lists, &lists->launches[i]))
-            launch(exec, &run, &lists->launches[i], NULL);
+        if (pv_stores_setting(step->entry, &lists->lists, &lists->lists.launches[i]))
+            launch(exec, &run, &lists->lists.launches[i], NULL);
     return true;
 }

@@ -1,4 +1,5 @@
-// The executor: runs the plans of a model's entries on this machine's CPU.
+// The executor: runs the plans of a model's entries on this machine's CPU, or on a GPU
+// (cuda_exec.h) where the executable has kernels for it.
 //
 // One PvExec holds what outlives a step: parameters and gradients (flat, reserved address space
 // whose pages are zero and cost nothing until they are touched), the arena and the scratch of the
@@ -7,8 +8,7 @@
 #ifndef PV_EXEC_H
 #define PV_EXEC_H
 
-#include "runtime/memory.h"
-#include "runtime/tensor.h"
+#include "runtime/device.h"
 
 // Zeroed address space, page-aligned; NULL: none left. bytes may be 0.
 char *pv_space_new(int64_t bytes);
@@ -38,16 +38,28 @@ typedef struct {
     PvKernelTime *times; // [kernel_count], or NULL: not measured
     uint32_t rung; // what pv_exec_plan chooses: index + 1 in PvEntry.rungs; 0: the entry's plans
     bool profiling; // pv_exec_profile
+    struct PvGpu *gpu; // NULL: the CPU; else params and grads are the host's copies
 } PvExec;
 
 // threads < 1: what OpenMP would use (OMP_NUM_THREADS, or the number of cores).
 PvExec *pv_exec_new(const PvModel *model, int threads, PvError *error);
 void pv_exec_free(PvExec *exec);                    // NULL is fine
+// Runs on this GPU from now on; takes the device in any case.
+bool pv_exec_use(PvExec *exec, PvDevice *device, PvError *error);
 bool pv_exec_measure(PvExec *exec, PvError *error); // times kernels from now on
 void pv_exec_print_times(const PvExec *exec);       // a table on stderr, the slowest first
 
-// One step of an entry. `io`: addresses of the inputs, then of the outputs, of the entry; absent
-// inputs are NULL, those of rank 0 may be (their numbers are in step->inputs).
+// The host's copies of PV_PARAM and PV_GRAD, brought from the GPU where that has newer ones; NULL
+// with an error. Who writes parameters says so behind it.
+char *pv_exec_params(PvExec *exec, PvError *error);
+char *pv_exec_grads(PvExec *exec, PvError *error);
+void pv_exec_params_written(PvExec *exec);
+// These instances ([instance_count]) will be used: a GPU makes room for them at once.
+void pv_exec_expect(PvExec *exec, const bool *instances, bool gradients);
+
+// One step of an entry. `io`: addresses of the inputs, then of the outputs, of the entry, on the
+// device that runs it; absent inputs are NULL, those of rank 0 may be (their numbers are in
+// step->inputs).
 typedef struct {
     const PvEntry *entry;
     const PvPlan *plan; // of entry->plans or entry->plain
@@ -63,7 +75,8 @@ uint32_t pv_exec_variant(const PvEntry *entry, const PvStep *step);
 const PvPlan *pv_exec_plan(const PvExec *exec, const PvEntry *entry, uint32_t variant);
 // False: no memory for the arena (nothing ran). Does not move the streams on.
 bool pv_exec_run(PvExec *exec, const PvExecStep *step, PvError *error);
-// Only the launches that store settings (PV_OUT_SETTING): no data, no parameters are read.
+// Only the launches that store settings (PV_OUT_SETTING): no data, no parameters are read. `io` has
+// the host's addresses in any case.
 bool pv_exec_settings(PvExec *exec, const PvExecStep *step, PvError *error);
 
 // Waits until what was run is done; on the CPU it is.
@@ -79,6 +92,22 @@ typedef struct {
     int64_t runs;
 } PvPlanTimes;
 bool pv_exec_plan_times(PvExec *exec, const PvPlan *plan, PvPlanTimes *times, PvError *error);
+
+// ---- for executors ----
+
+typedef struct {
+    const PvLaunch *launches;
+    const PvArg *args;
+} PvPlanLists;
+// The lists of a plan, unpacked; they live as long as the executor.
+bool pv_exec_lists(PvExec *exec, const PvPlan *plan, PvPlanLists *lists, PvError *error);
+// Does a launch touch settings, and nothing that a step has to make first?
+bool pv_stores_setting(const PvEntry *entry, const PvPlanLists *lists, const PvLaunch *at);
+// Where a run of a plan adds the seconds of its launches, while pv_exec_profile is on. NULL with an
+// error.
+double *pv_exec_launch_times(PvExec *exec, const PvPlan *plan, PvError *error);
+// A tap of space PV_VALUE.
+void pv_tap_number(PvTensor *to, const PvType *type, int64_t number);
 
 // ---- bytes ----
 

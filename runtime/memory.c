@@ -124,7 +124,12 @@ int64_t pv_memory_sum(const PvMemoryItem *items, uint32_t count, int64_t batch)
 bool pv_memory_check(const char *command, const PvMemoryItem *items, uint32_t count, int64_t batch,
                      PvError *error)
 {
-    PvMemoryFree space = pv_memory_free();
+    return pv_memory_check_in(pv_memory_free(), command, items, count, batch, error);
+}
+
+bool pv_memory_check_in(PvMemoryFree space, const char *command, const PvMemoryItem *items,
+                        uint32_t count, int64_t batch, PvError *error)
+{
     int64_t need = pv_memory_sum(items, count, batch);
     if (need <= space.bytes)
         return true;

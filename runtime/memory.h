@@ -28,5 +28,8 @@ int64_t pv_memory_sum(const PvMemoryItem *items, uint32_t count, int64_t batch);
 // and the batch that fits. `command` opens the message ("train diffusion").
 bool pv_memory_check(const char *command, const PvMemoryItem *items, uint32_t count, int64_t batch,
                      PvError *error);
+// The same in other memory, of a device.
+bool pv_memory_check_in(PvMemoryFree space, const char *command, const PvMemoryItem *items,
+                        uint32_t count, int64_t batch, PvError *error);
 
 #endif

@@ -47,7 +47,7 @@ bool pv_reconstructor_mount(PvReconstructor *model, const char *command, PvError
     pv_plan_instances(plan, needed);
     PvMemoryItem items[] = {{"parameters", pv_exec_param_bytes(&pv_model, needed), 0},
                             pv_exec_need(model->session.exec, model->entry, plan)};
-    bool good = pv_memory_check(command, items, 2, model->batch, error) &&
+    bool good = pv_session_memory(&model->session, command, items, 2, model->batch, error) &&
                 pv_session_mount(&model->session, command, needed, NULL, model->ema, error);
     free(needed);
     return good;
@@ -117,7 +117,8 @@ bool pv_reconstruct(PvReconstructor *model, const char *path, PvVideo *x, PvVide
     for (int64_t i = 0; i < windows; i += model->batch) {
         int64_t count = windows - i < model->batch ? windows - i : model->batch;
         if (!fill(model, x, i * model->frames, count, error) ||
-            !pv_call_run(model->session.exec, model->call, &plan, error))
+            !pv_call_run(model->session.exec, model->call, &plan, error) ||
+            !pv_call_fetch(model->call, error))
             return false;
         for (int64_t k = 0; k < count; k++) {
             int64_t first = (i + k) * model->frames;

@@ -212,7 +212,7 @@ static void note_call(PvHost *host, const PvEntry *entry, const PvPlan *plan, co
 }
 
 // Named outputs into the sampler's variables.
-static void give_results(const PvCall *call, PvVar **results)
+static bool give_results(const PvCall *call, PvVar **results, PvError *error)
 {
     for (uint32_t i = 0, k = 0; i < call->entry->output_count; i++) {
         if (call->entry->outputs[i].kind != PV_OUT_NAMED)
@@ -220,10 +220,14 @@ static void give_results(const PvCall *call, PvVar **results)
         PvVar *result = results[k++];
         if (!result)
             continue;
-        if (call->entry->outputs[i].type.rank == 0)
+        if (call->entry->outputs[i].type.rank == 0) {
+            if (!pv_tensor_fetch(call->outputs[i], error))
+                return false;
             result->number.f = pv_tensor_number(call->outputs[i], 0);
+        }
         pv_host_set_tensor(result, pv_tensor_hold(call->outputs[i]));
     }
+    return true;
 }
 
 int pv_host_call(PvHost *host, uint32_t index, const PvVar *args, PvVar **results)
@@ -244,9 +248,9 @@ int pv_host_call(PvHost *host, uint32_t index, const PvVar *args, PvVar **result
         note_call(host, entry, plan, args);
     bool blank = host->dry || !host->plan->calls[number - 1].wanted;
     if (!(blank ? blank_results(host, call, plan, number)
-                : pv_call_run(session->exec, call, &how, host->error)))
+                : pv_call_run(session->exec, call, &how, host->error)) ||
+        !give_results(call, results, host->error))
         return -1;
-    give_results(call, results);
     if (!blank)
         pv_progress_at(host->progress, ++host->done, NULL);
     return 0;
@@ -254,7 +258,7 @@ int pv_host_call(PvHost *host, uint32_t index, const PvVar *args, PvVar **result
 
 int pv_host_yield(PvHost *host, const PvVar *var)
 {
-    const PvTensor *clip = var->tensor; // [b, 3, t, h, w]
+    PvTensor *clip = var->tensor; // [b, 3, t, h, w]
     if (!clip || clip->rank != 5 || clip->dim[1] != 3 || clip->dtype != PV_REAL_DTYPE) {
         char text[PV_SHAPE_TEXT];
         pv_error(host->error, PV_WRONG, "the sampler yields %s; a video is [b, 3, t, h, w]",
@@ -272,6 +276,8 @@ int pv_host_yield(PvHost *host, const PvVar *var)
     }
     if (!host->run->clips)
         return 0;
+    if (!pv_tensor_fetch(clip, host->error))
+        return -1;
     return pv_clips_add(host->run->clips, clip->dim[0], clip->dim[2], (int)clip->dim[3],
                         (int)clip->dim[4], clip->data, host->error)
                ? 0
@@ -284,6 +290,8 @@ int pv_host_report(PvHost *host, const char *name, const PvVar *var)
         want(host, var->tensor);
     if (host->dry || !host->run->trace || !var->tensor)
         return 0;
+    if (!pv_tensor_fetch(var->tensor, host->error))
+        return -1;
     int64_t count = 1;
     for (size_t i = 0; i < host->reports.count; i++)
         count += strcmp(host->reports.items[i], name) == 0;

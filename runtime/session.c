@@ -33,7 +33,7 @@ bool pv_session_open(PvSession *session, const PvModel *model, const char *stage
     if (!pv_machine_check(model, error))
         return false;
     session->exec = pv_exec_new(model, (int)session->threads, error);
-    if (!session->exec || !choose_level(session, error) ||
+    if (!session->exec || (!session->idle && !pv_session_device(session, error)) || !choose_level(session, error) ||
         (session->profile && !pv_exec_measure(session->exec, error)))
         return false;
     for (size_t i = 0; i < session->sets.count; i++)
@@ -75,6 +75,8 @@ bool pv_session_mount(PvSession *session, const char *command, const bool *neede
                       const bool *may_miss, bool ema, PvError *error)
 {
     const PvModel *model = session->model;
+    pv_exec_expect(session->exec, needed, false);
+    pv_exec_params_written(session->exec);
     uint32_t *wanted = pv_alloc((model->instance_count + 1u) * sizeof *wanted);
     uint32_t count = 0;
     for (uint32_t i = 0; i < model->instance_count; i++)

@@ -13,6 +13,8 @@ typedef struct {
     int64_t threads;
     bool profile;
     const char *level; // "0", "1", "2", or NULL
+    const char *device; // "cpu", "cuda", "cuda:1", or NULL
+    bool idle;          // nothing will run: no device is opened
     // made by pv_session_open
     const PvModel *model;
     PvExec *exec;
@@ -22,9 +24,11 @@ typedef struct {
     bool *loaded; // [instance_count]: weights were mounted
 } PvSession;      // starts as {0}
 
-// Flags that every such command has: --threads, --profile, --level, --set.
+// Flags that every such command has: --device, --threads, --profile, --level, --set.
 #define PV_SESSION_FLAGS(session)                                                                  \
     {"--set", "NAME=VALUE", PV_FLAG_WORDS, &(session)->sets, "value of an option of the model"},   \
+        {"--device", "WHERE", PV_FLAG_TEXT, &(session)->device,                                    \
+         "cpu, cuda, or cuda:N (default: a GPU if there is one for this executable)"},             \
         {"--threads", "N", PV_FLAG_INT, &(session)->threads,                                       \
          "threads to use (default: OMP_NUM_THREADS, or all cores)"},                               \
         {"--level", "N", PV_FLAG_TEXT, &(session)->level,                                          \
@@ -48,6 +52,17 @@ bool pv_session_check_settings(PvSession *session, const char *stage, const PvWo
 // `command` is who needs them: "denoise".
 bool pv_session_mount(PvSession *session, const char *command, const bool *needed,
                       const bool *may_miss, bool ema, PvError *error);
+
+// ---- session_device.c ----
+
+bool pv_model_has_cpu(const PvModel *model);
+bool pv_model_has_cuda(const PvModel *model);
+// Puts the executor where --device says; part of pv_session_open.
+bool pv_session_device(PvSession *session, PvError *error);
+// pv_memory_check in the memory of that device.
+bool pv_session_memory(const PvSession *session, const char *command, const PvMemoryItem *items,
+                       uint32_t count, int64_t batch, PvError *error);
+char *pv_session_where(const PvSession *session); // "2 threads", "GPU 0 (NAME)"; malloc'ed
 
 // First values of one instance (PvParam.init).
 void pv_instance_init(const PvModel *model, uint32_t instance, uint64_t seed, char *params);

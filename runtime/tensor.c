@@ -11,6 +11,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "runtime/device_tensor.h"
+
 static const struct {
     const char *name;
     int64_t size;
@@ -94,8 +96,7 @@ char *pv_type_text(char text[PV_SHAPE_TEXT], const PvType *type)
 
 // ---- tensors ----
 
-// A tensor without data yet; NULL with an error if the shape is impossible.
-static PvTensor *make_tensor(int dtype, int rank, const int64_t *dim, PvError *error)
+PvTensor *pv_tensor_bare(int dtype, int rank, const int64_t *dim, PvError *error)
 {
     if (rank < 0 || rank > PV_MAX_RANK) {
         pv_error(error, PV_WRONG, "a tensor of rank %d (at most %d)", rank, PV_MAX_RANK);
@@ -124,38 +125,49 @@ static PvTensor *make_tensor(int dtype, int rank, const int64_t *dim, PvError *e
     return tensor;
 }
 
-PvTensor *pv_tensor_new(int dtype, int rank, const int64_t *dim, PvError *error)
+bool pv_tensor_make_room(PvTensor *tensor, PvError *error)
 {
-    PvTensor *tensor = make_tensor(dtype, rank, dim, error);
-    if (!tensor)
-        return NULL;
     size_t size = ((size_t)tensor->bytes + 63) / 64 * 64;
     if (tensor->bytes > INT64_MAX / 2 || !(tensor->data = aligned_alloc(64, size ? size : 64))) {
         char text[PV_SHAPE_TEXT], bytes[32];
-        pv_error(error, PV_MACHINE, "not enough memory: %s for a tensor %s",
-                 pv_size_text(bytes, (double)tensor->bytes), pv_shape_text(text, rank, dim));
+        return pv_error(error, PV_MACHINE, "not enough memory: %s for a tensor %s",
+                        pv_size_text(bytes, (double)tensor->bytes),
+                        pv_shape_text(text, tensor->rank, tensor->dim));
+    }
+    memset(tensor->data, 0, size ? size : 64);
+    return true;
+}
+
+PvTensor *pv_tensor_new(int dtype, int rank, const int64_t *dim, PvError *error)
+{
+    PvTensor *tensor = pv_tensor_bare(dtype, rank, dim, error);
+    if (tensor && !pv_tensor_make_room(tensor, error)) {
         free(tensor);
         return NULL;
     }
-    memset(tensor->data, 0, size ? size : 64);
     return tensor;
 }
 
-PvTensor *pv_tensor_of(const PvType *type, int64_t batch, PvError *error)
+void pv_type_dims(const PvType *type, int64_t batch, int64_t dim[PV_MAX_RANK])
 {
-    int64_t dim[PV_MAX_RANK];
     for (int i = 0; i < type->rank; i++) {
         dim[i] = type->dim[i];
         if ((type->batch_axes >> i & 1) && __builtin_mul_overflow(dim[i], batch, &dim[i]))
             dim[i] = INT64_MAX;
     }
+}
+
+PvTensor *pv_tensor_of(const PvType *type, int64_t batch, PvError *error)
+{
+    int64_t dim[PV_MAX_RANK];
+    pv_type_dims(type, batch, dim);
     return pv_tensor_new(type->dtype, type->rank, dim, error);
 }
 
 PvTensor *pv_tensor_borrow(int dtype, int rank, const int64_t *dim, void *data,
                            void (*release)(void *owner), void *owner, PvError *error)
 {
-    PvTensor *tensor = make_tensor(dtype, rank, dim, error);
+    PvTensor *tensor = pv_tensor_bare(dtype, rank, dim, error);
     if (!tensor)
         return NULL;
     tensor->data = data;
@@ -175,11 +187,22 @@ void pv_tensor_drop(PvTensor *tensor)
 {
     if (!tensor || __atomic_sub_fetch(&tensor->refs, 1, __ATOMIC_ACQ_REL) > 0)
         return;
+    pv_device_copy_free(tensor);
     if (tensor->release)
         tensor->release(tensor->owner);
     else
         free(tensor->data);
     free(tensor);
+}
+
+bool pv_tensor_fetch(PvTensor *tensor, PvError *error)
+{
+    return !tensor->stale || pv_device_copy_fetch(tensor, error);
+}
+
+bool pv_tensor_overwrite(PvTensor *tensor, PvError *error)
+{
+    return !tensor->copy || pv_device_copy_forget(tensor, error);
 }
 
 int64_t pv_tensor_batch(const PvTensor *tensor, const PvType *type)
@@ -223,7 +246,9 @@ PvTensor *pv_tensor_convert(PvTensor *tensor, int dtype, PvError *error)
 {
     if (tensor->dtype == dtype)
         return pv_tensor_hold(tensor);
-    PvTensor *to = pv_tensor_new(dtype, tensor->rank, tensor->dim, error);
+    PvTensor *to = pv_tensor_fetch(tensor, error)
+                       ? pv_tensor_new(dtype, tensor->rank, tensor->dim, error)
+                       : NULL;
     if (to)
         pv_convert(to->data, dtype, tensor->data, tensor->dtype, tensor->count);
     return to;

@@ -1,6 +1,9 @@
-// Tensors of the host: what files hold, what programs are given and give. Always dense, row-major,
-// logical order. Data is aligned for its element type; it is owned, or borrowed from a mapped file
-// that lives as long as its last tensor. A PvTensorSet is what a tensor file is in memory.
+// Tensors: what files hold, what programs are given and give. Always dense, row-major, logical
+// order. Data is aligned for its element type; it is owned, or borrowed from a mapped file that
+// lives as long as its last tensor. A PvTensorSet is what a tensor file is in memory.
+//
+// Results of a GPU stay there until the host asks for them: pv_tensor_fetch comes before `data` of a
+// tensor that a call gave.
 #ifndef PVDM_TENSOR_H
 #define PVDM_TENSOR_H
 
@@ -17,9 +20,11 @@ struct PvTensor {
     int64_t dim[PV_MAX_RANK];
     int64_t count; // elements
     int64_t bytes;
-    void *data;                   // never NULL; read-only if borrowed
+    void *data;                   // read-only if borrowed; NULL: only the device has it yet
     void (*release)(void *owner); // of borrowed data, or NULL: data is freed
     void *owner;
+    struct PvDeviceCopy *copy;    // or NULL: it never was on a device (device.h)
+    bool stale;                   // what the device has is newer than `data`
 };
 
 int64_t pv_dtype_size(int dtype);     // bytes; 0: not a type
@@ -32,11 +37,20 @@ enum { PV_REAL_DTYPE = sizeof(PvReal) == 8 ? PV_F64 : PV_F32 };
 PvTensor *pv_tensor_new(int dtype, int rank, const int64_t *dim, PvError *error);
 // The tensor of a type for a batch.
 PvTensor *pv_tensor_of(const PvType *type, int64_t batch, PvError *error);
+// Sizes of the axes of a type at a batch.
+void pv_type_dims(const PvType *type, int64_t batch, int64_t dim[PV_MAX_RANK]);
+// A tensor without data yet, and its data, zeroed; for those that make tensors.
+PvTensor *pv_tensor_bare(int dtype, int rank, const int64_t *dim, PvError *error);
+bool pv_tensor_make_room(PvTensor *tensor, PvError *error);
 // Wraps data that release(owner) gives up with the last reference. Not copied.
 PvTensor *pv_tensor_borrow(int dtype, int rank, const int64_t *dim, void *data,
                            void (*release)(void *owner), void *owner, PvError *error);
 PvTensor *pv_tensor_hold(PvTensor *tensor); // one more reference; NULL stays NULL
 void pv_tensor_drop(PvTensor *tensor);      // one less; NULL is fine
+// `data` is there and right: brought from the device, and waited for, where that has it.
+bool pv_tensor_fetch(PvTensor *tensor, PvError *error);
+// The same to write all of it: nothing is brought, and the device's copy is forgotten.
+bool pv_tensor_overwrite(PvTensor *tensor, PvError *error);
 
 // Number of elements, or -1 when it (or its bytes with elements of 8) overflows, or a size is < 0.
 int64_t pv_shape_count(int rank, const int64_t *dim);

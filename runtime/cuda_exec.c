@@ -1,0 +1,598 @@
+// Running plans on a GPU. See cuda_exec.h.
+//
+// Everything is queued and nothing waited for, but for the first run of a recipe, for settings, and
+// where kernels are timed. Memory grows with the largest plan; when an address changes, all recipes
+// are made anew.
+#include "runtime/cuda_exec.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "codegen/cpu/kernels.h"
+#include "runtime/random.h"
+
+enum { MOST_RECIPES = 64, IO_SPACING = 64 };
+
+_Static_assert(sizeof(PvLaunchHead) == 112, "CxHead of cx_launch.h");
+
+// The begin of a step's block: CxStep of cx_launch.h.
+typedef struct {
+    int64_t batch;
+    uint32_t seed[2];
+    struct {
+        uint32_t draw, hash;
+    } stream[];
+} StepNumbers;
+
+// ---- what outlives steps ----
+
+// Step values of the plans of an entry (NULL: none), at most.
+static uint32_t plan_scalars(const PvPlan *plans, uint32_t count, uint32_t most)
+{
+    for (uint32_t i = 0; plans && i < count; i++)
+        most = plans[i].scalar_count > most ? plans[i].scalar_count : most;
+    return most;
+}
+
+static uint32_t most_scalars(const PvModel *model)
+{
+    uint32_t most = 0;
+    for (uint32_t i = 0; i < model->entry_count; i++) {
+        const PvEntry *entry = &model->entries[i];
+        most = plan_scalars(entry->plans, entry->variant_count, most);
+        most = plan_scalars(entry->plain, entry->variant_count, most);
+        for (uint32_t k = 0; k < entry->rung_count; k++)
+            most = plan_scalars(entry->rungs[k].plans, entry->variant_count, most);
+    }
+    return most;
+}
+
+static uint32_t most_outputs(const PvModel *model)
+{
+    uint32_t most = 0;
+    for (uint32_t i = 0; i < model->entry_count; i++)
+        if (model->entries[i].output_count > most)
+            most = model->entries[i].output_count;
+    return most;
+}
+
+static bool make_fixed(PvGpu *gpu, PvError *error)
+{
+    const PvModel *model = gpu->exec->model;
+    PvDevice *device = gpu->device;
+    size_t head = sizeof(StepNumbers) + model->stream_count * sizeof(uint32_t[2]);
+    gpu->scalars_at = (int64_t)((head + 63) / 64 * 64);
+    gpu->step_bytes = gpu->scalars_at + (int64_t)(most_scalars(model) * sizeof(PvScalar));
+    gpu->step_host = pv_alloc((size_t)gpu->step_bytes);
+    gpu->side_io_bytes = IO_SPACING * (int64_t)most_outputs(model);
+    gpu->step.stream = device->work;
+    gpu->side.stream = device->side;
+    return pv_device_alloc(device, model->const_bytes, "constants", &gpu->consts, error) &&
+           pv_device_alloc(device, gpu->step_bytes, "step values", &gpu->step.at, error) &&
+           pv_device_alloc(device, gpu->step_bytes, "step values", &gpu->side.at, error) &&
+           pv_device_alloc(device, gpu->side_io_bytes, "settings", &gpu->side_io, error) &&
+           pv_device_upload(device, device->work, gpu->consts, model->consts, model->const_bytes,
+                            error) &&
+           pv_device_wait(device, device->work, error);
+}
+
+PvGpu *pv_gpu_new(PvExec *exec, PvDevice *device, PvError *error)
+{
+    const PvModel *model = exec->model;
+    PvGpu *gpu = pv_alloc(sizeof *gpu);
+    gpu->exec = exec;
+    gpu->device = device;
+    gpu->params = (PvMirror){.what = "parameters", .host = exec->params};
+    gpu->grads = (PvMirror){.what = "gradients", .host = exec->grads};
+    gpu->no_graphs = device->synchronous;
+    gpu->modules = pv_alloc((model->cuda->modules + 1u) * sizeof(CUmodule));
+    gpu->functions = pv_alloc((model->kernel_count + model->cuda->kernel_count + 1u) *
+                              sizeof *gpu->functions);
+    if (make_fixed(gpu, error))
+        return gpu;
+    pv_gpu_free(gpu);
+    return NULL;
+}
+
+void pv_gpu_free(PvGpu *gpu)
+{
+    if (!gpu)
+        return;
+    const PvDriver *driver = gpu->device->driver;
+    driver->stream_wait(gpu->device->work);
+    pv_gpu_drop_recipes(gpu);
+    pv_mirror_free(gpu->device, &gpu->params);
+    pv_mirror_free(gpu->device, &gpu->grads);
+    pv_device_free(gpu->device, gpu->consts, gpu->exec->model->const_bytes);
+    pv_device_free(gpu->device, gpu->step.at, gpu->step_bytes);
+    pv_device_free(gpu->device, gpu->side.at, gpu->step_bytes);
+    pv_device_free(gpu->device, gpu->side_io, gpu->side_io_bytes);
+    pv_device_free(gpu->device, gpu->arena, gpu->arena_bytes);
+    pv_device_free(gpu->device, gpu->workspace, gpu->workspace_bytes);
+    for (uint32_t i = 0; i < gpu->mark_count; i++)
+        driver->event_destroy(gpu->marks[i]);
+    for (uint32_t i = 0; i < gpu->exec->model->cuda->modules; i++)
+        if (gpu->modules[i])
+            driver->module_unload(gpu->modules[i]);
+    pv_device_close(gpu->device);
+    free(gpu->marks);
+    free(gpu->step_host);
+    free(gpu->modules);
+    free(gpu->functions);
+    free(gpu);
+}
+
+// ---- room ----
+
+static void cover_param(const PvModel *model, PvMirror *mirror, uint32_t instance)
+{
+    const PvInstance *at = &model->instances[instance];
+    pv_mirror_cover(mirror, at->offset, at->offset + at->size);
+}
+
+static bool grow_arena(PvGpu *gpu, int64_t bytes, const char *name, int64_t batch, PvError *error)
+{
+    if (bytes <= gpu->arena_bytes)
+        return true;
+    pv_gpu_drop_recipes(gpu);
+    pv_device_free(gpu->device, gpu->arena, gpu->arena_bytes);
+    gpu->arena = 0;
+    gpu->arena_bytes = 0;
+    pv_device_trim(gpu->device);
+    if (!pv_device_alloc(gpu->device, bytes, "activations", &gpu->arena, error))
+        return pv_error_append(error, " (%s at batch %lld)", name, (long long)batch);
+    gpu->arena_bytes = bytes;
+    return true;
+}
+
+// Parameters, gradients and the arena are there for a plan.
+static bool make_room(PvGpu *gpu, const PvExecStep *step, PvError *error)
+{
+    const PvModel *model = gpu->exec->model;
+    const PvPlan *plan = step->plan;
+    for (uint32_t i = 0; i < plan->instance_count; i++)
+        cover_param(model, &gpu->params, plan->instances[i]);
+    for (uint32_t i = 0; i < plan->grad_count; i++)
+        cover_param(model, &gpu->grads, model->params[plan->grads[i]].instance);
+    bool moved = false;
+    if (!pv_mirror_to_device(gpu->device, &gpu->params, &moved, error) ||
+        !pv_mirror_to_device(gpu->device, &gpu->grads, &moved, error))
+        return false;
+    if (moved)
+        pv_gpu_drop_recipes(gpu);
+    return grow_arena(gpu, plan->arena_fixed + step->step->batch * plan->arena_batch,
+                      step->entry->name, step->step->batch, error);
+}
+
+// ---- recipes ----
+
+static int64_t resolve(const PvGpu *gpu, const PvRecipe *recipe, const PvArg *arg)
+{
+    const PvGpuStep *numbers = recipe->settings ? &gpu->side : &gpu->step;
+    uint64_t base = 0;
+    switch (arg->space) {
+    case PV_VALUE:
+        break;
+    case PV_ARENA:
+        base = gpu->arena;
+        break;
+    case PV_PARAM:
+        base = gpu->params.base;
+        break;
+    case PV_GRAD:
+        base = gpu->grads.base;
+        break;
+    case PV_CONST:
+        base = gpu->consts;
+        break;
+    case PV_SCALAR:
+        base = numbers->at + (uint64_t)gpu->scalars_at;
+        break;
+    default:
+        base = recipe->io[arg->space - PV_IO];
+    }
+    return (int64_t)base + arg->a + arg->c * recipe->batch;
+}
+
+static PvRecipe *find_recipe(PvGpu *gpu, const PvPlan *plan, int64_t batch, bool settings,
+                             const uint64_t *io, uint32_t io_count)
+{
+    for (PvRecipe **link = &gpu->recipes; *link; link = &(*link)->next) {
+        PvRecipe *recipe = *link;
+        if (recipe->plan != plan || recipe->batch != batch || recipe->settings != settings ||
+            (io_count > 0 && memcmp(recipe->io, io, io_count * sizeof *io) != 0))
+            continue;
+        *link = recipe->next;
+        recipe->next = gpu->recipes;
+        gpu->recipes = recipe;
+        return recipe;
+    }
+    return NULL;
+}
+
+// The last of the list goes when there are too many.
+static void drop_oldest(PvGpu *gpu)
+{
+    if (gpu->recipe_count < MOST_RECIPES)
+        return;
+    PvRecipe **link = &gpu->recipes;
+    while ((*link)->next)
+        link = &(*link)->next;
+    gpu->device->driver->stream_wait(gpu->device->work);
+    pv_recipe_free(gpu, *link);
+    *link = NULL;
+    gpu->recipe_count--;
+}
+
+static bool fill_recipe(PvGpu *gpu, PvRecipe *recipe, const PvEntry *entry, PvError *error)
+{
+    PvPlanLists lists;
+    if (!pv_exec_lists(gpu->exec, recipe->plan, &lists, error))
+        return false;
+    int64_t args[UINT16_MAX];
+    for (uint32_t i = 0; i < recipe->plan->launch_count; i++) {
+        const PvLaunch *at = &lists.launches[i];
+        if (recipe->settings && !pv_stores_setting(entry, &lists, at))
+            continue;
+        for (uint32_t k = 0; k < at->arg_count; k++)
+            args[k] = resolve(gpu, recipe, &lists.args[at->arg + k]);
+        if (!pv_recipe_add(gpu, recipe, recipe->settings ? &gpu->side : &gpu->step, at->kernel, i,
+                           at->segments, args, at->arg_count, error))
+            return pv_error_append(error, " (%s)", gpu->exec->model->origins[at->origin]);
+    }
+    return pv_recipe_finish(gpu, recipe, error);
+}
+
+// io: the device's addresses, of inputs and outputs.
+static PvRecipe *take_recipe(PvGpu *gpu, const PvExecStep *step, bool settings, const uint64_t *io,
+                             PvError *error)
+{
+    uint32_t io_count = step->entry->input_count + step->entry->output_count;
+    PvRecipe *recipe = find_recipe(gpu, step->plan, step->step->batch, settings, io, io_count);
+    if (recipe)
+        return recipe;
+    recipe = pv_alloc(sizeof *recipe);
+    recipe->plan = step->plan;
+    recipe->batch = step->step->batch;
+    recipe->settings = settings;
+    recipe->io = pv_alloc((io_count + 1u) * sizeof *io);
+    memcpy(recipe->io, io, io_count * sizeof *io);
+    recipe->io_count = io_count;
+    if (!fill_recipe(gpu, recipe, step->entry, error)) {
+        pv_recipe_free(gpu, recipe);
+        return NULL;
+    }
+    drop_oldest(gpu);
+    recipe->next = gpu->recipes;
+    gpu->recipes = recipe;
+    gpu->recipe_count++;
+    return recipe;
+}
+
+// ---- launches ----
+
+// Batch, seed, counters, step values.
+static bool send_numbers(PvGpu *gpu, const PvExecStep *step, const PvGpuStep *to, PvError *error)
+{
+    const PvRandom *random = step->step->random;
+    const PvPlan *plan = step->plan;
+    StepNumbers *numbers = (StepNumbers *)(void *)gpu->step_host;
+    numbers->batch = step->step->batch;
+    numbers->seed[0] = random ? (uint32_t)random->seed : 0;
+    numbers->seed[1] = random ? (uint32_t)(random->seed >> 32) : 0;
+    for (uint32_t i = 0; random && i < random->stream_count; i++) {
+        numbers->stream[i].draw = (uint32_t)random->draws[i];
+        numbers->stream[i].hash = random->hashes[i];
+    }
+    if (plan->scalars && plan->scalar_count > 0)
+        plan->scalars(step->step, (PvScalar *)(void *)(gpu->step_host + gpu->scalars_at));
+    int64_t bytes = gpu->scalars_at + (int64_t)(plan->scalar_count * sizeof(PvScalar));
+    return pv_device_upload(gpu->device, to->stream, to->at, gpu->step_host, bytes, error);
+}
+
+static int launch(const PvGpu *gpu, const PvRecipe *recipe, const PvGpuItem *item, CUstream stream)
+{
+    void *params[] = {recipe->params + item->params};
+    return gpu->device->driver->launch(item->fn, item->blocks, 1, 1, item->threads, 1, 1,
+                                       item->shared, stream, params, NULL);
+}
+
+// A kernel failed, or could not be launched.
+static bool item_error(PvGpu *gpu, const PvRecipe *recipe, const PvGpuItem *item, int result,
+                       PvError *error)
+{
+    const char *name, *origin = "the optimizer";
+    pv_gpu_kernel(gpu, item->kernel, &name);
+    PvPlanLists lists;
+    if (recipe->plan && pv_exec_lists(gpu->exec, recipe->plan, &lists, error))
+        origin = gpu->exec->model->origins[lists.launches[item->launch].origin];
+    return pv_driver_error(gpu->device->driver, error, result, "kernel %s of %s failed on GPU %d (%s)",
+                           name, origin, gpu->device->index, gpu->device->name);
+}
+
+// A stream given by the user: the numbers are sent instead.
+static bool send_given(PvGpu *gpu, const PvExecStep *step, const RandomArgs *draw, bool *sent,
+                       PvError *error)
+{
+    const PvRandom *random = step->step->random;
+    *sent = random && pv_random_given(random, (uint32_t)draw->stream);
+    if (!*sent)
+        return true;
+    size_t size = draw->kind == 2 ? sizeof(int64_t) : sizeof(PvReal);
+    void *numbers = pv_try_alloc((size_t)draw->count * size + 1, "given numbers", error);
+    if (!numbers)
+        return false;
+    pv_random_fill(random, (uint32_t)draw->stream, (int)draw->kind, draw->lo, draw->hi,
+                   draw->count, numbers);
+    bool good = pv_device_upload(gpu->device, gpu->device->work, (CUdeviceptr)draw->y, numbers,
+                                 draw->count * (int64_t)size, error);
+    free(numbers);
+    return good;
+}
+
+static bool copy_taps(PvGpu *gpu, const PvExecStep *step, const PvRecipe *recipe, int32_t index,
+                      PvError *error)
+{
+    for (uint32_t i = 0; i < step->tap_count; i++) {
+        const PvTap *tap = &step->plan->taps[step->taps[i]];
+        if (tap->launch != index)
+            continue;
+        PvTensor *to = step->tap_tensors[i];
+        int64_t from = resolve(gpu, recipe, &tap->at);
+        if (tap->at.space == PV_VALUE)
+            pv_tap_number(to, tap->type, from);
+        else if (!pv_device_download(gpu->device, gpu->device->work, to->data, (CUdeviceptr)from,
+                                     to->bytes, error))
+            return false;
+    }
+    return true;
+}
+
+// `count` events with timing.
+static bool make_marks(PvGpu *gpu, size_t count, PvError *error)
+{
+    if (count <= gpu->mark_count)
+        return true;
+    CUevent *marks = pv_alloc(count * sizeof *marks);
+    if (gpu->mark_count > 0)
+        memcpy(marks, gpu->marks, gpu->mark_count * sizeof *marks);
+    free(gpu->marks);
+    gpu->marks = marks;
+    while (gpu->mark_count < count) {
+        int result = gpu->device->driver->event_create(&marks[gpu->mark_count],
+                                                       PV_CUDA_EVENT_DEFAULT);
+        if (result != PV_CUDA_OK)
+            return pv_device_fault(gpu->device, result, error);
+        gpu->mark_count++;
+    }
+    return true;
+}
+
+static bool mark(PvGpu *gpu, size_t index, PvError *error)
+{
+    int result = gpu->device->driver->event_record(gpu->marks[index], gpu->device->work);
+    return result == PV_CUDA_OK || pv_device_fault(gpu->device, result, error);
+}
+
+// The times between the marks of a run, to the kernels.
+static bool add_times(PvGpu *gpu, const PvRecipe *recipe, PvError *error)
+{
+    PvExec *exec = gpu->exec;
+    PvPlanLists lists;
+    double *seconds = NULL;
+    if (!pv_device_wait(gpu->device, gpu->device->work, error) ||
+        !pv_exec_lists(exec, recipe->plan, &lists, error) ||
+        (exec->profiling && !(seconds = pv_exec_launch_times(exec, recipe->plan, error))))
+        return false;
+    for (size_t i = 0; i < recipe->item_count; i++) {
+        const PvGpuItem *item = &recipe->items[i];
+        const PvLaunch *of = &lists.launches[item->launch];
+        PvKernelTime *time = exec->times ? &exec->times[of->kernel] : NULL;
+        float milliseconds = 0;
+        int result = gpu->device->driver->event_elapsed(&milliseconds, gpu->marks[i],
+                                                        gpu->marks[i + 1]);
+        if (result != PV_CUDA_OK)
+            return pv_device_fault(gpu->device, result, error);
+        if (seconds)
+            seconds[item->launch] += 1e-3 * (double)milliseconds;
+        if (!time)
+            continue;
+        time->seconds += 1e-3 * (double)milliseconds;
+        if (i > 0 && recipe->items[i - 1].launch == item->launch)
+            continue; // a further phase
+        time->flops += of->flops_fixed + of->flops_batch * (double)recipe->batch;
+        time->calls++;
+    }
+    return true;
+}
+
+// How the launches of a run are watched.
+typedef struct {
+    CUstream stream;
+    bool wait;                 // for each kernel
+    bool timed;
+} Watch;
+
+static bool run_item(PvGpu *gpu, const PvExecStep *step, const PvRecipe *recipe,
+                     const PvGpuItem *item, const Watch *watch, PvError *error)
+{
+    bool sent = false;
+    if (step && gpu->exec->model->kernels[item->kernel].fn == pv_random) {
+        RandomArgs draw;
+        memcpy(&draw, pv_item_args(recipe, item), sizeof draw);
+        if (!send_given(gpu, step, &draw, &sent, error))
+            return false;
+    }
+    int result = sent ? PV_CUDA_OK : launch(gpu, recipe, item, watch->stream);
+    if (result == PV_CUDA_OK && watch->wait)
+        result = gpu->device->driver->stream_wait(watch->stream);
+    return result == PV_CUDA_OK || item_error(gpu, recipe, item, result, error);
+}
+
+// All launches, one by one, with taps and given streams.
+static bool run_items(PvGpu *gpu, const PvExecStep *step, const PvRecipe *recipe,
+                      const Watch *watch, PvError *error)
+{
+    bool taps = step && step->tap_count > 0;
+    if (watch->timed &&
+        (!make_marks(gpu, recipe->item_count + 1, error) || !mark(gpu, 0, error)))
+        return false;
+    if (taps && !copy_taps(gpu, step, recipe, -1, error))
+        return false;
+    size_t next = 0;
+    uint32_t launches = taps ? step->plan->launch_count : 1;
+    for (uint32_t i = 0; i < launches; i++) {
+        while (next < recipe->item_count && (!taps || recipe->items[next].launch == i)) {
+            if (!run_item(gpu, step, recipe, &recipe->items[next], watch, error))
+                return false;
+            next++;
+            if (watch->timed && !mark(gpu, next, error))
+                return false;
+        }
+        if (taps && !copy_taps(gpu, step, recipe, (int32_t)i, error))
+            return false;
+    }
+    return !watch->timed || add_times(gpu, recipe, error);
+}
+
+// ---- graphs ----
+
+static int capture(PvGpu *gpu, PvRecipe *recipe)
+{
+    const PvDriver *driver = gpu->device->driver;
+    CUgraph graph = NULL;
+    int result = driver->capture_begin(gpu->device->work, PV_CUDA_CAPTURE_THREAD_LOCAL);
+    if (result != PV_CUDA_OK)
+        return result;
+    for (size_t i = 0; result == PV_CUDA_OK && i < recipe->item_count; i++)
+        result = launch(gpu, recipe, &recipe->items[i], gpu->device->work);
+    int ended = driver->capture_end(gpu->device->work, &graph);
+    if (result == PV_CUDA_OK)
+        result = ended;
+    if (result == PV_CUDA_OK)
+        result = driver->graph_instantiate(&recipe->graph, graph, 0);
+    if (graph)
+        driver->graph_destroy(graph);
+    return result;
+}
+
+// Replays the recipe's graph, which is captured the first time. *done: it is queued.
+static bool replay(PvGpu *gpu, PvRecipe *recipe, bool *done, PvError *error)
+{
+    *done = false;
+    if (!recipe->graph) {
+        int result = capture(gpu, recipe);
+        if (result != PV_CUDA_OK) {
+            PvError why = {0};
+            recipe->graph = NULL;
+            gpu->no_graphs = true;
+            pv_driver_error(gpu->device->driver, &why, result, "no graph of a step");
+            pv_warn("%s; going on without graphs", why.text);
+            pv_error_free(&why);
+            return true;
+        }
+        gpu->graphs++;
+    }
+    int result = gpu->device->driver->graph_launch(recipe->graph, gpu->device->work);
+    *done = result == PV_CUDA_OK;
+    gpu->replays++;
+    return *done || pv_device_fault(gpu->device, result, error);
+}
+
+// ---- a step ----
+
+// Is a stream of this plan given by the user?
+static bool draws_are_given(const PvExecStep *step)
+{
+    for (uint32_t i = 0; i < step->plan->stream_count; i++)
+        if (step->step->random && pv_random_given(step->step->random, step->plan->streams[i]))
+            return true;
+    return false;
+}
+
+// Work was queued that writes gradients, and buffers among the parameters.
+static void note_writes(PvGpu *gpu, const PvPlan *plan)
+{
+    const PvModel *model = gpu->exec->model;
+    gpu->grads.device_new |= plan->grad_count > 0;
+    for (uint32_t i = 0; i < plan->instance_count && !gpu->params.device_new; i++) {
+        const PvInstance *instance = &model->instances[plan->instances[i]];
+        for (uint32_t k = instance->first; k < instance->first + instance->count; k++)
+            gpu->params.device_new |= model->params[k].buffer;
+    }
+}
+
+bool pv_gpu_run(PvGpu *gpu, const PvExecStep *step, PvError *error)
+{
+    uint64_t io[1 + 64 + 256];
+    uint32_t io_count = step->entry->input_count + step->entry->output_count;
+    if (io_count > sizeof io / sizeof *io)
+        return pv_error(error, PV_MACHINE, "%s has too many inputs and outputs",
+                        step->entry->name);
+    for (uint32_t i = 0; i < io_count; i++)
+        io[i] = (uint64_t)(uintptr_t)step->io[i];
+    if (!make_room(gpu, step, error))
+        return false;
+    PvRecipe *recipe = take_recipe(gpu, step, false, io, error);
+    if (!recipe || !send_numbers(gpu, step, &gpu->step, error))
+        return false;
+    pv_device_doing(gpu->device, step->entry->name);
+    bool timed = gpu->exec->times || gpu->exec->profiling, done = false;
+    if (recipe->runs > 0 && !gpu->no_graphs && !timed && step->tap_count == 0 &&
+        !draws_are_given(step) && !replay(gpu, recipe, &done, error))
+        return false;
+    Watch watch = {gpu->device->work, recipe->runs == 0 || gpu->device->synchronous, timed};
+    if (!done && !run_items(gpu, step, recipe, &watch, error))
+        return false;
+    recipe->runs++;
+    note_writes(gpu, step->plan);
+    return true;
+}
+
+// Settings lie apart from the work's outputs and step values, and are computed beside it.
+bool pv_gpu_settings(PvGpu *gpu, const PvExecStep *step, PvError *error)
+{
+    const PvEntry *entry = step->entry;
+    uint64_t io[1 + 64 + 256] = {0};
+    if (entry->input_count + entry->output_count > sizeof io / sizeof *io)
+        return pv_error(error, PV_MACHINE, "%s has too many inputs and outputs", entry->name);
+    for (uint32_t i = 0; i < entry->output_count; i++)
+        io[entry->input_count + i] = gpu->side_io + IO_SPACING * (uint64_t)i;
+    PvRecipe *recipe = take_recipe(gpu, step, true, io, error);
+    if (!recipe || !send_numbers(gpu, step, &gpu->side, error))
+        return false;
+    pv_device_doing(gpu->device, entry->name);
+    Watch watch = {gpu->device->side, gpu->device->synchronous, false};
+    char values[64 * IO_SPACING];
+    int64_t bytes = IO_SPACING * (int64_t)entry->output_count;
+    if (bytes > (int64_t)sizeof values)
+        return pv_error(error, PV_MACHINE, "%s has too many outputs", entry->name);
+    if ((recipe->workspace > 0 && !pv_device_wait(gpu->device, gpu->device->work, error)) ||
+        !run_items(gpu, NULL, recipe, &watch, error) ||
+        !pv_device_download(gpu->device, gpu->device->side, values, gpu->side_io, bytes, error))
+        return false;
+    recipe->runs++;
+    for (uint32_t i = 0; i < entry->output_count; i++)
+        if (entry->outputs[i].kind == PV_OUT_SETTING)
+            memcpy(step->io[entry->input_count + i], values + IO_SPACING * i,
+                   (size_t)pv_dtype_size(entry->outputs[i].type.dtype));
+    return true;
+}
+
+bool pv_gpu_call(PvGpu *gpu, const char *name, const void *args, size_t bytes, PvError *error)
+{
+    const PvModel *model = gpu->exec->model;
+    uint32_t index = 0;
+    while (index < model->cuda->kernel_count && strcmp(model->cuda->kernel_names[index], name) != 0)
+        index++;
+    if (index == model->cuda->kernel_count)
+        return pv_error(error, PV_MACHINE, "this executable has no kernel '%s' for GPUs", name);
+    PvRecipe *made = pv_alloc(sizeof *made);
+    uint32_t count = (uint32_t)(bytes / sizeof(int64_t));
+    Watch watch = {gpu->device->work, gpu->device->synchronous, false};
+    bool good = pv_recipe_add(gpu, made, &gpu->step, model->kernel_count + index, 0, 1, args, count,
+                              error) &&
+                pv_recipe_finish(gpu, made, error) && run_items(gpu, NULL, made, &watch, error);
+    pv_recipe_free(gpu, made);
+    return good;
+}
