@@ -180,14 +180,15 @@ static bool is_vector(const Work *work, Val val, const Type *type, uint32_t *axi
     return dim_equal(view.stride[*axis], dim_fixed(1));
 }
 
-// scale and shift of a group norm: [b, c, 1...], channels dense, and both b apart alike.
+// scale and shift of a group norm: [b or 1, c, 1...], channels dense, and both b apart alike.
 static bool is_modulation(const Work *work, Val val, const Type *type, Dim *stride)
 {
     const Type *shape = val_type(work->module->graph, val);
     if (shape->rank != type->rank || shape->rank < 2 || val_is_step(work, val))
         return false;
     for (uint32_t i = 0; i < shape->rank; i++)
-        if (i < 2 ? !dim_equal(shape->dim[i], type->dim[i]) : !dim_is_one(shape->dim[i]))
+        if (!(i < 2 && dim_equal(shape->dim[i], type->dim[i])) &&
+            !(i != 1 && dim_is_one(shape->dim[i])))
             return false;
     View view = view_of(work, val);
     *stride = view.stride[0];

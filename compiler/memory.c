@@ -128,7 +128,7 @@ Footprint plan_footprint(Work *const *plans, uint32_t count, uint32_t index)
 void set_budgets(Work *const *plans, uint32_t count, int64_t bytes, int64_t batch)
 {
     for (uint32_t i = 0; i < count; i++) {
-        plans[i]->budget = plans[i]->taps ? 0 : bytes;
+        plans[i]->budget = plans[i]->rungs & RUNG_MEMORY ? bytes : 0;
         plans[i]->budget_batch = batch;
     }
 }
@@ -229,8 +229,8 @@ void print_certificate(FILE *out, Work *const *plans, uint32_t count)
     fprintf(out, "memory of a step; b is the batch, 1 GB = 10^9 bytes\n");
     for (uint32_t i = 0; i < count; i++) {
         const Work *work = plans[i];
-        if (work->taps)
-            continue;
+        if (work->rungs != plans[0]->rungs || work->taps)
+            continue;          // a step of the ladder
         Footprint print = plan_footprint(plans, count, i);
         uint32_t variant = (uint32_t)(work->variant - work->entry->variants);
         fprintf(out, "%s", work->entry->name);

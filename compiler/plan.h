@@ -85,7 +85,14 @@ typedef struct {
     // PV_VALUE, 0: none.
     PlanArg inplace_out;
     uint32_t inplace_in;
+    uint32_t more_inplace;     // Work.inplace + 1: those of further segments; 0: none
 } PlanLaunch;
+
+typedef struct {
+    PlanArg out;
+    uint32_t in;
+    uint32_t next;             // Work.inplace + 1
+} Inplace;
 
 typedef struct {
     int64_t size;              // bytes; a batch element's if `batch`
@@ -130,6 +137,8 @@ typedef struct {
     uint32_t group_count;      // of `groups`; once there is a schedule, its length
     uint32_t *owner;           // by local number: group + 1, 0 = none (view, source, inlined)
     uint32_t *schedule;        // group numbers in order; one may come again (recompute.c)
+    bool *joined;              // by place in the schedule: with the one before, one launch if
+                               // it can be; NULL: none is
     int64_t budget;            // bytes that the arena may have at batch `budget_batch`; 0: none
     int64_t budget_batch;
     uint32_t repeats;          // groups that come again, and their operations
@@ -145,6 +154,8 @@ typedef struct {
     uint32_t scalar_count;
     PlanLaunch *launches;
     uint32_t launch_count;
+    Inplace *inplace;
+    uint32_t inplace_count;
     PlanArg *args;
     uint32_t arg_count;
     Buffer *buffers;
@@ -207,6 +218,9 @@ void recompute_groups(Work *work);
 /* traffic.c */
 // Bytes that a group reads and writes at least: a part for any batch, and one a batch element.
 void group_bytes(const Work *work, const Group *group, double *fixed, double *per_batch);
+// Of those, what groups[index] reads and an earlier one of `groups` reads as well.
+void shared_bytes(const Work *work, const uint32_t *groups, uint32_t index, double *fixed,
+                  double *per_batch);
 
 /* pack.c */
 typedef struct {
@@ -221,6 +235,10 @@ int64_t live_bound(Arena *arena, const Interval *items, uint32_t count);   // la
 const char *group_label(const Work *work, const Group *group);     // interned
 // Pairs of launches of which the second reads what the first stored; malloc'ed.
 uint32_t *launch_edges(const Work *work, uint32_t *count);
+
+/* batch.c */
+// Sets of independent groups of the same work, next to one another: `joined`. RUNG_BATCHING.
+void batch_groups(Work *work);
 
 /* plan.c */
 // Lifetimes, in-place results, offsets. Needs launches; fills offsets, arena_* and live_*.
@@ -239,7 +257,7 @@ typedef struct {
 } Footprint;
 // Of one of all plans: a stage counts what all its turns need.
 Footprint plan_footprint(Work *const *plans, uint32_t count, uint32_t index);
-// Work.budget of all fused plans: the bytes of the arena at a batch.
+// Work.budget of all plans of RUNG_MEMORY: the bytes of the arena at a batch.
 void set_budgets(Work *const *plans, uint32_t count, int64_t bytes, int64_t batch);
 // Says on stderr which plans do not meet it, and what they take at least.
 bool check_budgets(Work *const *plans, uint32_t count);

@@ -229,6 +229,11 @@ void grad_build(Graph *graph, Val loss, const Val *wrt, uint32_t count, Val *out
 void simplify_module(Module *module);
 Val simplify_val(Graph *graph, Val val);
 
+/* narrow.c: */
+// A movement or contraction of values whose rows are equal all over the batch, for one row, and
+// stretched; 0: it is not. Part of simplify.
+Val narrow_batch(Graph *graph, const Node *node);
+
 /* compact.c: the module's graph made anew: only what is needed, numbered in the order of `order`
    (0 in it is passed over), operands first. Vals of the old graph that the module does not name
    mean nothing afterwards. */

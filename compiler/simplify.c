@@ -670,12 +670,14 @@ static Val rewrite(Graph *graph, Val val)
         return 0;
     case CLASS_ELEMENTWISE:
         return rewrite_elementwise(graph, node);
-    case CLASS_MOVEMENT:
-        return rewrite_movement(graph, node);
+    case CLASS_MOVEMENT: {
+        Val moved = rewrite_movement(graph, node);
+        return moved ? moved : narrow_batch(graph, node);
+    }
     case CLASS_REDUCE:
         return rewrite_reduce(graph, node);
     case CLASS_CONTRACT:
-        return 0;
+        return node->op == OP_CONTRACT ? narrow_batch(graph, node) : 0;
     case CLASS_COMPOSITE:
         return 0;
     }

@@ -139,6 +139,32 @@ static void test_stretching(void **state)
            g_expand(graph, g_slice(graph, row, 1, 1, 2), (Dim[]){dim_batch(1), dim_fixed(2)}));
 }
 
+// What holds for every row of a batch is computed for one.
+static void test_equal_rows(void **state)
+{
+    (void)state;
+    Val row = input(0, DT_F32, DIMS(1, 4)), weight = input(1, DT_F32, DIMS(4, 4));
+    Val x = input(2, DT_F32, DIMS(-1, 4));
+    Dim wide[4] = {dim_batch(1), dim_fixed(4), dim_fixed(1), dim_fixed(1)};
+    Dim one[4] = {dim_fixed(1), dim_fixed(4), dim_fixed(1), dim_fixed(1)};
+    Val repeated = g_expand(graph, row, wide);
+    Val product = g_contract(graph, row, weight, "bi", "ij", "bj");
+    expect(g_contract(graph, repeated, weight, "bi", "ij", "bj"), g_expand(graph, product, wide));
+    Val differs = g_contract(graph, x, weight, "bi", "ij", "bj");
+    expect(differs, differs);
+    Val summed = g_contract(graph, repeated, x, "bi", "bj", "ij");
+    expect(summed, summed);
+    expect(g_reshape(graph, repeated, 4, wide),
+           g_expand(graph, g_reshape(graph, row, 4, one), wide));
+    Val both[2] = {repeated, g_unary(graph, OP_EXP, repeated)};
+    Val rows[2] = {row, g_unary(graph, OP_EXP, row)};
+    Dim eight[2] = {dim_batch(1), dim_fixed(8)};
+    expect(g_concat(graph, both, 2, 1), g_expand(graph, g_concat(graph, rows, 2, 1), eight));
+    both[1] = x;
+    Val mixed = g_concat(graph, both, 2, 1);
+    expect(mixed, mixed);
+}
+
 static void test_movement(void **state)
 {
     (void)state;
@@ -429,8 +455,9 @@ int main(void)
 {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
     const struct CMUnitTest tests[] = {
-        TEST(test_algebra), TEST(test_stretching), TEST(test_movement), TEST(test_pack),
-        TEST(test_folding), TEST(test_module),     TEST(test_order),    TEST(test_random_graphs),
+        TEST(test_algebra), TEST(test_stretching), TEST(test_equal_rows), TEST(test_movement),
+        TEST(test_pack),    TEST(test_folding),    TEST(test_module),     TEST(test_order),
+        TEST(test_random_graphs),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
