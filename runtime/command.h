@@ -65,6 +65,7 @@ PvStatus cmd_sample(int argc, char **argv, PvError *error);
 PvStatus cmd_reconstruct(int argc, char **argv, PvError *error);
 PvStatus cmd_eval(int argc, char **argv, PvError *error);
 PvStatus cmd_weights(int argc, char **argv, PvError *error);
+PvStatus cmd_bench(int argc, char **argv, PvError *error);
 PvStatus cmd_data(int argc, char **argv, PvError *error);
 
 #endif

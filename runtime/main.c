@@ -14,6 +14,7 @@ static const PvCommand commands[] = {
     {"sample", "make videos", cmd_sample},
     {"reconstruct", "a video through the autoencoder and back", cmd_reconstruct},
     {"eval", "quality of reconstructions: eval psnr", cmd_eval},
+    {"bench", "measure every level on this machine", cmd_bench},
     {"weights", "list, import, export tensors", cmd_weights},
     {"data", "pack a data set into one file", cmd_data},
 };
