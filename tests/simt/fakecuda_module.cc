@@ -26,6 +26,7 @@ struct CUfunc_st {
 };
 struct CUmod_st {
     void *library;
+    int file; // open as long as the library is: the loader knows libraries by their paths
     bool checked;
     std::vector<std::unique_ptr<CUfunc_st>> functions;
 };
@@ -61,11 +62,11 @@ static CUresult check_image(const uint8_t *image)
                                                                   : CUDA_ERROR_INVALID_IMAGE;
 }
 
-static void *open_image(const uint8_t *image)
+static void *open_image(const uint8_t *image, int *opened)
 {
     char path[64];
     size_t bytes = image_bytes(image), done = 0;
-    int file = memfd_create("program", MFD_CLOEXEC);
+    int file = *opened = memfd_create("program", MFD_CLOEXEC);
     while (file >= 0 && done < bytes) {
         ssize_t count = write(file, image + done, bytes - done);
         if (count <= 0)
@@ -74,9 +75,10 @@ static void *open_image(const uint8_t *image)
     }
     snprintf(path, sizeof path, "/proc/self/fd/%d", file);
     void *library = done == bytes ? dlopen(path, RTLD_NOW | RTLD_LOCAL) : nullptr;
-    if (!library)
+    if (!library) {
         refuse(CUDA_ERROR_INVALID_IMAGE, "a program cannot be opened: %s", dlerror());
-    close(file);
+        close(file);
+    }
     return library;
 }
 
@@ -172,10 +174,11 @@ CUresult cuModuleLoadData(CUmodule *module, const void *image)
     if (error)
         return error;
     unsigned checked = simt_instrumented_images();
-    void *library = open_image((const uint8_t *)image);
+    int file;
+    void *library = open_image((const uint8_t *)image, &file);
     if (!library)
         return CUDA_ERROR_INVALID_IMAGE;
-    *module = new CUmod_st{library, simt_instrumented_images() != checked, {}};
+    *module = new CUmod_st{library, file, simt_instrumented_images() != checked, {}};
     return CUDA_SUCCESS;
 }
 
@@ -189,6 +192,7 @@ CUresult cuModuleUnload(CUmodule module)
     Call call(Call::CONTEXT);
     drain_all();
     dlclose(module->library);
+    close(module->file);
     delete module;
     return call.error;
 }
