@@ -1,5 +1,6 @@
 // What a group computes, in words for reports: "conv3x3 + bias + silu", "mul + add x2". The anchor
-// comes first, then the operations in the order of the text, equal neighbours counted.
+// comes first, then its epilogue, then other operations in the order of the text, equal neighbours
+// counted.
 #include <stdio.h>
 #include <string.h>
 
@@ -44,14 +45,29 @@ static void add_part(Parts *parts, const char *name)
     }
 }
 
+// What a library kernel's epilogue takes in, in its order.
+static void add_epilogue(Parts *parts, const Group *group)
+{
+    if (group->scale || group->shift)
+        add_part(parts, "scale_shift");
+    if (group->bias)
+        add_part(parts, "bias");
+    if (group->act != OP_STOP_GRADIENT)
+        add_part(parts, op_info[group->act].name);
+    if (group->residual || group->added[1] || group->added[2])
+        add_part(parts, "add");
+}
+
 const char *group_label(const Work *work, const Group *group)
 {
     const Graph *graph = work->module->graph;
     const Node *anchor = graph_node(graph, group->anchor);
     Parts parts = {.count = 0};
     bool library = group->kind == GROUP_LIBRARY;
-    if (library)
+    if (library) {
         add_part(&parts, anchor_name(graph, anchor));
+        add_epilogue(&parts, group);
+    }
     for (uint32_t i = 0; i < group->member_count; i++)
         if (!library || group->members[i] != group->anchor)
             add_part(&parts, op_info[graph_node(graph, group->members[i])->op].name);
