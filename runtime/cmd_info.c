@@ -374,7 +374,7 @@ static void print_text(const json_t *json)
 
 static bool info(bool as_json, int64_t threads, PvError *error)
 {
-    PvSession session = {.threads = threads};
+    PvSession session = {.threads = threads, .idle = true};
     bool good = pv_session_open(&session, &pv_model, NULL, 0, error);
     if (good) {
         json_t *json = gather(&session, error);

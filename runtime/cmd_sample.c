@@ -183,9 +183,9 @@ PvStatus cmd_sample(int argc, char **argv, PvError *error)
     bool good = pv_usage_parse(&usage, argc, argv, &words, error) && sample(&s, &stopped, error);
     pv_sample_plan_free(&s.plan);
     pv_clips_free(&s.clips);
-    pv_session_close(&s.session);
     pv_set_free(&s.given);
     pv_set_free(&s.traced);
+    pv_session_close(&s.session);
     pv_words_free(&words);
     pv_words_free(&options);
     if (good && stopped) {

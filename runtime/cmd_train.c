@@ -12,6 +12,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "runtime/cuda_exec.h"
 #include "runtime/data.h"
 #include "runtime/file.h"
 #include "runtime/log.h"
@@ -25,6 +26,8 @@ typedef struct {
     PvLog *log;
     PvProgress *progress;
     PvTensorSet given; // of --replay
+    PvTensor *ahead[2]; // inputs that take turns on a GPU: one is filled while one is read
+    int next_ahead;
     // flags
     const char *config, *data_path, *list, *out, *replay, *state;
     bool resume;
@@ -151,7 +154,7 @@ static bool check_memory(Training *t, int64_t batch, PvError *error)
     PvMemoryItem items[PV_TRAIN_ITEMS];
     uint32_t count = pv_train_need(t->train, batch, items);
     char *command = pv_printf("train %s", t->stage->name);
-    bool good = pv_memory_check(command, items, count, batch, error);
+    bool good = pv_session_memory(&t->session, command, items, count, batch, error);
     free(command);
     return good;
 }
@@ -225,6 +228,21 @@ static bool open_data(Training *t, PvError *error)
     return t->data && pv_data_start(t->data, t->position, t->batch, error);
 }
 
+// The tensor whose turn it is, ready to be filled, in place of *input.
+static bool take_ahead(Training *t, PvTensor **input, PvError *error)
+{
+    PvTensor **tensor = &t->ahead[t->next_ahead];
+    t->next_ahead = 1 - t->next_ahead;
+    if (!*tensor)
+        *tensor = pv_tensor_pinned(t->session.exec->gpu->device, &t->stage->data_type, t->batch,
+                                   error);
+    if (!*tensor || !pv_tensor_overwrite(*tensor, error))
+        return false;
+    pv_tensor_drop(*input);
+    *input = pv_tensor_hold(*tensor);
+    return true;
+}
+
 // The next batch of the data goes straight into the input.
 static bool feed(void *context, PvTrain *train, uint32_t index, PvError *error)
 {
@@ -233,6 +251,8 @@ static bool feed(void *context, PvTrain *train, uint32_t index, PvError *error)
     int input = t->data ? pv_call_find(call->entry, t->stage->data_name) : -1;
     if (input < 0)
         return true;
+    if (t->session.exec->gpu && !take_ahead(t, &call->inputs[input], error))
+        return false;
     if (!call->inputs[input])
         call->inputs[input] = pv_tensor_of(&t->stage->data_type, t->batch, error);
     return call->inputs[input] && pv_data_next(t->data, call->inputs[input]->data, error);
@@ -246,11 +266,11 @@ static void say_start(const Training *t)
         moving += train->optimizer->moves[p] ? pv_model.params[p].count : 0;
     PvMemoryItem items[PV_TRAIN_ITEMS];
     uint32_t count = pv_train_need(train, t->batch, items);
-    char text[32];
-    fprintf(stderr, "%s: %.2f M parameters move, batch %lld, %s, %d threads\n", t->stage->name,
+    char text[32], *where = pv_session_where(&t->session);
+    fprintf(stderr, "%s: %.2f M parameters move, batch %lld, %s, %s\n", t->stage->name,
             (double)moving * 1e-6, (long long)t->batch,
-            pv_size_text(text, (double)pv_memory_sum(items, count, t->batch)),
-            t->session.exec->threads);
+            pv_size_text(text, (double)pv_memory_sum(items, count, t->batch)), where);
+    free(where);
     if (t->data)
         fprintf(stderr, "%s: %lld videos\n", t->data_path, (long long)pv_data_videos(t->data));
 }
@@ -338,12 +358,22 @@ static bool loop(Training *t, PvError *error)
 {
     PvTrain *train = t->train;
     t->progress = pv_progress_new("step", train->step, t->steps);
+    double start = now();
+    int64_t begun = train->step;
     while (train->step < t->steps && !stopped) {
-        double start = now();
+        if (!t->session.exec->gpu) { // there steps overlap: the time is a mean since the last row
+            start = now();
+            begun = train->step;
+        }
         if (!pv_train_step(train, error))
             return false;
-        if (train->step % t->log_every == 0 || train->step == 1 || train->step == t->steps)
-            log_step(t, now() - start);
+        if (train->step % t->log_every == 0 || train->step == 1 || train->step == t->steps) {
+            if (!pv_train_numbers(train, error))
+                return false;
+            log_step(t, (now() - start) / (double)(train->step - begun));
+            start = now();
+            begun = train->step;
+        }
         char note[64];
         snprintf(note, sizeof note, "loss %.4g", train->turns[0].loss);
         pv_progress_at(t->progress, train->step, note);
@@ -375,6 +405,9 @@ static bool train_stage(Training *t, PvError *error)
         catch_signals();
         good = loop(t, error);
         pv_progress_end(t->progress);
+        if (!good && t->session.exec->gpu && error->status == PV_MACHINE && t->saved >= 0)
+            pv_error_append(error, "\nthe checkpoint of step %lld is whole; --resume goes on from it",
+                            (long long)t->saved);
     }
     if (good && t->data && pv_data_skipped(t->data) > 0)
         fprintf(stderr, "%lld videos were skipped\n", (long long)pv_data_skipped(t->data));
@@ -401,8 +434,10 @@ static void training_close(Training *t)
     pv_log_close(t->log);
     pv_data_close(t->data);
     pv_train_free(t->train);
-    pv_session_close(&t->session);
+    pv_tensor_drop(t->ahead[0]);
+    pv_tensor_drop(t->ahead[1]);
     pv_set_free(&t->given);
+    pv_session_close(&t->session);
 }
 
 static bool start(Training *t, const char *stage, PvError *error)

@@ -145,6 +145,17 @@ static bool grow_arena(PvGpu *gpu, int64_t bytes, const char *name, int64_t batc
     return true;
 }
 
+bool pv_gpu_place(PvGpu *gpu, PvError *error)
+{
+    bool moved = false;
+    if (!pv_mirror_to_device(gpu->device, &gpu->params, &moved, error) ||
+        !pv_mirror_to_device(gpu->device, &gpu->grads, &moved, error))
+        return false;
+    if (moved)
+        pv_gpu_drop_recipes(gpu);
+    return true;
+}
+
 // Parameters, gradients and the arena are there for a plan.
 static bool make_room(PvGpu *gpu, const PvExecStep *step, PvError *error)
 {
@@ -154,12 +165,8 @@ static bool make_room(PvGpu *gpu, const PvExecStep *step, PvError *error)
         cover_param(model, &gpu->params, plan->instances[i]);
     for (uint32_t i = 0; i < plan->grad_count; i++)
         cover_param(model, &gpu->grads, model->params[plan->grads[i]].instance);
-    bool moved = false;
-    if (!pv_mirror_to_device(gpu->device, &gpu->params, &moved, error) ||
-        !pv_mirror_to_device(gpu->device, &gpu->grads, &moved, error))
+    if (!pv_gpu_place(gpu, error))
         return false;
-    if (moved)
-        pv_gpu_drop_recipes(gpu);
     return grow_arena(gpu, plan->arena_fixed + step->step->batch * plan->arena_batch,
                       step->entry->name, step->step->batch, error);
 }

@@ -51,6 +51,8 @@ typedef struct PvGpu {
 PvGpu *pv_gpu_new(PvExec *exec, PvDevice *device, PvError *error);
 void pv_gpu_free(PvGpu *gpu); // NULL is fine
 
+// Parameters and gradients that are expected are there.
+bool pv_gpu_place(PvGpu *gpu, PvError *error);
 // As pv_exec_run; the addresses of `io` are the device's. Returns when all is queued.
 bool pv_gpu_run(PvGpu *gpu, const PvExecStep *step, PvError *error);
 // As pv_exec_settings: the addresses of `io` are the host's. Waits for the settings alone.

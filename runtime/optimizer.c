@@ -108,7 +108,7 @@ void pv_optimizer_free(PvOptimizer *optimizer)
     free(optimizer);
 }
 
-static bool takes(const PvOptimizer *optimizer, uint32_t turn, uint32_t param)
+bool pv_optimizer_takes(const PvOptimizer *optimizer, uint32_t turn, uint32_t param)
 {
     return optimizer->moves[param] &&
            names(&optimizer->stage->minimize[turn], optimizer->model->params[param].instance);
@@ -117,7 +117,7 @@ static bool takes(const PvOptimizer *optimizer, uint32_t turn, uint32_t param)
 void pv_optimizer_start_ema(PvOptimizer *optimizer, uint32_t turn, const char *params)
 {
     for (uint32_t p = 0; p < optimizer->model->param_count; p++) {
-        if (!takes(optimizer, turn, p))
+        if (!pv_optimizer_takes(optimizer, turn, p))
             continue;
         const PvParam *param = &optimizer->model->params[p];
         memcpy(optimizer->ema + param->offset, params + param->offset,
@@ -132,7 +132,7 @@ void pv_optimizer_accumulate(PvOptimizer *optimizer, uint32_t turn, const char *
 #pragma omp parallel for schedule(static) num_threads(optimizer->threads)
     for (uint32_t c = 0; c < optimizer->chunk_count; c++) {
         const PvOptimizerChunk *chunk = &optimizer->chunks[c];
-        if (!present[chunk->param] || !takes(optimizer, turn, chunk->param))
+        if (!present[chunk->param] || !pv_optimizer_takes(optimizer, turn, chunk->param))
             continue;
         PvReal *sum = at(optimizer->sum, model, chunk);
         const PvReal *g = at_const(grad, model, chunk);
@@ -143,7 +143,7 @@ void pv_optimizer_accumulate(PvOptimizer *optimizer, uint32_t turn, const char *
             memcpy(sum, g, (size_t)chunk->count * sizeof *sum);
     }
     for (uint32_t p = 0; p < model->param_count; p++)
-        if (present[p] && takes(optimizer, turn, p))
+        if (present[p] && pv_optimizer_takes(optimizer, turn, p))
             seen[p] = true;
 }
 
@@ -155,7 +155,7 @@ static void square_chunks(PvOptimizer *optimizer, uint32_t turn, const char *gra
     for (uint32_t c = 0; c < optimizer->chunk_count; c++) {
         const PvOptimizerChunk *chunk = &optimizer->chunks[c];
         double sum = 0;
-        if (present[chunk->param] && takes(optimizer, turn, chunk->param)) {
+        if (present[chunk->param] && pv_optimizer_takes(optimizer, turn, chunk->param)) {
             const PvReal *g = at_const(grad, optimizer->model, chunk);
             for (int64_t i = 0; i < chunk->count; i++)
                 sum += (double)g[i] * (double)g[i];
@@ -251,7 +251,7 @@ double pv_optimizer_update(PvOptimizer *optimizer, uint32_t turn,
 #pragma omp parallel for schedule(static) num_threads(optimizer->threads)
     for (uint32_t c = 0; c < optimizer->chunk_count; c++) {
         const PvOptimizerChunk *chunk = &optimizer->chunks[c];
-        if (!present[chunk->param] || !takes(optimizer, turn, chunk->param))
+        if (!present[chunk->param] || !pv_optimizer_takes(optimizer, turn, chunk->param))
             continue;
         PvReal factor = (PvReal)optimizer->factor[model->params[chunk->param].instance];
         PvReal *p = at(params, model, chunk), *m = at(optimizer->m, model, chunk);
@@ -273,7 +273,7 @@ void pv_optimizer_average(PvOptimizer *optimizer, uint32_t turn, double ema, con
 #pragma omp parallel for schedule(static) num_threads(optimizer->threads)
     for (uint32_t c = 0; c < optimizer->chunk_count; c++) {
         const PvOptimizerChunk *chunk = &optimizer->chunks[c];
-        if (!takes(optimizer, turn, chunk->param))
+        if (!pv_optimizer_takes(optimizer, turn, chunk->param))
             continue;
         PvReal *average = at(optimizer->ema, model, chunk);
         const PvReal *p = at_const(params, model, chunk);

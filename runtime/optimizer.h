@@ -26,6 +26,7 @@ typedef struct {
     PvOptimizerChunk *chunks; // of the parameters that move, in their order
     uint32_t chunk_count;
     double *partial; // [chunk_count] sums of squares
+    struct PvGpuOptimizer *gpu; // NULL: all is on the CPU; else m, v, ema are the host's copies
 } PvOptimizer;
 
 // Arguments of one `minimize`, as the model file and the options of this step give them.
@@ -40,6 +41,9 @@ PvOptimizer *pv_optimizer_new(const PvModel *model, const PvStage *stage, int th
 void pv_optimizer_free(PvOptimizer *optimizer);
 
 // In what follows `turn` is the index of a minimize of the stage.
+
+// Does that minimize update this parameter?
+bool pv_optimizer_takes(const PvOptimizer *optimizer, uint32_t turn, uint32_t param);
 
 // Averages start as the parameters are.
 void pv_optimizer_start_ema(PvOptimizer *optimizer, uint32_t turn, const char *params);

@@ -77,11 +77,13 @@ static bool has_ema(const PvTrain *train, uint32_t instance)
 }
 
 // losses: [minimizes, steps]
-static bool write_state(const PvTrain *train, const char *path, const double *losses, int64_t steps,
+static bool write_state(PvTrain *train, const char *path, const double *losses, int64_t steps,
                         PvError *error)
 {
     const PvModel *model = train->session->model;
     const PvOptimizer *optimizer = train->optimizer;
+    if (!pv_train_fetch(train, error))
+        return false;
     PvWriter *writer = pv_writer_new();
     for (uint32_t p = 0; p < model->param_count; p++) {
         const PvParam *param = &model->params[p];
@@ -122,7 +124,7 @@ bool pv_replay(PvTrain *train, int64_t steps, const char *state, PvError *error)
     bool good = true;
     for (int64_t k = 0; good && k < steps; k++) {
         double start = pv_seconds();
-        good = pv_train_step(train, error);
+        good = pv_train_step(train, error) && pv_train_numbers(train, error);
         seconds[k] = pv_seconds() - start;
         for (uint32_t i = 0; i < turns; i++)
             losses[(int64_t)i * steps + k] = train->turns[i].loss;

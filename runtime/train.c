@@ -14,6 +14,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "runtime/cuda_optimizer.h"
+
 const PvStage *pv_find_stage(const PvModel *model, const char *name, PvError *error)
 {
     PvWords names = {0};
@@ -38,10 +40,10 @@ static void make_turn(PvTrain *train, uint32_t index, bool replay)
     PvTurn *turn = &train->turns[index];
     const PvEntry *own = &model->entries[minimize->entry];
     const PvEntry *run = own;
-    if (replay && minimize->replay != UINT32_MAX) {
+    if (replay && minimize->replay != UINT32_MAX)
         run = &model->entries[minimize->replay];
+    if (run != own || session->exec->gpu) // a GPU's outputs come too late
         turn->settings_call = pv_call_new(own, session->options, session->random);
-    }
     turn->call = pv_call_new(run, session->options, session->random);
     turn->reach = UINT64_MAX;
     turn->reports = pv_alloc((run->output_count + 1u) * sizeof *turn->reports);
@@ -130,9 +132,10 @@ PvTrain *pv_train_new(PvSession *session, const PvStage *stage, int64_t accumula
     }
     mark_instances(train);
     train->optimizer = pv_optimizer_new(model, stage, session->exec->threads);
-    if (train->optimizer)
+    if (!train->optimizer)
+        pv_error(error, PV_MACHINE, "no address space for the optimizer");
+    if (train->optimizer && pv_train_device_new(train, error))
         return train;
-    pv_error(error, PV_MACHINE, "no address space for the optimizer");
     pv_train_free(train);
     return NULL;
 }
@@ -144,8 +147,11 @@ void pv_train_free(PvTrain *train)
     for (uint32_t i = 0; i < train->stage->minimize_count && i < PV_MAX_MINIMIZE; i++) {
         pv_call_free(train->turns[i].call);
         pv_call_free(train->turns[i].settings_call);
+        pv_turn_device_free(&train->turns[i]);
         free(train->turns[i].reports);
     }
+    if (train->optimizer)
+        pv_gpu_optimizer_free(train->optimizer->gpu);
     pv_optimizer_free(train->optimizer);
     free(train->present);
     free(train->seen);
@@ -230,6 +236,7 @@ void pv_train_start(PvTrain *train, uint64_t seed)
     for (uint32_t i = 0; i < train->stage->minimize_count; i++)
         if (train->turns[i].ema_every > 0)
             pv_optimizer_start_ema(train->optimizer, i, session->exec->params);
+    pv_train_written(train);
 }
 
 static double setting_number(const PvTensor *tensor)
@@ -261,11 +268,17 @@ static PvOptimizerSettings read_settings(const PvCall *call)
     return settings;
 }
 
-// The settings of a minimize that is not run itself.
-static bool run_settings(PvTrain *train, PvTurn *turn, PvError *error)
+PvOptimizerSettings pv_turn_settings(const PvTurn *turn)
+{
+    return read_settings(turn->settings_call ? turn->settings_call : turn->call);
+}
+
+// The settings of a minimize that is not run itself, or of one whose outputs are on a GPU.
+static bool run_settings(PvTrain *train, PvTurn *turn, uint32_t variant, PvError *error)
 {
     PvCall *call = turn->settings_call;
     const PvEntry *entry = call->entry;
+    bool own = entry == turn->call->entry;
     call->step.batch = turn->call->step.batch;
     for (uint32_t i = 0; i < entry->output_count; i++) {
         if (entry->outputs[i].kind != PV_OUT_SETTING)
@@ -276,7 +289,8 @@ static bool run_settings(PvTrain *train, PvTurn *turn, PvError *error)
             return false;
         call->io[entry->input_count + i] = call->outputs[i]->data;
     }
-    PvExecStep step = {entry, &entry->plans[0], &call->step, call->io, NULL, 0, NULL};
+    PvExecStep step = {entry, &entry->plans[own ? variant : 0],
+                       own ? &turn->call->step : &call->step, call->io, NULL, 0, NULL};
     return pv_exec_settings(train->session->exec, &step, error);
 }
 
@@ -310,7 +324,7 @@ static bool has_instances(const PvTrain *train, const PvTurn *turn, uint32_t var
     return true;
 }
 
-static bool run_micro_step(PvTrain *train, uint32_t index, PvError *error)
+bool pv_turn_micro_step(PvTrain *train, uint32_t index, bool settings, PvError *error)
 {
     PvTurn *turn = &train->turns[index];
     PvExec *exec = train->session->exec;
@@ -320,26 +334,24 @@ static bool run_micro_step(PvTrain *train, uint32_t index, PvError *error)
     PvCallPlan plan = {.variant = pv_exec_variant(turn->call->entry, &turn->call->step)};
     if (!has_instances(train, turn, plan.variant, error))
         return false;
-    if (turn->settings_call && !run_settings(train, turn, error))
+    if (settings && turn->settings_call && !run_settings(train, turn, plan.variant, error))
         return false;
     if (!pv_call_run(exec, turn->call, &plan, error))
         return false;
     turn->micro++;
-    add_numbers(turn);
     const PvPlan *of = &turn->call->entry->plans[plan.variant];
     memset(train->present, 0, train->session->model->param_count * sizeof *train->present);
     for (uint32_t i = 0; i < of->grad_count; i++)
         train->present[of->grads[i]] = true;
-    if (turn->accumulate > 1)
-        pv_optimizer_accumulate(train->optimizer, index, exec->grads, train->present, train->seen);
     return true;
 }
 
-static bool not_finite(const PvTrain *train, const PvTurn *turn, const char *what, double value,
-                       PvError *error)
+bool pv_turn_not_finite(const PvTrain *train, const PvTurn *turn, int64_t step, PvError *error)
 {
-    pv_error(error, PV_WRONG, "%s is %g in step %lld of %s (loss %g, learning rate %g)", what,
-             value, (long long)train->step + 1, train->stage->name, turn->loss, turn->settings.lr);
+    bool loss = !isfinite(turn->loss);
+    pv_error(error, PV_WRONG, "%s is %g in step %lld of %s (loss %g, learning rate %g)",
+             loss ? "the loss" : "the gradient's norm", loss ? turn->loss : turn->norm,
+             (long long)step, train->stage->name, turn->loss, turn->settings.lr);
     return pv_error_hint(error, "nothing was written since the last checkpoint; go on from it with "
                                 "a smaller learning rate, a `clip`, or other data");
 }
@@ -352,22 +364,26 @@ static bool run_turn(PvTrain *train, uint32_t index, PvError *error)
     turn->loss = 0;
     memset(turn->reports, 0, turn->call->entry->output_count * sizeof *turn->reports);
     memset(train->seen, 0, train->session->model->param_count * sizeof *train->seen);
-    for (int64_t i = 0; i < turn->accumulate; i++)
-        if (!run_micro_step(train, index, error))
+    for (int64_t i = 0; i < turn->accumulate; i++) {
+        if (!pv_turn_micro_step(train, index, true, error))
             return false;
+        add_numbers(turn);
+        if (turn->accumulate > 1)
+            pv_optimizer_accumulate(optimizer, index, exec->grads, train->present, train->seen);
+    }
     double scale = 1.0 / (double)turn->accumulate;
     turn->loss *= scale;
     for (uint32_t i = 0; i < turn->call->entry->output_count; i++)
         turn->reports[i] *= scale;
-    turn->settings = read_settings(turn->settings_call ? turn->settings_call : turn->call);
+    turn->settings = pv_turn_settings(turn);
     if (!isfinite(turn->loss))
-        return not_finite(train, turn, "the loss", turn->loss, error);
+        return pv_turn_not_finite(train, turn, train->step + 1, error);
     bool sums = turn->accumulate > 1;
     turn->norm = pv_optimizer_update(optimizer, index, &turn->settings, exec->params,
                                      sums ? optimizer->sum : exec->grads,
                                      sums ? train->seen : train->present, scale);
     if (!isfinite(turn->norm))
-        return not_finite(train, turn, "the gradient's norm", turn->norm, error);
+        return pv_turn_not_finite(train, turn, train->step + 1, error);
     if (turn->ema_every > 0 && turn->settings.ema > 0 &&
         optimizer->updates[index] % turn->ema_every == 0)
         pv_optimizer_average(optimizer, index, turn->settings.ema, exec->params);
@@ -379,7 +395,8 @@ bool pv_train_step(PvTrain *train, PvError *error)
     pv_option_put(train->session->model, train->stage->name, "step", train->step,
                   train->session->options);
     for (uint32_t i = 0; i < train->stage->minimize_count; i++)
-        if (!run_turn(train, i, error))
+        if (!(train->turns[i].device ? pv_turn_on_device(train, i, error)
+                                     : run_turn(train, i, error)))
             return false;
     train->step++;
     return true;

@@ -20,6 +20,7 @@ typedef struct {
     double loss, norm; // of the last step: means over the micro-steps
     double *reports;   // [output_count], those of kind PV_OUT_REPORT
     PvOptimizerSettings settings;
+    struct PvTurnDevice *device; // train_device.c; NULL: on the CPU
 } PvTurn;
 
 struct PvTrain {
@@ -56,13 +57,33 @@ uint32_t pv_train_need(const PvTrain *train, int64_t batch, PvMemoryItem items[P
 // Weights are in place: gives first values to what moves and was not mounted, starts averages.
 void pv_train_start(PvTrain *train, uint64_t seed);
 // One step. False: wrong inputs, or a loss or gradient that is not finite; parameters are then
-// those of the step before, but for turns that were done.
+// those of the step before, but for turns that were done. On a GPU the step is only queued, and
+// loss, norm and reports of the turns are those of an earlier step until pv_train_numbers; so is
+// the error.
 bool pv_train_step(PvTrain *train, PvError *error);
+// Waits for the numbers of the last step.
+bool pv_train_numbers(PvTrain *train, PvError *error);
+
+// ---- train.c, for train_device.c ----
+
+bool pv_turn_micro_step(PvTrain *train, uint32_t turn, bool settings, PvError *error);
+bool pv_turn_not_finite(const PvTrain *train, const PvTurn *turn, int64_t step, PvError *error);
+PvOptimizerSettings pv_turn_settings(const PvTurn *turn);
+
+// ---- train_device.c: turns on a GPU ----
+
+bool pv_train_device_new(PvTrain *train, PvError *error); // nothing on the CPU
+void pv_turn_device_free(PvTurn *turn);
+bool pv_turn_on_device(PvTrain *train, uint32_t turn, PvError *error);
+// Parameters, moments and averages, in the host's copies.
+bool pv_train_fetch(PvTrain *train, PvError *error);
+// The host wrote them.
+void pv_train_written(PvTrain *train);
 
 // ---- train_state.c ----
 
 // Writes folder/step-NNNNNNNN.safetensors and removes all but the last `keep`.
-bool pv_train_save(const PvTrain *train, const char *folder, int64_t keep, int64_t data_position,
+bool pv_train_save(PvTrain *train, const char *folder, int64_t keep, int64_t data_position,
                    PvError *error);
 // Takes up a checkpoint: parameters, moments, averages, streams, counters. *seed, *data_position.
 bool pv_train_resume(PvTrain *train, const char *path, uint64_t *seed, int64_t *data_position,

@@ -46,9 +46,11 @@ static PvCheckpoint describe(const PvTrain *train, const Marks *marks)
     return state;
 }
 
-bool pv_train_save(const PvTrain *train, const char *folder, int64_t keep, int64_t data_position,
+bool pv_train_save(PvTrain *train, const char *folder, int64_t keep, int64_t data_position,
                    PvError *error)
 {
+    if (!pv_train_fetch(train, error))
+        return false;
     Marks marks = mark(train);
     PvCheckpoint state = describe(train, &marks);
     state.data_position = data_position;
@@ -75,6 +77,8 @@ bool pv_train_resume(PvTrain *train, const char *path, uint64_t *seed, int64_t *
         memcpy(train->optimizer->ema_updates, state.ema_updates, sizeof state.ema_updates);
         *seed = state.seed;
         *data_position = state.data_position;
+        pv_exec_expect(train->session->exec, train->needed, false);
+        pv_train_written(train);
     }
     free(marks.ema);
     free(marks.moments);
