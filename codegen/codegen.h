@@ -180,7 +180,7 @@ struct Lower {
     uint32_t *tap_head;      // by local number: first tap + 1 that shows this storage
     uint32_t *tap_next;      // by tap: the next of the same storage
     struct Kern *kern;       // of emit_elementwise.c
-    size_t launch_capacity, arg_capacity, buffer_capacity, scalar_capacity;
+    size_t launch_capacity, arg_capacity, buffer_capacity, scalar_capacity, inplace_capacity;
 };
 void lower_groups(Codegen *cg, Work *work);
 
@@ -222,6 +222,10 @@ void lower_conv(Lower *lower, const Group *group);
 void lower_attention(Lower *lower, const Group *group);
 void lower_attention_grad(Lower *lower, const Group *group);
 void lower_norm(Lower *lower, const Group *group);       // norms, their gradients, softmax
+
+/* emit_segments.c: launches of sibling groups, joined */
+// Those of group number groups[i] are launches first[i] .. first[i + 1] - 1, the last of all.
+void join_segments(Lower *lower, const uint32_t *groups, const uint32_t *first, uint32_t count);
 
 /* emit_host.c: samplers; which variant a step is */
 void emit_select(Codegen *cg, FILE *out, uint32_t entry);

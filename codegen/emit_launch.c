@@ -831,6 +831,22 @@ static void lower_group(Lower *lower, uint32_t number)
     copy_taps(lower, group);
 }
 
+// The group at a place of the schedule and those joined with it; returns how many.
+static uint32_t lower_set(Lower *lower, uint32_t position)
+{
+    Work *work = lower->work;
+    uint32_t first[PV_MAX_SEGMENTS + 1], count = 0;
+    do {
+        first[count] = work->launch_count;
+        lower_group(lower, work->schedule[position + count++]);
+    } while (work->joined && position + count < work->group_count &&
+             work->joined[position + count]);
+    first[count] = work->launch_count;
+    if (count > 1 && first[0] < work->launch_count)
+        join_segments(lower, work->schedule + position, first, count);
+    return count;
+}
+
 void lower_groups(Codegen *cg, Work *work)
 {
     Lower lower = {.cg = cg, .work = work, .graph = cg->module->graph};
@@ -845,8 +861,8 @@ void lower_groups(Codegen *cg, Work *work)
     list_taps(&lower);
     bool *direct = arena_alloc(work->arena, work->variant->output_count + 1);
     place_outputs(&lower, direct);
-    for (uint32_t i = 0; i < work->group_count; i++)
-        lower_group(&lower, work->schedule[i]);
+    for (uint32_t i = 0; i < work->group_count;)
+        i += lower_set(&lower, i);
     lower.group = NULL;
     place_taps(&lower);
     store_outputs(&lower, direct);

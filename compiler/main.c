@@ -150,6 +150,13 @@ static bool pass_schedule(Build *build)
     return true;
 }
 
+static bool pass_batch(Build *build)
+{
+    for (uint32_t i = 0; i < build->cg->plan_count; i++)
+        batch_groups(build->cg->plans[i]);
+    return true;
+}
+
 static bool pass_lower(Build *build)
 {
     for (uint32_t i = 0; i < build->cg->plan_count; i++)
@@ -195,6 +202,8 @@ static const Pass passes[] = {
     {"fuse", pass_fuse, EMIT_FUSED},
     // after fusion: whole groups are ordered; merges neighbours, which only an order shows
     {"schedule", pass_schedule, EMIT_FUSED},
+    // siblings of one kernel side by side; last, since it needs places in the schedule
+    {"batch", pass_batch, EMIT_FUSED},
     // launches in the order of the schedule; makes copies, so lifetimes are known only after it
     {"lower", pass_lower, EMIT_PLAN},
     {"plan", pass_plan, EMIT_PLAN},
@@ -296,11 +305,11 @@ static const char usage[] =
     "  --arch LIST         GPUs that kernels are compiled for (default sm_80,sm_90a,ptx)\n"
     "  --dtype f32|f64     working precision (default f32)\n"
     "  --march NAME        processor (default native), as the C compiler names it\n"
-    "  --emit ast|graph|fused|plan|c|cuda|dot\n"
+    "  --emit ast|graph|fused|plan|c|cuda|figures|dot\n"
     "                      prints that instead of making an executable\n"
     "  --dump PASS|all     prints what a pass left\n"
-    "  --stop-after PASS   passes: parse elaborate grad simplify layout fuse schedule lower plan "
-    "link\n"
+    "  --stop-after PASS   passes: parse elaborate grad simplify layout fuse schedule batch lower\n"
+    "                      plan link\n"
     "  --memory SIZE[@B]   the most that the activations of a step may take at batch B (1), such as\n"
     "                      3GB@4: some are computed twice then, the cheapest first\n"
     "  --check             looks for errors only\n"
@@ -539,8 +548,8 @@ static const char *last_pass(const Options *options)
     switch (options->emit) {
     case EMIT_AST: return "parse";
     case EMIT_GRAPH: case EMIT_DOT: return "simplify";
-    case EMIT_FUSED: return "schedule";
-    case EMIT_PLAN: case EMIT_C: case EMIT_CUDA: return "plan";
+    case EMIT_FUSED: return "batch";
+    case EMIT_PLAN: case EMIT_C: case EMIT_CUDA: case EMIT_FIGURES: return "plan";
     case EMIT_EXECUTABLE: break;
     }
     return "link";

@@ -41,28 +41,35 @@ static void find_lifetimes(Work *work)
     }
 }
 
-// A result takes over the buffer of an operand that dies in its launch.
+// The result at `out` takes over the buffer of an operand that dies in launch number `launch`.
+static void take_over(Work *work, int32_t launch, const PlanArg *out, uint32_t operand)
+{
+    uint32_t root = root_of(work, operand);
+    Buffer *in = &work->buffers[root];
+    if (in->last != launch || in->outside.space != PV_VALUE ||
+        work->buffers[operand].last != launch)
+        return;
+    if (out->space != PV_ARENA) {
+        if (in->size == work->buffers[operand].size && !in->batch)
+            in->outside = *out;
+        return;
+    }
+    Buffer *buffer = &work->buffers[out->buffer - 1];
+    if (buffer->first != launch || buffer->batch != in->batch || buffer->bytes > in->bytes ||
+        out->a || out->c)
+        return;
+    buffer->alias = root + 1;
+    in->last = buffer->last;
+}
+
 static void join_inplace(Work *work)
 {
     for (uint32_t i = 0; i < work->launch_count; i++) {
         const PlanLaunch *launch = &work->launches[i];
-        if (!launch->inplace_in)
-            continue;
-        uint32_t root = root_of(work, launch->inplace_in - 1);
-        Buffer *in = &work->buffers[root];
-        if (in->last != (int32_t)i || in->outside.space != PV_VALUE ||
-            work->buffers[launch->inplace_in - 1].last != (int32_t)i)
-            continue;
-        if (launch->inplace_out.space != PV_ARENA) {
-            if (in->size == work->buffers[launch->inplace_in - 1].size && !in->batch)
-                in->outside = launch->inplace_out;
-            continue;
-        }
-        Buffer *out = &work->buffers[launch->inplace_out.buffer - 1];
-        if (out->first != (int32_t)i || out->batch != in->batch || out->bytes > in->bytes)
-            continue;
-        out->alias = root + 1;
-        in->last = out->last;
+        if (launch->inplace_in)
+            take_over(work, (int32_t)i, &launch->inplace_out, launch->inplace_in - 1);
+        for (uint32_t k = launch->more_inplace; k; k = work->inplace[k - 1].next)
+            take_over(work, (int32_t)i, &work->inplace[k - 1].out, work->inplace[k - 1].in - 1);
     }
 }
 

@@ -237,7 +237,8 @@ const char *group_label(const Work *work, const Group *group);     // interned
 uint32_t *launch_edges(const Work *work, uint32_t *count);
 
 /* batch.c */
-// Sets of independent groups of the same work, next to one another: `joined`. RUNG_BATCHING.
+// Sets of independent groups of the same work, next to one another: `joined`. RUNG_BATCHING. After
+// all else that changes the schedule.
 void batch_groups(Work *work);
 
 /* plan.c */

@@ -73,3 +73,18 @@ void group_bytes(const Work *work, const Group *group, double *fixed, double *pe
             add_bytes(count, element_size(work->module, type->dtype), fixed, per_batch);
     }
 }
+
+void shared_bytes(const Work *work, const uint32_t *groups, uint32_t index, double *fixed,
+                  double *per_batch)
+{
+    const Group *group = &work->groups[groups[index]];
+    *fixed = *per_batch = 0;
+    for (uint32_t i = 0; i < group->read_count; i++) {
+        bool known = false;
+        for (uint32_t k = 0; k < index; k++)
+            for (uint32_t r = 0; r < work->groups[groups[k]].read_count; r++)
+                known |= work->groups[groups[k]].reads[r] == group->reads[i];
+        if (known)
+            add_read(work, group, i, fixed, per_batch);
+    }
+}

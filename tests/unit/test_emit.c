@@ -284,6 +284,7 @@ static void add_plan(Codegen *cg, int level)
     find_layout(work);
     fuse_groups(work);
     schedule_groups(work);
+    batch_groups(work);
     lower_groups(cg, work);
     plan_memory(work);
 }

@@ -202,6 +202,7 @@ static void test_random_graphs(void **unused)
             work.budget_batch = 2;
             recompute_groups(&work);
         }
+        batch_groups(&work);
         lower_groups(cg, &work);
         plan_memory(&work);
         check_order(&work);

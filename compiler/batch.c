@@ -1,0 +1,316 @@
+// Sibling batching: independent groups that one kernel can compute in one launch.
+//
+// A model that runs one network over several inputs (planes, scales, branches) has groups that do
+// the same to different values. Walking the schedule, the pass takes the first group that is left
+// and draws forward, from a window behind it, groups of the same work whose operands are all there
+// by then: they cannot depend on it, nor on one another. The lowering gives such a set one launch
+// with a segment for each (codegen/emit_launch.c), if the kernels turn out to be the same one.
+// Chains of siblings stay in step by themselves: once their first groups are together, so are the
+// second ones, and so on. This is what ordering by depth would give, but bounded in time.
+//
+// What is drawn forward lives longer. So a window is accepted only if the largest live set has not
+// grown by more than a fraction; of several windows the longest such is taken.
+#include <string.h>
+
+#include "compiler/plan.h"
+
+enum { TYPICAL_BATCH = 4, KINDS = 4096 };
+
+typedef struct {
+    uint32_t *at, count, capacity;
+} List;
+
+typedef struct {
+    Work *work;
+    uint32_t count;            // positions of the schedule that came in
+    List *before;              // by position: positions that have to come first
+    uint32_t *next_alike;      // by position: next one of the same hash, + 1
+    uint32_t *head_alike;      // by hash
+    int64_t *bytes;            // by slot (local number, output); 0: not in the arena
+    int32_t *first, *last;     // by slot
+    bool *shared;              // by slot: other values lie in it too
+    uint32_t *order;           // the schedule that is tried: positions
+    bool *joined;
+    int64_t *change;           // by time: bytes that begin or end to live
+} Batcher;
+
+static uint32_t slot_of(const Work *work, Val val)
+{
+    return local_of(work, val) * MAX_OUT + val_out(val);
+}
+
+// Where a value's storage lies in the end: values within others have none of their own.
+static Val storage_of(const Work *work, Val val)
+{
+    Val base = view_of(work, val).base;
+    const View *within;
+    while (val_out(base) == 0 && (within = work->within[local_of(work, base)]))
+        base = within->base;
+    return base;
+}
+
+static void list_add(Arena *arena, List *list, uint32_t item)
+{
+    for (uint32_t i = 0; i < list->count; i++)
+        if (list->at[i] == item)
+            return;
+    if (list->count == list->capacity) {
+        list->capacity = list->capacity ? 2 * list->capacity : 4;
+        uint32_t *larger = arena_alloc(arena, list->capacity * sizeof *larger);
+        if (list->count)
+            memcpy(larger, list->at, list->count * sizeof *larger);
+        list->at = larger;
+    }
+    list->at[list->count++] = item;
+}
+
+// Edges: from the latest maker of what a group reads; and, where a group comes again, from the
+// readers of what it made before.
+static void find_edges(Batcher *b)
+{
+    Work *work = b->work;
+    Arena *arena = work->arena;
+    uint32_t slots = work->count * MAX_OUT + 1;
+    uint32_t *maker = arena_alloc(arena, slots * sizeof *maker);       // position + 1
+    List *readers = arena_alloc(arena, slots * sizeof *readers);
+    for (uint32_t p = 0; p < b->count; p++) {
+        const Group *group = &work->groups[work->schedule[p]];
+        for (uint32_t i = 0; i < group->read_count; i++) {
+            uint32_t slot = slot_of(work, view_of(work, group->reads[i]).base);
+            if (!maker[slot])
+                continue;
+            list_add(arena, &b->before[p], maker[slot] - 1);
+            list_add(arena, &readers[slot], p);
+        }
+        for (uint32_t i = 0; i < group->result_count; i++) {
+            if (!group->results[i])
+                continue;
+            uint32_t slot = slot_of(work, group->results[i]);
+            Val storage = storage_of(work, group->results[i]);
+            b->shared[slot_of(work, storage)] |= storage != group->results[i];
+            if (maker[slot])
+                list_add(arena, &b->before[p], maker[slot] - 1);
+            for (uint32_t k = 0; k < readers[slot].count; k++)
+                if (readers[slot].at[k] != p)
+                    list_add(arena, &b->before[p], readers[slot].at[k]);
+            readers[slot].count = 0;
+            maker[slot] = p + 1;
+        }
+    }
+}
+
+// ---- what is the same work ----
+
+static bool takes_segments(Op op)
+{
+    switch ((int)op) {
+    case OP_CONTRACT: case OP_CONV: case OP_CONV_DGRAD: case OP_CONV_WGRAD: case OP_ATTENTION:
+    case OP_ATTENTION_GRAD: case OP_GROUP_NORM: case OP_GROUP_NORM_GRAD: case OP_LAYER_NORM:
+    case OP_LAYER_NORM_GRAD: case OP_SOFTMAX: case OP_REDUCE_SUM: case OP_REDUCE_MAX:
+    case OP_REDUCE_MIN: case OP_CONCAT: case OP_RESHAPE:
+        return true;
+    default:
+        return false;
+    }
+}
+
+static uint32_t hash_group(const Work *work, const Group *group)
+{
+    const Graph *graph = work->module->graph;
+    uint64_t hash = (uint64_t)group->kind * 31 + (uint64_t)group->act;
+    for (uint32_t i = 0; i < group->member_count; i++)
+        hash = hash * 1099511628211u + (uint64_t)graph_node(graph, group->members[i])->op + 1;
+    hash = hash * 1099511628211u + group->read_count;
+    return (uint32_t)(hash ^ hash >> 32) % KINDS;
+}
+
+// The kernel's own parameters: channels and taps of a convolution, head widths of an attention.
+static bool same_operands(const Graph *graph, const Node *x, const Node *y)
+{
+    if (x->nin != y->nin)
+        return false;
+    for (uint32_t i = 0; i < x->nin; i++)
+        if (val_type(graph, x->in[i])->rank != val_type(graph, y->in[i])->rank)
+            return false;
+    const Type *x_type = x->type[0], *y_type = y->type[0];
+    switch ((int)x->op) {
+    case OP_CONV: case OP_CONV_DGRAD:
+        return shape_equal(val_type(graph, x->in[1]), val_type(graph, y->in[1]));
+    case OP_CONV_WGRAD:
+        return shape_equal(x_type, y_type);
+    case OP_GROUP_NORM: case OP_GROUP_NORM_GRAD:
+        return dim_equal(x_type->dim[1], y_type->dim[1]);
+    case OP_ATTENTION: case OP_ATTENTION_GRAD:
+        return dim_equal(x_type->dim[x_type->rank - 1], y_type->dim[y_type->rank - 1]);
+    case OP_LAYER_NORM: case OP_LAYER_NORM_GRAD: case OP_SOFTMAX:
+        return dim_equal(x_type->dim[x_type->rank - 1], y_type->dim[y_type->rank - 1]);
+    default:
+        return true;
+    }
+}
+
+static bool same_parts(const Group *x, const Group *y)
+{
+    for (uint32_t i = 0; i < MAX_OUT; i++)
+        if (!x->added[i] != !y->added[i] || !x->results[i] != !y->results[i])
+            return false;
+    return !x->bias == !y->bias && !x->residual == !y->residual && !x->scale == !y->scale &&
+           x->bias_axis == y->bias_axis && x->act == y->act;
+}
+
+static bool same_work(const Work *work, const Group *x, const Group *y)
+{
+    const Graph *graph = work->module->graph;
+    if (x->kind != y->kind || x->member_count != y->member_count ||
+        x->read_count != y->read_count || x->result_count != y->result_count || !same_parts(x, y))
+        return false;
+    for (uint32_t i = 0; i < x->member_count; i++)
+        if (graph_node(graph, x->members[i])->op != graph_node(graph, y->members[i])->op)
+            return false;
+    const Node *left = graph_node(graph, x->anchor), *right = graph_node(graph, y->anchor);
+    if (x->kind == GROUP_ELEMENTWISE)
+        return x->space->rank == y->space->rank;
+    return takes_segments(left->op) && left->attr == right->attr &&
+           same_operands(graph, left, right);
+}
+
+static void link_alike(Batcher *b)
+{
+    for (uint32_t p = b->count; p-- > 0;) {
+        uint32_t hash = hash_group(b->work, &b->work->groups[b->work->schedule[p]]);
+        b->next_alike[p] = b->head_alike[hash];
+        b->head_alike[hash] = p + 1;
+    }
+}
+
+// ---- sets ----
+
+static bool is_ready(const Batcher *b, uint32_t position, const bool *done)
+{
+    for (uint32_t i = 0; i < b->before[position].count; i++)
+        if (!done[b->before[position].at[i]])
+            return false;
+    return true;
+}
+
+// Fills order and joined.
+static void draw_forward(Batcher *b, uint32_t window, bool *done)
+{
+    const Work *work = b->work;
+    memset(done, 0, b->count * sizeof *done);
+    uint32_t at = 0;
+    for (uint32_t p = 0; p < b->count; p++) {
+        if (done[p])
+            continue;
+        uint32_t set[PV_MAX_SEGMENTS] = {p}, members = 1;
+        const Group *group = &work->groups[work->schedule[p]];
+        for (uint32_t q = b->next_alike[p]; q && q - 1 - p <= window && members < PV_MAX_SEGMENTS;
+             q = b->next_alike[q - 1])
+            if (!done[q - 1] && same_work(work, group, &work->groups[work->schedule[q - 1]]) &&
+                is_ready(b, q - 1, done))
+                set[members++] = q - 1;
+        for (uint32_t i = 0; i < members; i++) {
+            done[set[i]] = true;
+            b->joined[at] = i > 0;
+            b->order[at++] = set[i];
+        }
+    }
+}
+
+static int64_t val_bytes(const Work *work, Val val)
+{
+    const Type *type = val_type(work->module->graph, val);
+    Dim count;
+    if (work->kept[local_of(work, val)] || !type_count(type, &count))
+        return 0;
+    return count.n * (int64_t)element_size(work->module, type->dtype) *
+           (count.batch ? TYPICAL_BATCH : 1);
+}
+
+static void end_life(Batcher *b, uint32_t slot)
+{
+    if (b->first[slot] < 0)
+        return;
+    b->change[b->first[slot]] += b->bytes[slot];
+    b->change[b->last[slot] + 1] -= b->bytes[slot];
+}
+
+// The largest live set of the schedule that is tried; a set of siblings is one point in time.
+static int64_t find_peak(Batcher *b)
+{
+    const Work *work = b->work;
+    uint32_t slots = work->count * MAX_OUT;
+    memset(b->change, 0, (b->count + 2) * sizeof *b->change);
+    memset(b->first, 0xff, slots * sizeof *b->first);
+    memset(b->last, 0xff, slots * sizeof *b->last);
+    int32_t time = -1;
+    for (uint32_t i = 0; i < b->count; i++) {
+        const Group *group = &work->groups[work->schedule[b->order[i]]];
+        time += !b->joined[i];
+        for (uint32_t k = 0; k < group->read_count; k++)
+            b->last[slot_of(work, storage_of(work, group->reads[k]))] = time;
+        for (uint32_t k = 0; k < group->result_count; k++) {
+            if (!group->results[k])
+                continue;
+            Val storage = storage_of(work, group->results[k]);
+            uint32_t slot = slot_of(work, storage);
+            bool whole = !b->shared[slot];
+            b->bytes[slot] = val_bytes(work, storage);
+            if (whole)
+                end_life(b, slot);
+            if (whole || b->first[slot] < 0)
+                b->first[slot] = time;
+            b->last[slot] = time;
+        }
+    }
+    for (uint32_t slot = 0; slot < slots; slot++)
+        end_life(b, slot);
+    int64_t live = 0, peak = 0;
+    for (int32_t t = 0; t <= time; t++) {
+        live += b->change[t];
+        peak = live > peak ? live : peak;
+    }
+    return peak;
+}
+
+static void make_room(Batcher *b)
+{
+    Arena *arena = b->work->arena;
+    size_t slots = (size_t)b->work->count * MAX_OUT + 1, positions = b->count + 2;
+    b->before = arena_alloc(arena, positions * sizeof *b->before);
+    b->next_alike = arena_alloc(arena, positions * sizeof *b->next_alike);
+    b->head_alike = arena_alloc(arena, KINDS * sizeof *b->head_alike);
+    b->bytes = arena_alloc(arena, slots * sizeof *b->bytes);
+    b->first = arena_alloc(arena, slots * sizeof *b->first);
+    b->last = arena_alloc(arena, slots * sizeof *b->last);
+    b->shared = arena_alloc(arena, slots * sizeof *b->shared);
+    b->order = arena_alloc(arena, positions * sizeof *b->order);
+    b->joined = arena_alloc(arena, positions * sizeof *b->joined);
+    b->change = arena_alloc(arena, positions * sizeof *b->change);
+}
+
+void batch_groups(Work *work)
+{
+    static const uint32_t windows[] = {512, 128, 48, 16, 0};
+    if (!(work->rungs & RUNG_BATCHING) || work->taps)
+        return;
+    Batcher b = {.work = work, .count = work->group_count};
+    make_room(&b);
+    bool *done = arena_alloc(work->arena, b.count + 1), gradients = false;
+    find_edges(&b);
+    link_alike(&b);
+    for (uint32_t i = 0; i < work->variant->output_count; i++)
+        gradients |= work->variant->outputs[i].kind == OUT_GRAD;
+    draw_forward(&b, 0, done);
+    int64_t peak = find_peak(&b), limit = gradients ? peak + peak / 32 : peak + peak / 4;
+    for (uint32_t i = 0; i < sizeof windows / sizeof *windows; i++) {
+        draw_forward(&b, windows[i], done);
+        if (find_peak(&b) <= limit)
+            break;
+    }
+    uint32_t *schedule = arena_alloc(work->arena, (b.count + 1) * sizeof *schedule);
+    for (uint32_t i = 0; i < b.count; i++)
+        schedule[i] = work->schedule[b.order[i]];
+    work->schedule = schedule;
+    work->joined = b.joined;
+}
