@@ -11,6 +11,8 @@
 #include <unistd.h>
 
 #include "codegen/codegen.h"
+#include "compiler/bench.h"
+#include "compiler/explain.h"
 
 typedef enum {
     EMIT_EXECUTABLE,
@@ -35,6 +37,8 @@ typedef struct {
     Targets targets;
     bool time, stats, certificate, check, verbose, no_cache;
     int64_t memory, memory_batch;      // --memory SIZE@BATCH; 0: no budget
+    const char *explain;       // FILE:LINE
+    ExplainFigures figures;
     bool unfused_too;          // the whole ladder of rungs in one executable, and probes
 } Options;
 
@@ -45,6 +49,7 @@ typedef struct {
     Ast *tree;
     Module *module;
     Codegen *cg;
+    Explain *explain;
     int status;                // exit status of a pass that failed
 } Build;
 
@@ -67,6 +72,8 @@ static bool pass_elaborate(Build *build)
                         options->folders, options->folder_count, options->real,
                         options->check};
     build->module = elaborate(build->arena, build->sources, &elab);
+    if (build->module && options->explain)
+        build->explain = explain_begin(options->explain, build->module, build->sources);
     return build->module && diag_errors() == 0;
 }
 
@@ -289,6 +296,7 @@ static void print_stats(const Build *build)
 
 static const char usage[] =
     "usage: pvdmc FILE.model [options]\n"
+    "       pvdmc bench FILE.model [options]\n"
     "\n"
     "Compiles a model file into one executable that trains and samples.\n"
     "\n"
@@ -298,6 +306,8 @@ static const char usage[] =
     "  -O0 | -O1 | -O2     one kernel per operation | local fusion | everything (default)\n"
     "  --rungs NAMES       the optimizations named, and no others: elementwise norms epilogues\n"
     "                      attention placement batching tables memory all none, with commas\n"
+    "  --explain FILE:LINE what became of a line of the model: operations, launches, bytes; with\n"
+    "                      --batch N and --machine GB/S,GFLOP/S for the times predicted\n"
     "  --unfused-too       every level in one executable: run --level 0, and `bench`\n"
     "  --target cpu|cuda|simt\n"
     "                      what the executable runs on, or several: cpu,cuda (simt: the emulator\n"
@@ -322,7 +332,7 @@ static const char usage[] =
     "\n"
     "The C compiler is $CC, or cc. Exit status: 0 done, 1 the model is wrong, 2 usage, 3 the "
     "machine\n"
-    "lacks something. --lib, --explain and bench are not in this build.\n";
+    "lacks something. --lib is not in this build.\n";
 
 static _Noreturn void __attribute__((format(printf, 2, 3)))
 fail(int status, const char *format, ...)
@@ -433,6 +443,43 @@ static bool is_option(const char *argument, const char *name, const char **attac
     return argument[length] == '\0' || argument[length] == '=';
 }
 
+// "GB/S,GFLOP/S"
+static void choose_figures(const char *text, ExplainFigures *figures)
+{
+    double bytes, flops;
+    int length = 0;
+    if (sscanf(text, "%lf,%lf%n", &bytes, &flops, &length) != 2 || text[length] || bytes <= 0 ||
+        flops <= 0)
+        fail(2, "--machine wants GB/S,GFLOP/S, such as 20,150; not '%s'", text);
+    figures->bytes_per_second = bytes * 1e9;
+    figures->flops_per_second = flops * 1e9;
+    figures->stated = true;
+}
+
+static double choose_batch(const char *text)
+{
+    char *end;
+    long batch = strtol(text, &end, 10);
+    if (*end || batch < 1)
+        fail(2, "--batch wants a number of at least 1, not '%s'", text);
+    return (double)batch;
+}
+
+// "FILE:LINE" of --explain; the file is the model's unless another one is named.
+static void settle_explain(Options *options)
+{
+    const char *colon = strrchr(options->explain, ':');
+    if (!colon || strspn(colon + 1, "0123456789") != strlen(colon + 1) || colon[1] < '1')
+        fail(2, "--explain wants FILE.model:LINE, not '%s'", options->explain);
+    if (!options->path)
+        options->path = strndup(options->explain, (size_t)(colon - options->explain));
+    if (options->figures.stated)
+        return;
+    bool gpu = options->targets.cuda;  // an H200 in f32; a few cores
+    options->figures.bytes_per_second = gpu ? 4.3e12 : 20e9;
+    options->figures.flops_per_second = gpu ? 60e12 : 100e9;
+}
+
 static bool long_option(Options *options, int argc, char **argv, int *i)
 {
     const char *argument = argv[*i], *attached;
@@ -467,6 +514,12 @@ static bool long_option(Options *options, int argc, char **argv, int *i)
         options->check = true;
     else if (strcmp(argument, "--verbose") == 0)
         options->verbose = true;
+    else if (is_option(argument, "--explain", &attached))
+        options->explain = option_value(argc, argv, i, attached);
+    else if (is_option(argument, "--machine", &attached))
+        choose_figures(option_value(argc, argv, i, attached), &options->figures);
+    else if (is_option(argument, "--batch", &attached))
+        options->figures.batch = choose_batch(option_value(argc, argv, i, attached));
     else if (strcmp(argument, "--unfused-too") == 0)
         options->unfused_too = true;
     else if (strcmp(argument, "--no-cache") == 0)
@@ -478,7 +531,7 @@ static bool long_option(Options *options, int argc, char **argv, int *i)
 
 static Options read_options(int argc, char **argv)
 {
-    Options options = {.level = 2, .real = DT_F32, .march = "native"};
+    Options options = {.level = 2, .real = DT_F32, .march = "native", .figures = {.batch = 1}};
     options.targets = (Targets){.cpu = true, .archs = {{80, false}, {90, true}}, .arch_count = 2,
                                 .ptx = true};
     options.defines = calloc((size_t)argc + 1, sizeof *options.defines);
@@ -506,6 +559,8 @@ static Options read_options(int argc, char **argv)
         else
             options.path = argument;
     }
+    if (options.explain)
+        settle_explain(&options);
     if (!options.path)
         fail(2, "no model file");
     uint32_t rungs = options.choose_rungs ? options.rungs : level_rungs(options.level);
@@ -545,6 +600,8 @@ static const char *last_pass(const Options *options)
         return options->stop_after;
     if (options->check)
         return "elaborate";            // later passes find no mistakes of the model
+    if (options->explain)
+        return "plan";
     switch (options->emit) {
     case EMIT_AST: return "parse";
     case EMIT_GRAPH: case EMIT_DOT: return "simplify";
@@ -595,7 +652,8 @@ static bool run_passes(Build *build)
 static bool write_emitted(const Build *build)
 {
     const Options *options = &build->options;
-    if (options->emit == EMIT_EXECUTABLE || options->stop_after || options->check)
+    if (options->emit == EMIT_EXECUTABLE || options->stop_after || options->check ||
+        options->explain)
         return true;
     FILE *out = options->output ? fopen(options->output, "w") : stdout;
     if (!out)
@@ -607,6 +665,8 @@ static bool write_emitted(const Build *build)
 
 int main(int argc, char **argv)
 {
+    if (argc > 1 && strcmp(argv[1], "bench") == 0)
+        return bench_command(argc - 2, argv + 2);
     Build build = {.options = read_options(argc, argv), .arena = arena_new()};
     Options *options = &build.options;
     if (access(options->path, R_OK) != 0)
@@ -619,6 +679,9 @@ int main(int argc, char **argv)
     diag_flush();
     if (good && !write_emitted(&build))
         fail(1, "cannot write the output: %s", strerror(errno));
+    if (good && build.explain && build.cg)
+        build.status = explain_end(stdout, build.explain, (const Work *const *)build.cg->plans,
+                                   build.cg->plan_count, &options->figures);
     if (good && options->stats && build.module)
         print_stats(&build);
     if (good && options->certificate && build.cg)

@@ -1,0 +1,211 @@
+/* T3, backward: the gradient of attention, exact f32, deterministic, any strides and lengths.
+ *
+ * The weights P = exp(S - lse) are made again; with D = rowsum(do o), dS = P (do v' - D):
+ *   dv = P' do,  dk = scale dS' q,  dq = scale dS k.
+ * Phase 0 leaves D in the workspace, float [problems, n]. Phase 1 is a block 64 keys, which goes
+ * over tiles of queries; phase 2 a block 64 queries, over tiles of keys. Both are the same text
+ * with the sides exchanged: a block's own 64 rows of two matrices (k and v; q and do) against tiles
+ * of 32 rows of the others, S and dP being rows times rows. A row's weights are written and read by
+ * one warp. No sum is shared by blocks.
+ *
+ * Definitions: ATT_D, ATT_E (head dims, rounded up to 16), ATT_MASK, ATT_CAUSAL.
+ * Head dims up to 64: 128 threads, at most 200 registers, shared memory at most 65 KB: 2 blocks a
+ * multiprocessor of sm_80, 3 of sm_90; up to 128: 256 threads, 114 KB, 1 and 2 blocks.
+ */
+#include "attention_parts.h"
+
+enum {
+    LARGE = ATT_D > 64 || ATT_E > 64,
+    THREADS = LARGE ? 256 : 128,
+    STEP = THREADS / 16,
+    OWN = 64,                 // rows of a block
+    TILE = 32,                // of the other side
+    ROWS = OWN / STEP,        // of a thread
+    COLUMNS = TILE / 16,      // of its scores
+    P_STRIDE = TILE + 16,     // two rows of a warp in different banks
+    D_AT = 0,                 // floats of shared memory: own rows of width ATT_D
+    E_AT = OWN * (ATT_D + 4), // and of width ATT_E
+    D_TILE = E_AT + OWN * (ATT_E + 4),
+    E_TILE = D_TILE + TILE * (ATT_D + 4),
+    P_AT = E_TILE + TILE * (ATT_E + 4),
+    DELTA_ROWS = 32 // of a block of phase 0
+};
+
+// ---- phase 0 ----
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+    CX_NAME(const __grid_constant__ CxLaunch<AttentionGradArgs> p)
+{
+    CX_SHARED(shared);
+    enum { WARPS = THREADS / 32 };
+    float *sums = (float *)shared; // [WARPS, 32]
+    u32 block;
+    u32 segment = cx_segment(p.head, &block);
+    const AttentionGradArgs &a = p.args[segment];
+    u32 blocks = ((u32)a.f.n + DELTA_ROWS - 1) / DELTA_ROWS;
+    int first = block % blocks * DELTA_ROWS, lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+    Problem problem = problem_of(a.f, block / blocks);
+    Matrix o = matrix_o(a.f, problem, a.f.o), d_o = matrix_o(a.f, problem, a.d_o);
+    float *delta = (float *)p.head.work[segment] + problem.number * a.f.n;
+    if (o.d == 1) { // a warp a row
+        for (int row = first + warp; row < min(first + DELTA_ROWS, o.length); row += WARPS) {
+            float sum = 0.f;
+            for (int i = lane; i < o.width; i += 32)
+                sum = fmaf(o.at[row * o.n + i], d_o.at[row * o.n + i], sum);
+            CX_UNROLL
+            for (int by = 16; by > 0; by >>= 1)
+                sum += __shfl_xor_sync(CX_ALL_LANES, sum, by);
+            if (lane == 0)
+                delta[row] = sum;
+        }
+        return;
+    }
+    float sum = 0.f; // a lane a row, a warp every WARPS-th column
+    for (int i = warp; first + lane < o.length && i < o.width; i += WARPS) {
+        int64_t at = (first + lane) * o.n + i * o.d;
+        sum = fmaf(o.at[at], d_o.at[at], sum);
+    }
+    sums[threadIdx.x] = sum;
+    __syncthreads();
+    if (warp > 0 || first + lane >= o.length)
+        return;
+    for (int i = 1; i < WARPS; i++)
+        sum += sums[i * 32 + lane];
+    delta[first + lane] = sum;
+}
+
+// ---- phases 1 and 2 ----
+
+struct Tile {
+    float weight[ROWS][COLUMNS], grad[ROWS][COLUMNS]; // P and dS
+};
+
+// P and dS of own rows and a tile. `turned`: own rows are keys, first `own`; those of the tile,
+// first `other`, are queries; else the other way.
+template <bool turned>
+CX_FN void make_weights(Tile &tile, const float *tiles, const AttentionArgs &a,
+                        const Problem &problem, const float *delta, int own, int other, int ty,
+                        int tx)
+{
+    multiply_rows<ROWS, COLUMNS, ATT_D, STEP>(tile.weight, tiles + D_AT, tiles + D_TILE, ty, tx);
+    multiply_rows<ROWS, COLUMNS, ATT_E, STEP>(tile.grad, tiles + E_AT, tiles + E_TILE, ty, tx);
+    const float *lse = (const float *)a.lse + problem.number * a.n;
+    float scale = cx_real(a.scale);
+    CX_UNROLL
+    for (int i = 0; i < ROWS; i++) {
+        CX_UNROLL
+        for (int j = 0; j < COLUMNS; j++) {
+            int row = own + ty + i * STEP, column = other + tx + 16 * j;
+            int query = turned ? column : row, key = turned ? row : column;
+            float offset = score_offset(a, problem, query, key), weight = 0.f, grad = 0.f;
+            if (offset != -INFINITY) {
+                weight = expf(fmaf(tile.weight[i][j], scale, offset) - lse[query]);
+                grad = weight * (tile.grad[i][j] - delta[query]);
+            }
+            tile.weight[i][j] = weight;
+            tile.grad[i][j] = grad;
+        }
+    }
+}
+
+CX_FN void put_weights(float *to, const float (&from)[ROWS][COLUMNS], int ty, int tx)
+{
+#ifndef FAULT_WEIGHTS // without it a fast lane overwrites what the other half warp still reads
+    __syncwarp();
+#endif
+    CX_UNROLL
+    for (int i = 0; i < ROWS; i++) {
+        CX_UNROLL
+        for (int j = 0; j < COLUMNS; j++)
+            to[(ty + i * STEP) * P_STRIDE + tx + 16 * j] = from[i][j];
+    }
+    __syncwarp();
+}
+
+// Phase 1: dk and dv of 64 keys.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    CX_NAME_1(const __grid_constant__ CxLaunch<AttentionGradArgs> p)
+{
+    CX_SHARED(shared);
+    float *tiles = (float *)shared;
+    u32 block;
+    u32 segment = cx_segment(p.head, &block);
+    const AttentionGradArgs &a = p.args[segment];
+    u32 blocks = ((u32)a.f.m + OWN - 1) / OWN;
+    Problem problem = problem_of(a.f, block / blocks);
+    int first = block % blocks * OWN, thread = threadIdx.x, tx = thread & 15, ty = thread >> 4;
+    const float *delta = (const float *)p.head.work[segment] + problem.number * a.f.n;
+    load_tile<OWN, ATT_D, ATT_D + 4, THREADS>(tiles + D_AT, matrix_k(a.f, problem), first, thread);
+    load_tile<OWN, ATT_E, ATT_E + 4, THREADS>(tiles + E_AT, matrix_v(a.f, problem), first, thread);
+    Matrix q = matrix_q(a.f, problem), d_o = matrix_o(a.f, problem, a.d_o);
+    float dk[ROWS][ATT_D / 16] = {}, dv[ROWS][ATT_E / 16] = {};
+    CX_NO_UNROLL
+    for (int n0 = ATT_CAUSAL ? first : 0; n0 < (int)a.f.n; n0 += TILE) {
+        Tile tile;
+        load_tile<TILE, ATT_D, ATT_D + 4, THREADS>(tiles + D_TILE, q, n0, thread);
+        load_tile<TILE, ATT_E, ATT_E + 4, THREADS>(tiles + E_TILE, d_o, n0, thread);
+        cx_copy_commit();
+        cx_copy_wait(0);
+        __syncthreads();
+        make_weights<true>(tile, tiles, a.f, problem, delta, first, n0, ty, tx);
+        put_weights(tiles + P_AT, tile.weight, ty, tx);
+        multiply_columns<ROWS, ATT_E, TILE, P_STRIDE, STEP>(dv, tiles + P_AT, tiles + E_TILE, ty,
+                                                            tx);
+        put_weights(tiles + P_AT, tile.grad, ty, tx);
+        multiply_columns<ROWS, ATT_D, TILE, P_STRIDE, STEP>(dk, tiles + P_AT, tiles + D_TILE, ty,
+                                                            tx);
+        __syncthreads(); // nobody reads the tiles any more
+    }
+    cx_copy_commit();
+    cx_copy_wait(0); // of own rows, where there was no tile
+    __syncthreads();
+    spread<ROWS, ATT_D, STEP>(tiles + D_AT, dk, cx_real(a.f.scale), ty, tx);
+    spread<ROWS, ATT_E, STEP>(tiles + E_AT, dv, 1.f, ty, tx);
+    __syncthreads();
+    store_tile<OWN, ATT_D, ATT_D + 4, THREADS>(
+        matrix_of(a.dk, problem.i0 * a.dk0 + problem.i1 * a.dk1, a.dk_n, a.dk_d, a.f.m, a.f.d),
+        tiles + D_AT, first, thread);
+    store_tile<OWN, ATT_E, ATT_E + 4, THREADS>(
+        matrix_of(a.dv, problem.i0 * a.dv0 + problem.i1 * a.dv1, a.dv_n, a.dv_d, a.f.m, a.f.e),
+        tiles + E_AT, first, thread);
+}
+
+// Phase 2: dq of 64 queries.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    CX_NAME_2(const __grid_constant__ CxLaunch<AttentionGradArgs> p)
+{
+    CX_SHARED(shared);
+    float *tiles = (float *)shared;
+    u32 block;
+    u32 segment = cx_segment(p.head, &block);
+    const AttentionGradArgs &a = p.args[segment];
+    u32 blocks = ((u32)a.f.n + OWN - 1) / OWN;
+    Problem problem = problem_of(a.f, block / blocks);
+    int first = block % blocks * OWN, thread = threadIdx.x, tx = thread & 15, ty = thread >> 4;
+    int end = ATT_CAUSAL ? min((int)a.f.m, first + OWN) : (int)a.f.m;
+    const float *delta = (const float *)p.head.work[segment] + problem.number * a.f.n;
+    Matrix d_o = matrix_o(a.f, problem, a.d_o);
+    load_tile<OWN, ATT_D, ATT_D + 4, THREADS>(tiles + D_AT, matrix_q(a.f, problem), first, thread);
+    load_tile<OWN, ATT_E, ATT_E + 4, THREADS>(tiles + E_AT, d_o, first, thread);
+    Matrix k = matrix_k(a.f, problem), v = matrix_v(a.f, problem);
+    float dq[ROWS][ATT_D / 16] = {};
+    CX_NO_UNROLL
+    for (int m0 = 0; m0 < end; m0 += TILE) {
+        Tile tile;
+        load_tile<TILE, ATT_D, ATT_D + 4, THREADS>(tiles + D_TILE, k, m0, thread);
+        load_tile<TILE, ATT_E, ATT_E + 4, THREADS>(tiles + E_TILE, v, m0, thread);
+        cx_copy_commit();
+        cx_copy_wait(0);
+        __syncthreads();
+        make_weights<false>(tile, tiles, a.f, problem, delta, first, m0, ty, tx);
+        put_weights(tiles + P_AT, tile.grad, ty, tx);
+        multiply_columns<ROWS, ATT_D, TILE, P_STRIDE, STEP>(dq, tiles + P_AT, tiles + D_TILE, ty,
+                                                            tx);
+        __syncthreads(); // nobody reads the tiles any more
+    }
+    spread<ROWS, ATT_D, STEP>(tiles + D_AT, dq, cx_real(a.f.scale), ty, tx);
+    __syncthreads();
+    store_tile<OWN, ATT_D, ATT_D + 4, THREADS>(
+        matrix_of(a.dq, problem.i0 * a.dq0 + problem.i1 * a.dq1, a.dq_n, a.dq_d, a.f.n, a.f.d),
+        tiles + D_AT, first, thread);
+}

@@ -1,0 +1,206 @@
+/* What the templates of exact f32 attention share: matrices in memory, tiles in shared memory, and
+ * products of tiles by 16 x (threads / 16) threads.
+ *
+ * A template includes this inside its namespace; there is no include guard. Thread (ty, tx) holds
+ * the rows ty + i threads / 16 of a product's result; of columns tx + 16 j where both factors are
+ * walked along their rows, else vectors of `lanes_of` columns. Rows of a tile are 4 floats longer
+ * than its width, a multiple of 16, so that 8 rows lie in different banks for 16-byte loads.
+ */
+
+// A matrix [length, width] of one problem.
+struct Matrix {
+    float *at;
+    int64_t n, d; // strides
+    int length, width;
+    bool wide; // runs along d of 16-byte accesses
+};
+CX_FN Matrix matrix_of(int64_t address, int64_t offset, int64_t n, int64_t d, int64_t length,
+                       int64_t width)
+{
+    Matrix x = {(float *)address + offset, n, d, (int)length, (int)width, false};
+    x.wide = d == 1 && ((n | width) & 3) == 0 && ((u64)x.at & 15) == 0;
+    return x;
+}
+
+// Copies rows [first, first + rows) to a tile [rows, stride], zero outside of the matrix; by
+// `threads` of which this is number `thread`. Aligned ones are asynchronous: cx_copy_commit and
+// cx_copy_wait follow.
+template <int rows, int width, int stride, int threads>
+CX_FN void load_tile(float *tile, const Matrix &from, int first, int thread)
+{
+    if (from.wide) {
+        CX_UNROLL
+        for (int j = 0; j < (rows * width / 4 + threads - 1) / threads; j++) {
+            int i = j * threads + thread, row = i / (width / 4), column = i % (width / 4) * 4;
+            bool inside = first + row < from.length && column < from.width;
+            const float *source = inside ? from.at + (first + row) * from.n + column : from.at;
+            if (rows * width / 4 % threads == 0 || row < rows)
+                cx_copy16(cx_shared_address(tile + row * stride + column), source, inside ? 16 : 0);
+        }
+        return;
+    }
+    CX_NO_UNROLL
+    for (int i = thread; i < rows * width; i += threads) { // lanes along the denser axis
+        int row = from.d == 1 ? i / width : i % rows, column = from.d == 1 ? i % width : i / rows;
+        bool inside = first + row < from.length && column < from.width;
+        tile[row * stride + column] =
+            inside ? from.at[(first + row) * from.n + column * from.d] : 0.f;
+    }
+}
+
+// Rows [first, first + rows) of a matrix from a tile.
+template <int rows, int width, int stride, int threads>
+CX_FN void store_tile(const Matrix &to, const float *tile, int first, int thread)
+{
+    CX_NO_UNROLL
+    for (int i = thread; to.wide && i < rows * width / 4; i += threads) {
+        int row = i / (width / 4), column = i % (width / 4) * 4;
+        if (first + row < to.length && column < to.width)
+            *(float4 *)(to.at + (first + row) * to.n + column) =
+                *(const float4 *)(tile + row * stride + column);
+    }
+    CX_NO_UNROLL
+    for (int i = thread; !to.wide && i < rows * width; i += threads) {
+        int row = to.d == 1 ? i / width : i % rows, column = to.d == 1 ? i % width : i / rows;
+        if (first + row < to.length && column < to.width)
+            to.at[(first + row) * to.n + column * to.d] = tile[row * stride + column];
+    }
+}
+
+CX_FN float dot4(const float4 &a, const float4 &b, float sum)
+{
+    return fmaf(a.w, b.w, fmaf(a.z, b.z, fmaf(a.y, b.y, fmaf(a.x, b.x, sum))));
+}
+
+// c[i][j] = the product of row ty + i step of a and row tx + 16 j of b, tiles of `width`.
+template <int rows, int columns, int width, int step>
+CX_FN void multiply_rows(float (&c)[rows][columns], const float *a, const float *b, int ty, int tx)
+{
+    enum { STRIDE = width + 4 };
+    CX_UNROLL
+    for (int i = 0; i < rows; i++) {
+        CX_UNROLL
+        for (int j = 0; j < columns; j++)
+            c[i][j] = 0.f;
+    }
+    CX_NO_UNROLL
+    for (int k = 0; k < width; k += 4) {
+        float4 left[rows];
+        CX_UNROLL
+        for (int i = 0; i < rows; i++)
+            left[i] = *(const float4 *)(a + (ty + i * step) * STRIDE + k);
+        CX_UNROLL
+        for (int j = 0; j < columns; j++) {
+            float4 right = *(const float4 *)(b + (tx + 16 * j) * STRIDE + k);
+            CX_UNROLL
+            for (int i = 0; i < rows; i++)
+                c[i][j] = dot4(left[i], right, c[i][j]);
+        }
+    }
+}
+
+CX_FN constexpr int lanes_of(int width) // columns of a thread that follow one another
+{
+    return width % 64 == 0 ? 4 : width % 32 == 0 ? 2 : 1;
+}
+// Column of element j of a thread's row.
+template <int width> CX_FN int column_of(int tx, int j)
+{
+    return (j / lanes_of(width) * 16 + tx) * lanes_of(width) + j % lanes_of(width);
+}
+
+// c[i] += row ty + i step of a [.., stride], `depth` long, times the tile b [depth, width].
+template <int rows, int width, int depth, int stride, int step>
+CX_FN void multiply_columns(float (&c)[rows][width / 16], const float *a, const float *b, int ty,
+                            int tx)
+{
+    enum { LANES = lanes_of(width) };
+    CX_NO_UNROLL
+    for (int k = 0; k < depth; k += 4) {
+        float4 left[rows];
+        CX_UNROLL
+        for (int i = 0; i < rows; i++)
+            left[i] = *(const float4 *)(a + (ty + i * step) * stride + k);
+        CX_UNROLL
+        for (int l = 0; l < 4; l++) {
+            const float *from = b + (k + l) * (width + 4) + tx * LANES;
+            CX_UNROLL
+            for (int j = 0; j < width / 16; j += LANES) {
+                float right[4];
+                if (LANES == 4) {
+                    float4 q = *(const float4 *)(from + j * 16);
+                    right[0] = q.x, right[1] = q.y, right[2] = q.z, right[3] = q.w;
+                } else if (LANES == 2) {
+                    float2 q = *(const float2 *)(from + j * 16);
+                    right[0] = q.x, right[1] = q.y;
+                } else {
+                    right[0] = from[j * 16];
+                }
+                CX_UNROLL
+                for (int i = 0; i < rows; i++) {
+                    float weight = l == 0   ? left[i].x
+                                   : l == 1 ? left[i].y
+                                   : l == 2 ? left[i].z
+                                            : left[i].w;
+                    CX_UNROLL
+                    for (int v = 0; v < LANES; v++)
+                        c[i][j + v] = fmaf(weight, right[v], c[i][j + v]);
+                }
+            }
+        }
+    }
+}
+
+// Results of multiply_columns, times factor, into a tile.
+template <int rows, int width, int step>
+CX_FN void spread(float *tile, const float (&c)[rows][width / 16], float factor, int ty, int tx)
+{
+    CX_UNROLL
+    for (int i = 0; i < rows; i++) {
+        CX_UNROLL
+        for (int j = 0; j < width / 16; j++)
+            tile[(ty + i * step) * (width + 4) + column_of<width>(tx, j)] = c[i][j] * factor;
+    }
+}
+
+CX_FN Matrix empty_unless(bool there, Matrix x) // no row where it is not there
+{
+    x.length = there ? x.length : 0;
+    return x;
+}
+
+// One problem of the batch.
+struct Problem {
+    int64_t i0, i1, number;
+};
+CX_FN Problem problem_of(const AttentionArgs &a, int64_t number)
+{
+    return {number / a.batch1, number % a.batch1, number};
+}
+CX_FN Matrix matrix_q(const AttentionArgs &a, const Problem &p)
+{
+    return matrix_of(a.q, p.i0 * a.q0 + p.i1 * a.q1, a.q_n, a.q_d, a.n, a.d);
+}
+CX_FN Matrix matrix_k(const AttentionArgs &a, const Problem &p)
+{
+    return matrix_of(a.k, p.i0 * a.k0 + p.i1 * a.k1, a.k_n, a.k_d, a.m, a.d);
+}
+CX_FN Matrix matrix_v(const AttentionArgs &a, const Problem &p)
+{
+    return matrix_of(a.v, p.i0 * a.v0 + p.i1 * a.v1, a.v_n, a.v_d, a.m, a.e);
+}
+CX_FN Matrix matrix_o(const AttentionArgs &a, const Problem &p, int64_t address) // o or do
+{
+    return matrix_of(address, p.i0 * a.o0 + p.i1 * a.o1, a.o_n, a.o_d, a.n, a.e);
+}
+
+// What a score is raised by; -inf: key j does not count for query i.
+CX_FN float score_offset(const AttentionArgs &a, const Problem &p, int i, int j)
+{
+    if (j >= (int)a.m || i >= (int)a.n || (ATT_CAUSAL && j > i))
+        return -INFINITY;
+    if (ATT_MASK)
+        return (
+            (const float *)a.mask)[p.i0 * a.mask0 + p.i1 * a.mask1 + i * a.mask_n + j * a.mask_m];
+    return 0.f;
+}

@@ -1,0 +1,37 @@
+// Grids of attention's kernels: blocks of each phase and workspace of one segment. The numbers here
+// are those of the templates' enums.
+#include "codegen/kernel_args.h"
+#include "runtime/pvdm.h"
+
+PvCudaShape pv_shape_attention, pv_shape_attention_grad, pv_shape_attention_short;
+
+enum { ROWS = 64, DELTA_ROWS = 32 };
+
+static uint32_t blocks_of(const AttentionArgs *a, int64_t length, int64_t rows)
+{
+    return (uint32_t)(a->batch0 * a->batch1 * ((length + rows - 1) / rows));
+}
+
+void pv_shape_attention(const PvCudaKernel *kernel, const int64_t *args, PvCudaGrid *grid)
+{
+    (void)kernel;
+    const AttentionArgs *a = (const AttentionArgs *)args;
+    *grid = (PvCudaGrid){.blocks = {blocks_of(a, a->n, ROWS)}};
+}
+
+void pv_shape_attention_grad(const PvCudaKernel *kernel, const int64_t *args, PvCudaGrid *grid)
+{
+    (void)kernel;
+    const AttentionArgs *a = &((const AttentionGradArgs *)args)->f;
+    *grid = (PvCudaGrid){.blocks = {blocks_of(a, a->n, DELTA_ROWS), blocks_of(a, a->m, ROWS),
+                                    blocks_of(a, a->n, ROWS)},
+                         .workspace = a->batch0 * a->batch1 * a->n * 4};
+}
+
+// Forward and backward, whose structs begin alike. baked: problems of a block.
+void pv_shape_attention_short(const PvCudaKernel *kernel, const int64_t *args, PvCudaGrid *grid)
+{
+    const AttentionArgs *a = (const AttentionArgs *)args;
+    int64_t problems = a->batch0 * a->batch1, each = kernel->baked[0];
+    *grid = (PvCudaGrid){.blocks = {(uint32_t)((problems + each - 1) / each)}};
+}
