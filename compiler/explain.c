@@ -266,7 +266,12 @@ static const char *const time_units[] = {"us", "ms", "s", NULL};
 static void print_row(FILE *out, const Row *row)
 {
     char bytes[24], flops[24], time[24];
-    fprintf(out, "    %5u x %-40s %9s %12s %9s  ", row->launches, row->label,
+    char label[64];
+    if (row->segments > row->launches)
+        snprintf(label, sizeof label, "%.40s (%u segments)", row->label, row->segments);
+    else
+        snprintf(label, sizeof label, "%.63s", row->label);
+    fprintf(out, "    %5u x %-46s %9s %12s %9s  ", row->launches, label,
             scaled(bytes, row->bytes, byte_units), scaled(flops, row->flops, flop_units),
             scaled(time, row->seconds * 1e6, time_units));
     uint32_t shown = row->path_count < MOST_PATHS ? row->path_count : MOST_PATHS;
@@ -297,15 +302,26 @@ static void print_rest(FILE *out, const PlanView *view)
         fprintf(out, "    %5u are computed inside the kernels that read them\n", others);
 }
 
-static bool explain_plan(FILE *out, const Explain *e, const Work *work,
+static void print_rows(FILE *out, const PlanView *view)
+{
+    for (int backward = 0; backward < 2; backward++) {
+        bool head = false;
+        for (uint32_t i = 0; i < view->row_count; i++) {
+            if (view->rows[i].backward != (backward != 0))
+                continue;
+            if (!head)
+                fprintf(out, "  %s\n", backward ? "backward" : "forward");
+            head = true;
+            print_row(out, &view->rows[i]);
+        }
+    }
+}
+
+// What stands behind the plan's name.
+static void explain_plan(FILE *out, const Explain *e, const Work *work,
                          const ExplainFigures *figures)
 {
     PlanView view = {.e = e, .work = work, .figures = figures};
-    bool any = false;
-    for (uint32_t i = 0; i < work->count && !any; i++)
-        any = on_line(e, work->module->graph, work->nodes[i]);
-    if (!any)
-        return false;
     view.forward = calloc(work->count + 1, sizeof *view.forward);
     view.chosen = calloc(work->launch_count + 1, sizeof *view.chosen);
     if (!view.forward || !view.chosen)
@@ -320,29 +336,49 @@ static bool explain_plan(FILE *out, const Explain *e, const Work *work,
         sum.flops += view.rows[i].flops;
     }
     char bytes[24], flops[24], time[24], arena[24];
-    fprintf(out, "\n%s", work->entry->name);
-    if (work->entry->variant_count > 1)
-        fprintf(out, ", variant %u", (uint32_t)(work->variant - work->entry->variants));
-    fprintf(out, ": %u of %u launches; %s moved, %s, predicted %s; stores %s of the arena\n",
+    fprintf(out, "%u of %u launches; %s moved, %s, predicted %s; stores %s of the arena\n",
             sum.launches, work->launch_count, scaled(bytes, sum.bytes, byte_units),
             scaled(flops, sum.flops, flop_units), scaled(time, sum.seconds * 1e6, time_units),
             scaled(arena, stored_bytes(&view), byte_units));
-    for (int backward = 0; backward < 2; backward++) {
-        bool head = false;
-        for (uint32_t i = 0; i < view.row_count; i++) {
-            if (view.rows[i].backward != (backward != 0))
-                continue;
-            if (!head)
-                fprintf(out, "  %s\n", backward ? "backward" : "forward");
-            head = true;
-            print_row(out, &view.rows[i]);
-        }
-    }
+    print_rows(out, &view);
     print_rest(out, &view);
     free(view.forward);
     free(view.chosen);
     free(view.rows);
-    return true;
+}
+
+// One after the other; a variant in which all is as in the one before is only named.
+static uint32_t explain_plans(FILE *out, const Explain *e, const Work *const *plans, uint32_t count,
+                              const ExplainFigures *figures)
+{
+    char *before = NULL;
+    uint32_t shown = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        const Work *work = plans[i];
+        bool any = false;
+        for (uint32_t k = 0; k < work->count && !any && !work->taps; k++)
+            any = on_line(e, work->module->graph, work->nodes[k]);
+        if (!any)
+            continue;
+        char *text = NULL;
+        size_t size = 0;
+        FILE *body = open_memstream(&text, &size);
+        if (!body)
+            bug("out of memory");
+        explain_plan(body, e, work, figures);
+        fclose(body);
+        bool again = before && strcmp(before, text) == 0 && i > 0 &&
+                     plans[i - 1]->entry == work->entry;
+        fprintf(out, "%s%s", again ? "" : "\n", work->entry->name);
+        if (work->entry->variant_count > 1)
+            fprintf(out, ", variant %u", (uint32_t)(work->variant - work->entry->variants));
+        fprintf(out, ": %s", again ? "the same\n" : text);
+        free(before);
+        before = text;
+        shown++;
+    }
+    free(before);
+    return shown;
 }
 
 // ---- the whole ----
@@ -380,10 +416,7 @@ int explain_end(FILE *out, Explain *e, const Work *const *plans, uint32_t count,
     fprintf(out, "  batch %g; predicted by the roofline of %g GB/s and %g GFLOP/s%s\n",
             figures->batch, figures->bytes_per_second * 1e-9, figures->flops_per_second * 1e-9,
             figures->stated ? "" : " (a guess; --machine GB/S,GFLOP/S states them)");
-    bool any = false;
-    for (uint32_t i = 0; i < count; i++)
-        any |= !plans[i]->taps && explain_plan(out, e, plans[i], figures);
-    if (!any)
+    if (explain_plans(out, e, plans, count, figures) == 0)
         fprintf(out, "\nnothing of it is left: it was folded, or no result needs it\n");
     return 0;
 }
