@@ -68,6 +68,7 @@ typedef struct {
     uint32_t cuda_runtime_count;
     uint32_t cuda_modules;
     uint32_t cuda_version;   // of NVRTC: 13000; 0: not asked
+    uint32_t cuda_warnings;  // programs with a warning of the compiler or of its assembler
     CudaImage *cuda_images;
     uint32_t cuda_image_count;
     size_t cuda_image_capacity;
@@ -170,6 +171,10 @@ void print_cuda(Codegen *cg, FILE *out);                 // the text of all prog
 // Compiles all kernels and fills cuda_images. `folder` is for temporary files. 0; 1: a compiler
 // failed (its messages are out); 3: something of the machine is missing.
 int build_cuda(Codegen *cg, const char *home, const char *folder, const LinkOptions *options);
+
+/* cuda_figures.c */
+// Compiles all kernels and prints what their cubins say. 1: one of them is not as it should be.
+int print_figures(Codegen *cg, FILE *out, const LinkOptions *options);
 
 /* emit_launch.c: groups to launches; emit_contract.c, emit_composite.c: of those classes */
 struct Lower {

@@ -14,7 +14,8 @@
 
 const char *const cubin_classes[CUBIN_CLASSES] = {
     "HMMA", "HGMMA", "LDSM", "STSM", "LDGSTS", "UTMALDG", "UTMASTG", "SYNCS", "LDG", "STG",
-    "LDS",  "STS",   "LDL",  "STL",  "SHFL",   "BAR",     "MUFU",    "FFMA",  "ATOM"};
+    "LDS",  "STS",   "LDL",  "STL",  "SHFL",   "BAR",     "MUFU",    "FFMA",  "ATOM",
+    "LDG.128", "STG.128"}; // of LDG and STG, those of 16 bytes
 
 static const struct {
     uint16_t opcode;
@@ -138,6 +139,12 @@ static int class_index(const char *name)
     return -1;
 }
 
+// Whether a load or store moves 16 bytes a thread: bits 73 to 75.
+static bool moves_16_bytes(const uint8_t *instruction)
+{
+    return (instruction[9] >> 1 & 7) == 6;
+}
+
 static void count_instructions(const uint8_t *code, size_t bytes, CubinKernel *kernel)
 {
     kernel->code_bytes = bytes;
@@ -146,6 +153,8 @@ static void count_instructions(const uint8_t *code, size_t bytes, CubinKernel *k
         for (size_t i = 0; i < sizeof opcodes / sizeof *opcodes; i++)
             if (opcodes[i].opcode == opcode)
                 kernel->count[class_index(opcodes[i].class_name)]++;
+        if ((opcode == 0x981 || opcode == 0x986) && moves_16_bytes(code + at))
+            kernel->count[class_index(opcode == 0x981 ? "LDG.128" : "STG.128")]++;
     }
 }
 

@@ -180,6 +180,7 @@ static int report_jobs(const Build *build, const NvrtcJob *jobs, int count)
         if (!jobs[i].done || (warns && build->options->verbose))
             fprintf(stderr, "%s\n", jobs[i].log ? jobs[i].log : "");
         failed += !jobs[i].done;
+        build->cg->cuda_warnings += warns;
     }
     if (failed)
         fprintf(stderr, "pvdmc: error: NVRTC failed (its messages are above)\n");

@@ -127,6 +127,17 @@ static void write_elements(Kern *kern, FILE *out, uint32_t width)
     }
 }
 
+// Loads and stores of 16 bytes that the text asks for.
+static void count_accesses(const Kern *kern, uint32_t width, CudaChoice *choice)
+{
+    for (uint32_t i = 0; width == 4 && i < kern->pointer_count; i++) {
+        const Pointer *pointer = &kern->pointers[i];
+        if (by_fours(kern, pointer))
+            *(pointer->result ? &choice->stores_16 : &choice->loads_16) +=
+                (uint32_t)element_size(kern->lower->cg->module, pointer->dtype) / 4;
+    }
+}
+
 char *cuda_elementwise_text(Kern *kern, uint32_t args, CudaChoice *choice)
 {
     uint32_t width = choose_width(kern);
@@ -154,5 +165,6 @@ char *cuda_elementwise_text(Kern *kern, uint32_t args, CudaChoice *choice)
     choice->baked[0] = (int32_t)(kern->pointer_count + kern->real_count);
     choice->baked[1] = (int32_t)kern->rank;
     choice->baked[2] = (int32_t)width;
+    count_accesses(kern, width, choice);
     return text;
 }

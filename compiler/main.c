@@ -22,6 +22,7 @@ typedef enum {
     EMIT_PLAN,
     EMIT_C,
     EMIT_CUDA,
+    EMIT_FIGURES,
     EMIT_DOT
 } Emit;
 
@@ -181,11 +182,15 @@ static bool pass_plan(Build *build)
            check_budgets(build->cg->plans, build->cg->plan_count);
 }
 
+static LinkOptions link_options(const Options *options)
+{
+    return (LinkOptions){options->output, options->march, options->real == DT_F64,
+                         options->verbose, !options->no_cache};
+}
+
 static bool pass_link(Build *build)
 {
-    LinkOptions options = {build->options.output, build->options.march,
-                           build->options.real == DT_F64, build->options.verbose,
-                           !build->options.no_cache};
+    LinkOptions options = link_options(&build->options);
     build->status = link_executable(build->cg, &options);
     return build->status == 0;
 }
@@ -255,7 +260,7 @@ static void print_result(const Build *build, FILE *out, Emit emit, bool lowered)
     case EMIT_CUDA:
         print_cuda(build->cg, out);
         break;
-    case EMIT_EXECUTABLE:
+    case EMIT_FIGURES: case EMIT_EXECUTABLE:
         break;
     }
 }
@@ -402,7 +407,8 @@ static Emit choose_emit(const char *name)
 {
     static const char *const names[] = {
         [EMIT_AST] = "ast", [EMIT_GRAPH] = "graph", [EMIT_FUSED] = "fused",
-        [EMIT_PLAN] = "plan", [EMIT_C] = "c", [EMIT_CUDA] = "cuda", [EMIT_DOT] = "dot"};
+        [EMIT_PLAN] = "plan", [EMIT_C] = "c", [EMIT_CUDA] = "cuda",
+        [EMIT_FIGURES] = "figures", [EMIT_DOT] = "dot"};
     for (size_t i = EMIT_AST; i < sizeof names / sizeof *names; i++)
         if (strcmp(names[i], name) == 0)
             return (Emit)i;
@@ -566,6 +572,8 @@ static Options read_options(int argc, char **argv)
     uint32_t rungs = options.choose_rungs ? options.rungs : level_rungs(options.level);
     if (options.memory > 0 && !(rungs & RUNG_MEMORY))
         fail(2, "--memory needs -O2: nothing is computed twice below");
+    if (options.emit == EMIT_FIGURES && !options.targets.cuda)
+        fail(2, "--emit figures needs --target cuda");
     if (options.real == DT_F64 && (options.targets.cuda || options.targets.simt))
         fail(2, "--dtype f64 is for --target cpu: there are no kernels of it for GPUs");
     return options;
@@ -649,7 +657,7 @@ static bool run_passes(Build *build)
     return true;
 }
 
-static bool write_emitted(const Build *build)
+static bool write_emitted(Build *build)
 {
     const Options *options = &build->options;
     if (options->emit == EMIT_EXECUTABLE || options->stop_after || options->check ||
@@ -658,7 +666,11 @@ static bool write_emitted(const Build *build)
     FILE *out = options->output ? fopen(options->output, "w") : stdout;
     if (!out)
         fail(1, "cannot write '%s': %s", options->output, strerror(errno));
-    print_result(build, out, options->emit, true);
+    LinkOptions link = link_options(options);
+    if (options->emit == EMIT_FIGURES)
+        build->status = print_figures(build->cg, out, &link);
+    else
+        print_result(build, out, options->emit, true);
     bool good = !ferror(out);
     return (out == stdout ? fflush(out) : fclose(out)) == 0 && good;
 }

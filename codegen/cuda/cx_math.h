@@ -180,15 +180,29 @@ CX_FN void cx_load4(u8 *x, const u8 *from)
     x[2] = (u8)(all >> 16);
     x[3] = (u8)(all >> 24);
 }
+// As PTX: the compiler takes some of these stores apart where it has computed the address at length.
 CX_FN void cx_store4(PvReal *to, const PvReal *x)
 {
+#if CX_GPU
+    asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)),
+                 "f"(x[0]), "f"(x[1]), "f"(x[2]), "f"(x[3])
+                 : "memory");
+#else
     *(float4 *)to = make_float4(x[0], x[1], x[2], x[3]);
+#endif
 }
 CX_FN void cx_store4(int64_t *to, const int64_t *x)
 {
+#if CX_GPU
+    asm volatile("st.global.v2.s64 [%0], {%1, %2};\n\tst.global.v2.s64 [%0 + 16], {%3, %4};" ::"l"(
+                     __cvta_generic_to_global(to)),
+                 "l"(x[0]), "l"(x[1]), "l"(x[2]), "l"(x[3])
+                 : "memory");
+#else
     CxPair low = {x[0], x[1]}, high = {x[2], x[3]};
     ((CxPair *)to)[0] = low;
     ((CxPair *)to)[1] = high;
+#endif
 }
 CX_FN void cx_store4(u8 *to, const u8 *x)
 {

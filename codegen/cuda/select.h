@@ -19,6 +19,7 @@ typedef struct {
     uint32_t phases;
     uint32_t threads[PV_MAX_PHASES], shared[PV_MAX_PHASES];
     int32_t baked[PV_CUDA_BAKED];
+    uint32_t loads_16, stores_16;    // instructions of 16 bytes that it must have at least
 } CudaChoice;
 
 typedef struct {

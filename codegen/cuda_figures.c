@@ -1,0 +1,183 @@
+// What the cubins of all kernels say, as text: for review, and for tests that need no GPU.
+//
+// A line a kernel and architecture: registers, blocks that fit a multiprocessor and what limits
+// them, shared memory, bytes of code, instructions of each class. A kernel that uses local memory or
+// atomics, does not fit, or lacks the 16-byte accesses that were asked for is WRONG. Then a line a
+// kernel with what all launches of the plans at their level do, predicted, for a batch of one.
+// Names go without their hashes, so that a kernel whose figures stay leaves no trace in a diff.
+#include <stdlib.h>
+#include <string.h>
+
+#include "codegen/codegen.h"
+#include "codegen/cubin.h"
+
+enum { MOST_KERNELS = 64, LINE = 640 };        // of a program; of text
+
+typedef struct {
+    char **lines;
+    size_t count, capacity;
+} Lines;
+
+static void add_line(Lines *lines, const char *text)
+{
+    lines->lines = grow_array(lines->lines, &lines->capacity, lines->count, sizeof *lines->lines);
+    char *copy = strdup(text);
+    if (!copy)
+        bug("out of memory");
+    lines->lines[lines->count++] = copy;
+}
+
+static int compare_lines(const void *x, const void *y)
+{
+    return strcmp(*(char *const *)x, *(char *const *)y);
+}
+
+// Each line once, in order.
+static void print_lines(Lines *lines, FILE *out)
+{
+    if (lines->count > 0)
+        qsort(lines->lines, lines->count, sizeof *lines->lines, compare_lines);
+    for (size_t i = 0; i < lines->count; i++)
+        if (i == 0 || strcmp(lines->lines[i], lines->lines[i - 1]) != 0)
+            fprintf(out, "%s\n", lines->lines[i]);
+    for (size_t i = 0; i < lines->count; i++)
+        free(lines->lines[i]);
+    free(lines->lines);
+}
+
+// The kernel that a function of a cubin belongs to, and its phase.
+static const CudaKernel *find_kernel(const Codegen *cg, const char *name, uint32_t *phase)
+{
+    for (uint32_t i = 0; i < cg->cuda_kernel_count; i++) {
+        const CudaKernel *kernel = &cg->cuda_kernels[i];
+        size_t length = strlen(kernel->symbol);
+        if (strncmp(name, kernel->symbol, length) != 0 || (name[length] && name[length] != '_'))
+            continue;
+        *phase = name[length] ? (uint32_t)atoi(name + length + 1) : 0;
+        return kernel;
+    }
+    bug("no kernel has a function %s", name);
+}
+
+// What is wrong with a function; NULL: nothing.
+static const char *judge(const CudaKernel *kernel, const CubinKernel *figures, int blocks)
+{
+    if (figures->stack != 0 || cubin_count(figures, "LDL") || cubin_count(figures, "STL"))
+        return "local memory";
+    if (cubin_count(figures, "ATOM"))
+        return "atomics";
+    if (blocks == 0)
+        return "does not fit";
+    if (cubin_count(figures, "LDG.128") < (int)kernel->choice.loads_16)
+        return "lacks loads of 16 bytes";
+    if (cubin_count(figures, "STG.128") < (int)kernel->choice.stores_16)
+        return "lacks stores of 16 bytes";
+    return NULL;
+}
+
+static bool describe(const Codegen *cg, const CubinKernel *figures, const char *arch_name, int arch,
+                     Lines *lines)
+{
+    uint32_t phase;
+    const CudaKernel *kernel = find_kernel(cg, figures->name, &phase);
+    const CudaChoice *choice = &kernel->choice;
+    const char *limit;
+    int threads = (int)choice->threads[phase], shared = (int)choice->shared[phase];
+    int blocks = cubin_occupancy(figures, arch, threads, shared, &limit);
+    const char *wrong = judge(kernel, figures, blocks);
+    char text[LINE];
+    int at = snprintf(text, sizeof text, "%s", choice->name);
+    if (phase > 0)
+        at += snprintf(text + at, sizeof text - (size_t)at, " phase %u", phase);
+    if (*choice->definitions)
+        at += snprintf(text + at, sizeof text - (size_t)at, " [%s]", choice->definitions);
+    at += snprintf(text + at, sizeof text - (size_t)at,
+                   " %s: threads %d, shared %d, registers %d, blocks %d (%s), code %zu", arch_name,
+                   threads, shared, figures->registers, blocks, limit, figures->code_bytes);
+    for (int i = 0; i < CUBIN_CLASSES && cubin_classes[i] && at < LINE; i++)
+        if (figures->count[i])
+            at += snprintf(text + at, sizeof text - (size_t)at, ", %s %d", cubin_classes[i],
+                           figures->count[i]);
+    if (wrong && at < LINE)
+        snprintf(text + at, sizeof text - (size_t)at, " WRONG: %s", wrong);
+    add_line(lines, text);
+    return wrong == NULL;
+}
+
+static bool describe_image(const Codegen *cg, const CudaImage *image, Lines *lines)
+{
+    static CubinKernel kernels[MOST_KERNELS];
+    int arch, count = cubin_read(cg->images + image->offset, image->size, &arch, kernels,
+                                 MOST_KERNELS);
+    if (count < 0 || count > MOST_KERNELS)
+        bug("a cubin cannot be read");
+    char name[16];
+    snprintf(name, sizeof name, "sm_%u%s", image->arch, image->specific ? "a" : "");
+    bool good = true;
+    for (int i = 0; i < count; i++)
+        good &= describe(cg, &kernels[i], name, arch, lines);
+    return good;
+}
+
+typedef struct {
+    const char *name;
+    uint32_t launches;
+    double flops, bytes;
+} Use;
+
+static int compare_uses(const void *x, const void *y)
+{
+    const Use *a = x, *b = y;
+    return strcmp(a->name, b->name);
+}
+
+// What the fused plans launch, by kernel name.
+static void print_uses(const Codegen *cg, FILE *out)
+{
+    Use *uses = arena_alloc(cg->arena, (cg->kernel_count + 1) * sizeof *uses);
+    for (uint32_t i = 0; i < cg->kernel_count; i++)
+        uses[i].name = cg->cuda_kernels[cg->kernels[i].cuda - 1].choice.name;
+    for (uint32_t i = 0; i < cg->plan_count; i++)
+        for (uint32_t k = 0; !cg->plans[i]->taps && k < cg->plans[i]->launch_count; k++) {
+            const PlanLaunch *launch = &cg->plans[i]->launches[k];
+            Use *use = &uses[launch->kernel];
+            use->launches++;
+            use->flops += launch->flops_fixed + launch->flops_batch;
+            use->bytes += launch->bytes_fixed + launch->bytes_batch;
+        }
+    qsort(uses, cg->kernel_count, sizeof *uses, compare_uses);
+    for (uint32_t i = 0; i < cg->kernel_count;) {
+        Use sum = uses[i];
+        while (++i < cg->kernel_count && strcmp(uses[i].name, sum.name) == 0) {
+            sum.launches += uses[i].launches;
+            sum.flops += uses[i].flops;
+            sum.bytes += uses[i].bytes;
+        }
+        if (sum.launches)
+            fprintf(out, "use %s: %u launches, %.4g FLOP, %.4g bytes\n", sum.name, sum.launches,
+                    sum.flops, sum.bytes);
+    }
+}
+
+int print_figures(Codegen *cg, FILE *out, const LinkOptions *options)
+{
+    const char *home = find_home(cg->arena);
+    if (!home)
+        return 3;
+    int result = build_cuda(cg, home, "", options);
+    if (result != 0)
+        return result;
+    Lines lines = {0};
+    bool good = cg->cuda_warnings == 0;
+    for (uint32_t i = 0; i < cg->cuda_image_count; i++)
+        if (!cg->cuda_images[i].ptx && cg->cuda_images[i].arch != PV_ARCH_SIMT)
+            good &= describe_image(cg, &cg->cuda_images[i], &lines);
+    fprintf(out, "NVRTC %u.%u, %u warnings\n", cg->cuda_version / 1000, cg->cuda_version % 1000 / 10,
+            cg->cuda_warnings);
+    print_lines(&lines, out);
+    print_uses(cg, out);
+    if (!good)
+        fprintf(stderr, "pvdmc: error: kernels with faults: see WRONG in the figures, and the "
+                        "messages of NVRTC with --verbose\n");
+    return good ? 0 : 1;
+}
