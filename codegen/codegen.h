@@ -167,6 +167,7 @@ void choose_cuda_kernels(Codegen *cg);
 CudaModuleKernel cuda_kernel_text(Codegen *cg, const CudaKernel *kernel);
 
 /* cuda_build.c: programs of CUDA kernels and their images */
+void print_cuda_stats(const Codegen *cg);                // after build_cuda
 void print_cuda(Codegen *cg, FILE *out);                 // the text of all programs
 // Compiles all kernels and fills cuda_images. `folder` is for temporary files. 0; 1: a compiler
 // failed (its messages are out); 3: something of the machine is missing.

@@ -421,3 +421,39 @@ int build_cuda(Codegen *cg, const char *home, const char *folder, const LinkOpti
         result = build_simt(&build);
     return result;
 }
+
+// Of all modules' images like this one.
+static void print_bytes(const Codegen *cg, const CudaImage *like)
+{
+    double bytes = 0;
+    for (uint32_t i = 0; i < cg->cuda_image_count; i++)
+        if (cg->cuda_images[i].arch == like->arch && cg->cuda_images[i].ptx == like->ptx)
+            bytes += (double)cg->cuda_images[i].size;
+    if (like->arch == PV_ARCH_SIMT)
+        printf("  simt %.2f MB", bytes * 1e-6);
+    else
+        printf("  %s_%u%s %.2f MB", like->ptx ? "compute" : "sm", like->arch,
+               like->specific ? "a" : "", bytes * 1e-6);
+}
+
+void print_cuda_stats(const Codegen *cg)
+{
+    uint32_t emitted = 0;
+    for (uint32_t i = 0; i < cg->cuda_kernel_count; i++)
+        emitted += cg->cuda_kernels[i].text != NULL;
+    printf("CUDA: %u kernels (%u emitted, %u of templates)", cg->cuda_kernel_count, emitted,
+           cg->cuda_kernel_count - emitted);
+    if (cg->cuda_image_count == 0) {
+        printf("\n");
+        return;
+    }
+    printf(" in %u modules, %u images, %.1f MB\n", cg->cuda_modules, cg->cuda_image_count,
+           (double)cg->image_bytes * 1e-6);
+    printf("CUDA: %u images from the cache, %u compilations in %.2f s (%.2f s of threads)\n",
+           cg->cuda_cached, cg->cuda_jobs, cg->cuda_seconds, cg->cuda_job_seconds);
+    printf("CUDA: bytes");
+    for (uint32_t i = 0; i < cg->cuda_image_count; i++)
+        if (cg->cuda_images[i].module == 0)
+            print_bytes(cg, &cg->cuda_images[i]);
+    printf("\n");
+}

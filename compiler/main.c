@@ -295,6 +295,8 @@ static void print_stats(const Build *build)
     printf("%u plans, %u launches, %u arguments, %u emitted kernels, %u of the library, %zu bytes "
            "of data\n", build->cg->plan_count, launches, args, emitted,
            build->cg->kernel_count - emitted, build->cg->data_size);
+    if (wants_cuda(build->cg))
+        print_cuda_stats(build->cg);
 }
 
 // ---- command line ----
