@@ -3,9 +3,9 @@
  * A group of an image is walked along its denser axis, four elements at a time. Statistics take two
  * passes (the mean, then squares about it) over what one read left in shared memory. A group that
  * fits there, NORM_RESIDENT elements, is normalised by one block in phase 1 alone. A larger one, or
- * one of so few that multiprocessors would idle, is cut into chunks: phase 0 leaves the mean and the
- * squares of each in the workspace, and the blocks of phase 1 put them together, all in the same
- * order (Chan, Golub and LeVeque 1979). The decision is chunk_of, here and in shape_norm.c.
+ * one of so few that multiprocessors would idle, is cut into chunks: phase 0 leaves the mean and
+ * the squares of each in the workspace, and the blocks of phase 1 put them together, all in the
+ * same order (Chan, Golub and LeVeque 1979). The decision is chunk_of, here and in shape_norm.c.
  *
  * Definitions: NORM_ACT, NORM_RESIDENT (4096 with 256 threads, 16384 with 512).
  * Shared memory: NORM_RESIDENT * 4 + 64 bytes. Registers at most 64, so 1024 threads a

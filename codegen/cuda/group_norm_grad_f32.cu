@@ -5,9 +5,9 @@
  *   dgamma = sum(dy xhat), dbeta = sum(dy).
  * Phase 0: each warp sums dy and dy xhat over a piece of positions: of one channel where positions
  * are dense, of 32 channels, a lane each, where channels are. The sums of all pieces lie in the
- * workspace. Phase 1: a first kind of block puts those of its group together and writes dx of a part
- * of it, a second kind those of a channel over all images. Orders are fixed. All sums come before
- * any dx, which may take the place of dy or x.
+ * workspace. Phase 1: a first kind of block puts those of its group together and writes dx of a
+ * part of it, a second kind those of a channel over all images. Orders are fixed. All sums come
+ * before any dx, which may take the place of dy or x.
  *
  * Definitions: none. Registers at most 64: 4 blocks a multiprocessor; LDG.128 in aligned paths.
  */
@@ -69,7 +69,8 @@ CX_FN void channel_piece(const GroupNormGradArgs &a, const Sizes &s, float2 *sum
     u32 channel = task / s.pieces % (u32)a.c, first = piece * PIECE;
     u32 stat = image * (u32)a.groups + channel / s.channels;
     float2 sum = sum_positions(
-        a, (const float *)a.dy + image * a.dy_image + channel * a.dy_channel + first * a.dy_position,
+        a,
+        (const float *)a.dy + image * a.dy_image + channel * a.dy_channel + first * a.dy_position,
         (const float *)a.x + image * a.x_image + channel * a.x_channel + first * a.x_position,
         min((int)(s.positions - first), (int)PIECE), ((const float *)a.mean)[stat], lane);
     sum.x = warp_sum(sum.x);
@@ -214,10 +215,9 @@ CX_FN void grad_quad(const GradGroup &g, u32 i)
     CX_NO_UNROLL
     for (u32 end = (u32)min((int)(i + 4), (int)g.count); i < end; i++) {
         u32 outer = divide(i, g.inner), inner = i - outer * g.inner.by;
-        g.dx[outer * g.dx_outer + inner * g.dx_inner] =
-            grad_element(g, g.by_channel ? inner : outer,
-                         g.dy[outer * g.dy_outer + inner * g.dy_inner],
-                         g.x[outer * g.x_outer + inner * g.x_inner]);
+        g.dx[outer * g.dx_outer + inner * g.dx_inner] = grad_element(
+            g, g.by_channel ? inner : outer, g.dy[outer * g.dy_outer + inner * g.dy_inner],
+            g.x[outer * g.x_outer + inner * g.x_inner]);
     }
 }
 

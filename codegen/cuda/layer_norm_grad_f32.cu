@@ -64,8 +64,8 @@ CX_FN void grad_row(const LayerNormGradArgs &a, const GradRow &row, int64_t numb
         Quad dy = row_quad(row.dy, j), x = row_quad(row.x, j), gamma = gamma_quad(a, row.x, j), dx;
         CX_UNROLL
         for (int k = 0; k < 4; k++)
-            dx.at[k] = fmaf(dy.at[k] * gamma.at[k], row.rstd,
-                            fmaf(x.at[k] - row.mean, along, level));
+            dx.at[k] =
+                fmaf(dy.at[k] * gamma.at[k], row.rstd, fmaf(x.at[k] - row.mean, along, level));
         int i = row_begin(j);
         store_quad((float *)a.dx + number * a.c + i, dx, row.x.c - i, row.x.wide);
     }

@@ -1,8 +1,9 @@
 /* What the templates of norms share: sums over warps and blocks, quads of elements, activations.
  *
- * A template includes this inside its namespace, after setting what it bakes in; there is no include
- * guard, since each specialisation has a copy. A quad is four consecutive elements: one access of 16
- * bytes where addresses and strides allow it, which a block finds out once (`wide`), else up to four.
+ * A template includes this inside its namespace, after setting what it bakes in; there is no
+ * include guard, since each specialisation has a copy. A quad is four consecutive elements: one
+ * access of 16 bytes where addresses and strides allow it, which a block finds out once (`wide`),
+ * else up to four.
  */
 
 CX_FN float warp_sum(float value)

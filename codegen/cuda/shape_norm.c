@@ -5,9 +5,9 @@
 
 PvCudaShape pv_shape_group_norm, pv_shape_group_norm_grad, pv_shape_rows, pv_shape_layer_norm_grad;
 
-enum { CHUNK = 4096, BUSY = 128 };                               // group_norm_f32.cu
-enum { PIECE = 256, PART = 4096, WARPS = 8 };                  // group_norm_grad_f32.cu
-enum { PARTS = 512, COLUMNS = 32, THREADS = 256 };             // layer_norm_grad_f32.cu
+enum { CHUNK = 4096, BUSY = 128 };                 // group_norm_f32.cu
+enum { PIECE = 256, PART = 4096, WARPS = 8 };      // group_norm_grad_f32.cu
+enum { PARTS = 512, COLUMNS = 32, THREADS = 256 }; // layer_norm_grad_f32.cu
 
 static int64_t ceil_div(int64_t n, int64_t by)
 {

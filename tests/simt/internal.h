@@ -101,11 +101,13 @@ struct Warpgroup {
     std::vector<Accumulator> accumulators[128];
 };
 
-enum { REMEMBERED_READERS = 8 };
+enum { REMEMBERED_READERS = 8, MIXED_WARPS = 0xffff };
 // What is known of two bytes of shared memory: last write, and the reads since.
 struct Granule {
     u32 write_epoch, read_epoch, write_clock;
     u16 writer, readers; // readers > REMEMBERED_READERS: some were forgotten
+    u16 warp;            // of all readers, MIXED_WARPS if there are several
+    u32 latest;          // their latest clock
     u32 read_clock[REMEMBERED_READERS];
     u16 reader[REMEMBERED_READERS];
 };

@@ -131,6 +131,10 @@ static void check_last_write(Granule &granule, size_t offset, u32 thread, const 
 
 static void note_read(Granule &granule, u32 thread, u32 clock, const Clock &seen)
 {
+    u16 warp = (u16)(thread / WARP);
+    bool alone = granule.readers == 0;
+    granule.warp = alone || granule.warp == warp ? warp : (u16)MIXED_WARPS;
+    granule.latest = alone ? clock : std::max(granule.latest, clock);
     for (int i = 0; i < granule.readers && i < REMEMBERED_READERS; i++)
         if (granule.reader[i] == thread ||
             ordered(granule.read_epoch, granule.reader[i], granule.read_clock[i], thread, seen)) {
@@ -144,6 +148,19 @@ static void note_read(Granule &granule, u32 thread, u32 clock, const Clock &seen
     } else {
         granule.readers = REMEMBERED_READERS + 1;
     }
+}
+
+// Many readers, not all of them known: true if they are lanes of one warp, and `thread` has met all
+// lanes of it since the last of them.
+static bool many_ordered(const Granule &granule, u32 thread, const Clock &seen)
+{
+    if (granule.warp == MIXED_WARPS)
+        return false;
+    u32 end = std::min(granule.warp * WARP + WARP, (int)block->thread_count);
+    for (u32 lane = granule.warp * WARP; lane < end; lane++)
+        if (!ordered(granule.read_epoch, lane, granule.latest, thread, seen))
+            return false;
+    return true;
 }
 
 static void check_granule(Granule &granule, size_t offset, u32 thread, u32 clock, const Clock &seen,
@@ -163,8 +180,8 @@ static void check_granule(Granule &granule, size_t offset, u32 thread, u32 clock
             tell_race("write over data that may still be read", offset, granule.reader[i]);
             break;
         }
-    if (granule.readers > REMEMBERED_READERS)
-        tell_race("write over data with many readers and no block barrier", offset,
+    if (granule.readers > REMEMBERED_READERS && !many_ordered(granule, thread, seen))
+        tell_race("write over data with many readers and no barrier for all", offset,
                   granule.reader[0]);
     granule.write_epoch = block->epoch;
     granule.writer = (u16)thread;

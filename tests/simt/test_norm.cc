@@ -84,9 +84,9 @@ static GroupNormArgs add_images(KernelCase &test, const Images &s)
 
 static void check_group_norm(const Images &s, const char *fault = nullptr)
 {
-    KernelCase test("pv_group_norm",
-                    [s](const PvRun *run, const int64_t *raw) { group_norm_any(s, run, raw); },
-                    s.what);
+    KernelCase test(
+        "pv_group_norm", [s](const PvRun *run, const int64_t *raw) { group_norm_any(s, run, raw); },
+        s.what);
     test.segment(add_images(test, s));
     if (fault)
         test.find_fault(fault);
@@ -136,8 +136,8 @@ static void group_norm_grad_any(const Images &s, const PvRun *run, const int64_t
     dense.x_image = dense.dy_image = dense.dx_image = s.c * s.positions;
     move_images(s, dense.x, dense.x_image, s.positions, 1, args.x, args.x_image, args.x_channel,
                 args.x_position);
-    move_images(s, dense.dy, dense.x_image, s.positions, 1, args.dy, args.dy_image,
-                args.dy_channel, args.dy_position);
+    move_images(s, dense.dy, dense.x_image, s.positions, 1, args.dy, args.dy_image, args.dy_channel,
+                args.dy_position);
     pv_group_norm_grad(run, (const int64_t *)&dense);
     move_images(s, args.dx, args.dx_image, args.dx_channel, args.dx_position, dense.dx,
                 dense.dx_image, s.positions, 1);
@@ -168,9 +168,9 @@ static GroupNormGradArgs add_grad(KernelCase &test, const Images &s, bool in_pla
 static void check_group_norm_grad(const Images &s, bool in_place = false,
                                   const char *fault = nullptr)
 {
-    KernelCase test("pv_group_norm_grad",
-                    [s](const PvRun *run, const int64_t *raw) { group_norm_grad_any(s, run, raw); },
-                    s.what);
+    KernelCase test(
+        "pv_group_norm_grad",
+        [s](const PvRun *run, const int64_t *raw) { group_norm_grad_any(s, run, raw); }, s.what);
     test.segment(add_grad(test, s, in_place));
     if (fault)
         test.find_fault(fault);
@@ -203,7 +203,8 @@ static void group_norm_grads(void)
 static LayerNormArgs add_rows(KernelCase &test, int64_t rows, int64_t c, bool affine, int64_t act)
 {
     LayerNormArgs args = {};
-    args.x = test.input((size_t)(rows * c), 1, 0.5f), args.y = test.output((size_t)(rows * c), 2e-6);
+    args.x = test.input((size_t)(rows * c), 1, 0.5f),
+    args.y = test.output((size_t)(rows * c), 2e-6);
     if (affine) {
         args.mean = test.output((size_t)rows, 2e-6), args.rstd = test.output((size_t)rows, 2e-6);
         args.gamma = test.input((size_t)c), args.beta = test.input((size_t)c);
