@@ -95,9 +95,16 @@ static void k_step(const PvRun *run, const int64_t *args)
         REAL(args[0])[i] = REAL(args[1])[i] / 2 + REAL(args[2])[i];
 }
 
+// A test of GPUs gives each its CUDA kernel.
+#ifndef SMALL_CUDA
+#define SMALL_CUDA      NULL
+#define SMALL_CUDA_OF(i) NULL
+#endif
 static const PvKernel kernels[] = {
-    {"scale", k_scale, NULL}, {"sum", k_sum, NULL},     {"total_grad", k_total_grad, NULL}, {"noise", k_noise, NULL},
-    {"fit", k_fit, NULL},     {"store", k_store, NULL}, {"paint", k_paint, NULL},           {"step", k_step, NULL},
+    {"scale", k_scale, SMALL_CUDA_OF(0)},           {"sum", k_sum, SMALL_CUDA_OF(1)},
+    {"total_grad", k_total_grad, SMALL_CUDA_OF(2)}, {"noise", k_noise, SMALL_CUDA_OF(3)},
+    {"fit", k_fit, SMALL_CUDA_OF(4)},               {"store", k_store, SMALL_CUDA_OF(5)},
+    {"paint", k_paint, SMALL_CUDA_OF(6)},           {"step", k_step, SMALL_CUDA_OF(7)},
 };
 
 static const PvParam params[] = {
@@ -353,6 +360,8 @@ static const char *const streams[] = {"noise", "start"};
 static const char *const constants[] = {"width=3"};
 static const PvSampler samplers[] = {{"paint", paint_run}};
 
+static const char *const origins[] = {"small.model:1 net", "small.model:2 lr"};
+
 const PvModel pv_model = {
     .name = "small",
     .real = PV_REAL_DTYPE,
@@ -376,6 +385,9 @@ const PvModel pv_model = {
     .sampler_count = 1,
     .kernels = kernels,
     .kernel_count = COUNT(kernels),
+    .origins = origins,
+    .origin_count = COUNT(origins),
+    .cuda = SMALL_CUDA,
     .march = "test",
 };
 
