@@ -127,7 +127,7 @@ struct Out {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 512 / THREADS)
     CX_NAME(const __grid_constant__ CxLaunch<GemmArgs> p)
 {
     CX_SHARED(shared);
@@ -139,15 +139,16 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         steps *= (int)(args.batch0 * args.batch1);
     else
         tiles *= (int)(args.batch0 * args.batch1);
-    int tile = (int)block % tiles, part = (int)block / tiles;
-    int parts = (int)(p.head.first[segment + 1] - p.head.first[segment]) / tiles;
+    int tile = GEMM_PARTS ? (int)block % tiles : (int)block;
+    int part = GEMM_PARTS ? (int)block / tiles : 0;
+    int parts = GEMM_PARTS ? (int)(p.head.first[segment + 1] - p.head.first[segment]) / tiles : 1;
     Place place = place_of(args, tile);
     const float *a_base = (const float *)args.a + place.i0 * args.a0 + place.i1 * args.a1;
     const float *b_base = (const float *)args.b + place.i0 * args.b0 + place.i1 * args.b1;
     a_base += place.m0 * args.a_m;
     b_base += place.n0 * args.b_n;
-    int first = GEMM_PARTS ? (int)((long long)steps * part / parts) : 0;
-    int end = GEMM_PARTS ? (int)((long long)steps * (part + 1) / parts) : steps;
+    int first = GEMM_PARTS ? steps * part / parts : 0;
+    int end = GEMM_PARTS ? steps * (part + 1) / parts : steps;
     TileSums sums;
 #if GEMM_SUM
     Summed<LoadA> a;
@@ -168,11 +169,11 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         return;
     }
     Out out = Out::of(args, place);
-    tile_store(sums, out, place.m0, place.n0);
+    tile_store(sums, out, place.m0, place.n0, (float *)shared);
 }
 
 #if GEMM_PARTS
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 512 / THREADS)
     CX_NAME_1(const __grid_constant__ CxLaunch<GemmArgs> p)
 {
     u32 block, segment = cx_segment(p.head, &block);

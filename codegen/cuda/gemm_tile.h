@@ -109,14 +109,35 @@ CX_FN void tile_product(TileSums &sums, A &a, B &b, float *shared, int first, in
     }
 }
 
-template <class Out> CX_FN void tile_store(const TileSums &sums, Out &out, int m0, int n0)
+// Sums go through shared memory, a row of warps at a time, so that what `out` does with four of them
+// is there once, in a loop, and whole rows are written by neighbouring threads.
+template <class Out>
+CX_FN void tile_store(const TileSums &sums, Out &out, int m0, int n0, float *shared)
 {
-    CX_UNROLL
-    for (int j = 0; j < TILE_TN / 4; j++) {
-        out.column(n0 + tile_column(j));
-        CX_UNROLL
-        for (int i = 0; i < TILE_TM; i++)
-            out.put(m0 + tile_row(i), &sums.at[i][4 * j]);
+    const int ACROSS = TILE_N / 4, ROW = TILE_N + 4;
+    int column = (int)threadIdx.x % ACROSS * 4;
+    out.column(n0 + column);
+    CX_NO_UNROLL
+    for (int row_of_warps = 0; row_of_warps < WARPS_M; row_of_warps++) {
+        if ((int)(threadIdx.x >> 5) % WARPS_M == row_of_warps) {
+            CX_UNROLL
+            for (int i = 0; i < TILE_TM; i++) {
+                CX_UNROLL
+                for (int j = 0; j < TILE_TN / 4; j++) {
+                    const float *four = &sums.at[i][4 * j];
+                    *(float4 *)(shared + tile_row(i) % WARP_M * ROW + tile_column(j)) =
+                        make_float4(four[0], four[1], four[2], four[3]);
+                }
+            }
+        }
+        __syncthreads();
+        CX_NO_UNROLL
+        for (int row = (int)threadIdx.x / ACROSS; row < WARP_M; row += THREADS / ACROSS) {
+            float4 four = *(const float4 *)(shared + row * ROW + column);
+            float value[4] = {four.x, four.y, four.z, four.w};
+            out.put(m0 + row_of_warps * WARP_M + row, value);
+        }
+        __syncthreads();
     }
 }
 

@@ -27,6 +27,8 @@ typedef struct {
     const char *symbol;          // "pv_conv"
     const PlanArg *args;         // of the first segment
     uint32_t arg_count;          // of one segment
+    const PlanArg *all;          // of all segments, one after the other; NULL: there is only one
+    uint32_t segments;
 } CudaLaunch;
 
 static inline bool cuda_is_number(const CudaLaunch *launch, size_t index)   // the same at any batch

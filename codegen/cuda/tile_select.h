@@ -43,13 +43,43 @@ static inline const char *tile_definitions(Arena *arena, const Tile *tile)
                         tile->m, tile->n, tile->k, tile->thread_m, tile->thread_n, tile->lanes_m);
 }
 
-// Threads, shared memory and what shape functions read.
-static inline void tile_choose(CudaChoice *choice, const Tile *tile, uint32_t phases)
+// A number is a multiple of 4 at any batch, in every segment.
+static inline bool tile_fours(const CudaLaunch *launch, size_t index)
 {
-    uint32_t threads =
+    bool fours = launch->args[index].a % 4 == 0 && launch->args[index].c % 4 == 0;
+    for (uint32_t i = 1; fours && i < launch->segments; i++) {
+        const PlanArg *arg = &launch->all[i * launch->arg_count + index];
+        fours = arg->a % 4 == 0 && arg->c % 4 == 0;
+    }
+    return fours;
+}
+
+// A number is 1 at any batch, in every segment.
+static inline bool tile_is_one(const CudaLaunch *launch, size_t index)
+{
+    bool one = cuda_is_number(launch, index) && launch->args[index].a == 1;
+    for (uint32_t i = 1; one && i < launch->segments; i++) {
+        const PlanArg *arg = &launch->all[i * launch->arg_count + index];
+        one = arg->a == 1 && arg->c == 0;
+    }
+    return one;
+}
+
+// The numbers of one segment at a batch; addresses are 0 or not.
+static inline void tile_numbers(const CudaLaunch *launch, uint32_t segment, int64_t batch,
+                                int64_t *numbers)
+{
+    const PlanArg *args =
+        segment > 0 ? launch->all + segment * launch->arg_count : launch->args;
+    for (size_t i = 0; i < launch->arg_count; i++)
+        numbers[i] = args[i].space != PV_VALUE ? 1 : args[i].a + args[i].c * batch;
+}
+
+// Threads, shared memory and what shape functions read.
+static inline void tile_choose(CudaChoice *choice, const Tile *tile)
+{
+    choice->threads[0] = choice->threads[1] =
         (uint32_t)(tile->m * tile->n / (tile->thread_m * tile->thread_n));
-    choice->phases = phases;
-    choice->threads[0] = choice->threads[1] = threads;
     choice->shared[0] = (uint32_t)(2 * tile->k * (tile->m + tile->n + 8) * (int)sizeof(float));
     choice->baked[TILE_BAKED_M] = tile->m;
     choice->baked[TILE_BAKED_N] = tile->n;

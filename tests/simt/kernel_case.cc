@@ -255,7 +255,7 @@ std::string KernelCase::compare()
             double apart = fabs(value - right);
             difference += apart * apart;
             norm += right * right;
-            if (!(apart <= worst)) {
+            if (apart > worst || (apart != apart && worst == worst)) {
                 worst = apart;
                 where = i;
             }
@@ -303,7 +303,8 @@ static std::string read_file(const std::string &path)
 // Hash of a text and of all files that it includes.
 static uint64_t hash_program(uint64_t hash, const std::string &text, int depth)
 {
-    static const char *const folders[] = {"/codegen/cuda/", "/codegen/", "/tests/simt/"};
+    static const char *const folders[] = {"/codegen/cuda/", "/codegen/", "/tests/simt/",
+                                           "/runtime/"};
     hash = hash_text(hash, text);
     for (size_t at = 0; depth < 6 && (at = text.find("#include \"", at)) != std::string::npos;) {
         at += 10;
@@ -348,7 +349,7 @@ static std::string shared_object(const std::string &text, const std::string &nam
         return "";
     std::string command = std::string(SIMT_CXX) + " -std=c++17 -fPIC -Wall -Wextra -Wshadow -Werror "
                           "-Wno-psabi " + checks + " -I" + root + "/codegen/cuda -I" + root +
-                          "/codegen -I" + root + "/tests/simt";
+                          "/codegen -I" + root + "/tests/simt -iquote " + root + "/runtime";
     bool good = run_command(command + " -c " + path + ".cc -o " + path + ".o") == 0 &&
                 run_command(std::string(SIMT_CXX) + " -shared " + path + ".o -o " + path + ".so") ==
                     0 &&
@@ -368,18 +369,20 @@ static void fail(const std::string &what, const std::string &why)
 bool KernelCase::build(bool race, const char *fault, Built *built)
 {
     std::vector<PvArg> args;
-    for (size_t i = 0; i < segments[0].size(); i++) {
-        int64_t value = segments[0][i];
+    size_t words = segments[0].size();
+    for (size_t i = 0; i < words * segments.size(); i++) {
+        int64_t value = segments[i / words][i % words];
         Array *array = array_at(value);
         PvArg arg = {value, 0, PV_VALUE};
         if (array)
             arg = {value - (int64_t)array->device, 0, PV_ARENA};
-        else if (batch_fields[i])
+        else if (batch_fields[i % words])
             arg = {0, value, PV_VALUE};
         args.push_back(arg);
     }
     *built = Built();
-    if (!kernel_choose(symbol.c_str(), args.data(), (uint32_t)args.size(), &built->choice)) {
+    if (!kernel_choose(symbol.c_str(), args.data(), (uint32_t)words, (uint32_t)segments.size(),
+                       &built->choice)) {
         fail(what, "no kernel was chosen");
         return false;
     }

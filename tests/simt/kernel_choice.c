@@ -9,14 +9,26 @@
 #include "codegen/cuda_module.h"
 #include "codegen/nvrtc.h"
 
-bool kernel_choose(const char *symbol, const PvArg *args, uint32_t arg_count, KernelChoice *out)
+bool kernel_choose(const char *symbol, const PvArg *args, uint32_t arg_count, uint32_t segments,
+                   KernelChoice *out)
 {
     Arena *arena = arena_new();
-    PlanArg plan[256];
+    PlanArg *all = arena_alloc(arena, arg_count * segments * sizeof *all);
+    PlanArg *common = arena_alloc(arena, arg_count * sizeof *common);
     CudaChoice choice;
-    for (uint32_t i = 0; i < arg_count && i < 256; i++)
-        plan[i] = (PlanArg){.a = args[i].a, .c = args[i].c, .space = args[i].space};
-    CudaLaunch launch = {arena, symbol, plan, arg_count};
+    for (uint32_t i = 0; i < arg_count * segments; i++) {
+        all[i] = (PlanArg){.a = args[i].a, .c = args[i].c, .space = args[i].space};
+        if (i < arg_count)
+            common[i] = all[i];
+        else if (all[i].space != PV_VALUE) // as aligned as all
+            common[i % arg_count].a |= all[i].a;
+    }
+    CudaLaunch launch = {.arena = arena,
+                         .symbol = symbol,
+                         .args = common,
+                         .arg_count = arg_count,
+                         .all = all,
+                         .segments = segments};
     bool found = cuda_select(&launch, &choice);
     if (found) {
         CudaModuleKernel kernel = cuda_module_kernel(arena, &choice);
@@ -58,7 +70,7 @@ static const NvrtcHeader *all_headers(const char *root, int *count)
         DIR *folder = opendir(path);
         for (struct dirent *entry; folder && (entry = readdir(folder)) != NULL;) {
             const char *dot = strrchr(entry->d_name, '.');
-            if (!dot || header_count == 255 || (strcmp(dot, ".h") != 0 && strcmp(dot, ".cu") != 0))
+            if (!dot || header_count == 254 || (strcmp(dot, ".h") != 0 && strcmp(dot, ".cu") != 0))
                 continue;
             snprintf(path, sizeof path, "%s/codegen/cuda/%s", root, entry->d_name);
             headers[header_count++] = (NvrtcHeader){strdup(entry->d_name), read_whole(path)};
@@ -67,6 +79,8 @@ static const NvrtcHeader *all_headers(const char *root, int *count)
             closedir(folder);
         snprintf(path, sizeof path, "%s/codegen/kernel_args.h", root);
         headers[header_count++] = (NvrtcHeader){"kernel_args.h", read_whole(path)};
+        snprintf(path, sizeof path, "%s/runtime/random_bits.h", root);
+        headers[header_count++] = (NvrtcHeader){"random_bits.h", read_whole(path)};
     }
     *count = header_count;
     return headers;

@@ -11,8 +11,9 @@ typedef struct {
     int32_t baked[PV_CUDA_BAKED];
 } KernelChoice;
 
-// args: of one segment. false: there is no kernel for them.
-bool kernel_choose(const char *symbol, const PvArg *args, uint32_t arg_count, KernelChoice *choice);
+// args: of all segments, arg_count each. false: there is no kernel for them.
+bool kernel_choose(const char *symbol, const PvArg *args, uint32_t arg_count, uint32_t segments,
+                   KernelChoice *choice);
 // NULL: the text compiles for sm_80 and sm_90a (or `folder`/key.ok says that it did, or there is no
 // NVRTC); else what is wrong. With PVDM_FIGURES in the environment registers and the like are
 // printed.

@@ -1,0 +1,177 @@
+// cases
+// Every branch of conv_f32.cu at small shapes. What the CPU kernels do not take, channels last, is
+// compared with plain loops.
+#include <stddef.h>
+#include "kernel_case.h"
+
+struct Shape {
+    const char *what;
+    int64_t images, c_in, c_out, groups;
+    int64_t in[3], kernel[3], stride[3], pad[3];
+    bool bias, residual, in_place;
+    int64_t act;
+    bool last;     // channels last
+    int64_t gap;   // elements behind each channel's positions (each position's channels)
+};
+
+static ConvArgs conv_args(const Shape &shape)
+{
+    ConvArgs args = {};
+    args.images = shape.images, args.c_in = shape.c_in, args.c_out = shape.c_out;
+    args.groups = shape.groups;
+    int64_t inside = 1, outside = 1;
+    for (int axis = 0; axis < 3; axis++) {
+        args.in[axis] = shape.in[axis], args.kernel[axis] = shape.kernel[axis];
+        args.stride[axis] = shape.stride[axis], args.pad[axis] = shape.pad[axis];
+        args.out[axis] =
+            (shape.in[axis] + 2 * shape.pad[axis] - shape.kernel[axis]) / shape.stride[axis] + 1;
+        inside *= args.in[axis], outside *= args.out[axis];
+    }
+    args.x_channel = shape.last ? 1 : inside + shape.gap;
+    args.x_position = shape.last ? shape.c_in + shape.gap : 1;
+    args.x_image = shape.last ? inside * args.x_position : shape.c_in * args.x_channel;
+    args.y_channel = shape.last ? 1 : outside + shape.gap;
+    args.y_position = shape.last ? shape.c_out + shape.gap : 1;
+    args.y_image = shape.last ? outside * args.y_position : shape.c_out * args.y_channel;
+    args.act = shape.act;
+    return args;
+}
+
+// Calls visit(group's output channel, input channel, element of x, of y, of w) for every product.
+template <class Visit> static void for_products(const ConvArgs &a, Visit visit)
+{
+    int64_t in = a.c_in / a.groups, out = a.c_out / a.groups;
+    int64_t taps = a.kernel[0] * a.kernel[1] * a.kernel[2];
+    for (int64_t image = 0; image < a.images; image++)
+        for (int64_t position = 0; position < a.out[0] * a.out[1] * a.out[2]; position++)
+            for (int64_t tap = 0; tap < taps; tap++) {
+                int64_t p = position, t = tap, at = 0, scale = 1;
+                bool inside = true;
+                for (int axis = 2; axis >= 0; axis--) {
+                    int64_t place = p % a.out[axis] * a.stride[axis] + t % a.kernel[axis] -
+                                    a.pad[axis];
+                    inside = inside && place >= 0 && place < a.in[axis];
+                    at += place * scale;
+                    scale *= a.in[axis];
+                    p /= a.out[axis], t /= a.kernel[axis];
+                }
+                for (int64_t o = 0; inside && o < a.c_out; o++)
+                    for (int64_t c = o / out * in; c < (o / out + 1) * in; c++)
+                        visit(image * a.x_image + c * a.x_channel + at * a.x_position,
+                              image * a.y_image + o * a.y_channel + position * a.y_position,
+                              (o * in + c % in) * taps + tap);
+            }
+}
+
+// Plain loops for any strides: no activation, no residual; bias of the written image's channels.
+static void plain(const char *symbol, const int64_t *raw)
+{
+    const ConvArgs &a = *(const ConvArgs *)raw;
+    float *x = (float *)a.x, *y = (float *)a.y, *w = (float *)a.w;
+    const float *bias = (const float *)a.bias;
+    bool grad = std::string(symbol) == "pv_conv_dgrad";
+    if (std::string(symbol) == "pv_conv_wgrad") {
+        for (int64_t i = 0; i < a.c_out * (a.c_in / a.groups) * a.kernel[0] * a.kernel[1] *
+                                    a.kernel[2]; i++)
+            w[i] = 0;
+        for_products(a, [&](int64_t at_x, int64_t at_y, int64_t at_w) {
+            w[at_w] += y[at_y] * x[at_x];
+        });
+        return;
+    }
+    const int64_t *size = grad ? a.in : a.out;
+    for (int64_t image = 0; image < a.images; image++)
+        for (int64_t c = 0; c < (grad ? a.c_in : a.c_out); c++)
+            for (int64_t p = 0; p < size[0] * size[1] * size[2]; p++)
+                (grad ? x[image * a.x_image + c * a.x_channel + p * a.x_position]
+                      : y[image * a.y_image + c * a.y_channel + p * a.y_position]) =
+                    bias ? bias[c] : 0;
+    for_products(a, [&](int64_t at_x, int64_t at_y, int64_t at_w) {
+        (grad ? x[at_x] : y[at_y]) += (grad ? y[at_y] : x[at_x]) * w[at_w];
+    });
+}
+
+static void add_conv(KernelCase &test, const Shape &shape, int mode)
+{
+    ConvArgs args = conv_args(shape);
+    size_t x = (size_t)(args.x_image * args.images), y = (size_t)(args.y_image * args.images);
+    size_t w = (size_t)(args.c_out * args.c_in / args.groups * args.kernel[0] * args.kernel[1] *
+                        args.kernel[2]);
+    size_t written = mode == 0 ? y : mode == 1 ? x : w;
+    int64_t out = shape.in_place ? test.updated(written) : test.output(written);
+    args.x = mode == 1 ? out : test.input(x);
+    args.y = mode == 0 ? out : test.input(y);
+    args.w = mode == 2 ? out : test.input(w);
+    args.bias = shape.bias ? test.input((size_t)(mode == 1 ? args.c_in : args.c_out)) : 0;
+    args.residual = shape.in_place ? out : shape.residual ? test.input(written) : 0;
+    args.residual_image = mode == 1 ? args.x_image : args.y_image;
+    args.residual_channel = mode == 1 ? args.x_channel : args.y_channel;
+    test.segment(args);
+}
+
+static void check(int mode, const Shape &shape, const char *fault = nullptr)
+{
+    static const char *const symbol[] = {"pv_conv", "pv_conv_dgrad", "pv_conv_wgrad"};
+    static PvKernelFn *const reference[] = {pv_conv, pv_conv_dgrad, pv_conv_wgrad};
+    std::function<PvKernelFn> expected = reference[mode];
+    if (shape.last || shape.gap)
+        expected = [mode](const PvRun *, const int64_t *args) { plain(symbol[mode], args); };
+    KernelCase test(symbol[mode], expected, shape.what);
+    add_conv(test, shape, mode);
+    if (fault)
+        test.find_fault(fault);
+    else
+        test.run();
+}
+
+int main(void)
+{
+    Shape square = {"3 x 3", 2, 5, 20, 1, {1, 6, 7}, {1, 3, 3}, {1, 1, 1}, {0, 1, 1},
+                    true, true, false, PV_ACT_SILU, false, 0};
+    Shape strided = {"4 x 4, stride 2", 2, 6, 17, 1, {1, 8, 8}, {1, 4, 4}, {1, 2, 2}, {0, 1, 1},
+                     false, false, true, 0, false, 0};
+    Shape uneven = {"3 x 3, stride 2, groups", 1, 6, 4, 2, {1, 7, 9}, {1, 3, 3}, {1, 2, 2},
+                    {0, 1, 1}, true, false, false, PV_ACT_RELU, false, 0};
+    Shape apart = {"2 x 2, stride 2", 2, 6, 17, 1, {1, 8, 8}, {1, 2, 2}, {1, 2, 2}, {0, 0, 0},
+                   true, false, false, 0, false, 0};
+    Shape solid = {"3 axes", 1, 3, 18, 1, {4, 5, 6}, {3, 3, 3}, {2, 1, 1}, {1, 1, 1},
+                   true, false, false, 0, false, 0};
+    Shape line = {"1 axis, few positions", 1, 70, 20, 1, {1, 1, 9}, {1, 1, 5}, {1, 1, 1}, {0, 0, 2},
+                  true, false, false, 0, false, 0};
+    Shape point = {"1 x 1", 2, 36, 20, 1, {1, 4, 6}, {1, 1, 1}, {1, 1, 1}, {0, 0, 0},
+                   true, true, false, 0, false, 0};
+    Shape point_strided = {"1 x 1, stride 2", 2, 6, 20, 1, {1, 5, 5}, {1, 1, 1}, {1, 2, 2},
+                           {0, 0, 0}, true, false, false, 0, false, 0};
+    Shape deep = {"parts", 1, 65, 68, 1, {1, 4, 8}, {1, 3, 3}, {1, 1, 1}, {0, 1, 1},
+                  true, false, true, PV_ACT_GELU, false, 0};
+    Shape last = {"channels last", 2, 20, 24, 1, {1, 6, 7}, {1, 3, 3}, {1, 1, 1}, {0, 1, 1},
+                  true, false, false, 0, true, 4};
+    Shape last_odd = {"channels last, odd", 1, 5, 7, 1, {1, 8, 9}, {1, 4, 4}, {1, 2, 2}, {0, 1, 1},
+                      true, false, false, 0, true, 1};
+    Shape last_point = {"channels last, 1 x 1", 2, 20, 24, 1, {1, 6, 7}, {1, 1, 1}, {1, 1, 1},
+                        {0, 0, 0}, true, false, false, 0, true, 0};
+    Shape within = {"within larger images", 2, 5, 20, 1, {1, 6, 6}, {1, 3, 3}, {1, 1, 1}, {0, 1, 1},
+                    true, false, false, 0, false, 3};
+    for (int mode = 0; mode < 3; mode++) {
+        for (Shape shape : {square, strided, uneven, apart, solid, line, point, point_strided, deep,
+                            last, last_odd, last_point, within}) {
+            if (mode == 2) {
+                shape.bias = false;
+                shape.act = 0;
+            }
+            check(mode, shape);
+        }
+    }
+    check(0, square, "FAULT_CONV_BORDER");
+    {
+        KernelCase test("pv_conv", pv_conv, "three segments");
+        for (int64_t side : {4, 8, 2}) {
+            Shape plane = square;
+            plane.in[1] = side;
+            plane.c_in = 40;
+            add_conv(test, plane, 0);
+        }
+        test.run();
+    }
+    return finish_cases();
+}
