@@ -403,6 +403,14 @@ static PlanText write_plan_parts(Writer *writer, const Work *work, uint32_t numb
     return text;
 }
 
+static uint32_t plan_number(const Codegen *cg, const Work *work)
+{
+    uint32_t number = 0;
+    while (cg->plans[number] != work)
+        number++;
+    return number;
+}
+
 static void write_plan(Writer *writer, const Work *work, uint32_t number, const PlanText *text)
 {
     fprintf(writer->out,
@@ -420,8 +428,13 @@ static void write_plan(Writer *writer, const Work *work, uint32_t number, const 
     fprintf(writer->out, "streams_%u, %u, grads_%u, %u, reads_%u, %u, ", number,
             work->stream_count, number, work->grad_count, number, work->instance_count);
     if (text->edge_count)
-        fprintf(writer->out, "(const uint32_t *)(pv_data + %zu), %u},\n", text->edges,
+        fprintf(writer->out, "(const uint32_t *)(pv_data + %zu), %u, ", text->edges,
                 text->edge_count);
+    else
+        fprintf(writer->out, "0, 0, ");
+    if (work->table)
+        fprintf(writer->out, "plans + %u, %lld},\n", plan_number(writer->cg, work->table),
+                (long long)work->row_bytes);
     else
         fprintf(writer->out, "0, 0},\n");
 }

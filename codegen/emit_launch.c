@@ -604,6 +604,10 @@ static void lower_library(Lower *lower, const Group *group)
 static PlanArg output_place(const Lower *lower, const Output *output)
 {
     const Codegen *cg = lower->cg;
+    const Work *work = lower->work;
+    if (work->row_offset)
+        return (PlanArg){.space = (uint16_t)(PV_IO + work->row_input),
+                         .a = work->row_offset[output - work->variant->outputs]};
     if (output->kind == OUT_GRAD)
         return (PlanArg){.space = PV_GRAD, .a = cg->param_offset[output->param]};
     if (output->kind == OUT_STATE)
@@ -656,7 +660,7 @@ static void store_outputs(Lower *lower, const bool *direct)
             copy_val(lower, output->val, output_place(lower, output), stride);
         }
     const struct EntryOutputs *all = &lower->cg->outputs[work->entry_index];
-    for (uint32_t k = 0; k < all->count; k++) {
+    for (uint32_t k = 0; !work->row_offset && k < all->count; k++) {
         bool there = false;
         for (uint32_t i = 0; i < work->variant->output_count; i++)
             there |= output_index(lower->cg, work->entry_index, &work->variant->outputs[i]) == k;
@@ -753,6 +757,12 @@ static void list_uses(Lower *lower)
             add_number(work, &work->streams, &work->stream_count, module->stream_count,
                        stream_index(lower->cg, node->attr->text));
         else if (node->op == OP_PARAM)
+            add_number(work, &work->instances, &work->instance_count, module->instance_count,
+                       module->params[node->attr->n[0]].instance);
+    }
+    for (uint32_t i = 0; work->table && i < work->table->count; i++) {
+        const Node *node = graph_node(lower->graph, work->table->nodes[i]);
+        if (node->op == OP_PARAM)
             add_number(work, &work->instances, &work->instance_count, module->instance_count,
                        module->params[node->attr->n[0]].instance);
     }

@@ -98,12 +98,31 @@ static void add_plan(Build *build, uint32_t entry, uint32_t variant, int level, 
     work->entry_index = entry;
     work->entry = &build->module->entries[entry];
     work->variant = &work->entry->variants[variant];
+    work->variant_index = variant;
     work->level = level;
     work->rungs = !taps && build->options.choose_rungs ? build->options.rungs : level_rungs(level);
     work->taps = taps;
     work->arena = arena_new();
     cg->plans = grow_array(cg->plans, &cg->plan_capacity, cg->plan_count, sizeof *cg->plans);
     cg->plans[cg->plan_count++] = work;
+}
+
+// Plans of tables, behind all others.
+static void add_tables(Build *build)
+{
+    Codegen *cg = build->cg;
+    const bool *called = entries_in_loops(build->arena, build->module);
+    uint32_t count = cg->plan_count;
+    for (uint32_t i = 0; i < count; i++) {
+        Work *work = cg->plans[i];
+        if (!called[work->entry_index] || work->taps || !(work->rungs & RUNG_TABLES))
+            continue;
+        Work *table = split_table(work, work->entry->input_count +
+                                            cg->outputs[work->entry_index].count);
+        cg->plans = grow_array(cg->plans, &cg->plan_capacity, cg->plan_count, sizeof *cg->plans);
+        if (table)
+            cg->plans[cg->plan_count++] = table;
+    }
 }
 
 // Lists the plans, and finds what is a view in each.
@@ -137,6 +156,7 @@ static bool pass_layout(Build *build)
                 cg->plans[cg->plan_count - 1]->rungs = ladder[step].rungs;
             }
     }
+    add_tables(build);
     for (uint32_t i = 0; i < cg->plan_count; i++)
         find_layout(cg->plans[i]);
     if (build->options.memory > 0)

@@ -90,6 +90,8 @@ static void count_values(const Work *work, Footprint *out)
         add_value(module, &work->entry->inputs[i].type, 1, &out->values);
     for (uint32_t i = 0; i < work->variant->output_count; i++) {
         const Output *output = &work->variant->outputs[i];
+        if (work->row_offset)
+            continue;
         if (output->kind == OUT_GRAD)
             out->gradients += work->entry->kind == ENTRY_GRAD ? param_bytes(module, output->param)
                                                               : 0;
@@ -108,6 +110,8 @@ Footprint plan_footprint(Work *const *plans, uint32_t count, uint32_t index)
     bool *reads = arena_alloc(work->arena, module->instance_count + 1);
     const Stage *stage = NULL, *other = NULL;
     mark_instances(work, reads);
+    if (work->table)
+        mark_instances(work->table, reads);
     if (find_minimize(module, work->entry_index, &stage)) {
         for (uint32_t i = 0; i < count; i++)
             if (!plans[i]->taps && find_minimize(module, plans[i]->entry_index, &other) &&
@@ -209,6 +213,9 @@ static void print_footprint(FILE *out, const Work *work, const Footprint *print)
             affine_text(arena, print->live),
             share(print->live.fixed, print->activations.fixed),
             share(print->live.batch, print->activations.batch));
+    if (work->row_bytes)
+        fprintf(out, "  %-12s %s for each of its numbers\n", "table",
+                bytes_text(arena, (double)work->row_bytes));
     if (print->workspace)
         fprintf(out, "  %-12s %s a thread\n", "workspace",
                 bytes_text(arena, (double)print->workspace));
@@ -232,12 +239,13 @@ void print_certificate(FILE *out, Work *const *plans, uint32_t count)
         if (work->rungs != plans[0]->rungs || work->taps)
             continue;          // a step of the ladder
         Footprint print = plan_footprint(plans, count, i);
-        uint32_t variant = (uint32_t)(work->variant - work->entry->variants);
         fprintf(out, "%s", work->entry->name);
         if (work->entry->variant_count > 1)
-            fprintf(out, ", variant %u of %u", variant + 1, work->entry->variant_count);
+            fprintf(out, ", variant %u of %u", work->variant_index + 1,
+                    work->entry->variant_count);
         fprintf(out, " (%s), %u launches\n",
-                work->entry->kind == ENTRY_MINIMIZE  ? "training"
+                work->row_offset                     ? "row of its table"
+                : work->entry->kind == ENTRY_MINIMIZE ? "training"
                 : work->entry->kind == ENTRY_GRAD    ? "gradient"
                 : work->entry->kind == ENTRY_PROGRAM ? "program"
                                                      : "sampling",

@@ -111,15 +111,21 @@ typedef struct {
     int32_t launch;
 } PlanTap;
 
-typedef struct {
+typedef struct Work {
     Module *module;
     Entry *entry;
     Variant *variant;
-    uint32_t entry_index;
+    uint32_t entry_index, variant_index;
     int level;                 // 0, 1, 2
     uint32_t rungs;            // Rung bits; a plan of a level has level_rungs(level)
     bool taps;
     Arena *arena;
+    // A table's row (partial.c): of a step, the plan that makes it and its bytes; of such a plan,
+    // the place of each output in it.
+    struct Work *table;
+    int64_t row_bytes;
+    uint32_t row_input;        // of such a plan: index behind PV_IO
+    int64_t *row_offset;
 
     // the nodes that outputs (and taps) need; step values stand here, what they need does not
     uint32_t count;
@@ -184,6 +190,14 @@ typedef struct {
 enum { LADDER_STEPS = 9 };
 extern const LadderStep ladder[LADDER_STEPS];
 bool parse_rungs(const char *text, uint32_t *bits);
+
+/* partial.c */
+// By entry: samplers call it in a loop. RUNG_TABLES is for their plans.
+bool *entries_in_loops(Arena *arena, const Module *module);
+// Takes what depends on weights and step values alone out of the plan's variant; the step reads it
+// from an input of its own, a row, in space PV_IO + row_input. The plan that computes the row, for
+// the same entry, whose outputs lie in it; NULL: there is nothing to take out. Before find_layout.
+Work *split_table(Work *work, uint32_t row_input);
 
 /* layout.c */
 // Collects the needed nodes, their users, and finds the views. Needs the variant, level and taps.

@@ -217,7 +217,7 @@ bool pv_call_run(PvExec *exec, PvCall *call, const PvCallPlan *plan, PvError *er
     const PvPlan *of =
         plan->plain ? &entry->plain[plan->variant] : pv_exec_plan(exec, entry, plan->variant);
     PvExecStep step = {
-        entry, of, &call->step, call->io, plan->taps, plan->tap_count, plan->tap_tensors};
+        entry, of, &call->step, call->io, plan->taps, plan->tap_count, plan->tap_tensors, NULL};
     if (!pv_exec_run(exec, &step, error) || (exec->gpu && !note_uses(call, error)))
         return false;
     pv_random_advance(call->step.random, of->streams, of->stream_count);

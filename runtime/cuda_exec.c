@@ -29,8 +29,11 @@ typedef struct {
 // Step values of the plans of an entry (NULL: none), at most.
 static uint32_t plan_scalars(const PvPlan *plans, uint32_t count, uint32_t most)
 {
-    for (uint32_t i = 0; plans && i < count; i++)
+    for (uint32_t i = 0; plans && i < count; i++) {
         most = plans[i].scalar_count > most ? plans[i].scalar_count : most;
+        if (plans[i].table && plans[i].table->scalar_count > most)
+            most = plans[i].table->scalar_count;
+    }
     return most;
 }
 
@@ -254,7 +257,7 @@ static bool fill_recipe(PvGpu *gpu, PvRecipe *recipe, const PvEntry *entry, PvEr
 static PvRecipe *take_recipe(PvGpu *gpu, const PvExecStep *step, bool settings, const uint64_t *io,
                              PvError *error)
 {
-    uint32_t io_count = step->entry->input_count + step->entry->output_count;
+    uint32_t io_count = step->entry->input_count + step->entry->output_count + 1;  // and the row
     PvRecipe *recipe = find_recipe(gpu, step->plan, step->step->batch, settings, io, io_count);
     if (recipe)
         return recipe;
@@ -533,11 +536,12 @@ bool pv_gpu_run(PvGpu *gpu, const PvExecStep *step, PvError *error)
 {
     uint64_t io[1 + 64 + 256];
     uint32_t io_count = step->entry->input_count + step->entry->output_count;
-    if (io_count > sizeof io / sizeof *io)
+    if (io_count + 1 > sizeof io / sizeof *io)
         return pv_error(error, PV_MACHINE, "%s has too many inputs and outputs",
                         step->entry->name);
     for (uint32_t i = 0; i < io_count; i++)
         io[i] = (uint64_t)(uintptr_t)step->io[i];
+    io[io_count] = (uint64_t)(uintptr_t)step->row;
     if (!make_room(gpu, step, error))
         return false;
     PvRecipe *recipe = take_recipe(gpu, step, false, io, error);
@@ -561,7 +565,7 @@ bool pv_gpu_settings(PvGpu *gpu, const PvExecStep *step, PvError *error)
 {
     const PvEntry *entry = step->entry;
     uint64_t io[1 + 64 + 256] = {0};
-    if (entry->input_count + entry->output_count > sizeof io / sizeof *io)
+    if (entry->input_count + entry->output_count + 1 > sizeof io / sizeof *io)
         return pv_error(error, PV_MACHINE, "%s has too many inputs and outputs", entry->name);
     for (uint32_t i = 0; i < entry->output_count; i++)
         io[entry->input_count + i] = gpu->side_io + IO_SPACING * (uint64_t)i;

@@ -11,6 +11,7 @@
 #include <sys/mman.h>
 
 #include "runtime/cuda_exec.h"
+#include "runtime/rows.h"
 #include "runtime/timing.h"
 #include "runtime/unpack.h"
 
@@ -62,6 +63,7 @@ void pv_exec_free(PvExec *exec)
 {
     if (!exec)
         return;
+    pv_rows_drop(exec);
     pv_gpu_free(exec->gpu);
     pv_space_free(exec->params, exec->model->param_bytes);
     pv_space_free(exec->grads, exec->model->param_bytes);
@@ -101,6 +103,7 @@ char *pv_exec_grads(PvExec *exec, PvError *error)
 
 void pv_exec_params_written(PvExec *exec)
 {
+    pv_rows_drop(exec);
     if (exec->gpu)
         exec->gpu->params.host_new = true;
 }
@@ -275,8 +278,11 @@ static int64_t resolve(const PvExec *exec, const PvExecStep *step, const PvArg *
     case PV_SCALAR:
         base = (int64_t)(intptr_t)exec->scalars;
         break;
-    default:
-        base = (int64_t)(intptr_t)step->io[arg->space - PV_IO];
+    default: {
+        uint32_t index = arg->space - (uint32_t)PV_IO;
+        bool row = index == step->entry->input_count + step->entry->output_count;
+        base = (int64_t)(intptr_t)(row ? step->row : step->io[index]);
+    }
     }
     return base + arg->a + arg->c * step->step->batch;
 }
@@ -428,6 +434,11 @@ bool pv_exec_wait(PvExec *exec, PvError *error)
 
 bool pv_exec_run(PvExec *exec, const PvExecStep *step, PvError *error)
 {
+    if (step->plan->table && !step->row) {
+        PvExecStep with = *step;
+        with.row = pv_rows_take(exec, step, error);
+        return with.row && pv_exec_run(exec, &with, error);
+    }
     if (exec->gpu)
         return pv_gpu_run(exec->gpu, step, error);
     PvUnpacked *lists = prepare(exec, step, error);

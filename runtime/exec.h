@@ -38,6 +38,7 @@ typedef struct {
     PvKernelTime *times; // [kernel_count], or NULL: not measured
     uint32_t rung; // what pv_exec_plan chooses: index + 1 in PvEntry.rungs; 0: the entry's plans
     bool profiling; // pv_exec_profile
+    struct PvRows *rows; // of tables
     struct PvGpu *gpu; // NULL: the CPU; else params and grads are the host's copies
 } PvExec;
 
@@ -68,6 +69,7 @@ typedef struct {
     const uint32_t *taps; // indices into plan->taps
     uint32_t tap_count;
     PvTensor *const *tap_tensors; // [tap_count], of the taps' types
+    void *row; // of a table (rows.h), which pv_exec_run finds where the plan has one
 } PvExecStep;
 
 uint32_t pv_exec_variant(const PvEntry *entry, const PvStep *step);

@@ -136,7 +136,7 @@ typedef struct {
 
 // Launches and arguments are there as they are, or packed (unpack.h): then the lists are NULL, and
 // the executor unpacks them when the plan is first used.
-typedef struct {
+typedef struct PvPlan {
     const PvLaunch *launches;
     uint32_t launch_count;
     const PvArg *args;
@@ -160,6 +160,11 @@ typedef struct {
     uint32_t instance_count;
     const uint32_t *edges;                 // pairs of launches: the second reads what the first
     uint32_t edge_count;                   // stored; only with --unfused-too
+    // What the step reads from a row of a table, and the plan that makes the row: the address of
+    // the row, of `row_bytes`, is one more of space PV_IO, behind the entry's outputs. A row holds
+    // for the scalars of that plan and the present weights. NULL: no row.
+    const struct PvPlan *table;
+    int64_t row_bytes;
 } PvPlan;
 
 // ---- entries ----

@@ -15,6 +15,7 @@
 #include <string.h>
 
 #include "runtime/cuda_optimizer.h"
+#include "runtime/rows.h"
 
 const PvStage *pv_find_stage(const PvModel *model, const char *name, PvError *error)
 {
@@ -290,7 +291,7 @@ static bool run_settings(PvTrain *train, PvTurn *turn, uint32_t variant, PvError
         call->io[entry->input_count + i] = call->outputs[i]->data;
     }
     PvExecStep step = {entry, &entry->plans[own ? variant : 0],
-                       own ? &turn->call->step : &call->step, call->io, NULL, 0, NULL};
+                       own ? &turn->call->step : &call->step, call->io, NULL, 0, NULL, NULL};
     return pv_exec_settings(train->session->exec, &step, error);
 }
 
@@ -398,6 +399,7 @@ bool pv_train_step(PvTrain *train, PvError *error)
         if (!(train->turns[i].device ? pv_turn_on_device(train, i, error)
                                      : run_turn(train, i, error)))
             return false;
+    pv_rows_drop(train->session->exec);
     train->step++;
     return true;
 }
