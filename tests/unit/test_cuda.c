@@ -57,6 +57,7 @@ static const PvCuda cuda = {1, images, COUNT(images), optimizer_kernels, COUNT(o
                             optimizer_names, 13000};
 
 static char folder[] = "/tmp/pvdm-cuda-XXXXXX", driver[512];
+static PvMapping *program;
 
 // ---- commands ----
 
@@ -69,7 +70,9 @@ static int command(const char *settings, const char *line, char text[2048])
     fflush(NULL);
     pid_t child = fork();
     if (child == 0) {
-        char all[2048] = "", *words[64], *rest = all, *more = strdup(settings);
+        static char variables[1024]; // putenv keeps them
+        char all[2048] = "", *words[64], *rest = all, *more = variables;
+        snprintf(variables, sizeof variables, "%s", settings);
         for (const char *from = line; *from; from++)
             snprintf(all + strlen(all), sizeof all - strlen(all), "%.*s",
                      *from == '@' ? (int)strlen(folder) : 1, *from == '@' ? folder : from);
@@ -88,8 +91,11 @@ static int command(const char *settings, const char *line, char text[2048])
                                                         : cmd_sample(count, words, &error);
         if (error.text)
             pv_error_print(&error);
+        pv_error_free(&error);
         fflush(NULL);
-        _exit((int)status);
+        if (status == PV_MACHINE)
+            _exit(PV_MACHINE); // a device that failed frees nothing
+        exit((int)status);
     }
     close(ends[1]);
     size_t used = 0;
@@ -196,16 +202,16 @@ static int setup(void **state)
         return -1;
     *strrchr(path, '/') = 0;
     snprintf(driver, sizeof driver, "%s/../lib/libpvdm_fakecuda.so", path);
-    char *program = pv_printf("%s/../lib/libsmall_kernels.so", path);
+    char *file = pv_printf("%s/../lib/libsmall_kernels.so", path);
     PvError error = {0};
-    PvMapping *mapping = access(driver, R_OK) == 0 ? pv_mapping_open(program, &error) : NULL;
-    free(program);
-    if (!mapping) {
+    program = access(driver, R_OK) == 0 ? pv_mapping_open(file, &error) : NULL;
+    free(file);
+    if (!program) {
         printf("[  SKIPPED ] no driver for tests\n");
         exit(0);
     }
-    images[0].image = mapping->data;
-    images[0].bytes = (int64_t)mapping->size;
+    images[0].image = program->data;
+    images[0].bytes = (int64_t)program->size;
     const int64_t rows[] = {2, 3}, three[] = {3}, one[] = {1};
     PvTensorSet x = {0}, w = {0};
     put(&x, "x", 2, rows, (const float[]){1, 2, 3, 4, 5, 6});
@@ -221,6 +227,7 @@ static int teardown(void **state)
     (void)state;
     char line[64];
     snprintf(line, sizeof line, "rm -rf %s", folder);
+    pv_mapping_drop(program);
     return system(line);
 }
 
