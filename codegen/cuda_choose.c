@@ -66,7 +66,8 @@ static uint32_t choose(Codegen *cg, const Work *work, const PlanLaunch *launch)
 {
     const Kernel *kernel = &cg->kernels[launch->kernel];
     uint32_t count = launch->arg_count / launch->segments;
-    CudaLaunch seen = {cg->arena, kernel->symbol, NULL, count};
+    CudaLaunch seen = {.arena = cg->arena, .symbol = kernel->symbol, .arg_count = count,
+                       .all = &work->args[launch->arg], .segments = launch->segments};
     seen.args = launch->segments > 1 ? common_args(cg, work, launch, count)
                                      : &work->args[launch->arg];
     CudaChoice choice;

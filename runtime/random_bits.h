@@ -6,18 +6,29 @@
 //
 // Counter: (block low, block high, draw, stream), key: (seed low, seed high); block = element / 4,
 // word = element % 4. Element = row-major index in the logical shape.
+//
+// The CUDA kernel includes this too, inside its namespace: there PV_BITS_FN is defined before.
 #ifndef PV_RANDOM_BITS_H
 #define PV_RANDOM_BITS_H
 
+#ifdef __CUDACC_RTC__
+typedef int int32_t;
+typedef unsigned int uint32_t;
+typedef unsigned long long uint64_t;
+#else
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
+#endif
+#ifndef PV_BITS_FN
+#define PV_BITS_FN static inline
+#endif
 
 typedef struct {
     uint32_t word[4];
 } PvBits;
 
-static inline PvBits pv_philox(const uint32_t counter[4], const uint32_t key[2])
+PV_BITS_FN PvBits pv_philox(const uint32_t counter[4], const uint32_t key[2])
 {
     uint32_t c0 = counter[0], c1 = counter[1], c2 = counter[2], c3 = counter[3];
     uint32_t k0 = key[0], k1 = key[1];
@@ -31,11 +42,12 @@ static inline PvBits pv_philox(const uint32_t counter[4], const uint32_t key[2])
         k0 += 0x9E3779B9u;
         k1 += 0xBB67AE85u;
     }
-    return (PvBits){{c0, c1, c2, c3}};
+    PvBits bits = {{c0, c1, c2, c3}};
+    return bits;
 }
 
 // The four words of elements 4 block .. 4 block + 3.
-static inline PvBits pv_random_block(uint64_t seed, uint32_t stream, uint32_t draw, uint64_t block)
+PV_BITS_FN PvBits pv_random_block(uint64_t seed, uint32_t stream, uint32_t draw, uint64_t block)
 {
     uint32_t counter[4] = {(uint32_t)block, (uint32_t)(block >> 32), draw, stream};
     uint32_t key[2] = {(uint32_t)seed, (uint32_t)(seed >> 32)};
@@ -43,22 +55,23 @@ static inline PvBits pv_random_block(uint64_t seed, uint32_t stream, uint32_t dr
 }
 
 // [0, 1), multiples of 2^-24
-static inline float pv_bits_uniform(uint32_t word)
+PV_BITS_FN float pv_bits_uniform(uint32_t word)
 {
     return (float)(word >> 8) * 0x1p-24f;
 }
 
 // lo .. hi - 1 (lo where that is empty), by multiply and shift
-static inline int64_t pv_bits_int(uint32_t word, int64_t lo, int64_t hi)
+PV_BITS_FN int64_t pv_bits_int(uint32_t word, int64_t lo, int64_t hi)
 {
     if (hi <= lo)
         return lo;
-    uint64_t range = (uint64_t)hi - (uint64_t)lo;
-    return (int64_t)((uint64_t)lo + (uint64_t)(((unsigned __int128)word * range) >> 32));
+    uint64_t range = (uint64_t)hi - (uint64_t)lo; // word * range >> 32, in two halves
+    uint64_t high = word * (range >> 32), low = word * (range & 0xFFFFFFFFu) >> 32;
+    return (int64_t)((uint64_t)lo + high + low);
 }
 
 // Natural logarithm of a positive normal float, within 2 units in the last place.
-static inline float pv_bits_log(float x)
+PV_BITS_FN float pv_bits_log(float x)
 {
     uint32_t bits;
     memcpy(&bits, &x, sizeof bits);
@@ -87,7 +100,7 @@ static inline float pv_bits_log(float x)
 }
 
 // sin and cos of 2 pi times turn / 2^32; turn is taken to 24 bits
-static inline void pv_bits_sincos(uint32_t turn, float *sine, float *cosine)
+PV_BITS_FN void pv_bits_sincos(uint32_t turn, float *sine, float *cosine)
 {
     // quadrant: nearest multiple of a quarter turn; rest in [-1/8, 1/8) turn, exact
     uint32_t quadrant = (turn + 0x20000000u) >> 30;
@@ -108,7 +121,7 @@ static inline void pv_bits_sincos(uint32_t turn, float *sine, float *cosine)
 }
 
 // Two independent standard normals from two words; |normal| < 6.8.
-static inline void pv_bits_normal(uint32_t word0, uint32_t word1, float *first, float *second)
+PV_BITS_FN void pv_bits_normal(uint32_t word0, uint32_t word1, float *first, float *second)
 {
     float u = fmaf((float)word0, 0x1p-32f, 0x1p-33f);
     float r = sqrtf(-2.0f * pv_bits_log(u));

@@ -13,6 +13,7 @@ typedef unsigned short u16;
 typedef unsigned int u32;
 typedef unsigned long long u64;
 #define CX_FN           static __device__ __forceinline__
+#define CX_MEMBER       __device__ __forceinline__
 #define CX_SHARED(name) extern __shared__ __align__(1024) u8 name[]
 #define CX_UNROLL       _Pragma("unroll")
 #define CX_NO_UNROLL    _Pragma("unroll 1")
@@ -27,6 +28,7 @@ typedef uint16_t u16;
 typedef uint32_t u32;
 typedef unsigned long long u64;
 #define CX_FN           static inline
+#define CX_MEMBER       inline
 #define CX_SHARED(name) u8 *const name = simt_block.shared
 #define CX_UNROLL
 #define CX_NO_UNROLL

@@ -149,6 +149,10 @@ static inline float __fdividef(float a, float b)
     return a / b;
 }
 #define __expf expf
+static inline int __ffs(int x) // place of the lowest bit from 1 on; 0: none
+{
+    return __builtin_ffs(x);
+}
 template <class T> T __ldg(const T *address)
 {
     return *address;

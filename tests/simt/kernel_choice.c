@@ -9,6 +9,18 @@
 #include "codegen/cuda_module.h"
 #include "codegen/nvrtc.h"
 
+static bool runtime_kernel(const char *name, CudaChoice *choice)
+{
+    uint32_t count;
+    const CudaRuntimeKernel *kernels = cuda_runtime_kernels(&count);
+    for (uint32_t i = 0; i < count; i++)
+        if (strcmp(kernels[i].name, name) == 0) {
+            *choice = kernels[i].choice;
+            return true;
+        }
+    return false;
+}
+
 bool kernel_choose(const char *symbol, const PvArg *args, uint32_t arg_count, uint32_t segments,
                    KernelChoice *out)
 {
@@ -29,7 +41,7 @@ bool kernel_choose(const char *symbol, const PvArg *args, uint32_t arg_count, ui
                          .arg_count = arg_count,
                          .all = all,
                          .segments = segments};
-    bool found = cuda_select(&launch, &choice);
+    bool found = cuda_select(&launch, &choice) || runtime_kernel(symbol, &choice);
     if (found) {
         CudaModuleKernel kernel = cuda_module_kernel(arena, &choice);
         *out = (KernelChoice){.symbol = strdup(kernel.symbol),

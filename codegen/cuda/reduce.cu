@@ -1,0 +1,256 @@
+/* T7: out[o...] = sum, maximum or minimum of x[o..., r...] over r..., any strides of x.
+ *
+ * A block is REDUCE_X units of results by REDUCE_Y threads that share the elements of each. Where x
+ * is dense along a reduced axis (REDUCE_ALONG) the threads of a result are neighbours and are added
+ * by shuffles; else results are neighbours, and threads are added through shared memory. REDUCE_W
+ * 4: a thread reads 16 bytes, along the reduced axis or of a unit of four results. Where results
+ * are few, the elements are cut into parts, which phase 1 adds (reduce_plan.h). The order of sums
+ * depends on the sizes alone. A NaN wins against maxima and minima.
+ *
+ * Definitions: REDUCE_OP 0 sum, 1 max, 2 min; REDUCE_INT; REDUCE_X, REDUCE_Y, REDUCE_W,
+ * REDUCE_ALONG; KEPT_COUNT, KEPT_ORDER, KEPT_BEGINS, KEPT_AXES; REDUCED_COUNT, REDUCED_ORDER,
+ * REDUCED_BEGINS, REDUCED_AXES (move_layout.h; axes at least 1).
+ */
+#include "move_layout.h"
+#include "reduce_plan.h"
+
+enum {
+    REDUCE_THREADS = 256,
+    ALONG = REDUCE_ALONG ? REDUCE_W : 1,   // elements of a step
+    COLUMNS = REDUCE_ALONG ? 1 : REDUCE_W, // results of a unit
+    JOIN_X = 32                            // units of a block of phase 1
+};
+template <bool integer> struct ValueOf {
+    typedef float Value;
+};
+template <> struct ValueOf<true> {
+    typedef int64_t Value;
+};
+typedef ValueOf<REDUCE_INT != 0>::Value Value;
+template <int width> struct Pack {
+    Value at[width];
+};
+
+CX_FN float neutral(float)
+{
+    return REDUCE_OP == 0 ? 0.f : REDUCE_OP == 1 ? -INFINITY : INFINITY;
+}
+CX_FN int64_t neutral(int64_t)
+{
+    const u64 most = 0x7fffffffffffffffull;
+    return REDUCE_OP == 0 ? 0 : (int64_t)(REDUCE_OP == 1 ? most + 1 : most);
+}
+CX_FN float combine(float x, float y)
+{
+    if (REDUCE_OP == 0)
+        return x + y;
+    bool takes = REDUCE_OP == 1 ? y > x : y < x;
+    return takes || y != y ? y : x;
+}
+CX_FN int64_t combine(int64_t x, int64_t y)
+{
+    if (REDUCE_OP == 0)
+        return (int64_t)((u64)x + (u64)y);
+    return (REDUCE_OP == 1) == (x > y) ? x : y;
+}
+CX_FN float shuffled(float value, int by)
+{
+    return __shfl_xor_sync(CX_ALL_LANES, value, by);
+}
+CX_FN int64_t shuffled(int64_t value, int by)
+{
+    u32 low = __shfl_xor_sync(CX_ALL_LANES, (u32)(u64)value, by);
+    u32 high = __shfl_xor_sync(CX_ALL_LANES, (u32)((u64)value >> 32), by);
+    return (int64_t)((u64)high << 32 | low);
+}
+
+CX_FN void load(Pack<1> &pack, const Value *from)
+{
+    pack.at[0] = from[0];
+}
+CX_FN void load(Pack<4> &pack, const Value *from)
+{
+    float4 all = *(const float4 *)from;
+    pack.at[0] = (Value)all.x;
+    pack.at[1] = (Value)all.y;
+    pack.at[2] = (Value)all.z;
+    pack.at[3] = (Value)all.w;
+}
+CX_FN void store(Value *to, const Pack<1> &pack)
+{
+    to[0] = pack.at[0];
+}
+CX_FN void store(Value *to, const Pack<4> &pack)
+{
+    *(float4 *)to =
+        make_float4((float)pack.at[0], (float)pack.at[1], (float)pack.at[2], (float)pack.at[3]);
+}
+template <int width> CX_FN void clear(Pack<width> &pack)
+{
+    CX_UNROLL
+    for (int w = 0; w < width; w++)
+        pack.at[w] = neutral(Value());
+}
+template <int width> CX_FN void add(Pack<width> &to, const Pack<width> &from)
+{
+    CX_UNROLL
+    for (int w = 0; w < width; w++)
+        to.at[w] = combine(to.at[w], from.at[w]);
+}
+
+CX_FN u32 product(const int64_t *size, int64_t count)
+{
+    u32 all = 1;
+    for (int64_t i = 0; i < count; i++)
+        all *= (u32)size[i];
+    return all;
+}
+
+// A launch in numbers.
+struct Cut {
+    u32 units, steps, across, parts;
+};
+CX_FN Cut cut_of(const ReduceArgs &a)
+{
+    Cut cut;
+    cut.units = product(a.size, a.kept) / COLUMNS;
+    cut.steps = product(a.size + a.kept, a.reduced) / ALONG;
+    cut.across = (cut.units + REDUCE_X - 1) / REDUCE_X;
+    cut.parts = reduce_parts(cut.across, cut.steps, REDUCE_Y);
+    return cut;
+}
+
+// Steps first, first + by, ... below `end` of a unit, four loads at a time.
+CX_FN void reduce_own(Pack<REDUCE_W> &sum, const ReduceArgs &a, const Value *x, u32 first, u32 end,
+                      u32 by)
+{
+    u32 size[REDUCED_AXES];
+    int64_t stride[REDUCED_AXES];
+    join_axes<REDUCED_COUNT, REDUCED_ORDER, REDUCED_BEGINS>(a.size + a.kept, a.stride + a.kept,
+                                                            size, stride);
+    size[REDUCED_AXES - 1] /= ALONG;
+    stride[REDUCED_AXES - 1] *= ALONG;
+    Pack<REDUCE_W> pack[4];
+    clear(sum);
+    u32 i = first;
+    for (; i < end && end - i > 3 * by; i += 4 * by) {
+        CX_UNROLL
+        for (u32 k = 0; k < 4; k++)
+            load(pack[k], x + offset_of<REDUCED_AXES>(i + k * by, size, stride));
+        add(pack[0], pack[1]);
+        add(pack[2], pack[3]);
+        add(pack[0], pack[2]);
+        add(sum, pack[0]);
+    }
+    for (; i < end; i += by) {
+        load(pack[0], x + offset_of<REDUCED_AXES>(i, size, stride));
+        add(sum, pack[0]);
+    }
+}
+
+// The sum over y of all threads with the same x, in those with y = 0. shared: a pack a thread.
+template <int width, int across, int deep>
+CX_FN void add_threads(Pack<width> &sum, Pack<width> *shared, u32 x, u32 y)
+{
+    shared[y * across + x] = sum;
+#ifndef FAULT_COLUMNS // without it threads are added before they are done
+    __syncthreads();
+#endif
+    if (y != 0)
+        return;
+    CX_UNROLL
+    for (u32 other = 1; other < deep; other++)
+        add(sum, shared[other * across + x]);
+}
+
+// The same where the threads of a result are a warp or the block.
+CX_FN Value add_neighbours(Value value, Value *shared)
+{
+    CX_UNROLL
+    for (int by = 16; by > 0; by >>= 1)
+        value = combine(value, shuffled(value, by));
+    if (REDUCE_Y == 32)
+        return value;
+    if (threadIdx.x % 32 == 0)
+        shared[threadIdx.x / 32] = value;
+    __syncthreads();
+    value = shared[0];
+    CX_UNROLL
+    for (int i = 1; i < REDUCE_THREADS / 32; i++)
+        value = combine(value, shared[i]);
+    return value;
+}
+
+CX_FN void store_result(const ReduceArgs &a, int64_t at, Pack<COLUMNS> &sum)
+{
+    if (REDUCE_OP == 0 && !REDUCE_INT && a.residual) {
+        Pack<COLUMNS> residual;
+        load(residual, (const Value *)a.residual + at);
+        add(sum, residual);
+    }
+    store((Value *)a.out + at, sum);
+}
+
+extern "C" __global__ void __launch_bounds__(REDUCE_THREADS)
+    CX_NAME(const __grid_constant__ CxLaunch<ReduceArgs> p)
+{
+    CX_SHARED(shared);
+    u32 block, segment = cx_segment(p.head, &block), size[KEPT_AXES];
+    int64_t stride[KEPT_AXES];
+    const ReduceArgs &a = p.args[segment];
+    const Cut cut = cut_of(a);
+    u32 part = block / cut.across;
+    u32 x = REDUCE_ALONG ? threadIdx.x / REDUCE_Y : threadIdx.x % REDUCE_X;
+    u32 y = REDUCE_ALONG ? threadIdx.x % REDUCE_Y : threadIdx.x / REDUCE_X;
+    u32 unit = (block - part * cut.across) * REDUCE_X + x;
+    bool valid = unit < cut.units;
+    const Value *from = (const Value *)a.x;
+    join_axes<KEPT_COUNT, KEPT_ORDER, KEPT_BEGINS>(a.size, a.stride, size, stride);
+    size[KEPT_AXES - 1] /= COLUMNS;
+    stride[KEPT_AXES - 1] *= COLUMNS;
+    if (valid)
+        from += offset_of<KEPT_AXES>(unit, size, stride);
+    u32 first = (u32)((u64)cut.steps * part / cut.parts);
+    u32 end = valid ? (u32)((u64)cut.steps * (part + 1) / cut.parts) : 0;
+    Pack<REDUCE_W> own;
+    reduce_own(own, a, from, first + y, end, REDUCE_Y);
+    Pack<COLUMNS> sum;
+    CX_UNROLL
+    for (int w = 0; w < COLUMNS; w++)
+        sum.at[w] = own.at[w];
+    CX_UNROLL
+    for (int w = 1; w < ALONG; w++)
+        sum.at[0] = combine(sum.at[0], own.at[w]);
+    if (REDUCE_ALONG && REDUCE_Y > 1)
+        sum.at[0] = add_neighbours(sum.at[0], (Value *)shared);
+    else if (REDUCE_Y > 1)
+        add_threads<COLUMNS, REDUCE_X, REDUCE_Y>(sum, (Pack<COLUMNS> *)shared, x, y);
+    if (!valid || y != 0)
+        return;
+    if (cut.parts == 1)
+        store_result(a, (int64_t)unit * COLUMNS, sum);
+    else
+        store((Value *)p.head.work[segment] + ((int64_t)part * cut.units + unit) * COLUMNS, sum);
+}
+
+#ifdef CX_NAME_1 // adds the parts, in order
+extern "C" __global__ void __launch_bounds__(REDUCE_THREADS)
+    CX_NAME_1(const __grid_constant__ CxLaunch<ReduceArgs> p)
+{
+    CX_SHARED(shared);
+    u32 block, segment = cx_segment(p.head, &block);
+    const ReduceArgs &a = p.args[segment];
+    const Cut cut = cut_of(a);
+    u32 x = threadIdx.x % JOIN_X, y = threadIdx.x / JOIN_X, unit = block * JOIN_X + x;
+    const Value *from = (const Value *)p.head.work[segment];
+    Pack<COLUMNS> sum, pack;
+    clear(sum);
+    for (u32 part = y; unit < cut.units && part < cut.parts; part += REDUCE_THREADS / JOIN_X) {
+        load(pack, from + ((int64_t)part * cut.units + unit) * COLUMNS);
+        add(sum, pack);
+    }
+    add_threads<COLUMNS, JOIN_X, REDUCE_THREADS / JOIN_X>(sum, (Pack<COLUMNS> *)shared, x, y);
+    if (unit < cut.units && y == 0)
+        store_result(a, (int64_t)unit * COLUMNS, sum);
+}
+#endif

@@ -1,0 +1,98 @@
+// cases
+/* Reductions against the CPU library: both ways of sharing the work, whole and in parts. */
+#include <math.h>
+#include "kernel_case.h"
+
+struct Axis {
+    int64_t size, stride;
+};
+struct Shape {
+    const char *what;
+    std::vector<Axis> kept, reduced;
+    int op; // 0 sum, 1 max, 2 min
+    bool residual;
+};
+
+static ReduceArgs reduce_args(KernelCase &test, const Shape &shape, bool integer)
+{
+    ReduceArgs args = {};
+    int64_t span = 1, results = 1, axis = 0;
+    args.op = shape.op;
+    args.kept = (int64_t)shape.kept.size();
+    args.reduced = (int64_t)shape.reduced.size();
+    for (const std::vector<Axis> &axes : {shape.kept, shape.reduced})
+        for (Axis a : axes) {
+            args.size[axis] = a.size, args.stride[axis++] = a.stride;
+            span += (a.size - 1) * a.stride;
+        }
+    for (Axis a : shape.kept)
+        results *= a.size;
+    args.x = integer ? test.integers((size_t)span, -1000, 1000) : test.input((size_t)span);
+    if (shape.residual)
+        args.out = args.residual = test.updated((size_t)results, 2e-6);
+    else
+        args.out = test.output((size_t)results, shape.op == 0 && !integer ? 2e-6 : 0,
+                               integer ? ST_I64 : ST_F32);
+    return args;
+}
+
+static void reduce(const Shape &shape, bool integer = false, const char *fault = nullptr,
+                   int segments = 1)
+{
+    KernelCase test(integer ? "pv_reduce_int" : "pv_reduce", integer ? pv_reduce_int : pv_reduce,
+                    shape.what);
+    for (int s = 0; s < segments; s++)
+        test.segment(reduce_args(test, shape, integer));
+    if (fault)
+        test.find_fault(fault);
+    else
+        test.run();
+}
+
+// A NaN among the elements is the result.
+static void not_a_number(int op)
+{
+    KernelCase test("pv_reduce", pv_reduce, "a NaN");
+    ReduceArgs args = reduce_args(test, {"", {{3, 40}}, {{40, 1}}, op, false}, false);
+    test.set(args.x, 57, NAN);
+    args.out = test.output(3, 0);
+    args.kept = 1;
+    test.segment(args);
+    test.run();
+}
+
+int main(void)
+{
+    Shape rows = {"rows", {{5, 64}}, {{64, 1}}, 0, false};
+    Shape columns = {"columns", {{40, 1}}, {{24, 40}}, 0, false};
+    Shape all = {"all of a tensor", {}, {{20000, 1}}, 0, false};
+    Shape bias = {"gradient of a bias", {{6, 100}}, {{9, 600}, {100, 1}}, 0, true};
+    Shape parts = {"few columns, many rows", {{12, 1}}, {{3000, 12}}, 0, true};
+    reduce(rows);
+    reduce(columns);
+    reduce(all);
+    reduce(bias);
+    reduce(parts);
+    reduce({"odd rows", {{3, 37}}, {{37, 1}}, 0, false});
+    reduce({"long rows", {{2, 2001}}, {{2001, 1}}, 0, true});
+    reduce({"short rows", {{90, 5}}, {{5, 1}}, 0, false});
+    reduce({"rows of fours", {{50, 12}}, {{12, 1}}, 0, false});
+    reduce({"odd columns", {{3, 7}, {7, 1}}, {{11, 21}}, 0, true});
+    reduce({"maxima of rows", {{4, 300}}, {{300, 1}}, 1, false});
+    reduce({"minima of columns", {{36, 1}}, {{33, 36}}, 2, false});
+    reduce({"maximum of parts", {}, {{9001, 1}}, 1, false});
+    reduce({"two runs of axes", {{2, 600}, {5, 8}}, {{15, 40}, {8, 1}}, 0, false});
+    reduce({"strided", {{4, 3}}, {{10, 24}, {2, 12}}, 0, false});
+    reduce({"a broadcast", {{6, 0}}, {{16, 1}}, 0, false});
+    reduce({"nothing", {{6, 1}}, {{0, 6}}, 0, true});
+    reduce(rows, false, nullptr, 3);
+    reduce(parts, false, nullptr, 2);
+    not_a_number(1);
+    not_a_number(2);
+    for (int op = 0; op < 3; op++) {
+        reduce({"rows of integers", {{5, 40}}, {{40, 1}}, op, false}, true);
+        reduce({"columns of integers", {{9, 1}}, {{700, 9}}, op, false}, true);
+    }
+    reduce(columns, false, "FAULT_COLUMNS");
+    return finish_cases();
+}
