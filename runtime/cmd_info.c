@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "runtime/cuda_exec.h"
 #include "runtime/train.h"
 #include "runtime/video.h"
 
@@ -201,6 +202,53 @@ static json_t *constants_json(void)
     return json;
 }
 
+// "cpu", "cpu,cuda"
+static char *target_text(void)
+{
+    bool gpu = false, emulator = false;
+    for (uint32_t i = 0; pv_model.cuda && i < pv_model.cuda->image_count; i++) {
+        emulator |= pv_model.cuda->images[i].arch == PV_ARCH_SIMT;
+        gpu |= pv_model.cuda->images[i].arch != PV_ARCH_SIMT;
+    }
+    bool cpu = pv_model_has_cpu(&pv_model);
+    return pv_printf("%s%s%s%s%s", cpu ? "cpu" : "", cpu && gpu ? "," : "", gpu ? "cuda" : "",
+                     (cpu || gpu) && emulator ? "," : "", emulator ? "simt" : "");
+}
+
+// What there is for GPUs: for which, how many programs and bytes.
+static json_t *cuda_json(void)
+{
+    const PvCuda *cuda = pv_model.cuda;
+    if (!cuda)
+        return json_null();
+    int64_t bytes = 0;
+    for (uint32_t i = 0; i < cuda->image_count; i++)
+        bytes += cuda->images[i].bytes;
+    char *targets = pv_cuda_targets(cuda);
+    json_t *json = json_pack("{s:s, s:i, s:i, s:I, s:i}", "architectures", targets, "programs",
+                             (int)cuda->modules, "images", (int)cuda->image_count, "bytes",
+                             (json_int_t)bytes, "compiled_by", (int)cuda->version);
+    free(targets);
+    return json;
+}
+
+// Every kernel: what it computes, and the symbol of its CUDA form.
+static json_t *kernels_json(void)
+{
+    json_t *json = json_array();
+    for (uint32_t i = 0; i < pv_model.kernel_count; i++) {
+        const PvKernel *kernel = &pv_model.kernels[i];
+        json_array_append_new(json, json_pack("{s:s, s:b, s:s?}", "name", kernel->name, "cpu",
+                                              kernel->fn != NULL, "cuda",
+                                              kernel->cuda ? kernel->cuda->symbol : NULL));
+    }
+    for (uint32_t i = 0; pv_model.cuda && i < pv_model.cuda->kernel_count; i++)
+        json_array_append_new(json, json_pack("{s:s, s:b, s:s}", "name",
+                                              pv_model.cuda->kernel_names[i], "cpu", 0, "cuda",
+                                              pv_model.cuda->kernels[i].symbol));
+    return json;
+}
+
 static json_t *gather(PvSession *session, PvError *error)
 {
     PvMemoryFree space = pv_memory_free();
@@ -211,17 +259,20 @@ static json_t *gather(PvSession *session, PvError *error)
     for (uint32_t i = 0; i < pv_model.sampler_count; i++)
         json_array_append_new(samplers, json_string(pv_model.samplers[i].name));
     PvError none = {0};
+    char *target = target_text();
     json_t *json = json_pack(
         "{s:s, s:s, s:s, s:s, s:i, s:i, s:I, s:{s:I, s:s}, s:s?, s:o, s:o, s:o, s:o, s:o, s:o, "
-        "s:o}",
-        "model", pv_model.name, "target", "cpu", "real", pv_dtype_name(pv_model.real), "march",
+        "s:o, s:o, s:o}",
+        "model", pv_model.name, "target", target, "real", pv_dtype_name(pv_model.real), "march",
         pv_model.march, "threads", session->exec->threads, "kernels", (int)pv_model.kernel_count,
         "parameters", (json_int_t)parameters, "memory", "free", (json_int_t)space.bytes, "limit",
         space.limit, "video_plugin", pv_video_plugin(&none), "constants", constants_json(),
         "instances", instances_json(), "programs", entries_json(session->exec, PV_PROGRAM),
         "gradients", entries_json(session->exec, PV_GRAD_OF), "stages",
-        stages_json(session, space.bytes, error), "samplers", samplers, "options", options_json());
+        stages_json(session, space.bytes, error), "samplers", samplers, "options", options_json(),
+        "cuda", cuda_json(), "kernel_list", kernels_json());
     pv_error_free(&none);
+    free(target);
     return json;
 }
 
@@ -340,6 +391,17 @@ static void print_options(const json_t *options)
     }
 }
 
+static void print_kernels(const json_t *json)
+{
+    char text[32];
+    const json_t *cuda = json_object_get(json, "cuda");
+    printf("%d kernels", (int)number_of(json, "kernels"));
+    if (json_is_object(cuda))
+        printf("; for GPUs %d programs, %s: %s", (int)number_of(cuda, "programs"),
+               size_of(cuda, "bytes", text), text_of(cuda, "architectures"));
+    printf(" (--json lists them)\n");
+}
+
 static void print_text(const json_t *json)
 {
     char text[32];
@@ -348,6 +410,7 @@ static void print_text(const json_t *json)
            text_of(json, "real"), text_of(json, "target"), text_of(json, "march"),
            (int)number_of(json, "threads"), size_of(memory, "free", text),
            text_of(memory, "limit"));
+    print_kernels(json);
     printf("\nparameters: %.2f M\n", 1e-6 * number_of(json, "parameters"));
     size_t i;
     json_array_foreach(json_object_get(json, "instances"), i, one)
