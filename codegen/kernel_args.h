@@ -17,6 +17,10 @@ typedef int int32_t;
 
 typedef enum { PV_ACT_NONE, PV_ACT_SILU, PV_ACT_GELU, PV_ACT_RELU } PvAct;
 
+// How an operand is stored; the numbers of `types` fields, the struct's addresses in their order
+// from the lowest four bits. Strides are in its elements. Sums are made in f32 in any case.
+typedef enum { PV_STORE_REAL, PV_STORE_BF16, PV_STORE_F16 } PvStorage;
+
 // C[i0, i1, m, n] = act(A[i0, i1, m, k] B[i0, i1, k, n] + bias) + residual.
 // C's last axis is dense (or c_n = 1 stride), and C may be the residual. One of a_m, a_k and one of b_k, b_n is 1.
 // sum_batch: the batch axes i0, i1 are summed into one C [m, n] (weight gradients; c0 = c1 = 0).
@@ -32,6 +36,7 @@ typedef struct {
     int64_t act;                         // PvAct
     int64_t sum_batch;
     int64_t r0, r1, r_m;                 // strides of the residual, whose last axis is dense
+    int64_t types;                       // PvStorage of c, a, b, bias, residual: 4 bits each
 } GemmArgs;
 
 // Convolutions of 1 to 3 axes (missing axes: size 1, kernel 1, stride 1, pad 0) of images
@@ -46,6 +51,8 @@ typedef struct {
     int64_t in[3], out[3], kernel[3], stride[3], pad[3];
     int64_t act;
     int64_t residual_image, residual_channel;            // strides
+    int64_t types;                       // PvStorage of y, x, w, bias, residual: 4 bits each
+    int64_t w_last;                      // 1: w lies as [c_out, kd, kh, kw, c_in / groups]
 } ConvArgs;
 
 // Attention over batch0 x batch1 problems (images and heads). q [n, d], k [m, d], v [m, e],
