@@ -1,6 +1,6 @@
 // Convolutions, attention and norms: their arguments, layouts and epilogues.
 //
-// Convolutions and group norms want images whose channels and positions are dense; attention takes
+// Convolutions and group norms want images whose positions are dense; attention takes
 // any strides with one of its two inner axes dense, over two axes of problems (images and heads),
 // so leading axes are joined first; layer norm and softmax want rows.
 #include <string.h>
@@ -42,10 +42,31 @@ static void conv_sizes(Lower *lower, const Node *node, const Type *x, const Type
     }
 }
 
+// From channel to channel; of a single one, what it would be.
+static Dim channel_step(const Dim *stride, const Type *type)
+{
+    return dim_is_one(type->dim[1]) ? dims_between(type, 2, type->rank) : stride[1];
+}
+
+// The residual as an image of the shape `type`, or row-major; copied if it lies otherwise.
+static PlanArg residual_place(Lower *lower, Val val, const Type *type, bool row_major, Dim *stride)
+{
+    Dim dense[MAX_RANK];
+    View view = view_of(lower->work, val);
+    dense_strides(type, dense);
+    bool fits = !row_major && strides_as(lower, val, type, stride);
+    for (uint32_t axis = 2; fits && axis < type->rank; axis++)
+        fits = dim_equal(stride[axis], dense[axis]);
+    if (fits)
+        return view_place(lower, &view, type->dtype);
+    memcpy(stride, dense, type->rank * sizeof *dense);
+    return dense_place(lower, val);
+}
+
 void lower_conv(Lower *lower, const Group *group)
 {
     const Node *node = anchor_of(lower, group);
-    Dim stride[3], dense[MAX_RANK];    // x, y, w
+    Dim stride[3][MAX_RANK];           // x, y, w: of image and channel
     PlanArg place[3];
     const Type *type[3];
     // which of x, y, w is written, and which the operands are
@@ -54,15 +75,18 @@ void lower_conv(Lower *lower, const Group *group)
     type[first] = val_type(lower->graph, node->in[0]);
     type[second] = val_type(lower->graph, node->in[1]);
     type[written] = node->type[0];
-    place[first] = image_place(lower, node->in[0], &stride[first]);
+    place[first] = image_place(lower, node->in[0], stride[first]);
     if (second == 2)
         place[2] = dense_place(lower, node->in[1]);
     else
-        place[second] = image_place(lower, node->in[1], &stride[second]);
-    dense_strides(type[written], dense);
-    stride[written] = dense[0];
+        place[second] = image_place(lower, node->in[1], stride[second]);
+    if (!strides_as(lower, group->results[0], type[written], stride[written]))
+        bug("a convolution that cannot write its result");
     PlanArg bias = group->bias ? dense_place(lower, group->bias) : arg_none();
-    PlanArg residual = group->residual ? dense_place(lower, group->residual) : arg_none();
+    Dim added[MAX_RANK] = {{0, 0}};
+    PlanArg residual = arg_none();
+    if (group->residual)
+        residual = residual_place(lower, group->residual, type[written], written == 2, added);
     place[written] = result_place(lower, group->results[0]);
 
     launch_begin(lower, node->op == OP_CONV ? "pv_conv"
@@ -73,17 +97,16 @@ void lower_conv(Lower *lower, const Group *group)
     set_arg(lower, ARG(ConvArgs, w), place[2]);
     set_arg(lower, ARG(ConvArgs, bias), bias);
     set_arg(lower, ARG(ConvArgs, residual), residual);
-    set_dim(lower, ARG(ConvArgs, x_image), stride[0]);
-    set_dim(lower, ARG(ConvArgs, y_image), stride[1]);
-    set_dim(lower, ARG(ConvArgs, x_channel), dims_between(type[0], 2, type[0]->rank));
-    set_dim(lower, ARG(ConvArgs, y_channel), dims_between(type[1], 2, type[1]->rank));
+    set_dim(lower, ARG(ConvArgs, x_image), stride[0][0]);
+    set_dim(lower, ARG(ConvArgs, y_image), stride[1][0]);
+    set_dim(lower, ARG(ConvArgs, x_channel), channel_step(stride[0], type[0]));
+    set_dim(lower, ARG(ConvArgs, y_channel), channel_step(stride[1], type[1]));
     set_int(lower, ARG(ConvArgs, x_position), 1);
     set_int(lower, ARG(ConvArgs, y_position), 1);
     set_int(lower, ARG(ConvArgs, act), activation(group->act));
     if (group->residual && written != 2) {
-        set_dim(lower, ARG(ConvArgs, residual_image), stride[written]);
-        set_dim(lower, ARG(ConvArgs, residual_channel),
-                dims_between(type[written], 2, type[written]->rank));
+        set_dim(lower, ARG(ConvArgs, residual_image), added[0]);
+        set_dim(lower, ARG(ConvArgs, residual_channel), channel_step(added, type[written]));
     }
     conv_sizes(lower, node, type[0], type[1], type[2]);
     const void *numbers = launch_numbers(lower);
@@ -269,7 +292,8 @@ void lower_attention_grad(Lower *lower, const Group *group)
     for (uint32_t i = 0; i < 3; i++) {
         at.there[DQ + i] = true;
         at.place[DQ + i] = wanted_place(lower, group, i);
-        dense_strides(node->type[i], at.stride[DQ + i]);
+        View view = view_of(lower->work, val_of(group->anchor, i));
+        memcpy(at.stride[DQ + i], view.stride, sizeof view.stride);
     }
     join_leading(&at, q);
     if (at.lead > 2)
@@ -297,8 +321,8 @@ static void lower_group_norm(Lower *lower, const Group *group)
 {
     const Node *node = anchor_of(lower, group);
     const Type *type = node->type[0];
-    Dim x_stride, y_stride[MAX_RANK], mod_stride = dim_fixed(0);
-    PlanArg x = image_place(lower, node->in[0], &x_stride);
+    Dim x_stride[2], y_stride[MAX_RANK], mod_stride = dim_fixed(0);
+    PlanArg x = image_place(lower, node->in[0], x_stride);
     PlanArg gamma = dense_place(lower, node->in[1]), beta = dense_place(lower, node->in[2]);
     PlanArg scale = arg_none(), shift = arg_none();
     if (group->scale) {
@@ -308,7 +332,8 @@ static void lower_group_norm(Lower *lower, const Group *group)
         shift = view_place(lower, &shift_view, type->dtype);
         mod_stride = scale_view.stride[0];
     }
-    dense_strides(type, y_stride);
+    if (!strides_as(lower, group->results[0], type, y_stride))
+        bug("a norm that cannot write its result");
     PlanArg y = result_place(lower, group->results[0]);
     PlanArg mean = optional_result(lower, group, 1), rstd = optional_result(lower, group, 2);
     launch_begin(lower, "pv_group_norm", sizeof(GroupNormArgs) / 8);
@@ -324,11 +349,11 @@ static void lower_group_norm(Lower *lower, const Group *group)
     set_dim(lower, ARG(GroupNormArgs, c), type->dim[1]);
     set_dim(lower, ARG(GroupNormArgs, positions), dims_between(type, 2, type->rank));
     set_int(lower, ARG(GroupNormArgs, groups), node->attr->n[0]);
-    set_dim(lower, ARG(GroupNormArgs, x_image), x_stride);
+    set_dim(lower, ARG(GroupNormArgs, x_image), x_stride[0]);
     set_dim(lower, ARG(GroupNormArgs, y_image), y_stride[0]);
     set_dim(lower, ARG(GroupNormArgs, mod_image), mod_stride);
-    set_dim(lower, ARG(GroupNormArgs, x_channel), y_stride[1]);
-    set_dim(lower, ARG(GroupNormArgs, y_channel), y_stride[1]);
+    set_dim(lower, ARG(GroupNormArgs, x_channel), channel_step(x_stride, type));
+    set_dim(lower, ARG(GroupNormArgs, y_channel), channel_step(y_stride, type));
     set_int(lower, ARG(GroupNormArgs, x_position), 1);
     set_int(lower, ARG(GroupNormArgs, y_position), 1);
     set_real(lower, ARG(GroupNormArgs, eps), node->attr->real);
@@ -346,15 +371,15 @@ static void lower_group_norm_grad(Lower *lower, const Group *group)
 {
     const Node *node = anchor_of(lower, group);
     const Type *type = node->type[0];
-    Dim x_stride, dy_stride, dx_stride[MAX_RANK];
-    PlanArg dy = image_place(lower, node->in[0], &dy_stride);
-    PlanArg x = image_place(lower, node->in[1], &x_stride);
+    Dim x_stride[2], dy_stride[2];
+    View dx_view = view_of(lower->work, group->results[0]);
+    PlanArg dy = image_place(lower, node->in[0], dy_stride);
+    PlanArg x = image_place(lower, node->in[1], x_stride);
     PlanArg mean = dense_place(lower, node->in[2]), rstd = dense_place(lower, node->in[3]);
     PlanArg gamma = dense_place(lower, node->in[4]);
     PlanArg dx = result_place(lower, group->results[0]);
     PlanArg dgamma = wanted_place(lower, group, 1), dbeta = wanted_place(lower, group, 2);
     PlanArg dgamma_added = added_place(lower, group, 1), dbeta_added = added_place(lower, group, 2);
-    dense_strides(type, dx_stride);
     launch_begin(lower, "pv_group_norm_grad", sizeof(GroupNormGradArgs) / 8);
     set_arg(lower, ARG(GroupNormGradArgs, dx), dx);
     set_arg(lower, ARG(GroupNormGradArgs, dgamma), dgamma);
@@ -370,12 +395,12 @@ static void lower_group_norm_grad(Lower *lower, const Group *group)
     set_dim(lower, ARG(GroupNormGradArgs, c), type->dim[1]);
     set_dim(lower, ARG(GroupNormGradArgs, positions), dims_between(type, 2, type->rank));
     set_int(lower, ARG(GroupNormGradArgs, groups), node->attr->n[0]);
-    set_dim(lower, ARG(GroupNormGradArgs, x_image), x_stride);
-    set_dim(lower, ARG(GroupNormGradArgs, dy_image), dy_stride);
-    set_dim(lower, ARG(GroupNormGradArgs, dx_image), dx_stride[0]);
-    set_dim(lower, ARG(GroupNormGradArgs, x_channel), dx_stride[1]);
-    set_dim(lower, ARG(GroupNormGradArgs, dy_channel), dx_stride[1]);
-    set_dim(lower, ARG(GroupNormGradArgs, dx_channel), dx_stride[1]);
+    set_dim(lower, ARG(GroupNormGradArgs, x_image), x_stride[0]);
+    set_dim(lower, ARG(GroupNormGradArgs, dy_image), dy_stride[0]);
+    set_dim(lower, ARG(GroupNormGradArgs, dx_image), dx_view.stride[0]);
+    set_dim(lower, ARG(GroupNormGradArgs, x_channel), channel_step(x_stride, type));
+    set_dim(lower, ARG(GroupNormGradArgs, dy_channel), channel_step(dy_stride, type));
+    set_dim(lower, ARG(GroupNormGradArgs, dx_channel), channel_step(dx_view.stride, type));
     set_int(lower, ARG(GroupNormGradArgs, x_position), 1);
     set_int(lower, ARG(GroupNormGradArgs, dy_position), 1);
     set_int(lower, ARG(GroupNormGradArgs, dx_position), 1);

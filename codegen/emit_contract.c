@@ -20,7 +20,7 @@ typedef struct {
     int64_t label;
     int where;
     Dim size;
-    Dim x, y, out;             // strides
+    Dim x, y, out, added;      // strides; of the residual as well
 } Axis;
 
 typedef struct {
@@ -32,7 +32,7 @@ typedef enum { AS_IT_IS, DENSE, SORTED } Form;
 
 typedef struct {
     Dim batch[2], m, n, k;     // sizes
-    Dim a0[2], a_m, a_k, b0[2], b_k, b_n, c0[2], c_m;
+    Dim a0[2], a_m, a_k, b0[2], b_k, b_n, c0[2], c_m, r0[2], r_m;
     bool sum_batch;
     bool swapped;              // A is y
 } Product;
@@ -123,7 +123,7 @@ static void sort_result(Axes *axes, int last)
             bool both = (axis->where & IN_X) && (axis->where & IN_Y);
             if (!(axis->where & IN_OUT) || turn != (both ? 2 : axis->where & last ? 0 : 1))
                 continue;
-            axis->out = next;
+            axis->out = axis->added = next;
             next = dim_product(next, axis->size);
         }
 }
@@ -136,7 +136,8 @@ static bool can_join(const Axis *outer, const Axis *inner)
         return false;
     return (!(outer->where & IN_X) || axes_merge(outer->x, inner->x, inner->size)) &&
            (!(outer->where & IN_Y) || axes_merge(outer->y, inner->y, inner->size)) &&
-           (!(outer->where & IN_OUT) || axes_merge(outer->out, inner->out, inner->size));
+           (!(outer->where & IN_OUT) || (axes_merge(outer->out, inner->out, inner->size) &&
+                                         axes_merge(outer->added, inner->added, inner->size)));
 }
 
 static void join_axes(Axes *axes)
@@ -170,7 +171,7 @@ static bool fit_product(const Axes *from, Product *p)
     join_axes(&axes);
     Dim one = dim_fixed(1);
     *p = (Product){.batch = {one, one}, .m = one, .n = one, .k = one, .a_m = one, .a_k = one,
-                   .b_k = one, .b_n = one, .c_m = one};
+                   .b_k = one, .b_n = one, .c_m = one, .r_m = one};
     const Axis *last = NULL;
     for (uint32_t i = 0; i < axes.count; i++)
         if ((axes.axis[i].where & IN_OUT) && is_unit(axes.axis[i].out))
@@ -188,7 +189,7 @@ static bool fit_product(const Axes *from, Product *p)
         else if (axis->where == (IN_X | IN_Y))
             k = axis;
     }
-    if (n && !is_unit(n->out))
+    if (n && (!is_unit(n->out) || !is_unit(n->added)))
         return false;
     uint32_t loops = 0, sums = 0;
     for (uint32_t i = 0; i < axes.count; i++) {
@@ -201,6 +202,7 @@ static bool fit_product(const Axes *from, Product *p)
         p->batch[loops] = axis->size;
         p->a0[loops] = *stride_in(axis, a);
         p->b0[loops] = *stride_in(axis, b);
+        p->r0[loops] = axis->added;
         p->c0[loops++] = axis->out;
     }
     if (sums != 0 && sums != loops)
@@ -210,6 +212,7 @@ static bool fit_product(const Axes *from, Product *p)
         p->m = m->size;
         p->a_m = *stride_in(m, a);
         p->c_m = m->out;
+        p->r_m = m->added;
     }
     if (n) {
         p->n = n->size;
@@ -230,7 +233,7 @@ static bool fit_product(const Axes *from, Product *p)
     if (!k && n)
         p->b_k = is_unit(p->b_n) ? p->n : one;
     if (!m)
-        p->c_m = p->n;
+        p->c_m = p->r_m = p->n;
     return one_is_unit(p->a_m, p->a_k) && one_is_unit(p->b_k, p->b_n) && p->c_m.n > 0;
 }
 
@@ -340,11 +343,10 @@ static double copy_cost(const Lower *lower, const Operand *operand, Form form)
 // ---- the launch ----
 
 static void launch_gemm(Lower *lower, const Group *group, const Node *node, const Product *p,
-                        PlanArg c, PlanArg x, PlanArg y)
+                        PlanArg c, PlanArg x, PlanArg y, PlanArg residual)
 {
-    // addresses of the epilogue first: they may need a copy, which is a launch
+    // the address first: it may need a copy, which is a launch
     PlanArg bias = group->bias ? dense_place(lower, group->bias) : arg_none();
-    PlanArg residual = group->residual ? dense_place(lower, group->residual) : arg_none();
     launch_begin(lower, "pv_gemm", sizeof(GemmArgs) / 8);
     set_arg(lower, ARG(GemmArgs, c), c);
     set_arg(lower, ARG(GemmArgs, a), p->swapped ? y : x);
@@ -367,9 +369,9 @@ static void launch_gemm(Lower *lower, const Group *group, const Node *node, cons
     set_dim(lower, ARG(GemmArgs, c_m), p->c_m);
     set_arg(lower, ARG(GemmArgs, bias), bias);
     set_arg(lower, ARG(GemmArgs, residual), residual);
-    set_dim(lower, ARG(GemmArgs, r0), p->c0[0]);
-    set_dim(lower, ARG(GemmArgs, r1), p->c0[1]);
-    set_dim(lower, ARG(GemmArgs, r_m), p->c_m);
+    set_dim(lower, ARG(GemmArgs, r0), p->r0[0]);
+    set_dim(lower, ARG(GemmArgs, r1), p->r0[1]);
+    set_dim(lower, ARG(GemmArgs, r_m), p->r_m);
     set_int(lower, ARG(GemmArgs, act), activation(group->act));
     set_int(lower, ARG(GemmArgs, sum_batch), p->sum_batch);
     if (group->bias) {         // whose label is it: the last one's (n), or m's
@@ -426,6 +428,30 @@ static Choice choose_forms(const Lower *lower, const Node *node, const Operand *
     return best;
 }
 
+// Strides of the result and of the residual; where there is none, those of the result. The residual
+// is copied if `row_major`. Returns where it lies.
+static PlanArg spread_result(Lower *lower, const Group *group, const Node *node, bool row_major,
+                             Axes *axes)
+{
+    Dim stride[MAX_RANK], added[MAX_RANK];
+    PlanArg place = arg_none();
+    if (!strides_as(lower, group->results[0], node->type[0], stride))
+        bug("a product that cannot write its result");
+    memcpy(added, stride, sizeof added);
+    if (group->residual && !row_major && strides_as(lower, group->residual, node->type[0], added)) {
+        View view = view_of(lower->work, group->residual);
+        place = view_place(lower, &view, node->type[0]->dtype);
+    } else if (group->residual) {
+        dense_strides(node->type[0], added);
+        place = dense_place(lower, group->residual);
+    }
+    spread_strides(node, 2, added, axes);
+    for (uint32_t i = 0; i < axes->count; i++)
+        axes->axis[i].added = axes->axis[i].out;
+    spread_strides(node, 2, stride, axes);
+    return place;
+}
+
 void lower_contract(Lower *lower, const Group *group)
 {
     const Node *node = anchor_of(lower, group);
@@ -441,11 +467,13 @@ void lower_contract(Lower *lower, const Group *group)
         if (axes.axis[i].where != IN_X && axes.axis[i].where != IN_Y)
             axes.axis[kept++] = axes.axis[i];
     axes.count = kept;
-    Dim stride[MAX_RANK];
-    dense_strides(node->type[0], stride);
-    spread_strides(node, 2, stride, &axes);
+    PlanArg residual = spread_result(lower, group, node, false, &axes);
     real = axes;
     Choice choice = choose_forms(lower, node, &x, &y, &axes);
+    if (choice.cost < 0 && group->residual) {
+        residual = spread_result(lower, group, node, true, &axes);
+        choice = choose_forms(lower, node, &x, &y, &axes);
+    }
     bool direct = choice.cost >= 0;
     if (!direct) {
         sort_result(&axes, IN_Y);
@@ -458,7 +486,7 @@ void lower_contract(Lower *lower, const Group *group)
     PlanArg result = result_place(lower, group->results[0]);
     size_t size = size_of(lower, group->results[0]);
     PlanArg c = direct ? result : new_buffer(lower, count_of(node->type[0]), size);
-    launch_gemm(lower, group, node, &choice.product, c, x_place, y_place);
+    launch_gemm(lower, group, node, &choice.product, c, x_place, y_place, residual);
     if (!direct)
         move_result(lower, &real, &axes, result, c, size);
 }

@@ -143,9 +143,11 @@ static uint32_t place_index(const Lower *lower, Val val)
 PlanArg result_place(Lower *lower, Val val)
 {
     uint32_t index = place_index(lower, val);
-    const View *within = lower->work->within[local_of(lower->work, val)];
+    const View *within = within_of(lower->work, val);
     if (!lower->work->placed[index] && within) {
         lower->work->placed[index] = true;
+        if (val_get(lower->graph, within->base)->op == OP_CONCAT)
+            result_place(lower, within->base);         // with the first of its parts
         lower->work->place[index] = view_place(lower, within, val_type(lower->graph, val)->dtype);
     } else if (!lower->work->placed[index]) {
         lower->work->placed[index] = true;
@@ -317,20 +319,34 @@ PlanArg image_place(Lower *lower, Val val, Dim *stride)
     View view = view_of(lower->work, val);
     Dim dense[MAX_RANK];
     dense_strides(type, dense);
-    *stride = dense[0];
-    bool fits = view.stride[0].n >= 0;
-    for (uint32_t axis = 1; axis < type->rank; axis++)
+    memcpy(stride, dense, 2 * sizeof *stride);
+    uint32_t free_axes = lower->work->rungs & RUNG_PLACEMENT ? 2 : 1;
+    bool fits = view.stride[0].n >= 0 && view.stride[1].n >= 0;
+    for (uint32_t axis = free_axes; axis < type->rank; axis++)
         fits &= dim_equal(dense[axis], view.stride[axis]);
     if (!fits)
         return dense_place(lower, val);
-    *stride = view.stride[0];
+    memcpy(stride, view.stride, 2 * sizeof *stride);
     return view_place(lower, &view, type->dtype);
+}
+
+bool strides_as(const Lower *lower, Val val, const Type *type, Dim *stride)
+{
+    View view = view_of(lower->work, val), out;
+    bool fits = reshape_view(&view, val_type(lower->graph, val), type, &out);
+    memcpy(stride, out.stride, sizeof out.stride);
+    return fits;
 }
 
 void residual_inplace(Lower *lower, const Group *group, PlanArg result, PlanArg residual)
 {
     Work *work = lower->work;
     PlanLaunch *launch = &work->launches[work->launch_count - 1];
+    View view = view_of(work, group->residual), there = view_of(work, group->results[0]);
+    const Type *type = val_type(lower->graph, group->residual);
+    if (!view_is_dense(&view, type) ||
+        !view_is_dense(&there, val_type(lower->graph, group->results[0])))
+        return;
     if (residual.space != PV_ARENA || residual.a || residual.c ||
         (result.space != PV_ARENA && result.space != PV_GRAD))
         return;
@@ -339,8 +355,7 @@ void residual_inplace(Lower *lower, const Group *group, PlanArg result, PlanArg 
         const PlanArg *arg = &work->args[launch->arg + i];
         mentions += arg->space == PV_ARENA && arg->buffer == residual.buffer;
     }
-    Dim count = count_of(val_type(lower->graph, group->residual));
-    int64_t size = count.n * (int64_t)size_of(lower, group->residual);
+    int64_t size = count_of(type).n * (int64_t)size_of(lower, group->residual);
     if (mentions != 1 || work->buffers[residual.buffer - 1].size != size)
         return;
     launch->inplace_out = result;
@@ -373,15 +388,15 @@ static void lower_concat(Lower *lower, const Group *group)
 {
     const Node *node = anchor_of(lower, group);
     uint32_t axis = (uint32_t)node->attr->n[0];
+    const bool *pieces = lower->work->pieces[local_of(lower->work, group->results[0])];
     PlanArg y = result_place(lower, group->results[0]);
-    Dim stride[MAX_RANK], step = dim_fixed(1);
-    dense_strides(node->type[0], stride);
-    for (uint32_t i = axis + 1; i < node->type[0]->rank; i++)
-        step = dim_product(step, node->type[0]->dim[i]);
+    View view = view_of(lower->work, group->results[0]);
     Affine offset = {0, 0};
     for (uint32_t i = 0; i < node->nin; i++) {
-        copy_val(lower, node->in[i], arg_offset(y, offset, size_of(lower, node->in[i])), stride);
-        move_by(&offset, step, val_type(lower->graph, node->in[i])->dim[axis]);
+        if (!pieces || !pieces[i])
+            copy_val(lower, node->in[i], arg_offset(y, offset, size_of(lower, node->in[i])),
+                     view.stride);
+        move_by(&offset, view.stride[axis], val_type(lower->graph, node->in[i])->dim[axis]);
     }
 }
 
@@ -832,12 +847,13 @@ static void lower_group(Lower *lower, uint32_t number)
     else
         lower_library(lower, group);
     uint32_t end = work->launch_count;
-    if (end == first)
+    if (end == first && !work->pieces[local_of(work, val_of(group->anchor, 0))])
         bug("a group without a launch");
     for (uint32_t i = 0; i < group->result_count; i++)
         if (group->results[i])
             work->made_at[place_index(lower, group->results[i])] = (int32_t)end - 1;
-    count_work(lower, group, first);
+    if (end > first)
+        count_work(lower, group, first);
     copy_taps(lower, group);
 }
 

@@ -39,16 +39,6 @@ static uint32_t slot_of(const Work *work, Val val)
     return local_of(work, val) * MAX_OUT + val_out(val);
 }
 
-// Where a value's storage lies in the end: values within others have none of their own.
-static Val storage_of(const Work *work, Val val)
-{
-    Val base = view_of(work, val).base;
-    const View *within;
-    while (val_out(base) == 0 && (within = work->within[local_of(work, base)]))
-        base = within->base;
-    return base;
-}
-
 static void list_add(Arena *arena, List *list, uint32_t item)
 {
     for (uint32_t i = 0; i < list->count; i++)

@@ -195,10 +195,36 @@ static bool is_modulation(const Work *work, Val val, const Type *type, Dim *stri
     return dim_equal(view.stride[1], dim_fixed(1));
 }
 
+// Axes behind the second lie row-major and densely, the first two anywhere, not turned round.
+static bool is_image(const View *view, const Type *type)
+{
+    Dim stride[MAX_RANK];
+    dense_strides(type, stride);
+    for (uint32_t axis = 0; axis < type->rank; axis++)
+        if (view->stride[axis].n < 0 ||
+            ((axis > 1 || axis + 1 == type->rank) && !dim_equal(stride[axis], view->stride[axis])))
+            return false;
+    return true;
+}
+
 static bool is_one(const Graph *graph, Val val)
 {
     const Node *node = val_get(graph, val);
     return node->op == OP_CONST && node->attr->real == 1.0;
+}
+
+// Whether the kernel of the group can write node `id`, its result then, where that lies.
+static bool result_fits(const Fuse *fuse, const Group *group, NodeId id)
+{
+    const View *within = within_of(fuse->work, val_of(id, 0));
+    const Node *anchor = graph_node(fuse->graph, group->anchor);
+    View view;
+    if (!within)
+        return true;
+    return (anchor->op == OP_CONV || anchor->op == OP_CONV_DGRAD || anchor->op == OP_GROUP_NORM ||
+            anchor->op == OP_CONTRACT) &&
+           reshape_view(within, graph_node(fuse->graph, id)->type[0], anchor->type[0], &view) &&
+           (anchor->op == OP_CONTRACT || is_image(&view, anchor->type[0]));
 }
 
 // Takes `id` into the group as the new end of its chain.
@@ -228,7 +254,7 @@ static Val match_modulation(Fuse *fuse, Group *group, Val val)
                                                    : 0;
     Val shift = other_operand(sum, val_of(product_id, 0));
     Dim scale_stride, shift_stride;
-    if (!scale || !shift || !is_modulation(work, scale, type, &scale_stride) ||
+    if (!scale || !shift || !result_fits(fuse, group, sum_id) || !is_modulation(work, scale, type, &scale_stride) ||
         !is_modulation(work, shift, type, &shift_stride) || !dim_equal(scale_stride, shift_stride))
         return val;
     group->scale = scale;
@@ -245,7 +271,8 @@ static Val match_bias(Fuse *fuse, Group *group, const Node *anchor, Val val)
     if (!sum || sum->op != OP_ADD)
         return val;
     Val bias = other_operand(sum, val);
-    if (!bias || !is_vector(fuse->work, bias, anchor->type[0], &axis) || !takes_bias(anchor, axis))
+    if (!bias || !is_vector(fuse->work, bias, anchor->type[0], &axis) ||
+        !takes_bias(anchor, axis) || !result_fits(fuse, group, id))
         return val;
     group->bias = bias;
     group->bias_axis = axis;
@@ -256,7 +283,7 @@ static Val match_activation(Fuse *fuse, Group *group, Val val)
 {
     NodeId id;
     const Node *node = only_reader(fuse->work, val, &id);
-    if (!node || !is_activation(node->op))
+    if (!node || !is_activation(node->op) || !result_fits(fuse, group, id))
         return val;
     group->act = node->op;
     return absorb(fuse->work, group, id);
@@ -269,6 +296,19 @@ static bool is_computed_inline(const Work *work, Val val)
     uint32_t local = local_of(work, val);
     return is_pointwise(work, local) && !work->owner[local] && !work->kept[local] &&
            count_users(work, val, &user) == 1;
+}
+
+// Whether the epilogue can read `residual`, which has the shape of `type`, where it lies.
+static bool takes_residual(const Fuse *fuse, const Group *group, Val residual, const Type *type)
+{
+    View view = view_of(fuse->work, residual), as_anchor;
+    const Node *anchor = graph_node(fuse->graph, group->anchor);
+    if (view_is_dense(&view, type))
+        return true;
+    return (anchor->op == OP_CONV || anchor->op == OP_CONV_DGRAD || anchor->op == OP_CONTRACT) &&
+           fuse->work->rungs & RUNG_PLACEMENT &&
+           reshape_view(&view, type, anchor->type[0], &as_anchor) &&
+           is_image(&as_anchor, anchor->type[0]);
 }
 
 // A sum with a tensor that lies as the result does; reshapes between keep the order.
@@ -290,10 +330,8 @@ static Val match_residual(Fuse *fuse, Group *group, Val val)
     const Type *type = val_type(fuse->graph, end);
     if (!residual || val_is_step(work, residual) ||
         !shape_equal(val_type(fuse->graph, residual), type) ||
-        val_get(fuse->graph, residual)->op == OP_CONST)
-        return val;
-    View view = view_of(work, residual);
-    if (!view_is_dense(&view, type))
+        val_get(fuse->graph, residual)->op == OP_CONST || !result_fits(fuse, group, id) ||
+        !takes_residual(fuse, group, residual, type))
         return val;
     group->residual = residual;
     for (uint32_t i = 0; i < views; i++)
@@ -630,7 +668,7 @@ static void lie_within(Work *work, uint32_t number, const uint32_t *readers)
     const Graph *graph = work->module->graph;
     Val result = group->results[0];
     const View *found = NULL;
-    if (group->kind != GROUP_ELEMENTWISE || group->result_count != 1 ||
+    if (group->kind != GROUP_ELEMENTWISE || group->result_count != 1 || within_of(work, result) ||
         !only_products_read(work, result))
         return;
     for (uint32_t i = 0; i < group->member_count; i++)
@@ -655,7 +693,7 @@ static void lie_within(Work *work, uint32_t number, const uint32_t *readers)
         if (fits && !found)
             found = work->view[local_of(work, group->reads[i])];
     }
-    work->within[local_of(work, result)] = (View *)(uintptr_t)found;
+    work->within[local_of(work, result) * MAX_OUT] = (View *)(uintptr_t)found;
 }
 
 static void find_within(Work *work)

@@ -84,6 +84,19 @@ uint32_t count_users(const Work *work, Val val, NodeId *user)
     return count;
 }
 
+const View *within_of(const Work *work, Val val)
+{
+    return work->within[local_of(work, val) * MAX_OUT + val_out(val)];
+}
+
+Val storage_of(const Work *work, Val val)
+{
+    Val base = view_of(work, val).base;
+    for (const View *within; (within = within_of(work, base));)
+        base = within->base;
+    return base;
+}
+
 View view_of(const Work *work, Val val)
 {
     uint32_t local = local_of(work, val);
@@ -94,8 +107,9 @@ View view_of(const Work *work, Val val)
     View view = {.base = val};
     if (node->op == OP_CONST)
         return view;           // one element, every stride 0
-    if (work->within[local]) {
-        memcpy(view.stride, work->within[local]->stride, sizeof view.stride);
+    const View *within = within_of(work, val);
+    if (within) {
+        memcpy(view.stride, within->stride, sizeof view.stride);
         return view;
     }
     const uint32_t *order = work->order[local];
@@ -136,9 +150,8 @@ static Sizes true_axes(const Type *type)
     return sizes;
 }
 
-// Strides of `to` over the elements that `x` shows as `from`, both row-major; false if there are
-// none. Walks both shapes, and closes a group of axes wherever the products of sizes agree.
-static bool reshape_view(const View *x, const Type *from, const Type *to, View *out)
+// Walks both shapes, and closes a group of axes wherever the products of sizes agree.
+bool reshape_view(const View *x, const Type *from, const Type *to, View *out)
 {
     Sizes old = true_axes(from), new = true_axes(to);
     *out = (View){.base = x->base, .offset = x->offset};
@@ -169,7 +182,7 @@ static bool reshape_view(const View *x, const Type *from, const Type *to, View *
     return i == old.count && j == new.count;
 }
 
-static void move_offset(Affine *offset, Dim stride, Dim steps)
+void move_offset(Affine *offset, Dim stride, Dim steps)
 {
     Dim move = dim_product(stride, steps);
     if (move.batch > 1)
@@ -185,28 +198,22 @@ static bool same_machine_type(DType x, DType y)
     return x == y || (dtype_is_float(x) && dtype_is_float(y));
 }
 
-// The view that a movement is; false: its elements have to be moved.
-static bool node_view(const Work *work, const Node *node, View *out)
+bool view_through(const Graph *graph, const Node *node, const View *x, View *out)
 {
     const Type *to = node->type[0];
-    const Graph *graph = work->module->graph;
+    if (node->nin == 0)
+        return false;
+    *out = *x;
     switch ((int)node->op) {
-    case OP_RESHAPE: {
-        View x = view_of(work, node->in[0]);
-        return reshape_view(&x, val_type(graph, node->in[0]), to, out);
-    }
-    case OP_TRANSPOSE: {
-        View x = view_of(work, node->in[0]);
-        *out = x;
+    case OP_RESHAPE:
+        return reshape_view(x, val_type(graph, node->in[0]), to, out);
+    case OP_TRANSPOSE:
         for (uint32_t axis = 0; axis < to->rank; axis++)
-            out->stride[axis] = x.stride[node->attr->n[axis]];
+            out->stride[axis] = x->stride[node->attr->n[axis]];
         return true;
-    }
     case OP_EXPAND:
-        *out = view_of(work, node->in[0]);
         return true;           // a size-1 axis has stride 0 already
     case OP_SLICE: {
-        *out = view_of(work, node->in[0]);
         uint32_t axis = (uint32_t)node->attr->n[0];
         Dim start = {node->attr->n[1], val_type(graph, node->in[0])->dim[axis].batch};
         move_offset(&out->offset, out->stride[axis], start);
@@ -215,7 +222,6 @@ static bool node_view(const Work *work, const Node *node, View *out)
         return true;
     }
     case OP_FLIP: {
-        *out = view_of(work, node->in[0]);
         Dim *stride = &out->stride[node->attr->n[0]];
         move_offset(&out->offset, *stride, to->dim[node->attr->n[0]]);
         stride->n = -stride->n;
@@ -223,13 +229,9 @@ static bool node_view(const Work *work, const Node *node, View *out)
         return true;
     }
     case OP_STOP_GRADIENT:
-        *out = view_of(work, node->in[0]);
         return true;
     case OP_CAST:
-        if (!same_machine_type(val_type(graph, node->in[0])->dtype, to->dtype))
-            return false;
-        *out = view_of(work, node->in[0]);
-        return true;
+        return same_machine_type(val_type(graph, node->in[0])->dtype, to->dtype);
     default:
         return false;
     }
@@ -360,11 +362,17 @@ void find_layout(Work *work)
     collect_users(work);
     work->view = arena_alloc(work->arena, (work->count + 1) * sizeof *work->view);
     work->order = arena_alloc(work->arena, (work->count + 1) * sizeof *work->order);
-    work->within = arena_alloc(work->arena, (work->count + 1) * sizeof *work->within);
+    work->within =
+        arena_alloc(work->arena, ((size_t)work->count + 1) * MAX_OUT * sizeof *work->within);
+    work->pieces = arena_alloc(work->arena, (work->count + 1) * sizeof *work->pieces);
+    if (work->rungs & RUNG_PLACEMENT && !work->taps)
+        place_parts(work);
     for (uint32_t local = 0; local < work->count; local++) {
         const Node *node = graph_node(graph, work->nodes[local]);
-        View view;
-        if (!work->step[local] && node_view(work, node, &view)) {
+        View operand = {.base = 0}, view;
+        if (!work->step[local] && node->nin > 0)
+            operand = view_of(work, node->in[0]);
+        if (operand.base && view_through(graph, node, &operand, &view)) {
             work->view[local] = arena_alloc(work->arena, sizeof view);
             *work->view[local] = view;
         } else {

@@ -136,7 +136,10 @@ typedef struct Work {
     uint32_t *user_first;      // users of local number i: users[user_first[i] .. user_first[i + 1]]
     NodeId *users;
     View **view;               // by local number: NULL = it has storage of its own
-    View **within;             // by local number: it lies where that view of an operand lies
+    View **within;             // by local number * MAX_OUT + output: it lies where that view of
+                               // another value lies (an operand, or a concat)
+    bool **pieces;             // of a concat, by local number: which operands lie within it; then
+                               // whether any does. NULL: none does
     uint32_t **order; // by local number: axes of the storage, outermost first; NULL: 0, 1, ...
 
     Group *groups;
@@ -204,6 +207,14 @@ Work *split_table(Work *work, uint32_t row_input);
 void find_layout(Work *work);
 uint32_t local_of(const Work *work, Val val);
 View view_of(const Work *work, Val val);              // of a needed value
+const View *within_of(const Work *work, Val val);     // NULL: it has storage of its own
+Val storage_of(const Work *work, Val val);            // the value with the storage it lies in
+// Strides of `to` over the elements that `x` shows as `from`, both row-major; false if there are
+// none.
+bool reshape_view(const View *x, const Type *from, const Type *to, View *out);
+void move_offset(Affine *offset, Dim stride, Dim steps);
+// The view that a movement of `x` is; false: it is none, or its elements have to be moved.
+bool view_through(const Graph *graph, const Node *node, const View *x, View *out);
 bool view_is_dense(const View *view, const Type *type);
 bool val_is_step(const Work *work, Val val);
 Dim dim_product(Dim x, Dim y);
@@ -212,6 +223,10 @@ bool axes_merge(Dim stride, Dim inner_stride, Dim inner_size);
 void dense_strides(const Type *type, Dim *stride);
 // Nodes that read `val` among the needed ones: how many, and one of them.
 uint32_t count_users(const Work *work, Val val, NodeId *user);
+
+/* place.c */
+// Operands of concats that lie within them. RUNG_PLACEMENT; part of find_layout.
+void place_parts(Work *work);
 
 /* fuse.c */
 // Groups. -O0: one for each node that is no view. -O2: results that lie within an operand.

@@ -83,9 +83,10 @@ static bool is_repeatable(const Work *work, const Group *group)
 {
     for (uint32_t i = 0; i < group->result_count; i++)
         if (group->results[i] && (work->kept[local_of(work, group->results[i])] ||
-                                  work->within[local_of(work, group->results[i])]))
+                                  within_of(work, group->results[i])))
             return false;
-    return true;
+    const bool *pieces = work->pieces[local_of(work, val_of(group->anchor, 0))];
+    return !pieces || !pieces[graph_node(work->module->graph, group->anchor)->nin];
 }
 
 static bool is_cheap(const Work *work, const Group *group)
@@ -117,12 +118,16 @@ static void collect_item(Recompute *r, uint32_t number, uint32_t rank)
     }
     item->results = arena_alloc(work->arena, MAX_OUT * sizeof(uint32_t));
     for (uint32_t i = 0; i < group->result_count; i++) {
-        uint32_t slot = group->results[i] ? slot_of(work, group->results[i]) : 0;
-        if (!group->results[i] || work->kept[slot / MAX_OUT])
+        if (!group->results[i])
+            continue;
+        // what lies in a concat begins to live with the first of its parts
+        Val storage = storage_of(work, group->results[i]);
+        uint32_t slot = slot_of(work, storage);
+        if (work->kept[slot / MAX_OUT] || (r->maker[slot] && r->maker[slot] != number + 1))
             continue;
         item->results[item->result_count++] = slot;
         r->maker[slot] = number + 1;
-        r->bytes[slot] = slot_bytes(r, group->results[i]);
+        r->bytes[slot] = slot_bytes(r, storage);
     }
 }
 
@@ -131,9 +136,13 @@ static void collect_reads(Recompute *r, uint32_t number)
     Work *work = r->work;
     const Group *group = &work->groups[number];
     Item *item = &r->items[number];
-    item->reads = arena_alloc(work->arena, (group->read_count + 1) * sizeof(uint32_t));
-    for (uint32_t i = 0; i < group->read_count; i++) {
-        uint32_t slot = slot_of(work, view_of(work, group->reads[i]).base);
+    uint32_t most = group->read_count + group->result_count;
+    item->reads = arena_alloc(work->arena, (most + 1) * sizeof(uint32_t));
+    for (uint32_t i = 0; i < most; i++) {
+        Val val = i < group->read_count ? group->reads[i] : group->results[i - group->read_count];
+        if (!val)
+            continue;
+        uint32_t slot = slot_of(work, storage_of(work, val));
         bool seen = !r->maker[slot] || r->maker[slot] == number + 1;
         for (uint32_t k = 0; k < item->read_count; k++)
             seen |= item->reads[k] == slot;
