@@ -72,7 +72,7 @@ Explain *explain_begin(const char *place, const Module *module, const Sources *s
     e->path = strndup(place, colon ? (size_t)(colon - place) : strlen(place));
     e->line = colon ? (uint32_t)strtoul(colon + 1, NULL, 10) : 0;
     e->sources = sources;
-    for (uint32_t i = 1; i <= sources_count(sources) && !e->file; i++)
+    for (uint32_t i = 1; i < sources_count(sources) && !e->file; i++)
         if (names_file(sources_get(sources, i)->path, e->path))
             e->file = i;
     if (e->file)
@@ -295,11 +295,11 @@ static void print_rest(FILE *out, const PlanView *view)
         others += !work->view[i] && !work->step[i] && !work->owner[i];
     }
     if (views)
-        fprintf(out, "    %5u are views of other values: no bytes, no launch\n", views);
+        fprintf(out, "    %5u: views of other values, no bytes, no launch\n", views);
     if (numbers)
-        fprintf(out, "    %5u are numbers that are known when the step starts\n", numbers);
+        fprintf(out, "    %5u: numbers that are known when the step starts\n", numbers);
     if (others)
-        fprintf(out, "    %5u are computed inside the kernels that read them\n", others);
+        fprintf(out, "    %5u: computed inside the kernels that read them\n", others);
 }
 
 static void print_rows(FILE *out, const PlanView *view)

@@ -13,6 +13,7 @@
 #include "codegen/codegen.h"
 #include "compiler/bench.h"
 #include "compiler/explain.h"
+#include "compiler/html.h"
 
 typedef enum {
     EMIT_EXECUTABLE,
@@ -23,7 +24,8 @@ typedef enum {
     EMIT_C,
     EMIT_CUDA,
     EMIT_FIGURES,
-    EMIT_DOT
+    EMIT_DOT,
+    EMIT_HTML
 } Emit;
 
 typedef struct {
@@ -51,6 +53,7 @@ typedef struct {
     Module *module;
     Codegen *cg;
     Explain *explain;
+    Html *html;                // --emit html
     int status;                // exit status of a pass that failed
 } Build;
 
@@ -262,6 +265,9 @@ static void print_result(const Build *build, FILE *out, Emit emit, bool lowered)
     case EMIT_GRAPH:
         print_module(out, build->module);
         break;
+    case EMIT_HTML:
+        html_write(build->html, out, build->module);
+        break;
     case EMIT_DOT:
         print_dot(out, build->module, NULL);
         break;
@@ -342,9 +348,10 @@ static const char usage[] =
     "  --arch LIST         GPUs that kernels are compiled for (default sm_80,sm_90a,ptx)\n"
     "  --dtype f32|f64     working precision (default f32)\n"
     "  --march NAME        processor (default native), as the C compiler names it\n"
-    "  --emit ast|graph|fused|plan|c|cuda|figures|dot\n"
-    "                      prints that instead of making an executable\n"
-    "  --dump PASS|all     prints what a pass left\n"
+    "  --emit ast|graph|fused|plan|c|cuda|figures|dot|html\n"
+    "                      prints that instead of making an executable; html: a page with the\n"
+    "                      graph after each pass and who owns which bytes of the arena when\n"
+    "  --dump PASS|all     prints what a pass left (with --emit dot: as Graphviz text)\n"
     "  --stop-after PASS   passes: parse elaborate grad simplify layout fuse schedule batch lower\n"
     "                      plan link\n"
     "  --memory SIZE[@B]   the most that the activations of a step may take at batch B (1), such as\n"
@@ -430,11 +437,11 @@ static Emit choose_emit(const char *name)
     static const char *const names[] = {
         [EMIT_AST] = "ast", [EMIT_GRAPH] = "graph", [EMIT_FUSED] = "fused",
         [EMIT_PLAN] = "plan", [EMIT_C] = "c", [EMIT_CUDA] = "cuda",
-        [EMIT_FIGURES] = "figures", [EMIT_DOT] = "dot"};
+        [EMIT_FIGURES] = "figures", [EMIT_DOT] = "dot", [EMIT_HTML] = "html"};
     for (size_t i = EMIT_AST; i < sizeof names / sizeof *names; i++)
         if (strcmp(names[i], name) == 0)
             return (Emit)i;
-    if (strcmp(name, "ptx") == 0 || strcmp(name, "html") == 0)
+    if (strcmp(name, "ptx") == 0)
         fail(3, "--emit %s is not in this build", name);
     fail(2, "unknown form '%s' for --emit", name);
 }
@@ -636,7 +643,8 @@ static const char *last_pass(const Options *options)
     case EMIT_AST: return "parse";
     case EMIT_GRAPH: case EMIT_DOT: return "simplify";
     case EMIT_FUSED: return "batch";
-    case EMIT_PLAN: case EMIT_C: case EMIT_CUDA: case EMIT_FIGURES: return "plan";
+    case EMIT_PLAN: case EMIT_C: case EMIT_CUDA: case EMIT_FIGURES: case EMIT_HTML:
+        return "plan";
     case EMIT_EXECUTABLE: break;
     }
     return "link";
@@ -650,6 +658,33 @@ static void verify(const Build *build)
 #else
     (void)build;
 #endif
+}
+
+// What the developer's page shows of a pass.
+static void collect_html(Build *build, const char *pass)
+{
+    if (!build->html)
+        build->html = html_new(build->sources);
+    if (build->module && !build->cg)
+        html_graph(build->html, pass, build->module);
+    if (strcmp(pass, "fuse") == 0)
+        html_groups(build->html, build->cg->plans, build->cg->plan_count);
+    names_of = build->cg;
+    if (strcmp(pass, "plan") == 0)
+        html_plans(build->html, build->cg->plans, build->cg->plan_count, name_kernel);
+}
+
+// What a pass left, for --dump: as Graphviz text with --emit dot.
+static void dump_pass(const Build *build, const Pass *pass)
+{
+    bool dot = build->options.emit == EMIT_DOT && build->module;
+    printf(dot ? "// after %s\n" : "== after %s\n", pass->name);
+    if (dot && build->cg)
+        print_plans_dot(stdout, build->cg->plans, build->cg->plan_count);
+    else if (dot)
+        print_result(build, stdout, EMIT_DOT, true);
+    else if (strcmp(pass->name, "layout") != 0)
+        print_result(build, stdout, pass->emit, true);
 }
 
 // Runs passes up to the last one needed; false after a failure (status is set).
@@ -668,11 +703,10 @@ static bool run_passes(Build *build)
         }
         verify(build);
         if (options->dump && passes[i].emit != EMIT_C &&
-            (strcmp(options->dump, "all") == 0 || strcmp(options->dump, passes[i].name) == 0)) {
-            printf("== after %s\n", passes[i].name);
-            if (strcmp(passes[i].name, "layout") != 0)
-                print_result(build, stdout, passes[i].emit, true);
-        }
+            (strcmp(options->dump, "all") == 0 || strcmp(options->dump, passes[i].name) == 0))
+            dump_pass(build, &passes[i]);
+        if (options->emit == EMIT_HTML)
+            collect_html(build, passes[i].name);
         if (strcmp(passes[i].name, last) == 0)
             break;
     }

@@ -260,6 +260,10 @@ typedef struct {
 int64_t pack_intervals(Arena *arena, Interval *items, uint32_t count);
 int64_t live_bound(Arena *arena, const Interval *items, uint32_t count);   // largest live set
 
+/* dot_plan.c */
+// Graphviz text of plans: their launches if they are lowered, else their groups.
+void print_plans_dot(FILE *out, Work *const *plans, uint32_t count);
+
 /* label.c, edges.c: for reports */
 const char *group_label(const Work *work, const Group *group);     // interned
 // Pairs of launches of which the second reads what the first stored; malloc'ed.
