@@ -13,6 +13,7 @@ import subprocess
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 PVDMC = os.environ.get("PVDMC", os.path.join(ROOT, "out", "release", "pvdmc"))
+EMULATOR = os.path.join(os.path.dirname(PVDMC), "lib", "libpvdm_fakecuda.so")   # as a CUDA driver
 OUT = os.path.join(ROOT, "out", "tests")
 GOLDEN = os.path.join(ROOT, "tests", "golden")
 FULL_GOLDEN = os.path.join(os.path.dirname(ROOT), "shared", "golden")   # the whole set, if it is there
@@ -23,11 +24,11 @@ class Skip(Exception):
 
 
 def run(*command, status=0, cwd=ROOT, env=None, timeout=900):
-    """Runs a command, checks its exit status, gives back its output (both streams)."""
+    """Runs a command, checks its exit status (None: any), gives back its output (both streams)."""
     done = subprocess.run([str(c) for c in command], cwd=cwd, text=True, errors="replace",
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=timeout,
                           env=None if env is None else {**os.environ, **env})
-    if done.returncode != status:
+    if status is not None and done.returncode != status:
         raise AssertionError(f"status {done.returncode}, not {status}: "
                              f"{' '.join(map(str, command))}\n{done.stdout[-4000:]}")
     return done.stdout
