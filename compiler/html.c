@@ -28,13 +28,12 @@ struct Html {
     uint32_t table_size;
 };
 
-static Buffered buffered(void)
+// In place: the stream keeps the addresses of text and size.
+static void open_part(Buffered *part)
 {
-    Buffered made = {.out = NULL};
-    made.out = open_memstream(&made.text, &made.size);
-    if (!made.out)
+    part->out = open_memstream(&part->text, &part->size);
+    if (!part->out)
         bug("out of memory");
-    return made;
 }
 
 Html *html_new(const Sources *sources)
@@ -43,9 +42,9 @@ Html *html_new(const Sources *sources)
     if (!html)
         bug("out of memory");
     html->sources = sources;
-    html->graphs = buffered();
-    html->groups = buffered();
-    html->plans = buffered();
+    open_part(&html->graphs);
+    open_part(&html->groups);
+    open_part(&html->plans);
     html->table_size = 1024;
     html->table = calloc(html->table_size, sizeof *html->table);
     if (!html->table)
