@@ -630,6 +630,12 @@ static double seconds(void)
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
+// The last pass that --dump prints with --emit dot: one of modules, or of plans.
+static const char *last_dumped(const char *pass)
+{
+    return strcmp(pass, "all") == 0 || strcmp(pass, "link") == 0 ? "plan" : pass;
+}
+
 // The last pass that is needed for what was asked.
 static const char *last_pass(const Options *options)
 {
@@ -641,7 +647,9 @@ static const char *last_pass(const Options *options)
         return "plan";
     switch (options->emit) {
     case EMIT_AST: return "parse";
-    case EMIT_GRAPH: case EMIT_DOT: return "simplify";
+    case EMIT_DOT:
+        return options->dump ? last_dumped(options->dump) : "simplify";
+    case EMIT_GRAPH: return "simplify";
     case EMIT_FUSED: return "batch";
     case EMIT_PLAN: case EMIT_C: case EMIT_CUDA: case EMIT_FIGURES: case EMIT_HTML:
         return "plan";
@@ -717,7 +725,7 @@ static bool write_emitted(Build *build)
 {
     const Options *options = &build->options;
     if (options->emit == EMIT_EXECUTABLE || options->stop_after || options->check ||
-        options->explain)
+        options->explain || (options->emit == EMIT_DOT && options->dump))
         return true;
     FILE *out = options->output ? fopen(options->output, "w") : stdout;
     if (!out)
