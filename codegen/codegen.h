@@ -161,6 +161,9 @@ static inline bool wants_cuda(const Codegen *cg)
 enum { CUDA_SEGMENT_ARGS = 62 };   // most arguments of a segment, if there is more than one
 // Index + 1 in Codegen.cuda_kernels. `text` NULL: of a template.
 uint32_t cuda_kernel_add(Codegen *cg, const CudaChoice *choice, const char *text, uint32_t args);
+// Whether a launch of `segments` segments, `count` arguments each, has a kernel with one more.
+bool cuda_takes_segment(Codegen *cg, uint32_t kernel, const PlanArg *args, uint32_t segments,
+                        uint32_t count, const PlanArg *more);
 void add_runtime_kernels(Codegen *cg);                   // before any other
 // Gives every launch of all plans a kernel for GPUs. Needs launches; buffers may lie anywhere.
 void choose_cuda_kernels(Codegen *cg);

@@ -46,13 +46,11 @@ void add_runtime_kernels(Codegen *cg)
 
 // The arguments of a segment that stands for all: numbers are the first's, and an address has the
 // alignment that all have.
-static PlanArg *common_args(Codegen *cg, const Work *work, const PlanLaunch *launch,
-                            uint32_t count)
+static PlanArg *common_args(Codegen *cg, const PlanArg *args, uint32_t segments, uint32_t count)
 {
-    const PlanArg *args = &work->args[launch->arg];
     PlanArg *common = arena_alloc(cg->arena, (count + 1) * sizeof *common);
     memcpy(common, args, count * sizeof *common);
-    for (uint32_t segment = 1; segment < launch->segments; segment++)
+    for (uint32_t segment = 1; segment < segments; segment++)
         for (uint32_t i = 0; i < count; i++)
             if (common[i].space != PV_VALUE) {
                 common[i].a |= args[segment * count + i].a;
@@ -61,17 +59,34 @@ static PlanArg *common_args(Codegen *cg, const Work *work, const PlanLaunch *lau
     return common;
 }
 
-// 0: there is none, which the last step of a compilation tells.
-static uint32_t choose(Codegen *cg, const Work *work, const PlanLaunch *launch)
+static bool choose(Codegen *cg, uint32_t kernel, const PlanArg *args, uint32_t segments,
+                   uint32_t count, CudaChoice *choice)
 {
-    const Kernel *kernel = &cg->kernels[launch->kernel];
-    uint32_t count = launch->arg_count / launch->segments;
-    CudaLaunch seen = {.arena = cg->arena, .symbol = kernel->symbol, .arg_count = count,
-                       .all = &work->args[launch->arg], .segments = launch->segments};
-    seen.args = launch->segments > 1 ? common_args(cg, work, launch, count)
-                                     : &work->args[launch->arg];
+    CudaLaunch launch = {.arena = cg->arena, .symbol = cg->kernels[kernel].symbol, .args = args,
+                         .arg_count = count, .all = args, .segments = segments};
+    if (segments > 1)
+        launch.args = common_args(cg, args, segments, count);
+    return cuda_select(&launch, choice);
+}
+
+bool cuda_takes_segment(Codegen *cg, uint32_t kernel, const PlanArg *args, uint32_t segments,
+                        uint32_t count, const PlanArg *more)
+{
+    if (!wants_cuda(cg) || cg->kernels[kernel].cuda)
+        return true;
+    PlanArg *all = arena_alloc(cg->arena, (size_t)(segments + 1) * count * sizeof *all);
+    memcpy(all, args, (size_t)segments * count * sizeof *all);
+    memcpy(all + (size_t)segments * count, more, count * sizeof *all);
     CudaChoice choice;
-    if (!cuda_select(&seen, &choice))
+    return choose(cg, kernel, all, segments + 1, count, &choice);
+}
+
+// 0: there is none, which the last step of a compilation tells.
+static uint32_t choose_kernel(Codegen *cg, const Work *work, const PlanLaunch *launch)
+{
+    uint32_t count = launch->arg_count / launch->segments;
+    CudaChoice choice;
+    if (!choose(cg, launch->kernel, &work->args[launch->arg], launch->segments, count, &choice))
         return 0;
     return cuda_kernel_add(cg, &choice, NULL, count);
 }
@@ -103,7 +118,7 @@ void choose_cuda_kernels(Codegen *cg)
             PlanLaunch *launch = &work->launches[k];
             if (!cg->kernels[launch->kernel].cuda)
                 launch->kernel =
-                    kernel_with_cuda(cg, launch->kernel, choose(cg, work, launch));
+                    kernel_with_cuda(cg, launch->kernel, choose_kernel(cg, work, launch));
         }
     }
     drop_unused(cg);

@@ -96,7 +96,9 @@ static void put_launch(Lower *lower, const Old *old, const PlanLaunch *from, boo
     Work *work = lower->work;
     PlanLaunch *to =
         work->launch_count > old->least ? &work->launches[work->launch_count - 1] : NULL;
-    if (!to || !can_join(old, to, from, apart)) {
+    if (!to || !can_join(old, to, from, apart) ||
+        !cuda_takes_segment(lower->cg, to->kernel, &work->args[to->arg], to->segments,
+                            from->arg_count, args_of(old, from))) {
         to = &work->launches[work->launch_count++];
         *to = *from;
         to->arg = work->arg_count;
