@@ -199,6 +199,7 @@ static bool write_common(Arena *arena, FILE *out, const char *include, const cha
             fprintf(out, "%s\n", cc[i]);
     }
     return write_compiler_version(out, cc, count) && (!native || write_processor(out)) &&
+           write_headers(arena, out, arena_printf(arena, "%s/codegen", include)) &&
            write_headers(arena, out, arena_printf(arena, "%s/codegen/cpu", include)) &&
            write_headers(arena, out, arena_printf(arena, "%s/runtime", include));
 }
