@@ -65,11 +65,13 @@ typedef struct {
     int64_t mask0, mask1, mask_n, mask_m;
     int64_t scale;                       // bits of a double
     int64_t causal;
+    int64_t types;                       // PvStorage of o, lse, q, k, v, mask: 4 bits each
 } AttentionArgs;
 typedef struct {
     AttentionArgs f;                     // o, lse, q, k, v, mask are inputs
     int64_t d_o, dq, dk, dv;             // d_o: strides of o; dq, dk, dv: strides below
     int64_t dq0, dq1, dq_n, dq_d, dk0, dk1, dk_n, dk_d, dv0, dv1, dv_n, dv_d;
+    int64_t types;                       // PvStorage of d_o, dq, dk, dv (f.types: the rest)
 } AttentionGradArgs;
 
 // x [images, c, positions] with the strides x_image, x_channel, x_position (the CPU kernels take
@@ -82,24 +84,28 @@ typedef struct {
     int64_t x_channel, y_channel, x_position, y_position;
     int64_t eps;                         // bits of a double
     int64_t act;
+    int64_t types;                       // PvStorage of y, mean, rstd, x, gamma, beta, scale, shift
 } GroupNormArgs;
 typedef struct {
     int64_t dx, dgamma, dbeta, dy, x, mean, rstd, gamma;   // dgamma, dbeta [c]
     int64_t images, c, positions, groups, x_image, dy_image, dx_image;
     int64_t x_channel, dy_channel, dx_channel, x_position, dy_position, dx_position;
     int64_t dgamma_added, dbeta_added;   // [c], added to dgamma and dbeta; addresses or 0
+    int64_t types;                       // PvStorage of dx .. gamma, then of what is added
 } GroupNormGradArgs;
 
 // x [rows, c] dense. gamma, beta: address or 0. mean, rstd [rows] out (0: not wanted).
 typedef struct {
     int64_t y, mean, rstd, x, gamma, beta, rows, c, eps, act;
+    int64_t types;                       // PvStorage of y, mean, rstd, x, gamma, beta
 } LayerNormArgs;
 typedef struct {
     int64_t dx, dgamma, dbeta, dy, x, mean, rstd, gamma, rows, c;  // gamma, dgamma, dbeta may be 0
     int64_t dgamma_added, dbeta_added;   // [c], added to dgamma and dbeta; addresses or 0
+    int64_t types;                       // PvStorage of dx .. gamma, then of what is added
 } LayerNormGradArgs;
 
-typedef struct { int64_t y, x, rows, c; } SoftmaxArgs;              // last axis, dense
+typedef struct { int64_t y, x, rows, c, types; } SoftmaxArgs;       // last axis, dense; types: y, x
 
 // out[o...] = op over r... of x[o..., r...]: up to 8 axes, kept ones first, then reduced ones; x
 // has any strides (in elements), out is dense over the kept axes. op: 0 sum, 1 max, 2 min.

@@ -256,7 +256,7 @@ static void check_softmax(const char *what, int64_t rows, int64_t c, bool in_pla
     KernelCase test("pv_softmax", pv_softmax, what);
     size_t count = (size_t)(rows * c);
     int64_t y = in_place ? test.updated(count, 2e-6) : test.output(count, 2e-6);
-    test.segment(SoftmaxArgs{y, in_place ? y : test.input(count, 5), rows, c});
+    test.segment(SoftmaxArgs{y, in_place ? y : test.input(count, 5), rows, c, 0});
     test.run();
 }
 
