@@ -10,6 +10,7 @@
 #include "cx.h"
 
 #include "kernel_args.h"
+#include "storage.h"
 
 #ifndef CX_SEGMENTS
 #define CX_SEGMENTS 8

@@ -16,23 +16,8 @@
  * 128 x 128 tiles (8 x 8 sums of 256 threads) have 64 FFMA for 4 LDS of 16 bytes.
  */
 #include "gemm_tile.h"
-
-// Where tile, part and batch element of a block lie.
-struct Place {
-    int m0, n0, i0, i1;
-};
-
-CX_FN Place place_of(const GemmArgs &args, int tile)
-{
-    int across = ((int)args.m + TILE_M - 1) / TILE_M, down = ((int)args.n + TILE_N - 1) / TILE_N;
-    int batch = tile / across / down, batch1 = (int)args.batch1;
-    Place place;
-    place.m0 = tile % across * TILE_M;
-    place.n0 = tile / across % down * TILE_N;
-    place.i0 = batch / batch1;
-    place.i1 = batch % batch1;
-    return place;
-}
+typedef float COut, Residual, Bias;
+#include "gemm_out.h"
 
 // A loader of the sum over all batch elements, each of which has `per` steps.
 template <class Loader> struct Summed : Loader {
@@ -78,77 +63,24 @@ typedef DenseK<TILE_N, ROW_B, GEMM_B_4> LoadB;
 typedef DenseRows<TILE_N, ROW_B, GEMM_B_4> LoadB;
 #endif
 
-// c of one batch element.
-struct Out {
-    float *c;
-    const float *residual, *bias;
-    long long row, residual_row;
-    int rows, columns, n;
-    bool bias_of_row;
-    float added[4]; // bias of the columns at hand
-
-    CX_FN Out of(const GemmArgs &args, const Place &place)
-    {
-        Out out;
-        out.c = (float *)args.c + place.i0 * args.c0 + place.i1 * args.c1;
-        out.residual = (const float *)args.residual;
-        if (out.residual)
-            out.residual += place.i0 * args.r0 + place.i1 * args.r1;
-        out.bias = (const float *)args.bias;
-        out.row = args.c_m;
-        out.residual_row = args.r_m;
-        out.rows = (int)args.m;
-        out.columns = (int)args.n;
-        out.bias_of_row = args.bias_axis != 0;
-        return out;
-    }
-    __device__ void column(int n_)
-    {
-        n = n_;
-        CX_UNROLL
-        for (int e = 0; e < 4; e++)
-            added[e] = bias && !bias_of_row && n + e < columns ? bias[n + e] : 0.f;
-    }
-    __device__ void put(int m, const float *sum)
-    {
-        if (m >= rows || n >= columns)
-            return;
-        float value[4], more[4], of_row = bias && bias_of_row ? bias[m] : 0.f;
-        int there = columns - n;
-#ifdef FAULT_GEMM_EDGE // columns beyond the last are written
-        there = 4;
-#endif
-        load_four<GEMM_C_4>(more, residual + m * residual_row + n, residual ? there : 0);
-        CX_UNROLL
-        for (int e = 0; e < 4; e++)
-            value[e] = activate<GEMM_ACT>(sum[e] + added[e] + of_row) + more[e];
-        float *to = c + m * row + n;
-        store_four<GEMM_C_4>(to, value, there);
-    }
-};
-
 extern "C" __global__ void __launch_bounds__(THREADS, 512 / THREADS)
     CX_NAME(const __grid_constant__ CxLaunch<GemmArgs> p)
 {
     CX_SHARED(shared);
     u32 block, segment = cx_segment(p.head, &block);
     const GemmArgs &args = p.args[segment];
+    int blocks = (int)(p.head.first[segment + 1] - p.head.first[segment]);
+    Task task = task_of(args, (int)block, blocks);
     int steps = ((int)args.k + TILE_K - 1) / TILE_K;
-    int tiles = ((int)args.m + TILE_M - 1) / TILE_M * (((int)args.n + TILE_N - 1) / TILE_N);
     if (GEMM_SUM)
         steps *= (int)(args.batch0 * args.batch1);
-    else
-        tiles *= (int)(args.batch0 * args.batch1);
-    int tile = GEMM_PARTS ? (int)block % tiles : (int)block;
-    int part = GEMM_PARTS ? (int)block / tiles : 0;
-    int parts = GEMM_PARTS ? (int)(p.head.first[segment + 1] - p.head.first[segment]) / tiles : 1;
-    Place place = place_of(args, tile);
+    Place place = place_of(args, task.tile);
     const float *a_base = (const float *)args.a + place.i0 * args.a0 + place.i1 * args.a1;
     const float *b_base = (const float *)args.b + place.i0 * args.b0 + place.i1 * args.b1;
     a_base += place.m0 * args.a_m;
     b_base += place.n0 * args.b_n;
-    int first = GEMM_PARTS ? steps * part / parts : 0;
-    int end = GEMM_PARTS ? steps * (part + 1) / parts : steps;
+    int first = GEMM_PARTS ? steps * task.part / task.parts : 0;
+    int end = GEMM_PARTS ? steps * (task.part + 1) / task.parts : steps;
     TileSums sums;
 #if GEMM_SUM
     Summed<LoadA> a;
@@ -164,8 +96,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 512 / THREADS)
     set_sum(b, args, args.b0, args.b1);
 #endif
     tile_product(sums, a, b, (float *)shared, first, end);
-    if (GEMM_PARTS && parts > 1) {
-        tile_keep(sums, p.head.work[segment], parts, tile, part);
+    if (GEMM_PARTS && task.parts > 1) {
+        Keep keep = Keep::of(p.head.work[segment], task.parts, task.tile, task.part);
+        tile_store(sums, keep, 0, 0, (float *)shared);
         return;
     }
     Out out = Out::of(args, place);
@@ -178,9 +111,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 512 / THREADS)
 {
     u32 block, segment = cx_segment(p.head, &block);
     const GemmArgs &args = p.args[segment];
-    int tile = (int)block / QUADS;
+    int tile = (int)block / TILE_BLOCKS;
     Place place = place_of(args, tile);
     Out out = Out::of(args, place);
-    tile_collect(p.head.work[segment], tile, (int)block % QUADS, out, place.m0, place.n0);
+    tile_collect(p.head.work[segment], tile, (int)block % TILE_BLOCKS, out, place.m0, place.n0);
 }
 #endif

@@ -11,9 +11,7 @@
  * A loader has
  *     void load(float *r, int step)              global memory to registers
  *     void put(const float *r, float *to)        registers to its part of a buffer
- * and `out` in tile_store
- *     void column(int n)                         four columns from n follow
- *     void put(int m, const float *value)        four values of row m
+ * and what becomes of the sums is told in tile_out.h.
  *
  * Definitions: TILE_M TILE_N TILE_K TILE_TM TILE_TN TILE_LM. Each of TILE_M, TILE_N at most the
  * number of threads.
@@ -27,8 +25,8 @@ enum {
     ROW_A = TILE_M + 4, // floats from k to k + 1
     ROW_B = TILE_N + 4,
     BUFFER = TILE_K * (ROW_A + ROW_B),
-    QUADS = TILE_TM * TILE_TN / 4, // fours of sums of a thread
 };
+#include "tile_out.h"
 
 struct TileSums {
     float at[TILE_TM][TILE_TN];
@@ -109,14 +107,12 @@ CX_FN void tile_product(TileSums &sums, A &a, B &b, float *shared, int first, in
     }
 }
 
-// Sums go through shared memory, a row of warps at a time, so that what `out` does with four of them
-// is there once, in a loop, and whole rows are written by neighbouring threads.
+// A row of warps at a time. Shared memory is free, and is so again afterwards.
 template <class Out>
 CX_FN void tile_store(const TileSums &sums, Out &out, int m0, int n0, float *shared)
 {
-    const int ACROSS = TILE_N / 4, ROW = TILE_N + 4;
-    int column = (int)threadIdx.x % ACROSS * 4;
-    out.column(n0 + column);
+    const int ROW = TILE_N + 4;
+    out.column(n0 + tile_column4());
     CX_NO_UNROLL
     for (int row_of_warps = 0; row_of_warps < WARPS_M; row_of_warps++) {
         if ((int)(threadIdx.x >> 5) % WARPS_M == row_of_warps) {
@@ -131,88 +127,12 @@ CX_FN void tile_store(const TileSums &sums, Out &out, int m0, int n0, float *sha
             }
         }
         __syncthreads();
-        CX_NO_UNROLL
-        for (int row = (int)threadIdx.x / ACROSS; row < WARP_M; row += THREADS / ACROSS) {
-            float4 four = *(const float4 *)(shared + row * ROW + column);
-            float value[4] = {four.x, four.y, four.z, four.w};
-            out.put(m0 + row_of_warps * WARP_M + row, value);
-        }
+        tile_rows(shared, WARP_M, ROW, out, m0 + row_of_warps * WARP_M);
         __syncthreads();
     }
 }
 
-/* ---- the reduction in parts: each writes its sums, a second phase adds them in order ---- */
-
-// A workspace is a line of 256 bytes, whose first word is the number of parts, and the sums of
-// every tile and part: QUADS x THREADS fours.
-CX_FN float *tile_part(u8 *work, int parts, int tile, int part)
-{
-    return (float *)(work + 256) + ((long long)tile * parts + part) * (TILE_M * TILE_N);
-}
-
-CX_FN void tile_keep(const TileSums &sums, u8 *work, int parts, int tile, int part)
-{
-    float *to = tile_part(work, parts, tile, part) + threadIdx.x * 4;
-    CX_UNROLL
-    for (int i = 0; i < TILE_TM; i++) {
-        CX_UNROLL
-        for (int j = 0; j < TILE_TN / 4; j++) {
-            const float *four = &sums.at[i][4 * j];
-            *(float4 *)(to + (i * (TILE_TN / 4) + j) * (THREADS * 4)) =
-                make_float4(four[0], four[1], four[2], four[3]);
-        }
-    }
-    if (tile == 0 && part == 0 && threadIdx.x == 0)
-        *(u32 *)work = (u32)parts;
-}
-
-// Four sums of each thread, number `quad`, over all parts; then out.
-template <class Out>
-CX_FN void tile_collect(u8 *work, int tile, int quad, Out &out, int m0, int n0)
-{
-    int parts = (int)*(const u32 *)work;
-    float sum[4] = {0.f, 0.f, 0.f, 0.f};
-    for (int part = 0; part < parts; part++) {
-        const float *from = tile_part(work, parts, tile, part);
-        float4 four = *(const float4 *)(from + (quad * THREADS + threadIdx.x) * 4);
-#ifdef FAULT_TILE_PARTS // the last part is forgotten
-        if (part == parts - 1)
-            break;
-#endif
-        sum[0] += four.x, sum[1] += four.y, sum[2] += four.z, sum[3] += four.w;
-    }
-    out.column(n0 + tile_column(quad % (TILE_TN / 4)));
-    out.put(m0 + tile_row(quad / (TILE_TN / 4)), sum);
-}
-
 /* ---- loaders of matrices; ROWS rows of A or B, STRIDE floats from k to k + 1 in shared memory */
-
-// Four floats, those from `count` on 0. VECTOR: at is a multiple of 16, and count 0 or at least 4.
-template <bool VECTOR> CX_FN void load_four(float *r, const float *at, int count)
-{
-    if (VECTOR) {
-        float4 four = make_float4(0.f, 0.f, 0.f, 0.f);
-        if (count > 0)
-            four = *(const float4 *)at;
-        r[0] = four.x, r[1] = four.y, r[2] = four.z, r[3] = four.w;
-    } else {
-        CX_UNROLL
-        for (int e = 0; e < 4; e++)
-            r[e] = e < count ? at[e] : 0.f;
-    }
-}
-
-template <bool VECTOR> CX_FN void store_four(float *at, const float *value, int count)
-{
-    if (VECTOR) {
-        *(float4 *)at = make_float4(value[0], value[1], value[2], value[3]);
-    } else {
-        CX_UNROLL
-        for (int e = 0; e < 4; e++)
-            if (e < count)
-                at[e] = value[e];
-    }
-}
 
 // Element (row, k) at base + row * stride + k: fours along k, which two neighbouring lanes share
 // a row of. The sums over several matrices take `per` steps each.
@@ -304,17 +224,3 @@ template <int ROWS, int STRIDE, bool VECTOR> struct DenseRows {
         }
     }
 };
-
-/* ---- the epilogue ---- */
-
-// act: a PvAct.
-template <int ACT> CX_FN float activate(float x)
-{
-    if (ACT == PV_ACT_SILU)
-        return x / (1.f + expf(-x));
-    if (ACT == PV_ACT_GELU)
-        return 0.5f * x * (1.f + erff(x * 0.70710678118654752f));
-    if (ACT == PV_ACT_RELU)
-        return x > 0.f ? x : 0.f;
-    return x;
-}

@@ -10,7 +10,7 @@ static void tile_grid(const PvCudaKernel *kernel, TileWork work, PvCudaGrid *gri
     int64_t parts = kernel->phases > 1 ? tile_parts(work, baked) : 1;
     *grid = (PvCudaGrid){.blocks = {(uint32_t)(work.tiles * parts)}};
     if (parts > 1) {
-        grid->blocks[1] = (uint32_t)(work.tiles * baked[TILE_BAKED_QUADS]);
+        grid->blocks[1] = (uint32_t)(work.tiles * baked[TILE_BAKED_BLOCKS]);
         grid->workspace = 256 + work.tiles * parts * baked[TILE_BAKED_M] * baked[TILE_BAKED_N] *
                                     (int64_t)sizeof(float);
     }

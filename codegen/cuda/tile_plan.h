@@ -8,10 +8,10 @@
 
 #include "codegen/kernel_args.h"
 
-enum { TILE_BLOCKS = 264, TILE_FEW_BLOCKS = 132, TILE_PART_K = 256, TILE_MOST_PARTS = 32 };
+enum { TILE_MANY_BLOCKS = 264, TILE_FEW_BLOCKS = 132, TILE_PART_K = 256, TILE_MOST_PARTS = 32 };
 
 // baked[] of kernels of this family; the last two of convolutions only
-enum { TILE_BAKED_M, TILE_BAKED_N, TILE_BAKED_K, TILE_BAKED_QUADS, TILE_BAKED_MODE, TILE_BAKED_LAST };
+enum { TILE_BAKED_M, TILE_BAKED_N, TILE_BAKED_K, TILE_BAKED_BLOCKS, TILE_BAKED_MODE, TILE_BAKED_LAST };
 enum { CONV_FPROP, CONV_DGRAD, CONV_WGRAD };
 
 static inline int64_t tile_count(int64_t size, int64_t tile)
@@ -63,7 +63,7 @@ static inline int64_t tile_parts(TileWork work, const int32_t *baked)
 {
     if (work.tiles == 0 || work.tiles >= TILE_FEW_BLOCKS)
         return 1;
-    int64_t parts = TILE_BLOCKS / work.tiles;
+    int64_t parts = TILE_MANY_BLOCKS / work.tiles;
     int64_t most = work.steps * baked[TILE_BAKED_K] / TILE_PART_K;
     parts = parts < most ? parts : most;
     parts = parts < TILE_MOST_PARTS ? parts : TILE_MOST_PARTS;

@@ -84,7 +84,7 @@ static inline void tile_choose(CudaChoice *choice, const Tile *tile)
     choice->baked[TILE_BAKED_M] = tile->m;
     choice->baked[TILE_BAKED_N] = tile->n;
     choice->baked[TILE_BAKED_K] = tile->k;
-    choice->baked[TILE_BAKED_QUADS] = tile->thread_m * tile->thread_n / 4;
+    choice->baked[TILE_BAKED_BLOCKS] = tile->thread_m * tile->thread_n / 4;
 }
 
 #endif

@@ -1,0 +1,90 @@
+/* Tiles of a matrix product (GemmArgs) and its epilogue, whatever makes the sums. Included in a
+ * kernel's namespace behind the header of a tile product. Definitions: GEMM_C_4, GEMM_ACT, GEMM_SUM,
+ * GEMM_PARTS as in gemm_f32.cu; COut, Residual and Bias are types of elements (storage.h).
+ */
+
+// Where tile, part and batch element of a block lie.
+struct Place {
+    int m0, n0, i0, i1;
+};
+
+CX_FN Place place_of(const GemmArgs &args, int tile)
+{
+    int across = ((int)args.m + TILE_M - 1) / TILE_M, down = ((int)args.n + TILE_N - 1) / TILE_N;
+    int batch = tile / across / down, batch1 = (int)args.batch1;
+    Place place;
+    place.m0 = tile % across * TILE_M;
+    place.n0 = tile / across % down * TILE_N;
+    place.i0 = batch / batch1;
+    place.i1 = batch % batch1;
+    return place;
+}
+
+// The tile and the part of the reduction that a block makes.
+struct Task {
+    int tile, part, parts;
+};
+
+CX_FN Task task_of(const GemmArgs &args, int block, int blocks)
+{
+    Task task = {block, 0, 1};
+    if (GEMM_PARTS) {
+        int tiles = ((int)args.m + TILE_M - 1) / TILE_M * (((int)args.n + TILE_N - 1) / TILE_N);
+        if (!GEMM_SUM)
+            tiles *= (int)(args.batch0 * args.batch1);
+        task.tile = block % tiles;
+        task.part = block / tiles;
+        task.parts = blocks / tiles;
+    }
+    return task;
+}
+
+// c of one batch element.
+struct Out {
+    COut *c;
+    const Residual *residual;
+    const Bias *bias;
+    long long row, residual_row;
+    int rows, columns, n;
+    bool bias_of_row;
+    float added[4]; // bias of the columns at hand
+
+    CX_FN Out of(const GemmArgs &args, const Place &place)
+    {
+        Out out;
+        out.c = (COut *)args.c + place.i0 * args.c0 + place.i1 * args.c1;
+        out.residual = (const Residual *)args.residual;
+        if (out.residual)
+            out.residual += place.i0 * args.r0 + place.i1 * args.r1;
+        out.bias = (const Bias *)args.bias;
+        out.row = args.c_m;
+        out.residual_row = args.r_m;
+        out.rows = (int)args.m;
+        out.columns = (int)args.n;
+        out.bias_of_row = args.bias_axis != 0;
+        return out;
+    }
+    __device__ void column(int n_)
+    {
+        n = n_;
+        CX_UNROLL
+        for (int e = 0; e < 4; e++)
+            added[e] = bias && !bias_of_row && n + e < columns ? cx_read(bias[n + e]) : 0.f;
+    }
+    __device__ void put(int m, const float *sum)
+    {
+        if (m >= rows || n >= columns)
+            return;
+        float value[4], more[4], of_row = bias && bias_of_row ? cx_read(bias[m]) : 0.f;
+        int there = columns - n;
+#ifdef FAULT_GEMM_EDGE // columns beyond the last are written
+        there = 4;
+#endif
+        load_four<GEMM_C_4>(more, residual + m * residual_row + n, residual ? there : 0);
+        CX_UNROLL
+        for (int e = 0; e < 4; e++)
+            value[e] = activate<GEMM_ACT>(sum[e] + added[e] + of_row) + more[e];
+        store_four<GEMM_C_4>(c + m * row + n, value, there);
+    }
+};
+

@@ -1,0 +1,146 @@
+/* How elements of tensors are stored: f32, bf16 or f16, told by a number that is baked in.
+ *
+ * A nibble of an argument struct's `types` says it for each address, in the order of the struct: 0
+ * the working precision, 1 bf16, 2 f16. Kernels compute in f32.
+ */
+#pragma once
+#include "cx.h"
+
+#if CX_GPU
+CX_FN float cx_from_f16(u16 bits)
+{
+    float value;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
+    return value;
+}
+CX_FN u16 cx_to_f16(float value)
+{
+    u16 bits;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+    return bits;
+}
+#else
+CX_FN float cx_from_f16(u16 bits)
+{
+    _Float16 value;
+    memcpy(&value, &bits, sizeof value);
+    return (float)value;
+}
+CX_FN u16 cx_to_f16(float value)
+{
+    _Float16 half = (_Float16)value;
+    u16 bits;
+    memcpy(&bits, &half, sizeof bits);
+    return bits;
+}
+#endif
+
+struct CxBf16 {
+    u16 bits;
+};
+struct CxF16 {
+    u16 bits;
+};
+template <int type> struct CxStored {
+    typedef float Element;
+};
+template <> struct CxStored<1> {
+    typedef CxBf16 Element;
+};
+template <> struct CxStored<2> {
+    typedef CxF16 Element;
+};
+
+CX_FN float cx_read(float x)
+{
+    return x;
+}
+CX_FN float cx_read(CxBf16 x)
+{
+    return cx_from_bf16(x.bits);
+}
+CX_FN float cx_read(CxF16 x)
+{
+    return cx_from_f16(x.bits);
+}
+CX_FN void cx_write(float *to, float x)
+{
+    *to = x;
+}
+CX_FN void cx_write(CxBf16 *to, float x)
+{
+    to->bits = cx_to_bf16(x);
+}
+CX_FN void cx_write(CxF16 *to, float x)
+{
+    to->bits = cx_to_f16(x);
+}
+
+// Four elements at an address that is a multiple of them.
+CX_FN void cx_read4(float *x, const float *from)
+{
+    float4 q = *(const float4 *)from;
+    x[0] = q.x, x[1] = q.y, x[2] = q.z, x[3] = q.w;
+}
+template <typename Half> CX_FN void cx_read4(float *x, const Half *from)
+{
+    uint2 q = *(const uint2 *)from;
+    u32 words[2] = {q.x, q.y};
+    CX_UNROLL
+    for (int i = 0; i < 4; i++) {
+        Half half;
+        half.bits = (u16)(words[i / 2] >> i % 2 * 16);
+        x[i] = cx_read(half);
+    }
+}
+CX_FN void cx_write4(float *to, const float *x)
+{
+    *(float4 *)to = make_float4(x[0], x[1], x[2], x[3]);
+}
+template <typename Half> CX_FN void cx_write4(Half *to, const float *x)
+{
+    uint2 q;
+    Half half[4];
+    CX_UNROLL
+    for (int i = 0; i < 4; i++)
+        cx_write(&half[i], x[i]);
+    q.x = (u32)half[0].bits | (u32)half[1].bits << 16;
+    q.y = (u32)half[2].bits | (u32)half[3].bits << 16;
+    *(uint2 *)to = q;
+}
+
+// Eight elements at an address of 16 bytes.
+CX_FN void cx_read8(float *x, const float *from)
+{
+    float4 low = ((const float4 *)from)[0], high = ((const float4 *)from)[1];
+    x[0] = low.x, x[1] = low.y, x[2] = low.z, x[3] = low.w;
+    x[4] = high.x, x[5] = high.y, x[6] = high.z, x[7] = high.w;
+}
+template <typename Half> CX_FN void cx_read8(float *x, const Half *from)
+{
+    uint4 q = *(const uint4 *)from;
+    u32 words[4] = {q.x, q.y, q.z, q.w};
+    CX_UNROLL
+    for (int i = 0; i < 8; i++) {
+        Half half;
+        half.bits = (u16)(words[i / 2] >> i % 2 * 16);
+        x[i] = cx_read(half);
+    }
+}
+CX_FN void cx_write8(float *to, const float *x)
+{
+    ((float4 *)to)[0] = make_float4(x[0], x[1], x[2], x[3]);
+    ((float4 *)to)[1] = make_float4(x[4], x[5], x[6], x[7]);
+}
+template <typename Half> CX_FN void cx_write8(Half *to, const float *x)
+{
+    u32 words[4];
+    CX_UNROLL
+    for (int i = 0; i < 4; i++) {
+        Half low, high;
+        cx_write(&low, x[2 * i]);
+        cx_write(&high, x[2 * i + 1]);
+        words[i] = (u32)low.bits | (u32)high.bits << 16;
+    }
+    *(uint4 *)to = make_uint4(words[0], words[1], words[2], words[3]);
+}

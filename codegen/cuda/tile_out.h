@@ -1,0 +1,120 @@
+/* What becomes of a tile of sums, whatever made it: results with their epilogue, four at a time, or
+ * the parts of a reduction that a second phase adds in their order. Included in a kernel's namespace
+ * by the headers of tile products, which define TILE_M, TILE_N and THREADS before.
+ *
+ * An `out` has
+ *     void column(int n)                         four columns from n follow
+ *     void put(int m, const float *value)        four sums of row m
+ * A product passes its sums by tile_rows, a few rows at a time out of shared memory, so that the
+ * code of the epilogue is there once, in a loop, and neighbouring threads write whole rows.
+ */
+
+/* ---- fours of elements of any storage ---- */
+
+// Those from `count` on are 0. VECTOR: at is a multiple of four elements, and count 0 or at least 4.
+template <bool VECTOR, class Element>
+CX_FN void load_four(float *r, const Element *at, int count)
+{
+    if (VECTOR) {
+        r[0] = r[1] = r[2] = r[3] = 0.f;
+        if (count > 0)
+            cx_read4(r, at);
+    } else {
+        CX_UNROLL
+        for (int e = 0; e < 4; e++)
+            r[e] = e < count ? cx_read(at[e]) : 0.f;
+    }
+}
+
+template <bool VECTOR, class Element>
+CX_FN void store_four(Element *at, const float *value, int count)
+{
+    if (VECTOR) {
+        cx_write4(at, value);
+    } else {
+        CX_UNROLL
+        for (int e = 0; e < 4; e++)
+            if (e < count)
+                cx_write(at + e, value[e]);
+    }
+}
+
+// act: a PvAct.
+template <int ACT> CX_FN float activate(float x)
+{
+    if (ACT == PV_ACT_SILU)
+        return x / (1.f + expf(-x));
+    if (ACT == PV_ACT_GELU)
+        return 0.5f * x * (1.f + erff(x * 0.70710678118654752f));
+    if (ACT == PV_ACT_RELU)
+        return x > 0.f ? x : 0.f;
+    return x;
+}
+
+/* ---- rows out of shared memory ---- */
+
+// `rows` rows of sums, `stride` floats apart, that begin at row m of the result; column() was
+// called for the thread's column, tile_column4().
+CX_FN int tile_column4()
+{
+    return (int)threadIdx.x % (TILE_N / 4) * 4;
+}
+template <class Out>
+CX_FN void tile_rows(const float *shared, int rows, int stride, Out &out, int m)
+{
+    CX_NO_UNROLL
+    for (int row = (int)threadIdx.x / (TILE_N / 4); row < rows; row += THREADS / (TILE_N / 4)) {
+        float4 four = *(const float4 *)(shared + row * stride + tile_column4());
+        float value[4] = {four.x, four.y, four.z, four.w};
+        out.put(m + row, value);
+    }
+}
+
+/* ---- the reduction in parts ---- */
+
+// A workspace is a line of 256 bytes, whose first word is the number of parts, and the sums of
+// every tile and part, row-major.
+struct Keep {
+    float *tile;
+    int n;
+
+    CX_FN Keep of(u8 *work, int parts, int tile, int part)
+    {
+        Keep keep;
+        keep.tile =
+            (float *)(work + 256) + ((long long)tile * parts + part) * (TILE_M * TILE_N);
+        if (tile == 0 && part == 0 && threadIdx.x == 0)
+            *(u32 *)work = (u32)parts;
+        return keep;
+    }
+    __device__ void column(int n_)
+    {
+        n = n_;
+    }
+    __device__ void put(int m, const float *sum)
+    {
+        *(float4 *)(tile + m * TILE_N + n) = make_float4(sum[0], sum[1], sum[2], sum[3]);
+    }
+};
+
+enum { TILE_BLOCKS = TILE_M * TILE_N / 4 / THREADS }; // of the second phase, a tile
+
+// Block `block` of a tile: four sums of each thread over all parts; then out.
+template <class Out>
+CX_FN void tile_collect(const u8 *work, int tile, int block, Out &out, int m0, int n0)
+{
+    int parts = (int)*(const u32 *)work, four = (block * THREADS + (int)threadIdx.x) * 4;
+    const float *from =
+        (const float *)(work + 256) + (long long)tile * parts * (TILE_M * TILE_N) + four;
+    float sum[4] = {0.f, 0.f, 0.f, 0.f};
+    for (int part = 0; part < parts; part++) {
+        float4 more = *(const float4 *)(from + (long long)part * (TILE_M * TILE_N));
+#ifdef FAULT_TILE_PARTS // the last part is forgotten
+        if (part == parts - 1)
+            break;
+#endif
+        sum[0] += more.x, sum[1] += more.y, sum[2] += more.z, sum[3] += more.w;
+    }
+    out.column(n0 + four % TILE_N);
+    out.put(m0 + four / TILE_N, sum);
+}
