@@ -590,6 +590,41 @@ bool pv_gpu_settings(PvGpu *gpu, const PvExecStep *step, PvError *error)
     return true;
 }
 
+// Workspace of a plan at a batch; addresses, which are not known yet, are any that are not 0.
+static int64_t workspace_at(PvGpu *gpu, const PvPlan *plan, const PvPlanLists *lists, int64_t batch)
+{
+    int64_t most = 0, args[UINT16_MAX];
+    for (uint32_t i = 0; i < plan->launch_count; i++) {
+        const PvLaunch *at = &lists->launches[i];
+        const PvCudaKernel *cuda = gpu->exec->model->kernels[at->kernel].cuda;
+        if (!cuda || at->segments < 1 || at->segments > PV_MAX_SEGMENTS)
+            continue;
+        for (uint32_t k = 0; k < at->arg_count; k++) {
+            const PvArg *arg = &lists->args[at->arg + k];
+            args[k] = (arg->space == PV_VALUE ? 0 : INT64_C(1) << 40) + arg->a + arg->c * batch;
+        }
+        PvCudaGrid grids[PV_MAX_SEGMENTS];
+        int64_t work = pv_launch_workspace(cuda, at->segments, args, at->arg_count, grids);
+        most = work > most ? work : most;
+    }
+    return most;
+}
+
+PvMemoryItem pv_gpu_workspace(PvGpu *gpu, const PvPlan *plan)
+{
+    enum { FAR = 65 };
+    PvMemoryItem item = {"workspace", 0, 0};
+    PvPlanLists lists;
+    PvError ignored = {0}; // told when the plan is run
+    if (pv_exec_lists(gpu->exec, plan, &lists, &ignored)) {
+        int64_t one = workspace_at(gpu, plan, &lists, 1);
+        item.per_batch = (workspace_at(gpu, plan, &lists, FAR) - one) / (FAR - 1);
+        item.fixed = one - item.per_batch;
+    }
+    pv_error_free(&ignored);
+    return item;
+}
+
 bool pv_gpu_call(PvGpu *gpu, const char *name, const void *args, size_t bytes, PvError *error)
 {
     const PvModel *model = gpu->exec->model;

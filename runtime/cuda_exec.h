@@ -57,6 +57,8 @@ bool pv_gpu_place(PvGpu *gpu, PvError *error);
 bool pv_gpu_run(PvGpu *gpu, const PvExecStep *step, PvError *error);
 // As pv_exec_settings: the addresses of `io` are the host's. Waits for the settings alone.
 bool pv_gpu_settings(PvGpu *gpu, const PvExecStep *step, PvError *error);
+// The workspace that a plan needs, about: on a line through two batches.
+PvMemoryItem pv_gpu_workspace(PvGpu *gpu, const PvPlan *plan);
 // Queues a kernel of PvCuda by name.
 bool pv_gpu_call(PvGpu *gpu, const char *name, const void *args, size_t bytes, PvError *error);
 
@@ -104,6 +106,9 @@ typedef struct {
 } PvLaunchHead;
 
 // Adds the phases of a launch. args: resolved, of all segments.
+// Workspace of a launch, as in pv_recipe_add.
+int64_t pv_launch_workspace(const PvCudaKernel *cuda, uint32_t segments, const int64_t *args,
+                            uint32_t arg_count, PvCudaGrid grids[PV_MAX_SEGMENTS]);
 bool pv_recipe_add(PvGpu *gpu, PvRecipe *recipe, const PvGpuStep *step, uint32_t kernel,
                    uint32_t launch, uint32_t segments, const int64_t *args, uint32_t arg_count,
                    PvError *error);

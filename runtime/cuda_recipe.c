@@ -78,6 +78,18 @@ static void add_item(PvRecipe *recipe, const PvGpuItem *item, const PvLaunchHead
     memset(params + sizeof *head + arg_bytes, 0, room - arg_bytes);
 }
 
+int64_t pv_launch_workspace(const PvCudaKernel *cuda, uint32_t segments, const int64_t *args,
+                            uint32_t arg_count, PvCudaGrid grids[PV_MAX_SEGMENTS])
+{
+    int64_t work = 0;
+    for (uint32_t s = 0; s < segments; s++) {
+        grids[s] = (PvCudaGrid){.workspace = 0};
+        cuda->shape(cuda, args + (size_t)s * (arg_count / segments), &grids[s]);
+        work += round_up(grids[s].workspace, 256);
+    }
+    return work;
+}
+
 bool pv_recipe_add(PvGpu *gpu, PvRecipe *recipe, const PvGpuStep *step, uint32_t kernel,
                    uint32_t launch, uint32_t segments, const int64_t *args, uint32_t arg_count,
                    PvError *error)
@@ -95,12 +107,8 @@ bool pv_recipe_add(PvGpu *gpu, PvRecipe *recipe, const PvGpuStep *step, uint32_t
     size_t room = (size_t)cuda->segments * each * sizeof *args;
     if (sizeof(PvLaunchHead) + room > most_params(gpu))
         return no_kernel(gpu, kernel, "has more parameters than a launch may have", error);
-    PvCudaGrid grids[PV_MAX_SEGMENTS] = {{.workspace = 0}};
-    int64_t work = 0;
-    for (uint32_t s = 0; s < segments; s++) {
-        cuda->shape(cuda, args + (size_t)s * each, &grids[s]);
-        work += round_up(grids[s].workspace, 256);
-    }
+    PvCudaGrid grids[PV_MAX_SEGMENTS];
+    int64_t work = pv_launch_workspace(cuda, segments, args, arg_count, grids);
     if (work > recipe->workspace)
         recipe->workspace = work;
     for (uint32_t phase = 0; phase < cuda->phases; phase++) {

@@ -200,6 +200,11 @@ PvMemoryItem pv_exec_need(const PvExec *exec, const PvEntry *entry, const PvPlan
         int64_t one = pv_type_bytes(type, 1);
         *(type->batch_axes ? &need.per_batch : &need.fixed) += one;
     }
+    if (exec->gpu) {
+        PvMemoryItem workspace = pv_gpu_workspace(exec->gpu, plan);
+        need.fixed += workspace.fixed;
+        need.per_batch += workspace.per_batch;
+    }
     return need;
 }
 
