@@ -6,7 +6,7 @@
  * repeated. With COPY_OFFSET one side begins at an index in device memory, clamped (windows).
  *
  * Definitions: COPY_BYTES 1, 4, 8; COPY_WIDE; COPY_OFFSET 0, 1 (x), 2 (y); COPY_COUNT, COPY_ORDER,
- * COPY_BEGINS, COPY_AXES (move_layout.h; COPY_AXES at least 1).
+ * COPY_BEGINS, COPY_AXES (move_layout.h).
  */
 #include "move_layout.h"
 
@@ -37,17 +37,13 @@ CX_FN int64_t displacement(const CopyArgs &a)
 extern "C" __global__ void __launch_bounds__(COPY_THREADS)
     CX_NAME(const __grid_constant__ CxLaunch<CopyArgs> p)
 {
-    u32 block, size[COPY_AXES], items = 1;
-    int64_t y_step[COPY_AXES], x_step[COPY_AXES];
+    u32 block;
     const CopyArgs &a = p.args[cx_segment(p.head, &block)];
-    join_axes<COPY_COUNT, COPY_ORDER, COPY_BEGINS>(a.size, a.y_stride, size, y_step);
-    join_axes<COPY_COUNT, COPY_ORDER, COPY_BEGINS>(a.size, a.x_stride, size, x_step);
-    size[COPY_AXES - 1] /= UNIT;
-    y_step[COPY_AXES - 1] *= UNIT;
-    x_step[COPY_AXES - 1] *= UNIT;
-    CX_UNROLL
-    for (int j = 0; j < COPY_AXES; j++)
-        items *= size[j];
+    typedef Walk<COPY_COUNT, COPY_ORDER, COPY_BEGINS, COPY_AXES> Axes;
+    Axes y_axes(a.size, a.y_stride, a.axes), x_axes(a.size, a.x_stride, a.axes);
+    y_axes.cut(UNIT);
+    x_axes.cut(UNIT);
+    u32 items = y_axes.elements();
     u8 *y = (u8 *)a.y + (COPY_OFFSET == 2 ? displacement(a) : 0);
     const u8 *x = (const u8 *)a.x + (COPY_OFFSET == 1 ? displacement(a) : 0);
     u32 first = block * (COPY_THREADS * COPY_ITEMS) + threadIdx.x;
@@ -56,7 +52,7 @@ extern "C" __global__ void __launch_bounds__(COPY_THREADS)
     for (int i = 0; i < COPY_ITEMS; i++) {
         u32 item = first + (u32)i * COPY_THREADS;
         if (item < items)
-            unit[i] = *(const Unit *)(x + offset_of<COPY_AXES>(item, size, x_step) * COPY_BYTES);
+            unit[i] = *(const Unit *)(x + x_axes.offset(item) * COPY_BYTES);
     }
     CX_UNROLL
     for (int i = 0; i < COPY_ITEMS; i++) {
@@ -64,6 +60,6 @@ extern "C" __global__ void __launch_bounds__(COPY_THREADS)
 #ifndef FAULT_END // without it the last block writes beyond y
         if (item < items)
 #endif
-            *(Unit *)(y + offset_of<COPY_AXES>(item, size, y_step) * COPY_BYTES) = unit[i];
+            *(Unit *)(y + y_axes.offset(item) * COPY_BYTES) = unit[i];
     }
 }

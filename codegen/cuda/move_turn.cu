@@ -32,11 +32,12 @@ extern "C" __global__ void __launch_bounds__(TURN_THREADS)
 {
     CX_SHARED(shared);
     Cell *tile = (Cell *)shared;
-    u32 block, size[COPY_AXES];
-    int64_t y_step[COPY_AXES], x_step[COPY_AXES];
+    u32 block;
     const CopyArgs &a = p.args[cx_segment(p.head, &block)];
-    join_axes<COPY_COUNT, COPY_ORDER, COPY_BEGINS>(a.size, a.y_stride, size, y_step);
-    join_axes<COPY_COUNT, COPY_ORDER, COPY_BEGINS>(a.size, a.x_stride, size, x_step);
+    typedef Walk<COPY_COUNT, COPY_ORDER, COPY_BEGINS, COPY_AXES> Axes;
+    const Axes y_axes(a.size, a.y_stride, a.axes), x_axes(a.size, a.x_stride, a.axes);
+    const u32 *size = y_axes.size;
+    const int64_t *y_step = y_axes.step, *x_step = x_axes.step;
     u32 turns = (size[TURN_AXIS] + TILE - 1) / TILE, lasts = (size[LAST] + TILE - 1) / TILE;
     u32 outer = block / lasts, last = (block - outer * lasts) * TILE;
     u32 rest = outer / turns, turn = (outer - rest * turns) * TILE;

@@ -9,7 +9,7 @@
  *
  * Definitions: REDUCE_OP 0 sum, 1 max, 2 min; REDUCE_INT; REDUCE_X, REDUCE_Y, REDUCE_W,
  * REDUCE_ALONG; KEPT_COUNT, KEPT_ORDER, KEPT_BEGINS, KEPT_AXES; REDUCED_COUNT, REDUCED_ORDER,
- * REDUCED_BEGINS, REDUCED_AXES (move_layout.h; axes at least 1).
+ * REDUCED_BEGINS, REDUCED_AXES (move_layout.h).
  */
 #include "move_layout.h"
 #include "reduce_plan.h"
@@ -124,26 +124,23 @@ CX_FN Cut cut_of(const ReduceArgs &a)
 CX_FN void reduce_own(Pack<REDUCE_W> &sum, const ReduceArgs &a, const Value *x, u32 first, u32 end,
                       u32 by)
 {
-    u32 size[REDUCED_AXES];
-    int64_t stride[REDUCED_AXES];
-    join_axes<REDUCED_COUNT, REDUCED_ORDER, REDUCED_BEGINS>(a.size + a.kept, a.stride + a.kept,
-                                                            size, stride);
-    size[REDUCED_AXES - 1] /= ALONG;
-    stride[REDUCED_AXES - 1] *= ALONG;
+    Walk<REDUCED_COUNT, REDUCED_ORDER, REDUCED_BEGINS, REDUCED_AXES> axes(
+        a.size + a.kept, a.stride + a.kept, a.reduced);
+    axes.cut(ALONG);
     Pack<REDUCE_W> pack[4];
     clear(sum);
     u32 i = first;
     for (; i < end && end - i > 3 * by; i += 4 * by) {
         CX_UNROLL
         for (u32 k = 0; k < 4; k++)
-            load(pack[k], x + offset_of<REDUCED_AXES>(i + k * by, size, stride));
+            load(pack[k], x + axes.offset(i + k * by));
         add(pack[0], pack[1]);
         add(pack[2], pack[3]);
         add(pack[0], pack[2]);
         add(sum, pack[0]);
     }
     for (; i < end; i += by) {
-        load(pack[0], x + offset_of<REDUCED_AXES>(i, size, stride));
+        load(pack[0], x + axes.offset(i));
         add(sum, pack[0]);
     }
 }
@@ -195,8 +192,7 @@ extern "C" __global__ void __launch_bounds__(REDUCE_THREADS)
     CX_NAME(const __grid_constant__ CxLaunch<ReduceArgs> p)
 {
     CX_SHARED(shared);
-    u32 block, segment = cx_segment(p.head, &block), size[KEPT_AXES];
-    int64_t stride[KEPT_AXES];
+    u32 block, segment = cx_segment(p.head, &block);
     const ReduceArgs &a = p.args[segment];
     const Cut cut = cut_of(a);
     u32 part = block / cut.across;
@@ -205,11 +201,10 @@ extern "C" __global__ void __launch_bounds__(REDUCE_THREADS)
     u32 unit = (block - part * cut.across) * REDUCE_X + x;
     bool valid = unit < cut.units;
     const Value *from = (const Value *)a.x;
-    join_axes<KEPT_COUNT, KEPT_ORDER, KEPT_BEGINS>(a.size, a.stride, size, stride);
-    size[KEPT_AXES - 1] /= COLUMNS;
-    stride[KEPT_AXES - 1] *= COLUMNS;
+    Walk<KEPT_COUNT, KEPT_ORDER, KEPT_BEGINS, KEPT_AXES> axes(a.size, a.stride, a.kept);
+    axes.cut(COLUMNS);
     if (valid)
-        from += offset_of<KEPT_AXES>(unit, size, stride);
+        from += axes.offset(unit);
     u32 first = (u32)((u64)cut.steps * part / cut.parts);
     u32 end = valid ? (u32)((u64)cut.steps * (part + 1) / cut.parts) : 0;
     Pack<REDUCE_W> own;

@@ -19,6 +19,7 @@ enum { BATCHES = 3, USUAL_BATCH = 8, TURN_LEAST = 8 };
 
 // Joined axes of a launch: place k holds the original axis order[k]; bit k of begins: a joined one
 // begins there.
+// joined 0: nothing can be baked in.
 typedef struct {
     uint32_t count, joined, begins;
     uint8_t order[8];
@@ -163,8 +164,7 @@ static const char *axes_text(const CudaLaunch *launch, const char *name, const A
     for (uint32_t k = 0; k < axes->count; k++)
         order |= (uint32_t)(axes->order[k] - first) << (4 * k);
     return arena_printf(launch->arena, "%s_COUNT=%u %s_ORDER=%uu %s_BEGINS=%uu %s_AXES=%u", name,
-                        axes->count, name, order, name, axes->begins, name,
-                        axes->joined ? axes->joined : 1);
+                        axes->count, name, order, name, axes->begins, name, axes->joined);
 }
 
 // ---- copies ----
@@ -190,10 +190,12 @@ static bool select_copy(const CudaLaunch *launch, bool to, CudaChoice *choice)
 {
     uint32_t count = (uint32_t)cuda_number(launch, COPY(axes));
     int64_t bytes = cuda_number(launch, COPY(bytes)), unit = 16 / bytes;
-    if (!agrees(launch, COPY(axes)) || !agrees(launch, COPY(bytes)))
+    if (!agrees(launch, COPY(bytes)))
         return false;
     int offset = !cuda_is_there(launch, COPY(offset)) ? 0 : to ? 2 : 1;
-    Axes axes = join_axes(launch, COPY(size), COPY(y_stride), COPY(x_stride), 0, count, true);
+    Axes axes = {.count = 0};
+    if (agrees(launch, COPY(axes)))
+        axes = join_axes(launch, COPY(size), COPY(y_stride), COPY(x_stride), 0, count, true);
     const char *text = axes_text(launch, "COPY", &axes, 0);
     uint32_t turn = offset ? UINT32_MAX : turned_axis(launch, &axes);
     choice->shape = "pv_shape_copy";
@@ -269,12 +271,15 @@ static bool select_reduce(const CudaLaunch *launch, bool integer, CudaChoice *ch
     uint32_t reduced_count = (uint32_t)cuda_number(launch, REDUCE(reduced));
     int op = (int)cuda_number(launch, REDUCE(op));
     size_t size = REDUCE(size), stride = REDUCE(stride);
-    if (!agrees(launch, REDUCE(op)) || !agrees(launch, REDUCE(kept)) ||
-        !agrees(launch, REDUCE(reduced)))
+    if (!agrees(launch, REDUCE(op)))
         return false;
     Axes kept = join_axes(launch, size, stride, stride, 0, kept_count, false);
     Axes reduced = join_axes(launch, size, stride, stride, kept_count, reduced_count, true);
     Team team = choose_team(launch, &kept, &reduced, kept_count, integer);
+    if (!agrees(launch, REDUCE(kept)) || !agrees(launch, REDUCE(reduced))) {
+        team.w = 1;
+        kept = reduced = (Axes){.count = 0};
+    }
     choice->file = "reduce.cu";
     choice->shape = "pv_shape_reduce";
     choice->name = arena_printf(launch->arena, "%s_%s%s", names[op],

@@ -70,6 +70,16 @@ static void copies(void)
     copy("transposed", 4, {{40, 35, 1}, {35, 1, 40}}, "FAULT_TILE");
 }
 
+// Segments of different rank.
+static void copy_mixed(void)
+{
+    KernelCase test("pv_copy", pv_copy, "segments of different rank");
+    test.segment(copy_args(test, 4, {{5, 12, 20}, {12, 1, 1}}));
+    test.segment(copy_args(test, 4, {{2, 60, 100}, {5, 12, 20}, {3, 4, 1}, {4, 1, 5}}));
+    test.segment(copy_args(test, 4, {{1100, 1, 1}}));
+    test.run();
+}
+
 // A window of x (or of y) that begins at an index in memory, within bounds or not.
 static void window(const char *what, bool to, int64_t index, int64_t row)
 {
@@ -136,6 +146,7 @@ static void gather(const char *what, bool grad, int64_t count, int64_t rows, int
 int main(void)
 {
     copies();
+    copy_mixed();
     window("a window", false, 1, 8);
     window("a window, clamped", false, 9, 7);
     window("a window before the begin", false, -4, 8);

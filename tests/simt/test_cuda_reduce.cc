@@ -49,6 +49,15 @@ static void reduce(const Shape &shape, bool integer = false, const char *fault =
         test.run();
 }
 
+// Segments of different rank.
+static void reduce_mixed(const Shape &one, const Shape &other)
+{
+    KernelCase test("pv_reduce", pv_reduce, "segments of different rank");
+    test.segment(reduce_args(test, one, false));
+    test.segment(reduce_args(test, other, false));
+    test.run();
+}
+
 // A NaN among the elements is the result.
 static void not_a_number(int op)
 {
@@ -87,6 +96,9 @@ int main(void)
     reduce({"nothing", {{6, 1}}, {{0, 6}}, 0, true});
     reduce(rows, false, nullptr, 3);
     reduce(parts, false, nullptr, 2);
+    reduce_mixed(rows, {"", {{6, 100}}, {{9, 600}, {100, 1}}, 0, false});
+    reduce_mixed(columns, {"", {{2, 48}, {4, 1}}, {{4, 12}, {3, 4}}, 0, false});
+    reduce_mixed(all, {"", {{2, 8000}}, {{2, 4000}, {4000, 1}}, 0, false});
     not_a_number(1);
     not_a_number(2);
     for (int op = 0; op < 3; op++) {
