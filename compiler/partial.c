@@ -10,7 +10,8 @@
 // Which values: those that depend on no tensor that is given or drawn, and do not grow with the
 // batch (narrow.c has seen to that); and of these, the ones that the rest reads. Views of such a
 // value, and 1 + it, stay in the step: the first cost nothing, the second is what norms with a
-// scale take in themselves. A value that nothing computes (a parameter, a table) stays as it is.
+// scale take in themselves. A value that nothing computes (a parameter, a table) stays as it is,
+// but for a slice of weights that lie apart: as a row it is dense.
 #include <stdlib.h>
 #include <string.h>
 
@@ -91,6 +92,16 @@ static bool is_view(Op op)
     return op == OP_RESHAPE || op == OP_TRANSPOSE || op == OP_EXPAND || op == OP_SLICE;
 }
 
+// A slice whose elements lie in several places: readers would have it copied, step by step.
+static bool scatters(const Split *split, const Node *node)
+{
+    const Type *from = val_type(split->graph, node->in[0]);
+    int64_t before = 1;
+    for (int64_t i = 0; node->op == OP_SLICE && i < node->attr->n[0]; i++)
+        before *= from->dim[i].n;
+    return before > 1;
+}
+
 static void mark_fixed(Split *split)
 {
     for (NodeId id = 1; id < split->total; id++) {
@@ -106,7 +117,8 @@ static void mark_fixed(Split *split)
         }
         split->fixed[id] = fixed;
         bool source = op_info[node->op].class == CLASS_SOURCE;
-        split->computes[id] = fixed && !step && !source && (computes || !is_view(node->op));
+        split->computes[id] = fixed && !step && !source &&
+                              (computes || !is_view(node->op) || scatters(split, node));
     }
 }
 

@@ -234,6 +234,11 @@ Val simplify_val(Graph *graph, Val val);
 // stretched; 0: it is not. Part of simplify.
 Val narrow_batch(Graph *graph, const Node *node);
 
+/* zeros.c: */
+// A convolution or contraction without the part of its sum that is zero by construction; 0: there
+// is none. Part of simplify.
+Val leave_out_zeros(Graph *graph, const Node *node);
+
 /* compact.c: the module's graph made anew: only what is needed, numbered in the order of `order`
    (0 in it is passed over), operands first. Vals of the old graph that the module does not name
    mean nothing afterwards. */

@@ -9,9 +9,10 @@
 // What rules may do. Values stay the same bit by bit, with these exceptions, which are the usual
 // ones: the sign of a zero (x + 0 is x), sums that are merged or taken of equal elements
 // (sum(sum(x)), n x for the sum of n times x) round otherwise, and x * 0 is never made 0, since x
-// may be infinite. Constants are folded operation by operation by the reference evaluator, in
-// working precision: a folded product is rounded where the product of tensors would be, and exp is
-// the CPU target's own. Only sums of constants are rounded once, at least as near as any kernel.
+// may be infinite; only sums of products leave out what is zero by construction (zeros.c).
+// Constants are folded operation by operation by the reference evaluator, in working precision: a
+// folded product is rounded where the product of tensors would be, and exp is the CPU target's own.
+// Only sums of constants are rounded once, at least as near as any kernel.
 //
 // Large constants stay formulas: nothing of more than FOLD_LIMIT elements is folded, and tables
 // are never repeated (an expand of a table stays one).
@@ -676,8 +677,10 @@ static Val rewrite(Graph *graph, Val val)
     }
     case CLASS_REDUCE:
         return rewrite_reduce(graph, node);
-    case CLASS_CONTRACT:
-        return node->op == OP_CONTRACT ? narrow_batch(graph, node) : 0;
+    case CLASS_CONTRACT: {
+        Val less = leave_out_zeros(graph, node);
+        return less ? less : node->op == OP_CONTRACT ? narrow_batch(graph, node) : 0;
+    }
     case CLASS_COMPOSITE:
         return 0;
     }

@@ -165,6 +165,27 @@ static void test_equal_rows(void **state)
     expect(mixed, mixed);
 }
 
+// Channels that are constant zeros take no part in convolutions and contractions.
+static void test_zero_channels(void **state)
+{
+    (void)state;
+    Val x = input(0, DT_F32, DIMS(-1, 4, 36)), weight = input(1, DT_F32, DIMS(8, 6, 3, 3));
+    Val matrix = input(2, DT_F32, DIMS(6, 5));
+    Val both[2] = {x, constant(0, DIMS(-1, 2, 36))}, ones[2] = {x, constant(1, DIMS(-1, 2, 36))};
+    Dim plane[4] = {dim_batch(1), dim_fixed(6), dim_fixed(6), dim_fixed(6)};
+    Dim less[4] = {dim_batch(1), dim_fixed(4), dim_fixed(6), dim_fixed(6)};
+    Attr attr = {.n = {2, 1, 1, 1, 1, 1, 1, 0}, .count = 8};
+    Val wide[2] = {g_reshape(graph, g_concat(graph, both, 2, 1), 4, plane), weight};
+    Val narrow[2] = {g_reshape(graph, x, 4, less), g_slice(graph, weight, 1, 0, 4)};
+    expect(graph_make(graph, OP_CONV, wide, 2, &attr, NULL),
+           graph_make(graph, OP_CONV, narrow, 2, &attr, NULL));
+    wide[0] = g_reshape(graph, g_concat(graph, ones, 2, 1), 4, plane);
+    Val all = graph_make(graph, OP_CONV, wide, 2, &attr, NULL);
+    expect(all, all);
+    expect(g_contract(graph, g_concat(graph, both, 2, 1), matrix, "bcn", "co", "bon"),
+           g_contract(graph, x, g_slice(graph, matrix, 0, 0, 4), "bcn", "co", "bon"));
+}
+
 static void test_movement(void **state)
 {
     (void)state;
@@ -455,7 +476,8 @@ int main(void)
 {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
     const struct CMUnitTest tests[] = {
-        TEST(test_algebra), TEST(test_stretching), TEST(test_equal_rows), TEST(test_movement),
+        TEST(test_algebra), TEST(test_stretching), TEST(test_equal_rows), TEST(test_zero_channels),
+        TEST(test_movement),
         TEST(test_pack),    TEST(test_folding),    TEST(test_module),     TEST(test_order),
         TEST(test_random_graphs),
     };
