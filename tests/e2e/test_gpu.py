@@ -1,0 +1,122 @@
+"""Whole commands on the emulator of GPUs, through the driver for tests: training, kill and resume,
+sampling, reconstruction against the CPU; what is told when a GPU is missing, too small, or fails."""
+import glob
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+
+from common import EMULATOR, Skip, Tensors, check_close, compiled, run, scratch
+from test_train import bits, newest, videos
+
+TINY = ["-D", "resolution=16", "-D", "frames=4", "-D", "channels=32", "-D", "ae_heads=2", "-D", "ae_dim_head=16",
+        "-D", "num_heads=2", "-D", "mixer_hidden=32"]
+CONFIG = """batch: 1
+steps: 9
+log_every: 1
+save_every: 2
+seed: 7
+keep: 9
+"""
+GPU = {"PVDM_CUDA_DRIVER": EMULATOR, "PVDM_FAKE_STREAMS": "late", "PVDM_FAKE_PROTECT": "1"}
+
+
+def setup(name, target="cpu,simt"):
+    if not os.path.exists(EMULATOR):
+        raise Skip("the emulator is not built")
+    folder = scratch(name)
+    videos(f"{folder}/data", count=2)
+    with open(f"{folder}/c.yaml", "w", encoding="ascii") as file:
+        file.write(CONFIG)
+    return compiled("pvdm-tiny.model", *TINY, "--target", target), folder
+
+
+def train(exe, folder, out, *more, stage="autoencoder", device="cuda"):
+    return [exe, "train", stage, "--config", f"{folder}/c.yaml", "--data", f"{folder}/data",
+            "--out", f"{folder}/{out}", "--device", device, *more]
+
+
+def losses(folder):
+    with open(glob.glob(f"{folder}/*.jsonl")[0], encoding="ascii") as file:
+        entries = [json.loads(line) for line in file]
+    return [entry["loss"] for entry in entries if "loss" in entry]
+
+
+def check_losses(folder, count, bound):
+    cpu, gpu = losses(f"{folder}/cpu"), losses(f"{folder}/gpu")
+    assert len(cpu) == len(gpu) == count, f"{len(cpu)} and {len(gpu)} losses, not {count}"
+    return check_close(gpu, cpu, bound, "losses")
+
+
+def test_gpu_autoencoder():
+    """Training on the GPU gives the CPU's numbers; killed and resumed, it gives its own bits."""
+    exe, folder = setup("gpu_autoencoder")
+    run(*train(exe, folder, "cpu", device="cpu"))
+    run(*train(exe, folder, "gpu"), env=GPU)
+    worst = check_losses(folder, 9, 1e-5)
+    cpu, gpu = Tensors(newest(f"{folder}/cpu")), Tensors(newest(f"{folder}/gpu"))
+    for name in cpu.names("ae."):
+        worst = max(worst, check_close(gpu.get(name), cpu.get(name), 1e-3, name))
+    child = subprocess.Popen(train(exe, folder, "killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                             env={**os.environ, **GPU})
+    for _ in range(6000):
+        if glob.glob(f"{folder}/killed/step-*.safetensors") or child.poll() is not None:
+            break
+        time.sleep(0.01)
+    assert child.poll() is None, "ended before it could be killed"
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    at = os.path.basename(newest(f"{folder}/killed"))
+    run(*train(exe, folder, "killed", "--resume"), env=GPU)
+    whole, resumed = bits(newest(f"{folder}/gpu")), bits(newest(f"{folder}/killed"))
+    different = [name for name in whole if whole[name] != resumed[name]]
+    assert whole.keys() == resumed.keys() and not different, f"{len(different)} tensors differ: {different[:3]}"
+    return f"worst {worst:.1e}; killed at {at}, {len(whole)} tensors the same"
+
+
+def test_gpu_diffusion():
+    """The other stage, the sampler and the reconstruction of a video, against the CPU."""
+    exe, folder = setup("gpu_diffusion")
+    run(*train(exe, folder, "ae", "--steps", "2", device="cpu"))
+    ae = ["--weights", f"ae={newest(folder + '/ae')}"]
+    for device, env in (("cpu", {}), ("cuda", GPU)):
+        run(*train(exe, folder, device.replace("cuda", "gpu"), "--steps", "3", *ae, stage="diffusion", device=device),
+            env=env)
+    worst = check_losses(folder, 3, 1e-5)
+    unet = ["--weights", f"unet={newest(folder + '/cpu')}", "--no-ema"]
+    told = {}
+    for device, env in (("cpu", {}), ("cuda", GPU)):
+        run(exe, "sample", *ae, *unet, "--steps", "3,2", "--clips", "2", "--seed", "3", "--eta", "0.5",
+            "--trace", f"{folder}/{device}.st", "--device", device, env=env)
+        told[device] = run(exe, "reconstruct", f"{folder}/data/train/video0/clip", *ae, "--device", device, env=env)
+    cpu, gpu = Tensors(f"{folder}/cpu.st"), Tensors(f"{folder}/cuda.st")
+    assert cpu.names() == gpu.names() and cpu.names(), gpu.names()
+    for name in cpu.names():
+        worst = max(worst, check_close(gpu.get(name), cpu.get(name), 1e-5, name))
+    assert told["cpu"] == told["cuda"] and "PSNR" in told["cpu"], told
+    return f"worst {worst:.1e}"
+
+
+def test_gpu_troubles():
+    exe, folder = setup("gpu_troubles", target="simt")
+    command = train(exe, folder, "out")[:-2]
+    none = {"PVDM_CUDA_DRIVER": f"{folder}/libcuda.so.1"}
+    told = run(*command, status=3, env=none)
+    assert "kernels for GPUs alone (the emulator), and no driver of CUDA" in told, told
+    assert "simt" in run(exe, "info", env=none)
+    told = run(*command, "--device", "cpu", status=3, env=GPU)
+    assert "no kernels for the CPU" in told, told
+    told = run(*command, "--batch", "100000", status=3, env=GPU)
+    fits = re.search(r"train autoencoder needs .* at batch 100000; .* are free on the GPU; batch (\d+) fits", told)
+    assert fits and int(fits.group(1)) > 1, told
+    told = run(*command, status=3, env={**GPU, "PVDM_FAKE_FAULT": "9"})
+    assert re.search(r"kernel \S+ of \S+\.model:\d+ .*failed on GPU 0 \(SIMT emulator\): an illegal memory access",
+                     told), told
+    told = run(*command, status=3, env={**GPU, "PVDM_FAKE_FAULT": "1500"})
+    saved = re.search(r"the checkpoint of step (\d+) is whole; --resume goes on from it", told)
+    assert saved, told
+    run(*command, "--resume", env=GPU)
+    assert newest(f"{folder}/out").endswith("00000009.safetensors")
+    return f"failed after step {saved.group(1)}, resumed"
