@@ -151,7 +151,7 @@ static bool pass_layout(Build *build)
         cg->plain_first[i] = plain ? cg->plan_count : UINT32_MAX;
         for (uint32_t v = 0; plain && v < entry->variant_count; v++)
             add_plan(build, i, v, 0, true);
-        bool climbs = cg->unfused_too && entry->kind != ENTRY_CALL && entry->kind != ENTRY_PROBE;
+        bool climbs = cg->unfused_too && entry->kind != ENTRY_PROBE;
         cg->ladder_first[i] = climbs ? cg->plan_count : UINT32_MAX;
         for (uint32_t step = 0; climbs && step + 1 < LADDER_STEPS; step++)
             for (uint32_t v = 0; v < entry->variant_count; v++) {

@@ -24,8 +24,8 @@ double pv_bench_predict(const PvRates *rates, double flops, double bytes);
 
 /* bench_case.c */
 typedef struct {
-    char *name;                // "denoise", "grad.diffusion_loss", "train.diffusion"
-    PvEntryKind kind;          // PV_PROGRAM, PV_GRAD_OF; PV_MINIMIZE: a stage
+    char *name;                // "denoise", "grad.loss", "train.diffusion", "ddim.call0"
+    PvEntryKind kind;          // PV_PROGRAM, PV_GRAD_OF, PV_CALL; PV_MINIMIZE: a stage
     const PvEntry *entry;      // of a program
     const PvStage *stage;
     PvSession *session;
@@ -37,9 +37,10 @@ typedef struct {
     PvTensorSet inputs;        // those that were drawn, by name
 } PvBenchCase;
 
-// Names of everything that can be measured, into `names` (malloc'ed texts).
+// Names of programs, gradients and training steps, into `names`. Steps of samplers ("ddim.call0") can
+// be measured too; most of them are programs as well.
 void pv_bench_list(const PvModel *model, PvWords *names);
-// The case of a name: "denoise", "grad.NAME", "train.STAGE", or a stage's own name. Inputs are
+// The case of a name: a program's, "grad.NAME", "train.STAGE" or a stage's own, a sampler's call. Inputs are
 // those of `given` by name, else drawn; weights are mounted or drawn. NULL with an error.
 PvBenchCase *pv_bench_case_new(PvSession *session, const char *name, int64_t batch,
                                const PvTensorSet *given, PvError *error);
@@ -51,7 +52,7 @@ bool pv_bench_forward(PvBenchCase *at, PvError *error);
 uint32_t pv_bench_rungs(const PvBenchCase *at);
 const PvPlan *pv_bench_plan(const PvBenchCase *at, uint32_t call, uint32_t rung);
 // First values for what no file gave. What would start as 0 is drawn too, so that all work counts.
-void pv_bench_weights(PvSession *session);
+bool pv_bench_weights(PvSession *session, PvError *error);
 
 /* bench_measure.c */
 typedef struct {

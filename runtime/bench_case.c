@@ -1,5 +1,5 @@
-// What `bench` measures: a program, the gradient of one, or a training step of a stage, with inputs
-// that are given or drawn, and weights that are mounted or drawn.
+// What `bench` measures: a program, the gradient of one, a training step of a stage, or a step of a
+// sampler, with inputs that are given or drawn, and weights that are mounted or drawn.
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -46,8 +46,11 @@ static bool find_case(PvBenchCase *at, const char *name, PvError *error)
         at->kind = PV_MINIMIZE;
     } else {
         at->entry = find_entry(model, name, PV_PROGRAM);
-        at->stage = at->entry ? NULL : find_stage(model, name);
-        at->kind = at->stage ? PV_MINIMIZE : PV_PROGRAM;
+        at->kind = PV_PROGRAM;
+        if (!at->entry && (at->entry = find_entry(model, name, PV_CALL)))
+            at->kind = PV_CALL;
+        if (!at->entry && (at->stage = find_stage(model, name)))
+            at->kind = PV_MINIMIZE;
     }
     bool bare = at->stage && strncmp(name, "train.", 6) != 0;
     at->name = bare ? pv_printf("train.%s", name) : pv_strdup(name);
@@ -121,21 +124,26 @@ static bool starts_empty(const PvParam *param)
            (param->init == PV_ZEROS || (param->init == PV_FULL && param->init_a == 0));
 }
 
-void pv_bench_weights(PvSession *session)
+bool pv_bench_weights(PvSession *session, PvError *error)
 {
     const PvModel *model = session->model;
+    char *params = pv_exec_params(session->exec, error);
+    if (!params)
+        return false;
     for (uint32_t i = 0; i < model->instance_count; i++)
         if (!session->loaded[i])
-            pv_instance_init(model, i, 1, session->exec->params);
+            pv_instance_init(model, i, 1, params);
     for (uint32_t p = 0; p < model->param_count; p++) {
         const PvParam *param = &model->params[p];
         if (session->loaded[param->instance] || !starts_empty(param))
             continue;
         uint64_t state = p + 1;
-        PvReal *values = (PvReal *)(void *)(session->exec->params + param->offset);
+        PvReal *values = (PvReal *)(void *)(params + param->offset);
         for (int64_t k = 0; k < param->count; k++)
             values[k] = (PvReal)(0.04 * (spread(&state) - 0.5));
     }
+    pv_exec_params_written(session->exec);
+    return true;
 }
 
 // ---- cases ----
@@ -176,8 +184,8 @@ PvBenchCase *pv_bench_case_new(PvSession *session, const char *name, int64_t bat
     if (find_case(at, name, error) && make_calls(at, batch, given, error)) {
         if (at->train)
             pv_train_start(at->train, 1);
-        pv_bench_weights(session);
-        return at;
+        if (pv_bench_weights(session, error))
+            return at;
     }
     pv_bench_case_free(at);
     return NULL;

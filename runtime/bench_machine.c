@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "runtime/bench.h"
+#include "runtime/cuda_exec.h"
 #include "runtime/timing.h"
 
 enum { RUNS = 5 };
@@ -27,8 +28,7 @@ static const char *processor_name(void)
 
 const char *pv_bench_device(const PvSession *session)
 {
-    (void)session;
-    return processor_name();
+    return session->exec->gpu ? session->exec->gpu->device->name : processor_name();
 }
 
 static const PvEntry *find_probe(const PvModel *model, const char *name)
@@ -85,7 +85,8 @@ bool pv_bench_machine(PvSession *session, PvRates *rates, PvError *error)
         return pv_error(error, PV_WRONG, "this executable has no probes of the machine");
     const PvPlan *plan = &copy->plans[0];
     // as many bytes as no cache holds, and at most an eighth of the memory
-    int64_t room = pv_memory_free().bytes / 8, large = 1;
+    PvGpu *gpu = session->exec->gpu;
+    int64_t room = (gpu ? pv_device_memory(gpu->device) : pv_memory_free()).bytes / 8, large = 1;
     while (large < 256 && plan->bytes_batch * (double)large * 2 < (double)room)
         large *= 2;
     double seconds;

@@ -3,7 +3,7 @@
 // The rungs run in rounds, all of them one after the other in each, in turn from either end, since
 // a shared machine drifts by more than most differences. A rung's time is the median of its
 // rounds; its speed-up the median of the rounds' ratios to the first rung. Short steps are repeated
-// within a round. Then every rung runs once more with each launch timed by itself.
+// within a round. Rows of tables are made before, once, as for a schedule. Then every rung runs once more with each launch timed by itself.
 //
 // The error of a rung is the largest difference of any element of an output or a gradient to the
 // reference, over the largest element of that output, or of all gradients of parameters: some of
@@ -42,13 +42,15 @@ static void choose_rung(const Measure *m, uint32_t index)
 typedef void Visit(void *context, const char *name, bool gradient, int dtype, const void *data,
                    int64_t count);
 
-static void visit_results(const PvBenchCase *at, Visit *visit, void *context)
+static bool visit_results(const PvBenchCase *at, Visit *visit, void *context, PvError *error)
 {
-    const PvExec *exec = at->session->exec;
+    PvExec *exec = at->session->exec;
     for (uint32_t i = 0; i < at->call_count; i++) {
         const PvCall *call = at->calls[i];
         for (uint32_t k = 0; k < call->entry->output_count; k++) {
             const PvOutput *output = &call->entry->outputs[k];
+            if (!pv_tensor_fetch(call->outputs[k], error))
+                return false;
             char *name = at->call_count > 1 ? pv_printf("%u.%s", i, output->name)
                                             : pv_strdup(output->name);
             if (output->kind == PV_OUT_NAMED || output->kind == PV_OUT_GRAD_INPUT)
@@ -59,12 +61,14 @@ static void visit_results(const PvBenchCase *at, Visit *visit, void *context)
     }
     // of several turns only the last one's gradients are still there
     const PvPlan *plan = pv_bench_plan(at, at->call_count - 1, 0);
-    for (uint32_t i = 0; i < plan->grad_count; i++) {
+    const char *grads = plan->grad_count ? pv_exec_grads(exec, error) : NULL;
+    for (uint32_t i = 0; grads && i < plan->grad_count; i++) {
         const PvParam *param = &exec->model->params[plan->grads[i]];
         char *name = pv_printf("grad.%s", param->name);
-        visit(context, name, true, param->type.dtype, exec->grads + param->offset, param->count);
+        visit(context, name, true, param->type.dtype, grads + param->offset, param->count);
         free(name);
     }
+    return plan->grad_count == 0 || grads;
 }
 
 // Visit: keeps a copy in the reference.
@@ -122,7 +126,7 @@ static void compare(void *context, const char *name, bool gradient, int dtype, c
 }
 
 // Runs every rung once (which touches its memory), and compares.
-static bool find_errors(Measure *m, PvError *error)
+static bool compare_rungs(Measure *m, PvError *error)
 {
     if (m->options->reference &&
         !pv_bench_reference(m->at, m->options->reference, &m->reference, error))
@@ -130,17 +134,12 @@ static bool find_errors(Measure *m, PvError *error)
     m->is_f64 = m->reference.count > 0;
     for (uint32_t i = 0; i < m->count; i++) {
         choose_rung(m, i);
-        double start = pv_seconds();
         if (!pv_bench_forward(m->at, error))
             return false;
-        double taken = pv_seconds() - start;
-        m->repeat[i] = taken > 0 && taken < least_seconds ? (int64_t)(least_seconds / taken) + 1 : 1;
-        if (m->repeat[i] > REPEAT_LIMIT)
-            m->repeat[i] = REPEAT_LIMIT;
-        if (i == 0 && !m->is_f64)
-            visit_results(m->at, keep, m);
         Compare to = {.reference = &m->reference};
-        visit_results(m->at, compare, &to);
+        if ((i == 0 && !m->is_f64 && !visit_results(m->at, keep, m, error)) ||
+            !visit_results(m->at, compare, &to, error))
+            return false;
         m->error[i] = larger(to.worst, to.size > 0 ? to.difference / to.size : to.difference);
     }
     pv_set_free(&m->reference);
@@ -148,6 +147,27 @@ static bool find_errors(Measure *m, PvError *error)
 }
 
 // ---- times ----
+
+// How often each rung runs in a round. Two steps before that: on a GPU the second one of a plan
+// makes the graph that the others replay.
+static bool warm_up(Measure *m, PvError *error)
+{
+    for (uint32_t i = 0; i < m->count; i++) {
+        choose_rung(m, i);
+        double taken = 0;
+        for (int k = 0; k < 3; k++) {
+            double start = pv_seconds();
+            if (!pv_bench_step(m->at, error))
+                return false;
+            taken = pv_seconds() - start;
+            if (taken > 1)
+                break;                 // long steps need no more of it
+        }
+        double times = taken > 0 ? least_seconds / taken : 1;
+        m->repeat[i] = times > REPEAT_LIMIT ? REPEAT_LIMIT : (int64_t)times + 1;
+    }
+    return true;
+}
 
 static bool run_rounds(Measure *m, PvError *error)
 {
@@ -261,7 +281,8 @@ static json_t *rung_json(Measure *m, uint32_t index, PvError *error)
 static json_t *case_json(Measure *m, PvError *error)
 {
     static const char *const kinds[] = {[PV_PROGRAM] = "program", [PV_GRAD_OF] = "gradient",
-                                        [PV_MINIMIZE] = "training step"};
+                                        [PV_MINIMIZE] = "training step",
+                                        [PV_CALL] = "step of a sampler"};
     json_t *rungs = json_array();
     for (uint32_t i = 0; i < m->count; i++) {
         json_t *rung = rung_json(m, i, error);
@@ -315,7 +336,8 @@ json_t *pv_bench_measure(PvBenchCase *at, const PvRates *rates, const PvBenchOpt
     for (uint32_t i = 0; i < m.count; i++)
         m.seconds[i] = pv_alloc(((size_t)options->rounds + 1) * sizeof **m.seconds);
     json_t *json = NULL;
-    if (check_memory(&m, error) && find_errors(&m, error) && run_rounds(&m, error))
+    if (check_memory(&m, error) && compare_rungs(&m, error) && warm_up(&m, error) &&
+        run_rounds(&m, error))
         json = case_json(&m, error);
     for (uint32_t i = 0; i < m.count; i++)
         free(m.seconds[i]);
