@@ -384,6 +384,7 @@ static void move_by(Affine *offset, Dim stride, Dim steps)
     *(move.batch ? &offset->batch : &offset->fixed) += move.n;
 }
 
+// Operands that do not lie in their parts are copied there.
 static void lower_concat(Lower *lower, const Group *group)
 {
     const Node *node = anchor_of(lower, group);
@@ -868,7 +869,7 @@ static uint32_t lower_set(Lower *lower, uint32_t position)
     } while (work->joined && position + count < work->group_count &&
              work->joined[position + count]);
     first[count] = work->launch_count;
-    if (count > 1 && first[0] < work->launch_count)
+    if (work->joined && work->launch_count > first[0] + 1)
         join_segments(lower, work->schedule + position, first, count);
     return count;
 }

@@ -12,7 +12,7 @@ typedef struct {
     const PlanLaunch *launches;        // as they were lowered
     const PlanArg *args;               // theirs
     uint32_t base;                     // number of args[0]
-    uint32_t least;                    // launches before this one take no more segments
+    uint32_t least;                    // launches before this one are of other groups
 } Old;
 
 static const PlanArg *args_of(const Old *old, const PlanLaunch *launch)
@@ -25,13 +25,15 @@ static bool is_address(const PlanArg *arg)
     return arg->space != PV_VALUE;
 }
 
-// Whether a launch stores to a buffer that the other one names.
+// Whether a launch stores to a buffer that the other one reads. Neighbours that store to one buffer
+// fill different parts of it.
 static bool touches(const PlanArg *args, uint32_t count, const PlanArg *others,
                     uint32_t other_count)
 {
     for (uint32_t i = 0; i < count; i++)
         for (uint32_t k = 0; args[i].space == PV_ARENA && args[i].result && k < other_count; k++)
-            if (others[k].space == PV_ARENA && others[k].buffer == args[i].buffer)
+            if (others[k].space == PV_ARENA && !others[k].result &&
+                others[k].buffer == args[i].buffer)
                 return true;
     return false;
 }
@@ -147,10 +149,11 @@ void join_segments(Lower *lower, const uint32_t *groups, const uint32_t *first, 
         for (uint32_t i = 0; i < count; i++)
             if (first[i] + round < first[i + 1])
                 put_launch(lower, &old, &launches[first[i] + round - 1 - begin], false);
-    old.least = work->launch_count;
+    uint32_t copies = work->launch_count;
     for (uint32_t i = 0; i < count; i++)
         if (first[i] < first[i + 1])
-            put_launch(lower, &old, &launches[first[i + 1] - 1 - begin], true);
+            put_launch(lower, &old, &launches[first[i + 1] - 1 - begin],
+                       work->launch_count > copies);
     for (uint32_t i = begin; i < work->launch_count; i++)
         keep_inplace(lower, &work->launches[i]);
     count_shared(lower, groups, count);

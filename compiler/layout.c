@@ -358,6 +358,9 @@ static void collect_users(Work *work)
 void find_layout(Work *work)
 {
     const Graph *graph = work->module->graph;
+    bool places = work->rungs & RUNG_PLACEMENT && !work->taps;
+    if (places)
+        unite_concats(work);
     collect_nodes(work);
     collect_users(work);
     work->view = arena_alloc(work->arena, (work->count + 1) * sizeof *work->view);
@@ -365,7 +368,7 @@ void find_layout(Work *work)
     work->within =
         arena_alloc(work->arena, ((size_t)work->count + 1) * MAX_OUT * sizeof *work->within);
     work->pieces = arena_alloc(work->arena, (work->count + 1) * sizeof *work->pieces);
-    if (work->rungs & RUNG_PLACEMENT && !work->taps)
+    if (places)
         place_parts(work);
     for (uint32_t local = 0; local < work->count; local++) {
         const Node *node = graph_node(graph, work->nodes[local]);

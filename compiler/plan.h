@@ -132,6 +132,9 @@ typedef struct Work {
     NodeId *nodes;             // by local number, ascending
     uint32_t *local;           // by NodeId: local number + 1, 0 = not needed
     bool *step;                // by local number: a step value
+    NodeId *turn;              // by NodeId: the node of the model in whose place this one stands; 0:
+                               // it is one itself
+    uint32_t turn_count;
     bool *kept;                // an output or tap reads it
     uint32_t *user_first;      // users of local number i: users[user_first[i] .. user_first[i + 1]]
     NodeId *users;
@@ -223,6 +226,11 @@ bool axes_merge(Dim stride, Dim inner_stride, Dim inner_size);
 void dense_strides(const Type *type, Dim *stride);
 // Nodes that read `val` among the needed ones: how many, and one of them.
 uint32_t count_users(const Work *work, Val val, NodeId *user);
+
+/* unite.c */
+// Concats of equal parts as parts of one concat: the plan gets outputs of its own. RUNG_PLACEMENT;
+// part of find_layout.
+void unite_concats(Work *work);
 
 /* place.c */
 // Operands of concats that lie within them. RUNG_PLACEMENT; part of find_layout.

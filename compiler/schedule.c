@@ -136,6 +136,19 @@ static void mark_in_grad(Scheduler *s, Val val)
     }
 }
 
+// The place of a group in the order of the model: that of its last node.
+static NodeId turn_of(const Work *work, const Group *group)
+{
+    NodeId last = 0;
+    for (uint32_t i = 0; i < group->member_count; i++) {
+        NodeId id = group->members[i];
+        if (id < work->turn_count && work->turn[id])
+            id = work->turn[id];
+        last = id > last ? id : last;
+    }
+    return last;
+}
+
 static void prepare(Scheduler *s)
 {
     Work *work = s->work;
@@ -157,7 +170,7 @@ static void prepare(Scheduler *s)
         for (uint32_t i = 0; i < group->result_count; i++)
             if (group->results[i])
                 s->maker[local_of(work, group->results[i])] = g + 1;
-        s->rank[g] = group->members[group->member_count - 1];
+        s->rank[g] = turn_of(work, group);
     }
     for (uint32_t g = 0; g < work->group_count; g++)
         connect(s, g);

@@ -243,8 +243,10 @@ static void run_plan(const PvModel *model, const PvPlan *plan, const Codegen *cg
                                                      : results[at - entry->input_count];
         args[i] = (int64_t)(intptr_t)from + arg->a + arg->c * BATCH;
     }
-    for (uint32_t i = 0; i < plan->launch_count; i++)
+    for (uint32_t i = 0; i < plan->launch_count; i++) {
+        run.segments = launches[i].segments;
         model->kernels[launches[i].kernel].fn(&run, args + launches[i].arg);
+    }
     assert_true(outputs->count > 0);
     free(launches);
     free(list);

@@ -1,0 +1,324 @@
+// Concats of equal parts become parts of one concat.
+//
+// Several values are cut alike, and the parts are put together cut by cut: planes that lie packed
+// in two values, joined plane by plane; or gradients that flow back into what was cut so. Then
+//
+//   concat(cut_j(x_1), ..., cut_j(x_n))  is  cut_j(concat(x_1, ..., x_n)),  for every cut j
+//
+// where a cut is a slice along another axis than that of the concat, and perhaps a reshape, which
+// leaves the one or the other axis alone. Some of the operands may be values y_j of their own: they
+// are the cuts of concat(y_1, y_2, ...) along the axis of the slices. The right side is one concat, whose operands are whole
+// values: they can be made where it lies (place.c), while each of the parts on the left is only a
+// view of something that lies elsewhere. It is done where the cuts are all of x, so that nothing is
+// put together that nobody reads.
+//
+// The graph is the same for all plans, so the plan gets outputs of its own. New nodes have large
+// numbers; `turn` keeps the places of what they stand for in the order of the model.
+#include <stdlib.h>
+#include <string.h>
+
+#include "compiler/plan.h"
+
+typedef struct {
+    NodeId concat;
+    const Node *slice;         // of the first operand that is one
+    uint32_t axis, slice_axis;
+    bool inside;               // the slice's axis passes through the reshapes; else the concat's
+    int64_t start, size;
+    uint32_t family;           // number of its first member + 1, if that covers all of x; else 0
+} Cut;
+
+typedef struct {
+    Work *work;
+    Graph *graph;
+    uint32_t total;            // nodes before
+    bool *needed;
+    Cut *cuts;
+    uint32_t cut_count;
+    size_t cut_capacity;
+    uint32_t *cut_of;          // by NodeId: cut + 1
+    Val *map;
+    NodeId *turn;              // by NodeId: 0, its own
+    uint32_t turn_count;
+    size_t turn_capacity;
+} Uniter;
+
+// The slice behind an operand of a concat, and the reshape before it, if there is one.
+static const Node *slice_of(const Graph *graph, Val val)
+{
+    const Node *node = val_get(graph, val);
+    if (node->op == OP_RESHAPE)
+        node = val_get(graph, node->in[0]);
+    return node->op == OP_SLICE ? node : NULL;
+}
+
+// The slice behind operand `i` of the concat, if it is the one of the cut; NULL: a value of its own.
+static const Node *cut_slice(const Uniter *u, const Cut *cut, uint32_t i)
+{
+    const Node *slice = slice_of(u->graph, graph_node(u->graph, cut->concat)->in[i]);
+    return slice && slice->attr == cut->slice->attr ? slice : NULL;
+}
+
+// Leading axes that the two have in common.
+static uint32_t common_axes(const Type *x, const Type *y)
+{
+    uint32_t axis = 0;
+    while (axis < x->rank && axis < y->rank && dim_equal(x->dim[axis], y->dim[axis]))
+        axis++;
+    return axis;
+}
+
+// The shapes agree but for one axis.
+static bool agree_but(const Type *x, const Type *y, uint32_t axis)
+{
+    bool agree = x->rank == y->rank && x->dtype == y->dtype;
+    for (uint32_t i = 0; agree && i < x->rank; i++)
+        agree = i == axis || dim_equal(x->dim[i], y->dim[i]);
+    return agree;
+}
+
+static bool read_cut(const Uniter *u, NodeId id, Cut *cut)
+{
+    const Node *concat = graph_node(u->graph, id), *first = NULL;
+    bool loose = false;
+    for (uint32_t i = 0; i < concat->nin; i++) {
+        const Node *slice = slice_of(u->graph, concat->in[i]);
+        first = first ? first : slice;
+        loose |= !slice || slice->attr != first->attr;
+    }
+    if (!first)
+        return false;
+    *cut = (Cut){.concat = id, .slice = first, .axis = (uint32_t)concat->attr->n[0],
+                 .slice_axis = (uint32_t)first->attr->n[0],
+                 .start = first->attr->n[1], .size = first->attr->n[2]};
+    uint32_t common = MAX_RANK;
+    for (uint32_t i = 0; i < concat->nin; i++) {
+        const Node *slice = cut_slice(u, cut, i);
+        if (!slice)
+            continue;
+        uint32_t axes = common_axes(slice->type[0], val_type(u->graph, concat->in[i]));
+        common = axes < common ? axes : common;
+    }
+    cut->inside = cut->slice_axis < common;
+    if (cut->slice_axis == cut->axis || (!cut->inside && cut->axis >= common) ||
+        (cut->inside && loose))
+        return false;
+    const Type *whole = val_type(u->graph, first->in[0]);
+    for (uint32_t i = 0; i < concat->nin; i++) {
+        const Node *slice = cut_slice(u, cut, i);
+        const Type *other = slice ? val_type(u->graph, slice->in[0]) : whole;
+        if (cut->inside ? !dim_equal(other->dim[cut->slice_axis], whole->dim[cut->slice_axis])
+                        : !agree_but(whole, other, cut->axis))
+            return false;
+    }
+    return true;
+}
+
+static bool same_family(const Uniter *u, const Cut *x, const Cut *y)
+{
+    const Node *left = graph_node(u->graph, x->concat), *right = graph_node(u->graph, y->concat);
+    if (x->axis != y->axis || x->slice_axis != y->slice_axis || x->inside != y->inside ||
+        left->nin != right->nin)
+        return false;
+    for (uint32_t i = 0; i < left->nin; i++) {
+        const Node *one = cut_slice(u, x, i), *other = cut_slice(u, y, i);
+        if (one && other ? one->in[0] != other->in[0] : one || other)
+            return false;
+        // all values of their own have to be there before the first concat is made
+        if (!one && val_node(right->in[i]) > x->concat)
+            return false;
+    }
+    // what is put together before a reshape of the other axes has to be the same
+    return !x->inside || agree_but(left->type[0], right->type[0], x->slice_axis);
+}
+
+static bool slices_apart(const Uniter *u, uint32_t i, uint32_t k)
+{
+    const Cut *x = &u->cuts[i], *y = &u->cuts[k];
+    return x->start + x->size <= y->start || y->start + y->size <= x->start;
+}
+
+// Families whose slices are all of x, without overlap.
+static void find_families(Uniter *u)
+{
+    bool *seen = calloc(u->cut_count + 1, 1);
+    if (!seen)
+        bug("out of memory");
+    for (uint32_t i = 0; i < u->cut_count; i++) {
+        int64_t covered = 0;
+        bool apart = true;
+        for (uint32_t k = i; !seen[i] && k < u->cut_count; k++) {
+            if (!same_family(u, &u->cuts[i], &u->cuts[k]))
+                continue;
+            covered += u->cuts[k].size;
+            for (uint32_t m = i; m < k; m++)
+                apart &= !same_family(u, &u->cuts[i], &u->cuts[m]) || slices_apart(u, k, m);
+        }
+        Val x = u->cuts[i].slice->in[0];
+        bool whole = val_type(u->graph, x)->dim[u->cuts[i].slice_axis].n == covered;
+        for (uint32_t k = i; !seen[i] && k < u->cut_count; k++) {
+            if (k != i && !same_family(u, &u->cuts[i], &u->cuts[k]))
+                continue;
+            u->cuts[k].family = whole && apart ? i + 1 : 0;
+            seen[k] = k != i;
+        }
+    }
+    free(seen);
+}
+
+static void mark_needed(Uniter *u)
+{
+    const Variant *variant = u->work->variant;
+    for (uint32_t i = 0; i < variant->output_count; i++)
+        u->needed[val_node(variant->outputs[i].val)] = true;
+    for (NodeId id = u->total; id-- > 1;) {
+        const Node *node = graph_node(u->graph, id);
+        for (uint32_t i = 0; u->needed[id] && i < node->nin; i++)
+            u->needed[val_node(node->in[i])] = true;
+    }
+    for (NodeId id = 1; id < u->total; id++) {
+        Cut cut;
+        if (!u->needed[id] || graph_node(u->graph, id)->op != OP_CONCAT || !read_cut(u, id, &cut))
+            continue;
+        u->cuts = grow_array(u->cuts, &u->cut_capacity, u->cut_count, sizeof *u->cuts);
+        u->cuts[u->cut_count++] = cut;
+        u->cut_of[id] = u->cut_count;
+    }
+}
+
+// `made` stands for node `from`, or is there for its sake.
+static void set_turn(Uniter *u, Val made, NodeId from)
+{
+    NodeId id = val_node(made);
+    while (u->turn_count <= id) {
+        u->turn = grow_array(u->turn, &u->turn_capacity, u->turn_count, sizeof *u->turn);
+        u->turn[u->turn_count++] = 0;
+    }
+    if ((id >= u->total || !u->needed[id]) && !u->turn[id])
+        u->turn[id] = from;
+}
+
+// What operand `i` of a family's concats, values of their own, are the cuts of.
+static Val join_loose(Uniter *u, const Cut *cut, uint32_t i)
+{
+    Graph *graph = u->graph;
+    Val *parts = malloc((u->cut_count + 1) * sizeof *parts), joined;
+    if (!parts)
+        bug("no memory for %u pieces", u->cut_count);
+    uint32_t count = 0;
+    int64_t at = 0, whole = val_type(graph, cut->slice->in[0])->dim[cut->slice_axis].n;
+    while (at < whole) {
+        for (uint32_t k = 0; k < u->cut_count; k++) {
+            const Cut *member = &u->cuts[k];
+            if (member->family != cut->family || member->start != at)
+                continue;
+            const Type *type = member->slice->type[0];
+            Dim dim[MAX_RANK];
+            memcpy(dim, type->dim, sizeof dim);
+            Val own = graph_node(graph, member->concat)->in[i];
+            dim[cut->axis] = val_type(graph, own)->dim[cut->axis];
+            parts[count] = g_reshape(graph, u->map[own], type->rank, dim);
+            set_turn(u, parts[count++], val_node(own));
+            at += member->size;
+            break;
+        }
+    }
+    joined = g_concat(graph, parts, count, cut->slice_axis);
+    set_turn(u, joined, cut->concat);
+    free(parts);
+    return joined;
+}
+
+// The cut of the concat of whole values.
+static Val unite(Uniter *u, const Cut *cut)
+{
+    Graph *graph = u->graph;
+    const Node *concat = graph_node(graph, cut->concat);
+    const Type *type = concat->type[0];
+    Val *whole = malloc(concat->nin * sizeof *whole);
+    if (!whole)
+        bug("no memory for %u pieces", concat->nin);
+    for (uint32_t i = 0; i < concat->nin; i++) {
+        const Node *slice = cut_slice(u, cut, i);
+        Val x = slice ? slice->in[0] : 0;
+        whole[i] = x ? u->map[x] : join_loose(u, cut, i);
+        if (!cut->inside)
+            continue;
+        Type piece = *val_type(graph, concat->in[i]);
+        piece.dim[cut->slice_axis] = val_type(graph, x)->dim[cut->slice_axis];
+        whole[i] = g_reshape(graph, whole[i], piece.rank, piece.dim);
+        set_turn(u, whole[i], cut->concat);
+    }
+    Val all = g_concat(graph, whole, concat->nin, cut->axis);
+    free(whole);
+    set_turn(u, all, cut->concat);
+    Val part = g_slice(graph, all, cut->slice_axis, cut->start, cut->size);
+    set_turn(u, part, cut->concat);
+    return g_reshape(graph, part, type->rank, type->dim);
+}
+
+static Val remake(Uniter *u, NodeId id, Val **in, size_t *capacity)
+{
+    const Node *node = graph_node(u->graph, id);
+    bool changed = false;
+    *in = grow_array(*in, capacity, node->nin, sizeof **in);
+    for (uint32_t i = 0; i < node->nin; i++) {
+        (*in)[i] = u->map[node->in[i]];
+        changed |= (*in)[i] != node->in[i];
+    }
+    if (!changed)
+        return val_of(id, 0);
+    Type types[MAX_OUT];
+    for (uint32_t i = 0; i < node->nout; i++)
+        types[i] = *node->type[i];
+    return graph_make(u->graph, node->op, *in, node->nin, node->attr, types);
+}
+
+static void rebuild(Uniter *u)
+{
+    Val *in = NULL;
+    size_t capacity = 0;
+    for (NodeId id = 1; id < u->total; id++) {
+        if (!u->needed[id])
+            continue;
+        uint32_t nout = graph_node(u->graph, id)->nout;
+        graph_at(u->graph, *graph_origin(u->graph, id));
+        const Cut *cut = u->cut_of[id] ? &u->cuts[u->cut_of[id] - 1] : NULL;
+        Val made = cut && cut->family ? unite(u, cut) : remake(u, id, &in, &capacity);
+        if (!made)
+            bug("concats of parts: %s", graph_error(u->graph));
+        for (uint32_t k = 0; k < nout; k++)
+            u->map[val_of(id, k)] = made + k;
+        set_turn(u, made, id);
+    }
+    free(in);
+}
+
+void unite_concats(Work *work)
+{
+    Uniter u = {.work = work, .graph = work->module->graph};
+    u.total = graph_count(u.graph);
+    Arena *scratch = arena_new();
+    u.needed = arena_alloc(scratch, u.total);
+    u.cut_of = arena_alloc(scratch, u.total * sizeof *u.cut_of);
+    mark_needed(&u);
+    find_families(&u);
+    bool any = false;
+    for (uint32_t i = 0; i < u.cut_count; i++)
+        any |= u.cuts[i].family != 0;
+    if (any) {
+        u.map = arena_alloc(scratch, (size_t)u.total * MAX_OUT * sizeof *u.map);
+        rebuild(&u);
+        Variant *variant = arena_copy(work->arena, work->variant, sizeof *variant);
+        variant->outputs = arena_copy(work->arena, variant->outputs,
+                                      variant->output_count * sizeof *variant->outputs);
+        for (uint32_t i = 0; i < variant->output_count; i++)
+            variant->outputs[i].val = u.map[variant->outputs[i].val];
+        work->variant = variant;
+        work->turn = arena_copy(work->arena, u.turn, u.turn_count * sizeof *u.turn);
+        work->turn_count = u.turn_count;
+    }
+    free(u.cuts);
+    free(u.turn);
+    arena_free(scratch);
+}
