@@ -1,15 +1,16 @@
-/* T3, forward: attention with one pass over keys, exact f32, any strides and lengths.
+/* T3, forward: attention with one pass over keys, computed in exact f32, any strides and lengths.
  *
  * One block is 64 queries of one problem. Keys and values come in tiles; every row of queries keeps
  * its running maximum and sum (Milakov and Gimelshein 2018), and its part of the output is scaled
  * when the maximum rises. Keys of the next tile are copied while the present one's values are used,
  * and values while scores are made. A row's weights are written and read by one warp.
  *
- * Definitions: ATT_D, ATT_E (head dims, rounded up to 16), ATT_MASK, ATT_CAUSAL.
+ * Definitions: ATT_D, ATT_E (head dims, rounded up to 16), ATT_MASK, ATT_CAUSAL, ATT_TYPES.
  * Head dims up to 64: 128 threads, at most 168 registers, shared memory at most 73 KB: 2 blocks a
  * multiprocessor of sm_80, 3 of sm_90; up to 128: 256 threads, 80 KB, 2 blocks. 16 FFMA or more for
  * every LDS.128 of a tile's own.
  */
+#include "storage.h"
 #include "attention_parts.h"
 
 enum {
@@ -79,7 +80,7 @@ CX_FN void finish(Rows &rows, float *tile, float *lse, int first, int length, in
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 256 / THREADS)
     CX_NAME(const __grid_constant__ CxLaunch<AttentionArgs> p)
 {
     CX_SHARED(shared);
@@ -92,7 +93,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     int tx = thread & 15, ty = thread >> 4;
     if (ATT_CAUSAL)
         end = min(end, first + QUERIES);
-    Matrix k = matrix_k(a, problem), v = matrix_v(a, problem);
+    Matrix<StoredK> k = matrix_k(a, problem);
+    Matrix<StoredV> v = matrix_v(a, problem);
     float scale = cx_real(a.scale);
     load_tile<QUERIES, ATT_D, ATT_D + 4, THREADS>(tiles + Q_AT, matrix_q(a, problem), first,
                                                   thread);
@@ -134,5 +136,5 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     float *lse = a.lse ? (float *)a.lse + problem.number * a.n : nullptr;
     finish(rows, tiles, lse, first, (int)a.n, ty, tx);
     __syncthreads();
-    store_tile<QUERIES, ATT_E, ATT_E + 4, THREADS>(matrix_o(a, problem, a.o), tiles, first, thread);
+    store_tile<QUERIES, ATT_E, ATT_E + 4, THREADS>(matrix_o(a, problem), tiles, first, thread);
 }

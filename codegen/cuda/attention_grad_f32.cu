@@ -1,4 +1,5 @@
-/* T3, backward: the gradient of attention, exact f32, deterministic, any strides and lengths.
+/* T3, backward: the gradient of attention, computed in exact f32, deterministic, any strides and
+ * lengths.
  *
  * The weights P = exp(S - lse) are made again; with D = rowsum(do o), dS = P (do v' - D):
  *   dv = P' do,  dk = scale dS' q,  dq = scale dS k.
@@ -8,10 +9,12 @@
  * of 32 rows of the others, S and dP being rows times rows. A row's weights are written and read by
  * one warp. No sum is shared by blocks.
  *
- * Definitions: ATT_D, ATT_E (head dims, rounded up to 16), ATT_MASK, ATT_CAUSAL.
+ * Definitions: ATT_D, ATT_E (head dims, rounded up to 16), ATT_MASK, ATT_CAUSAL, ATT_TYPES,
+ * ATT_GRAD_TYPES.
  * Head dims up to 64: 128 threads, at most 200 registers, shared memory at most 65 KB: 2 blocks a
  * multiprocessor of sm_80, 3 of sm_90; up to 128: 256 threads, 114 KB, 1 and 2 blocks.
  */
+#include "storage.h"
 #include "attention_parts.h"
 
 enum {
@@ -33,7 +36,7 @@ enum {
 
 // ---- phase 0 ----
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 256 / THREADS)
     CX_NAME(const __grid_constant__ CxLaunch<AttentionGradArgs> p)
 {
     CX_SHARED(shared);
@@ -45,13 +48,14 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     u32 blocks = ((u32)a.f.n + DELTA_ROWS - 1) / DELTA_ROWS;
     int first = block % blocks * DELTA_ROWS, lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     Problem problem = problem_of(a.f, block / blocks);
-    Matrix o = matrix_o(a.f, problem, a.f.o), d_o = matrix_o(a.f, problem, a.d_o);
+    Matrix<StoredO> o = matrix_o(a.f, problem);
+    Matrix<StoredDo> d_o = matrix_do(a, problem);
     float *delta = (float *)p.head.work[segment] + problem.number * a.f.n;
     if (o.d == 1) { // a warp a row
         for (int row = first + warp; row < min(first + DELTA_ROWS, o.length); row += WARPS) {
             float sum = 0.f;
             for (int i = lane; i < o.width; i += 32)
-                sum = fmaf(o.at[row * o.n + i], d_o.at[row * o.n + i], sum);
+                sum = fmaf(cx_read(o.at[row * o.n + i]), cx_read(d_o.at[row * o.n + i]), sum);
             CX_UNROLL
             for (int by = 16; by > 0; by >>= 1)
                 sum += __shfl_xor_sync(CX_ALL_LANES, sum, by);
@@ -63,7 +67,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     float sum = 0.f; // a lane a row, a warp every WARPS-th column
     for (int i = warp; first + lane < o.length && i < o.width; i += WARPS) {
         int64_t at = (first + lane) * o.n + i * o.d;
-        sum = fmaf(o.at[at], d_o.at[at], sum);
+        sum = fmaf(cx_read(o.at[at]), cx_read(d_o.at[at]), sum);
     }
     sums[threadIdx.x] = sum;
     __syncthreads();
@@ -123,7 +127,7 @@ CX_FN void put_weights(float *to, const float (&from)[ROWS][COLUMNS], int ty, in
 }
 
 // Phase 1: dk and dv of 64 keys.
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 256 / THREADS)
     CX_NAME_1(const __grid_constant__ CxLaunch<AttentionGradArgs> p)
 {
     CX_SHARED(shared);
@@ -137,7 +141,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     const float *delta = (const float *)p.head.work[segment] + problem.number * a.f.n;
     load_tile<OWN, ATT_D, ATT_D + 4, THREADS>(tiles + D_AT, matrix_k(a.f, problem), first, thread);
     load_tile<OWN, ATT_E, ATT_E + 4, THREADS>(tiles + E_AT, matrix_v(a.f, problem), first, thread);
-    Matrix q = matrix_q(a.f, problem), d_o = matrix_o(a.f, problem, a.d_o);
+    Matrix<StoredQ> q = matrix_q(a.f, problem);
+    Matrix<StoredDo> d_o = matrix_do(a, problem);
     float dk[ROWS][ATT_D / 16] = {}, dv[ROWS][ATT_E / 16] = {};
     CX_NO_UNROLL
     for (int n0 = ATT_CAUSAL ? first : 0; n0 < (int)a.f.n; n0 += TILE) {
@@ -162,16 +167,12 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     spread<ROWS, ATT_D, STEP>(tiles + D_AT, dk, cx_real(a.f.scale), ty, tx);
     spread<ROWS, ATT_E, STEP>(tiles + E_AT, dv, 1.f, ty, tx);
     __syncthreads();
-    store_tile<OWN, ATT_D, ATT_D + 4, THREADS>(
-        matrix_of(a.dk, problem.i0 * a.dk0 + problem.i1 * a.dk1, a.dk_n, a.dk_d, a.f.m, a.f.d),
-        tiles + D_AT, first, thread);
-    store_tile<OWN, ATT_E, ATT_E + 4, THREADS>(
-        matrix_of(a.dv, problem.i0 * a.dv0 + problem.i1 * a.dv1, a.dv_n, a.dv_d, a.f.m, a.f.e),
-        tiles + E_AT, first, thread);
+    store_tile<OWN, ATT_D, ATT_D + 4, THREADS>(matrix_dk(a, problem), tiles + D_AT, first, thread);
+    store_tile<OWN, ATT_E, ATT_E + 4, THREADS>(matrix_dv(a, problem), tiles + E_AT, first, thread);
 }
 
 // Phase 2: dq of 64 queries.
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 256 / THREADS)
     CX_NAME_2(const __grid_constant__ CxLaunch<AttentionGradArgs> p)
 {
     CX_SHARED(shared);
@@ -184,10 +185,11 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     int first = block % blocks * OWN, thread = threadIdx.x, tx = thread & 15, ty = thread >> 4;
     int end = ATT_CAUSAL ? min((int)a.f.m, first + OWN) : (int)a.f.m;
     const float *delta = (const float *)p.head.work[segment] + problem.number * a.f.n;
-    Matrix d_o = matrix_o(a.f, problem, a.d_o);
+    Matrix<StoredDo> d_o = matrix_do(a, problem);
     load_tile<OWN, ATT_D, ATT_D + 4, THREADS>(tiles + D_AT, matrix_q(a.f, problem), first, thread);
     load_tile<OWN, ATT_E, ATT_E + 4, THREADS>(tiles + E_AT, d_o, first, thread);
-    Matrix k = matrix_k(a.f, problem), v = matrix_v(a.f, problem);
+    Matrix<StoredK> k = matrix_k(a.f, problem);
+    Matrix<StoredV> v = matrix_v(a.f, problem);
     float dq[ROWS][ATT_D / 16] = {};
     CX_NO_UNROLL
     for (int m0 = 0; m0 < end; m0 += TILE) {
@@ -205,7 +207,5 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     }
     spread<ROWS, ATT_D, STEP>(tiles + D_AT, dq, cx_real(a.f.scale), ty, tx);
     __syncthreads();
-    store_tile<OWN, ATT_D, ATT_D + 4, THREADS>(
-        matrix_of(a.dq, problem.i0 * a.dq0 + problem.i1 * a.dq1, a.dq_n, a.dq_d, a.f.n, a.f.d),
-        tiles + D_AT, first, thread);
+    store_tile<OWN, ATT_D, ATT_D + 4, THREADS>(matrix_dq(a, problem), tiles + D_AT, first, thread);
 }

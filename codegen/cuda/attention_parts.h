@@ -1,4 +1,4 @@
-/* What the templates of exact f32 attention share: matrices in memory, tiles in shared memory, and
+/* What the templates of attention in f32 share: matrices in memory, tiles in shared memory, and
  * products of tiles by 16 x (threads / 16) threads.
  *
  * A template includes this inside its namespace; there is no include guard. Thread (ty, tx) holds
@@ -7,63 +7,96 @@
  * than its width, a multiple of 16, so that 8 rows lie in different banks for 16-byte loads.
  */
 
+// How the struct's tensors are stored: f32, bf16 or f16; they are f32 in shared memory.
+#define ATT_STORED(types, index) CxStored<((types) >> 4 * (index)) & 15>::Element
+typedef ATT_STORED(ATT_TYPES, 0) StoredO;
+typedef ATT_STORED(ATT_TYPES, 2) StoredQ;
+typedef ATT_STORED(ATT_TYPES, 3) StoredK;
+typedef ATT_STORED(ATT_TYPES, 4) StoredV;
+typedef ATT_STORED(ATT_TYPES, 5) StoredMask;
+
 // A matrix [length, width] of one problem.
-struct Matrix {
-    float *at;
+template <typename Element> struct Matrix {
+    Element *at;
     int64_t n, d; // strides
     int length, width;
     bool wide; // runs along d of 16-byte accesses
 };
-CX_FN Matrix matrix_of(int64_t address, int64_t offset, int64_t n, int64_t d, int64_t length,
-                       int64_t width)
+template <typename Element>
+CX_FN Matrix<Element> matrix_of(int64_t address, int64_t offset, int64_t n, int64_t d,
+                                int64_t length, int64_t width)
 {
-    Matrix x = {(float *)address + offset, n, d, (int)length, (int)width, false};
-    x.wide = d == 1 && ((n | width) & 3) == 0 && ((u64)x.at & 15) == 0;
+    Matrix<Element> x = {(Element *)address + offset, n, d, (int)length, (int)width, false};
+    x.wide = d == 1 && ((n | width) & (16 / sizeof(Element) - 1)) == 0 && ((u64)x.at & 15) == 0;
     return x;
 }
 
-// Copies rows [first, first + rows) to a tile [rows, stride], zero outside of the matrix; by
-// `threads` of which this is number `thread`. Aligned ones are asynchronous: cx_copy_commit and
-// cx_copy_wait follow.
-template <int rows, int width, int stride, int threads>
-CX_FN void load_tile(float *tile, const Matrix &from, int first, int thread)
+// Copies 16 bytes of elements into a tile, zeros if they are not `inside`. Copies of f32 are
+// asynchronous: cx_copy_commit and cx_copy_wait follow.
+CX_FN void load_run(float *to, const float *from, bool inside)
 {
-    if (from.wide) {
-        CX_UNROLL
-        for (int j = 0; j < (rows * width / 4 + threads - 1) / threads; j++) {
-            int i = j * threads + thread, row = i / (width / 4), column = i % (width / 4) * 4;
-            bool inside = first + row < from.length && column < from.width;
-            const float *source = inside ? from.at + (first + row) * from.n + column : from.at;
-            if (rows * width / 4 % threads == 0 || row < rows)
-                cx_copy16(cx_shared_address(tile + row * stride + column), source, inside ? 16 : 0);
-        }
-        return;
+    cx_copy16(cx_shared_address(to), from, inside ? 16 : 0);
+}
+template <typename Half> CX_FN void load_run(float *to, const Half *from, bool inside)
+{
+    float x[8] = {0.f, 0.f, 0.f, 0.f, 0.f, 0.f, 0.f, 0.f};
+    if (inside)
+        cx_read8(x, from);
+    cx_write8(to, x);
+}
+CX_FN void store_run(float *to, const float *from)
+{
+    *(float4 *)to = *(const float4 *)from;
+}
+template <typename Half> CX_FN void store_run(Half *to, const float *from)
+{
+    float x[8];
+    cx_read8(x, from);
+    cx_write8(to, x);
+}
+
+// Copies rows [first, first + rows) to a tile [rows, stride], zero outside of the matrix; by
+// `threads` of which this is number `thread`.
+template <int rows, int width, int stride, int threads, typename Element>
+CX_FN void load_tile(float *tile, const Matrix<Element> &from, int first, int thread)
+{
+    enum { RUN = 16 / sizeof(Element), RUNS = (width + RUN - 1) / RUN };
+    CX_NO_UNROLL
+    for (int i = thread; from.wide && i < rows * RUNS; i += threads) {
+        int row = i / RUNS, column = i % RUNS * RUN;
+        bool inside = first + row < from.length && column < from.width;
+        load_run(tile + row * stride + column,
+                 inside ? from.at + (first + row) * from.n + column : from.at, inside);
     }
     CX_NO_UNROLL
-    for (int i = thread; i < rows * width; i += threads) { // lanes along the denser axis
-        int row = from.d == 1 ? i / width : i % rows, column = from.d == 1 ? i % width : i / rows;
+    for (int i = thread; !from.wide && i < rows * width; i += threads) {
+        int row = i / width, column = i % width; // lanes along the denser axis
+        if (from.d != 1)
+            row = i % rows, column = i / rows;
         bool inside = first + row < from.length && column < from.width;
         tile[row * stride + column] =
-            inside ? from.at[(first + row) * from.n + column * from.d] : 0.f;
+            inside ? cx_read(from.at[(first + row) * from.n + column * from.d]) : 0.f;
     }
 }
 
 // Rows [first, first + rows) of a matrix from a tile.
-template <int rows, int width, int stride, int threads>
-CX_FN void store_tile(const Matrix &to, const float *tile, int first, int thread)
+template <int rows, int width, int stride, int threads, typename Element>
+CX_FN void store_tile(const Matrix<Element> &to, const float *tile, int first, int thread)
 {
+    enum { RUN = 16 / sizeof(Element), RUNS = (width + RUN - 1) / RUN };
     CX_NO_UNROLL
-    for (int i = thread; to.wide && i < rows * width / 4; i += threads) {
-        int row = i / (width / 4), column = i % (width / 4) * 4;
+    for (int i = thread; to.wide && i < rows * RUNS; i += threads) {
+        int row = i / RUNS, column = i % RUNS * RUN;
         if (first + row < to.length && column < to.width)
-            *(float4 *)(to.at + (first + row) * to.n + column) =
-                *(const float4 *)(tile + row * stride + column);
+            store_run(to.at + (first + row) * to.n + column, tile + row * stride + column);
     }
     CX_NO_UNROLL
     for (int i = thread; !to.wide && i < rows * width; i += threads) {
-        int row = to.d == 1 ? i / width : i % rows, column = to.d == 1 ? i % width : i / rows;
+        int row = i / width, column = i % width;
+        if (to.d != 1)
+            row = i % rows, column = i / rows;
         if (first + row < to.length && column < to.width)
-            to.at[(first + row) * to.n + column * to.d] = tile[row * stride + column];
+            cx_write(to.at + (first + row) * to.n + column * to.d, tile[row * stride + column]);
     }
 }
 
@@ -163,7 +196,8 @@ CX_FN void spread(float *tile, const float (&c)[rows][width / 16], float factor,
     }
 }
 
-CX_FN Matrix empty_unless(bool there, Matrix x) // no row where it is not there
+template <typename Element>
+CX_FN Matrix<Element> empty_unless(bool there, Matrix<Element> x) // no row where it is not there
 {
     x.length = there ? x.length : 0;
     return x;
@@ -177,21 +211,21 @@ CX_FN Problem problem_of(const AttentionArgs &a, int64_t number)
 {
     return {number / a.batch1, number % a.batch1, number};
 }
-CX_FN Matrix matrix_q(const AttentionArgs &a, const Problem &p)
+CX_FN Matrix<StoredQ> matrix_q(const AttentionArgs &a, const Problem &p)
 {
-    return matrix_of(a.q, p.i0 * a.q0 + p.i1 * a.q1, a.q_n, a.q_d, a.n, a.d);
+    return matrix_of<StoredQ>(a.q, p.i0 * a.q0 + p.i1 * a.q1, a.q_n, a.q_d, a.n, a.d);
 }
-CX_FN Matrix matrix_k(const AttentionArgs &a, const Problem &p)
+CX_FN Matrix<StoredK> matrix_k(const AttentionArgs &a, const Problem &p)
 {
-    return matrix_of(a.k, p.i0 * a.k0 + p.i1 * a.k1, a.k_n, a.k_d, a.m, a.d);
+    return matrix_of<StoredK>(a.k, p.i0 * a.k0 + p.i1 * a.k1, a.k_n, a.k_d, a.m, a.d);
 }
-CX_FN Matrix matrix_v(const AttentionArgs &a, const Problem &p)
+CX_FN Matrix<StoredV> matrix_v(const AttentionArgs &a, const Problem &p)
 {
-    return matrix_of(a.v, p.i0 * a.v0 + p.i1 * a.v1, a.v_n, a.v_d, a.m, a.e);
+    return matrix_of<StoredV>(a.v, p.i0 * a.v0 + p.i1 * a.v1, a.v_n, a.v_d, a.m, a.e);
 }
-CX_FN Matrix matrix_o(const AttentionArgs &a, const Problem &p, int64_t address) // o or do
+CX_FN Matrix<StoredO> matrix_o(const AttentionArgs &a, const Problem &p)
 {
-    return matrix_of(address, p.i0 * a.o0 + p.i1 * a.o1, a.o_n, a.o_d, a.n, a.e);
+    return matrix_of<StoredO>(a.o, p.i0 * a.o0 + p.i1 * a.o1, a.o_n, a.o_d, a.n, a.e);
 }
 
 // What a score is raised by; -inf: key j does not count for query i.
@@ -204,3 +238,30 @@ CX_FN float score_offset(const AttentionArgs &a, const Problem &p, int i, int j)
             (const float *)a.mask)[p.i0 * a.mask0 + p.i1 * a.mask1 + i * a.mask_n + j * a.mask_m];
     return 0.f;
 }
+
+#ifdef ATT_GRAD_TYPES
+typedef ATT_STORED(ATT_GRAD_TYPES, 0) StoredDo;
+typedef ATT_STORED(ATT_GRAD_TYPES, 1) StoredDq;
+typedef ATT_STORED(ATT_GRAD_TYPES, 2) StoredDk;
+typedef ATT_STORED(ATT_GRAD_TYPES, 3) StoredDv;
+CX_FN Matrix<StoredDo> matrix_do(const AttentionGradArgs &a, const Problem &p)
+{
+    int64_t offset = p.i0 * a.f.o0 + p.i1 * a.f.o1;
+    return matrix_of<StoredDo>(a.d_o, offset, a.f.o_n, a.f.o_d, a.f.n, a.f.e);
+}
+CX_FN Matrix<StoredDq> matrix_dq(const AttentionGradArgs &a, const Problem &p)
+{
+    int64_t offset = p.i0 * a.dq0 + p.i1 * a.dq1;
+    return matrix_of<StoredDq>(a.dq, offset, a.dq_n, a.dq_d, a.f.n, a.f.d);
+}
+CX_FN Matrix<StoredDk> matrix_dk(const AttentionGradArgs &a, const Problem &p)
+{
+    int64_t offset = p.i0 * a.dk0 + p.i1 * a.dk1;
+    return matrix_of<StoredDk>(a.dk, offset, a.dk_n, a.dk_d, a.f.m, a.f.d);
+}
+CX_FN Matrix<StoredDv> matrix_dv(const AttentionGradArgs &a, const Problem &p)
+{
+    int64_t offset = p.i0 * a.dv0 + p.i1 * a.dv1;
+    return matrix_of<StoredDv>(a.dv, offset, a.dv_n, a.dv_d, a.f.m, a.f.e);
+}
+#endif

@@ -1,4 +1,4 @@
-/* T4, forward: attention of short sequences, exact f32, any strides.
+/* T4, forward: attention of short sequences, computed in exact f32, any strides.
  *
  * ATT_LANES lanes take one problem of at most that many queries and keys, so a warp has 1, 2 or 4
  * problems, and a block several (images and heads). Queries, keys and values lie in shared memory;
@@ -6,9 +6,10 @@
  * too. Warps do not wait for one another.
  *
  * Definitions: ATT_D, ATT_E (head dims, rounded up to 4), ATT_LANES (8, 16 or 32), ATT_WARPS (of a
- * block), ATT_MASK, ATT_CAUSAL. Shared memory: 3 ATT_WARPS 32 rows, at most 104 KB.
+ * block), ATT_MASK, ATT_CAUSAL, ATT_TYPES. Shared memory: 3 ATT_WARPS 32 rows, at most 104 KB.
  * Registers at 32 lanes at most 96.
  */
+#include "storage.h"
 #include "attention_parts.h"
 
 enum {
@@ -65,9 +66,9 @@ extern "C" __global__ void __launch_bounds__(ATT_WARPS * 32, 8 / ATT_WARPS)
     for (int i = 0; i < TOGETHER; i++) { // zeros where there is no problem
         bool there = first + i < problems;
         Problem problem = problem_of(a, there ? first + i : 0);
-        Matrix q = empty_unless(there, matrix_q(a, problem));
-        Matrix k = empty_unless(there, matrix_k(a, problem));
-        Matrix v = empty_unless(there, matrix_v(a, problem));
+        Matrix<StoredQ> q = empty_unless(there, matrix_q(a, problem));
+        Matrix<StoredK> k = empty_unless(there, matrix_k(a, problem));
+        Matrix<StoredV> v = empty_unless(there, matrix_v(a, problem));
         float *to = tiles + i * 3 * PART;
         load_tile<ATT_LANES, ATT_D, STRIDE, 32>(to, q, 0, lane);
         load_tile<ATT_LANES, ATT_D, STRIDE, 32>(to + PART, k, 0, lane);
@@ -101,7 +102,6 @@ extern "C" __global__ void __launch_bounds__(ATT_WARPS * 32, 8 / ATT_WARPS)
     CX_NO_UNROLL
     for (int i = 0; i < TOGETHER && first + i < problems; i++) {
         Problem at = problem_of(a, first + i);
-        store_tile<ATT_LANES, ATT_E, STRIDE, 32>(matrix_o(a, at, a.o), tiles + i * 3 * PART, 0,
-                                                 lane);
+        store_tile<ATT_LANES, ATT_E, STRIDE, 32>(matrix_o(a, at), tiles + i * 3 * PART, 0, lane);
     }
 }

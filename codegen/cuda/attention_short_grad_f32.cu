@@ -1,13 +1,15 @@
-/* T4, backward: the gradient of attention of short sequences, exact f32, deterministic, any
- * strides.
+/* T4, backward: the gradient of attention of short sequences, computed in exact f32, deterministic,
+ * any strides.
  *
  * As attention_short_f32.cu, with do beside q, k and v. A lane is first a query: it makes its
  * weights P = exp(S - lse) and their gradients dS = P (do v' - D), D being the sum of P (do v')
  * over keys, and leaves both in shared memory; with dS it sums dq = scale dS k. Then it is a key
  * and sums dv = P' do and dk = scale dS' q. Results take the places of what is not needed any more.
  *
- * Definitions: as there. Shared memory: 4 ATT_WARPS 32 rows and twice the scores, at most 104 KB.
+ * Definitions: as there, and ATT_GRAD_TYPES. Shared memory: 4 ATT_WARPS 32 rows and twice the
+ * scores, at most 104 KB.
  */
+#include "storage.h"
 #include "attention_parts.h"
 
 enum {
@@ -102,10 +104,10 @@ extern "C" __global__ void __launch_bounds__(ATT_WARPS * 32, 8 / ATT_WARPS)
     CX_NO_UNROLL
     for (int i = 0; i < TOGETHER; i++) { // zeros where there is no problem
         Problem problem = problem_of(a.f, i < count ? first + i : 0);
-        Matrix q = empty_unless(i < count, matrix_q(a.f, problem));
-        Matrix k = empty_unless(i < count, matrix_k(a.f, problem));
-        Matrix v = empty_unless(i < count, matrix_v(a.f, problem));
-        Matrix d_o = empty_unless(i < count, matrix_o(a.f, problem, a.d_o));
+        Matrix<StoredQ> q = empty_unless(i < count, matrix_q(a.f, problem));
+        Matrix<StoredK> k = empty_unless(i < count, matrix_k(a.f, problem));
+        Matrix<StoredV> v = empty_unless(i < count, matrix_v(a.f, problem));
+        Matrix<StoredDo> d_o = empty_unless(i < count, matrix_do(a, problem));
         float *to = all + i * WHOLE;
         load_tile<ATT_LANES, ATT_D, STRIDE, 32>(to, q, 0, lane);
         load_tile<ATT_LANES, ATT_D, STRIDE, 32>(to + PART, k, 0, lane);
@@ -122,9 +124,8 @@ extern "C" __global__ void __launch_bounds__(ATT_WARPS * 32, 8 / ATT_WARPS)
     CX_NO_UNROLL
     for (int i = 0; i < count; i++) {
         Problem at = problem_of(a.f, first + i);
-        store_tile<ATT_LANES, ATT_D, STRIDE, 32>(
-            matrix_of(a.dq, at.i0 * a.dq0 + at.i1 * a.dq1, a.dq_n, a.dq_d, a.f.n, a.f.d),
-            all + i * WHOLE + 2 * PART, 0, lane);
+        store_tile<ATT_LANES, ATT_D, STRIDE, 32>(matrix_dq(a, at), all + i * WHOLE + 2 * PART, 0,
+                                                 lane);
     }
     read_column(weight, tiles + 4 * PART + SCORES, row);
     sum_rows<ATT_D>(tiles + PART + row * STRIDE, weight, tiles, scale);
@@ -137,11 +138,8 @@ extern "C" __global__ void __launch_bounds__(ATT_WARPS * 32, 8 / ATT_WARPS)
     CX_NO_UNROLL
     for (int i = 0; i < count; i++) {
         Problem at = problem_of(a.f, first + i);
-        store_tile<ATT_LANES, ATT_D, STRIDE, 32>(
-            matrix_of(a.dk, at.i0 * a.dk0 + at.i1 * a.dk1, a.dk_n, a.dk_d, a.f.m, a.f.d),
-            all + i * WHOLE + PART, 0, lane);
-        store_tile<ATT_LANES, ATT_E, STRIDE, 32>(
-            matrix_of(a.dv, at.i0 * a.dv0 + at.i1 * a.dv1, a.dv_n, a.dv_d, a.f.m, a.f.e),
-            all + i * WHOLE + 2 * PART, 0, lane);
+        store_tile<ATT_LANES, ATT_D, STRIDE, 32>(matrix_dk(a, at), all + i * WHOLE + PART, 0, lane);
+        store_tile<ATT_LANES, ATT_E, STRIDE, 32>(matrix_dv(a, at), all + i * WHOLE + 2 * PART, 0,
+                                                 lane);
     }
 }

@@ -5,26 +5,26 @@
 
 PvCudaShape pv_shape_attention, pv_shape_attention_grad, pv_shape_attention_short;
 
-enum { ROWS = 64, DELTA_ROWS = 32 };
+enum { DELTA_ROWS = 32 };
 
 static uint32_t blocks_of(const AttentionArgs *a, int64_t length, int64_t rows)
 {
     return (uint32_t)(a->batch0 * a->batch1 * ((length + rows - 1) / rows));
 }
 
+// baked: queries of a block; of the backward pass, queries or keys.
 void pv_shape_attention(const PvCudaKernel *kernel, const int64_t *args, PvCudaGrid *grid)
 {
-    (void)kernel;
     const AttentionArgs *a = (const AttentionArgs *)args;
-    *grid = (PvCudaGrid){.blocks = {blocks_of(a, a->n, ROWS)}};
+    *grid = (PvCudaGrid){.blocks = {blocks_of(a, a->n, kernel->baked[0])}};
 }
 
 void pv_shape_attention_grad(const PvCudaKernel *kernel, const int64_t *args, PvCudaGrid *grid)
 {
-    (void)kernel;
     const AttentionArgs *a = &((const AttentionGradArgs *)args)->f;
-    *grid = (PvCudaGrid){.blocks = {blocks_of(a, a->n, DELTA_ROWS), blocks_of(a, a->m, ROWS),
-                                    blocks_of(a, a->n, ROWS)},
+    int64_t own = kernel->baked[0];
+    *grid = (PvCudaGrid){.blocks = {blocks_of(a, a->n, DELTA_ROWS), blocks_of(a, a->m, own),
+                                    blocks_of(a, a->n, own)},
                          .workspace = a->batch0 * a->batch1 * a->n * 4};
 }
 

@@ -1,5 +1,5 @@
 // cases
-// Attention and its gradient in exact f32 beside the CPU library's.
+// Attention and its gradient, in exact f32 and in bf16 on mma.sync, beside the CPU library's.
 #include <math.h>
 #include <string.h>
 #include "kernel_case.h"
@@ -11,6 +11,8 @@ struct Shape {
     int64_t batch0, batch1, n, m, d, e;
     Order order;
     bool mask, causal, no_lse;
+    Storage storage = ST_F32; // of all but lse and mask
+    double tolerance = 2e-6;
 };
 
 struct Strides {
@@ -48,7 +50,9 @@ static AttentionArgs make_args(KernelCase &test, const Shape &s)
     a.k0 = k.batch0, a.k1 = k.batch1, a.k_n = k.n, a.k_d = k.d;
     a.v0 = v.batch0, a.v1 = v.batch1, a.v_n = v.n, a.v_d = v.d;
     a.o0 = o.batch0, a.o1 = o.batch1, a.o_n = o.n, a.o_d = o.d;
-    a.q = test.input(q.count, 1.5f), a.k = test.input(k.count), a.v = test.input(v.count, 1, 0.2f);
+    a.q = test.input(q.count, 1.5f, 0, s.storage), a.k = test.input(k.count, 1, 0, s.storage);
+    a.v = test.input(v.count, 1, 0.2f, s.storage);
+    a.types = s.storage == ST_BF16 ? 0x11101 : s.storage == ST_F16 ? 0x22202 : 0;
     if (s.mask) { // the same for all of batch0
         a.mask = test.input((size_t)(s.batch1 * s.n * s.m), 2);
         a.mask1 = s.n * s.m, a.mask_n = s.m, a.mask_m = 1;
@@ -63,7 +67,7 @@ static AttentionArgs make_args(KernelCase &test, const Shape &s)
 static AttentionArgs forward(KernelCase &test, const Shape &s)
 {
     AttentionArgs a = make_args(test, s);
-    a.o = test.output((size_t)(s.batch0 * s.batch1 * s.n * s.e), 2e-6);
+    a.o = test.output((size_t)(s.batch0 * s.batch1 * s.n * s.e), s.tolerance, s.storage);
     if (!s.no_lse)
         a.lse = test.output((size_t)(s.batch0 * s.batch1 * s.n), 2e-6);
     return a;
@@ -76,7 +80,7 @@ static AttentionGradArgs backward(KernelCase &test, const Shape &s)
     g.f = make_args(test, s);
     size_t o_count = (size_t)(s.batch0 * s.batch1 * s.n * s.e);
     size_t rows = (size_t)(s.batch0 * s.batch1 * s.n);
-    g.f.o = test.input(o_count), g.f.lse = test.input(rows);
+    g.f.o = test.input(o_count, 1, 0, s.storage), g.f.lse = test.input(rows);
     std::vector<float> o(o_count), lse(rows);
     std::vector<char> scratch(16 << 20);
     AttentionArgs host = g.f;
@@ -92,10 +96,13 @@ static AttentionGradArgs backward(KernelCase &test, const Shape &s)
         test.set(g.f.o, i, o[i]);
     for (size_t i = 0; i < rows; i++)
         test.set(g.f.lse, i, lse[i]);
-    g.d_o = test.input(o_count);
+    g.d_o = test.input(o_count, 1, 0, s.storage);
+    g.types = s.storage == ST_BF16 ? 0x1111 : s.storage == ST_F16 ? 0x2222 : 0;
     Strides q = strides_of(s, s.n, s.d), k = strides_of(s, s.m, s.d), v = strides_of(s, s.m, s.e);
-    g.dq = test.output(q.count, 1e-5), g.dk = test.output(k.count, 1e-5);
-    g.dv = test.output(v.count, 1e-5);
+    double tolerance = 5 * s.tolerance;
+    g.dq = test.output(q.count, tolerance, s.storage);
+    g.dk = test.output(k.count, tolerance, s.storage);
+    g.dv = test.output(v.count, tolerance, s.storage);
     g.dq0 = q.batch0, g.dq1 = q.batch1, g.dq_n = q.n, g.dq_d = q.d;
     g.dk0 = k.batch0, g.dk1 = k.batch1, g.dk_n = k.n, g.dk_d = k.d;
     g.dv0 = v.batch0, g.dv1 = v.batch1, g.dv_n = v.n, g.dv_d = v.d;
@@ -134,6 +141,34 @@ static void short_sequences(void)
     check({"head dim 128", 1, 2, 20, 30, 128, 128, ROWS, false, false, false});
 }
 
+// Inputs are what their storage holds for both sides. f32 arithmetic: only the results are rounded.
+// mma: weights are rounded to bf16 too, and so is dS; bounds are twice what rounding alone gives.
+static void halves(void)
+{
+    const double bf16 = 3e-3, f16 = 4e-4, mma = 6e-3;
+    check({"bf16", 2, 1, 9, 11, 16, 8, ROWS, true, false, false, ST_BF16, bf16});
+    check({"f16", 1, 2, 17, 20, 12, 16, TURNED, false, true, false, ST_F16, f16});
+    check({"f16, long", 1, 1, 35, 37, 8, 16, ROWS, false, false, false, ST_F16, f16});
+    check({"mma, two blocks", 1, 1, 130, 70, 16, 16, ROWS, false, false, false, ST_BF16, mma});
+    check({"mma, turned", 1, 2, 35, 37, 20, 24, TURNED, false, false, true, ST_BF16, mma});
+    check({"mma, heads inside", 1, 2, 34, 65, 32, 48, HEADS, true, false, false, ST_BF16, mma});
+    check({"mma, causal", 1, 1, 140, 133, 64, 64, HEADS, false, true, false, ST_BF16, mma});
+    check({"mma, head dims 128", 1, 1, 33, 67, 128, 128, ROWS, false, false, false, ST_BF16, mma});
+    check({"mma, head dims 80 and 16", 1, 1, 5, 40, 80, 16, TURNED, true, false, false, ST_BF16,
+           mma});
+    const Shape planes[2] = {
+        {"mma, segments", 1, 2, 70, 40, 16, 16, ROWS, false, false, false, ST_BF16, mma},
+        {"mma, segments", 2, 1, 33, 5, 16, 16, TURNED, false, false, false, ST_BF16, mma}};
+    KernelCase test("pv_attention", pv_attention, planes[0].what);
+    KernelCase grad("pv_attention_grad", pv_attention_grad, planes[0].what);
+    for (const Shape &plane : planes) {
+        test.segment(forward(test, plane));
+        grad.segment(backward(grad, plane));
+    }
+    test.run();
+    grad.run();
+}
+
 static void segments(void)
 {
     const Shape planes[2] = {{"segments", 1, 2, 70, 40, 16, 16, ROWS, false, false, false},
@@ -168,6 +203,13 @@ static void faults(void)
     KernelCase reuse("pv_attention_grad", pv_attention_grad, "short faults");
     reuse.segment(backward(reuse, near));
     reuse.find_fault("FAULT_REUSE");
+    const Shape half = {"mma faults", 1, 1, 40, 140, 16, 16, ROWS, false, false, false, ST_BF16};
+    KernelCase tile("pv_attention", pv_attention, half.what);
+    tile.segment(forward(tile, half));
+    tile.find_fault("FAULT_TILE");
+    KernelCase spread("pv_attention_grad", pv_attention_grad, half.what);
+    spread.segment(backward(spread, half));
+    spread.find_fault("FAULT_SPREAD");
 }
 
 int main(void)
@@ -175,6 +217,7 @@ int main(void)
     long_sequences();
     short_sequences();
     segments();
+    halves();
     faults();
     return finish_cases();
 }

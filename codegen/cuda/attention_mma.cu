@@ -1,0 +1,144 @@
+/* T3, forward: attention with one pass over keys (FlashAttention-2), mma.sync, bf16, sm_80.
+ *
+ * One block is 128 queries of one problem, four warps of 32 rows. Keys and values come in tiles,
+ * the next one while the present one is used. Every row keeps its running maximum and sum; weights
+ * go from the registers of the first product straight into the second. Any lengths and strides.
+ *
+ * Definitions: ATT_D, ATT_E (head dims, rounded up to 16), ATT_MASK (0, or 1 + how it is stored),
+ * ATT_CAUSAL. Head dims up to 64: tiles of 64 keys, shared memory at most 56 KB, registers at most
+ * 255: 2 blocks a multiprocessor; up to 128: tiles of 32 keys, 70 KB, 2 blocks. HMMA:LDSM 2.7 or
+ * more.
+ */
+#include "storage.h"
+
+enum {
+    LARGE = ATT_D > 64 || ATT_E > 64,
+    THREADS = 128,
+    BLOCKS = 2, // of 16 rows, a warp
+    QUERIES = 4 * 16 * BLOCKS,
+    KEYS = LARGE ? 32 : 64,
+    WIDER = ATT_D > ATT_E ? ATT_D : ATT_E,
+    K_AT = QUERIES * (WIDER * 2 + 16), // bytes of shared memory
+    V_AT = KEYS * (ATT_D * 2 + 16),    // within a stage
+    STAGE = V_AT + KEYS * (ATT_E * 2 + 16)
+};
+#include "attention_mma_parts.h"
+
+// What a thread knows of its rows, lane / 4 and lane / 4 + 8 of each block.
+struct Rows {
+    float out[BLOCKS][ATT_E / 8][4];
+    float most[2 * BLOCKS], sum[2 * BLOCKS];
+};
+typedef float Scores[BLOCKS][KEYS / 8][4];
+
+// Scores in units of log2, masked. row, key: the first ones of this thread.
+CX_FN void mask_scores(Scores &score, const AttentionArgs &a, const Problem &problem, float scale,
+                       int row, int key)
+{
+    // inside, nothing is to be cut off
+    bool whole = !ATT_MASK && !ATT_CAUSAL && key - (int)(threadIdx.x & 3) * 2 + KEYS <= (int)a.m;
+    CX_UNROLL
+    for (int i = 0; i < BLOCKS * KEYS / 2; i++) {
+        int block = i / (KEYS / 2), j = i / 4 % (KEYS / 8), e = i % 4;
+        float offset = 0.f;
+        if (!whole)
+            offset = score_offset(a, problem, row + block * 16 + e / 2 * 8, key + j * 8 + e % 2);
+        score[block][j][e] = fmaf(score[block][j][e], scale, offset);
+    }
+}
+
+// Raises the running maxima to those of the new scores, scales what was summed so far, and turns
+// scores to weights.
+CX_FN void soften(Rows &rows, Scores &score)
+{
+    CX_UNROLL
+    for (int i = 0; i < 2 * BLOCKS; i++) {
+        float most = rows.most[i], sum = 0.f;
+        CX_UNROLL
+        for (int j = 0; j < KEYS / 4; j++)
+            most = fmaxf(most, score[i / 2][j / 2][i % 2 * 2 + j % 2]);
+        most = fmaxf(most, __shfl_xor_sync(CX_ALL_LANES, most, 1));
+        most = fmaxf(most, __shfl_xor_sync(CX_ALL_LANES, most, 2));
+        float level = most == -INFINITY ? 0.f : most; // all forbidden so far: any number will do
+        CX_UNROLL
+        for (int j = 0; j < KEYS / 4; j++) {
+            float &weight = score[i / 2][j / 2][i % 2 * 2 + j % 2];
+            weight = cx_exp2(weight - level);
+            sum += weight;
+        }
+        float factor = cx_exp2(rows.most[i] - level);
+        rows.most[i] = most;
+        rows.sum[i] = rows.sum[i] * factor + sum;
+        CX_UNROLL
+        for (int d = 0; d < ATT_E / 4; d++)
+            rows.out[i / 2][d / 2][i % 2 * 2 + d % 2] *= factor;
+    }
+}
+
+// out / sum, and the logarithms of sums. row: the first of this thread.
+CX_FN void finish(Rows &rows, float *lse, int row, int length)
+{
+    CX_UNROLL
+    for (int i = 0; i < 2 * BLOCKS; i++) {
+        float sum = rows.sum[i];
+        sum += __shfl_xor_sync(CX_ALL_LANES, sum, 1);
+        sum += __shfl_xor_sync(CX_ALL_LANES, sum, 2);
+        float factor = 1.f / sum;
+        CX_UNROLL
+        for (int d = 0; d < ATT_E / 4; d++)
+            rows.out[i / 2][d / 2][i % 2 * 2 + d % 2] *= factor;
+        if (lse && row + i * 8 < length && (threadIdx.x & 3) == 0)
+            lse[row + i * 8] = (rows.most[i] + log2f(sum)) * 0.693147181f;
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
+    CX_NAME(const __grid_constant__ CxLaunch<AttentionArgs> p)
+{
+    CX_SHARED(shared);
+    u32 block;
+    const AttentionArgs &a = p.args[cx_segment(p.head, &block)];
+    u32 blocks = ((u32)a.n + QUERIES - 1) / QUERIES, queries = cx_shared_address(shared);
+    Problem problem = problem_of(a, block / blocks);
+    int first = block % blocks * QUERIES, lane = threadIdx.x & 31, end = (int)a.m;
+    int own = (threadIdx.x >> 5) * 16 * BLOCKS, row = first + own + (lane >> 2);
+    if (ATT_CAUSAL)
+        end = min(end, first + QUERIES);
+    Matrix k = matrix_k(a, problem), v = matrix_v(a, problem);
+    float scale = cx_real(a.scale) * CX_LOG2E;
+    u8 *present = shared + K_AT, *next = present + STAGE;
+    load_tile<QUERIES, ATT_D>(shared, matrix_q(a, problem), first);
+    load_tile<KEYS, ATT_D>(present, k, 0);
+    load_tile<KEYS, ATT_E>(present + V_AT, v, 0);
+    cx_copy_commit();
+    Rows rows = {};
+    CX_UNROLL
+    for (int i = 0; i < 2 * BLOCKS; i++)
+        rows.most[i] = -INFINITY;
+    CX_NO_UNROLL
+    for (int m0 = 0; m0 < end; m0 += KEYS) {
+        Scores score;
+        cx_copy_wait(0);
+#ifndef FAULT_TILE
+        __syncthreads(); // all copies are there, and nobody reads the tile before
+#endif
+        if (m0 + KEYS < end) {
+            load_tile<KEYS, ATT_D>(next, k, m0 + KEYS);
+            load_tile<KEYS, ATT_E>(next + V_AT, v, m0 + KEYS);
+        }
+        cx_copy_commit();
+        multiply_rows<KEYS, ATT_D>(score, queries, cx_shared_address(present), own);
+        mask_scores(score, a, problem, scale, row, m0 + (lane & 3) * 2);
+        soften(rows, score);
+        add_product<KEYS, ATT_E>(rows.out, score, cx_shared_address(present + V_AT));
+        u8 *used = present;
+        present = next;
+        next = used;
+    }
+    cx_copy_wait(0);
+    finish(rows, a.lse ? (float *)a.lse + problem.number * a.n : nullptr, row, (int)a.n);
+    __syncthreads(); // the queries are not needed any more
+    spread<ATT_E>(shared, rows.out, 1.f, own);
+    __syncthreads();
+    store_tile<QUERIES, ATT_E>(matrix_o(a, problem, a.o), shared, first);
+}

@@ -1,0 +1,200 @@
+/* What the templates of bf16 attention on mma.sync share: matrices in memory, tiles in shared
+ * memory, and products of 16-row blocks of a warp with tiles.
+ *
+ * A template includes this inside its namespace, with THREADS set; there is no include guard. A
+ * tile is [rows, width] bf16, width a multiple of 16, its rows 16 bytes longer, so that ldmatrix
+ * meets no bank twice. A warp has BLOCKS blocks of 16 rows; a fragment of a tile serves all of
+ * them. The result of one product, packed, is the left operand of the next where it lies: rows lane
+ * / 4 and lane / 4 + 8, columns lane % 4 * 2 of each 8.
+ */
+
+// A matrix [length, width] of one problem.
+struct Matrix {
+    bf16 *at;
+    int64_t n, d; // strides
+    int length, width;
+    bool wide; // runs along d of 16-byte accesses
+};
+CX_FN Matrix matrix_of(int64_t address, int64_t offset, int64_t n, int64_t d, int64_t length,
+                       int64_t width)
+{
+    Matrix x = {(bf16 *)address + offset, n, d, (int)length, (int)width, false};
+    x.wide = d == 1 && ((n | width) & 7) == 0 && ((u64)x.at & 15) == 0;
+    return x;
+}
+
+CX_FN constexpr int row_bytes(int width)
+{
+    return width * 2 + 16;
+}
+
+// Copies rows [first, first + rows) to a tile, zero outside of the matrix. Aligned ones are
+// asynchronous: cx_copy_commit and cx_copy_wait follow.
+template <int rows, int width> CX_FN void load_tile(u8 *tile, const Matrix &from, int first)
+{
+    enum { CHUNKS = width / 8 };
+    if (from.wide) {
+        u32 to = cx_shared_address(tile);
+        CX_NO_UNROLL
+        for (int i = threadIdx.x; i < rows * CHUNKS; i += THREADS) {
+            int row = i / CHUNKS, chunk = i % CHUNKS;
+            bool inside = first + row < from.length && chunk * 8 < from.width;
+            const bf16 *source = inside ? from.at + (first + row) * from.n + chunk * 8 : from.at;
+            cx_copy16(to + row * row_bytes(width) + chunk * 16, source, inside ? 16 : 0);
+        }
+        return;
+    }
+    CX_NO_UNROLL
+    for (int i = threadIdx.x; i < rows * width; i += THREADS) { // lanes along the denser axis
+        int row = from.d == 1 ? i / width : i % rows, column = from.d == 1 ? i % width : i / rows;
+        bool inside = first + row < from.length && column < from.width;
+        ((bf16 *)(tile + row * row_bytes(width)))[column] =
+            inside ? from.at[(first + row) * from.n + column * from.d] : (bf16)0;
+    }
+}
+
+// Rows [first, first + rows) of a matrix from a tile.
+template <int rows, int width> CX_FN void store_tile(const Matrix &to, const u8 *tile, int first)
+{
+    enum { CHUNKS = width / 8 };
+    CX_NO_UNROLL
+    for (int i = threadIdx.x; to.wide && i < rows * CHUNKS; i += THREADS) {
+        int row = i / CHUNKS, chunk = i % CHUNKS;
+        if (first + row < to.length && chunk * 8 < to.width)
+            *(uint4 *)(to.at + (first + row) * to.n + chunk * 8) =
+                *(const uint4 *)(tile + row * row_bytes(width) + chunk * 16);
+    }
+    CX_NO_UNROLL
+    for (int i = threadIdx.x; !to.wide && i < rows * width; i += THREADS) {
+        int row = to.d == 1 ? i / width : i % rows, column = to.d == 1 ? i % width : i / rows;
+        if (first + row < to.length && column < to.width)
+            to.at[(first + row) * to.n + column * to.d] =
+                ((const bf16 *)(tile + row * row_bytes(width)))[column];
+    }
+}
+
+// The left operand's 16 x 16 part: rows from `row`, columns from 16 step.
+template <int width> CX_FN void load_left(u32 *a, u32 tile, int row, int step)
+{
+    int lane = threadIdx.x & 31;
+    cx_ldmatrix4(a, tile + (row + (lane & 15)) * row_bytes(width) + step * 32 + (lane >> 4) * 16);
+}
+
+// c[block][j] = own rows times rows of a tile: [16, rows] each, over `width`. `row`: the warp's
+// first.
+template <int rows, int width>
+CX_FN void multiply_rows(float (&c)[BLOCKS][rows / 8][4], u32 own, u32 tile, int row)
+{
+    int lane = threadIdx.x & 31;
+    u32 from = tile + ((lane & 7) + (lane >> 4) * 8) * row_bytes(width) + (lane >> 3 & 1) * 16;
+    CX_UNROLL
+    for (int block = 0; block < BLOCKS; block++) {
+        CX_UNROLL
+        for (int j = 0; j < rows / 2; j++)
+            c[block][j / 4][j % 4] = 0.f;
+    }
+    CX_UNROLL
+    for (int step = 0; step < width / 16; step++) {
+        u32 a[BLOCKS][4];
+        CX_UNROLL
+        for (int block = 0; block < BLOCKS; block++)
+            load_left<width>(a[block], own, row + block * 16, step);
+        CX_UNROLL
+        for (int j = 0; j < rows / 16; j++) {
+            u32 b[4];
+            cx_ldmatrix4(b, from + j * 16 * row_bytes(width) + step * 32);
+            CX_UNROLL
+            for (int block = 0; block < BLOCKS; block++) {
+                cx_mma(c[block][2 * j], a[block], b);
+                cx_mma(c[block][2 * j + 1], a[block], b + 2);
+            }
+        }
+    }
+}
+
+// sums[block] += weights [16, rows], results of multiply_rows, times a tile [rows, width].
+template <int rows, int width>
+CX_FN void add_product(float (&sums)[BLOCKS][width / 8][4],
+                       const float (&weight)[BLOCKS][rows / 8][4], u32 tile)
+{
+    int lane = threadIdx.x & 31;
+    u32 from = tile + (lane & 15) * row_bytes(width) + (lane >> 4) * 16;
+    CX_UNROLL
+    for (int j = 0; j < rows / 16; j++) {
+        u32 a[BLOCKS][4];
+        CX_UNROLL
+        for (int block = 0; block < BLOCKS; block++) {
+            CX_UNROLL
+            for (int i = 0; i < 4; i++) { // columns + 0, rows + 0 and + 8; then columns + 8
+                const float *pair = weight[block][2 * j + i / 2] + i % 2 * 2;
+                a[block][i] = cx_pack(pair[0], pair[1]);
+            }
+        }
+        CX_UNROLL
+        for (int d = 0; d < width / 16; d++) {
+            u32 b[4];
+            cx_ldmatrix4_transposed(b, from + j * 16 * row_bytes(width) + d * 32);
+            CX_UNROLL
+            for (int block = 0; block < BLOCKS; block++) {
+                cx_mma(sums[block][2 * d], a[block], b);
+                cx_mma(sums[block][2 * d + 1], a[block], b + 2);
+            }
+        }
+    }
+}
+
+// Own rows of sums, times factor, into a tile. `row`: the warp's first.
+template <int width>
+CX_FN void spread(u8 *tile, const float (&sums)[BLOCKS][width / 8][4], float factor, int row)
+{
+    int lane = threadIdx.x & 31;
+    CX_UNROLL
+    for (int i = 0; i < 2 * BLOCKS; i++) {
+        u8 *to = tile + (row + i * 8 + (lane >> 2)) * row_bytes(width) + (lane & 3) * 4;
+        CX_UNROLL
+        for (int d = 0; d < width / 8; d++) {
+            const float *pair = sums[i / 2][d] + i % 2 * 2;
+            *(u32 *)(to + d * 16) = cx_pack(pair[0] * factor, pair[1] * factor);
+        }
+    }
+}
+
+// One problem of the batch.
+struct Problem {
+    int64_t i0, i1, number;
+};
+CX_FN Problem problem_of(const AttentionArgs &a, int64_t number)
+{
+    return {number / a.batch1, number % a.batch1, number};
+}
+CX_FN Matrix matrix_q(const AttentionArgs &a, const Problem &p)
+{
+    return matrix_of(a.q, p.i0 * a.q0 + p.i1 * a.q1, a.q_n, a.q_d, a.n, a.d);
+}
+CX_FN Matrix matrix_k(const AttentionArgs &a, const Problem &p)
+{
+    return matrix_of(a.k, p.i0 * a.k0 + p.i1 * a.k1, a.k_n, a.k_d, a.m, a.d);
+}
+CX_FN Matrix matrix_v(const AttentionArgs &a, const Problem &p)
+{
+    return matrix_of(a.v, p.i0 * a.v0 + p.i1 * a.v1, a.v_n, a.v_d, a.m, a.e);
+}
+CX_FN Matrix matrix_o(const AttentionArgs &a, const Problem &p, int64_t address) // o or do
+{
+    return matrix_of(address, p.i0 * a.o0 + p.i1 * a.o1, a.o_n, a.o_d, a.n, a.e);
+}
+
+// What a score, in units of log2, is raised by; -inf: key j does not count for query i.
+CX_FN float score_offset(const AttentionArgs &a, const Problem &p, int i, int j)
+{
+    if (j >= (int)a.m || i >= (int)a.n || (ATT_CAUSAL && j > i))
+        return -INFINITY;
+#if ATT_MASK
+    typedef CxStored<ATT_MASK - 1>::Element Mask;
+    const Mask *mask = (const Mask *)a.mask + p.i0 * a.mask0 + p.i1 * a.mask1;
+    return cx_read(mask[i * a.mask_n + j * a.mask_m]) * CX_LOG2E;
+#else
+    (void)p;
+    return 0.f;
+#endif
+}
