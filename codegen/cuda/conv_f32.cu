@@ -30,6 +30,7 @@
  */
 #include "gemm_tile.h"
 typedef float Source, Weight, Result, Residual, Bias;
+enum { BY_TAP = 0 };
 #include "conv_problem.h"
 
 /* ---- loaders of images ---- */

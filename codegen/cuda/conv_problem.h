@@ -1,7 +1,8 @@
 /* How a block of a convolution (ConvArgs) finds its product, its positions and its taps, and where
  * results go, whatever makes the sums. Included in a kernel's namespace behind the header of a tile
  * product. Definitions: CONV_MODE, CONV_LAST, CONV_AXES, CONV_STRIDED, CONV_OUT_4, CONV_ACT as in
- * conv_f32.cu; Source, Weight, Result, Residual and Bias are types of elements (storage.h).
+ * conv_f32.cu; Source, Weight, Result, Residual and Bias are types of elements (storage.h); BY_TAP:
+ * columns of wgrad are (tap, channel), not (channel, tap).
  */
 
 enum { FIRST_AXIS = 3 - CONV_AXES };
@@ -317,17 +318,22 @@ struct Out {
     }
 };
 #else
-// w of one group, row-major.
+// w of one group: [rows][channel, tap], or where BY_TAP sums of [tap, channel]; it lies so as
+// well if w_last.
 struct Out {
     Result *w;
     const Residual *residual;
-    int rows, columns, n;
+    int rows, columns, channels, taps, n;
+    bool turned; // it does not lie as its sums do
 
     CX_FN Out of(const ConvArgs &args, const Problem &problem)
     {
         Out out;
         out.rows = problem.rows;
+        out.channels = problem.channels;
+        out.taps = problem.taps;
         out.columns = problem.channels * problem.taps;
+        out.turned = BY_TAP && args.w_last == 0;
         long long first = (long long)problem.group * out.rows * out.columns;
         out.w = (Result *)args.w + first;
         out.residual = args.residual ? (const Residual *)args.residual + first : nullptr;
@@ -341,13 +347,24 @@ struct Out {
     {
         if (m >= rows || n >= columns)
             return;
-        float value[4], more[4];
-        long long at = (long long)m * columns + n;
-        load_four<CONV_OUT_4>(more, residual + at, residual ? columns - n : 0);
-        CX_UNROLL
-        for (int e = 0; e < 4; e++)
-            value[e] = activate<CONV_ACT>(sum[e]) + more[e];
-        store_four<CONV_OUT_4>(w + at, value, columns - n);
+        long long row = (long long)m * columns;
+        if (CONV_OUT_4) {
+            float value[4], more[4];
+            load_four<true>(more, residual + row + n, residual ? 4 : 0);
+            CX_UNROLL
+            for (int e = 0; e < 4; e++)
+                value[e] = activate<CONV_ACT>(sum[e]) + more[e];
+            store_four<true>(w + row + n, value, 4);
+        } else {
+            CX_UNROLL
+            for (int e = 0; e < 4; e++) {
+                int tap = (n + e) / channels, channel = (n + e) % channels;
+                long long to = row + (turned ? channel * taps + tap : n + e);
+                if (n + e < columns)
+                    cx_write(w + to, activate<CONV_ACT>(sum[e]) +
+                                         (residual ? cx_read(residual[to]) : 0.f));
+            }
+        }
     }
 };
 

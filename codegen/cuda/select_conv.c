@@ -1,5 +1,5 @@
-// Which convolution: conv_f32.cu, by direction, by how images and w can be read, and a tile that
-// suits the sizes.
+// Which convolution: conv_f32.cu where everything is f32, else conv_bf16.cu, by direction, by how
+// images and w can be read, and with a tile that suits the sizes.
 #include <stddef.h>
 #include <string.h>
 
@@ -16,13 +16,20 @@ typedef struct {
 static const Images x_images = {AT(x), AT(x_image), AT(x_channel), AT(x_position)};
 static const Images y_images = {AT(y), AT(y_image), AT(y_channel), AT(y_position)};
 
-// Fours of positions, or with `last` of channels, begin at multiples of 16 bytes; how many there
-// are is looked at elsewhere.
-static bool takes_fours(const CudaLaunch *launch, const Images *images, bool last)
+// Runs of positions, or with `last` of channels, begin at multiples of `by` elements, which are
+// `bytes`; how many there are is looked at elsewhere.
+static bool takes(const CudaLaunch *launch, const Images *images, bool last, int64_t by,
+                  int64_t bytes)
 {
     return tile_is_one(launch, last ? images->channel : images->position) &&
-           cuda_is_aligned(launch, images->address, 16) && tile_fours(launch, images->image) &&
-           tile_fours(launch, last ? images->position : images->channel);
+           cuda_is_aligned(launch, images->address, bytes) &&
+           tile_multiple(launch, images->image, by) &&
+           tile_multiple(launch, last ? images->position : images->channel, by);
+}
+
+static bool takes_fours(const CudaLaunch *launch, const Images *images, bool last)
+{
+    return takes(launch, images, last, 4, 16);
 }
 
 // The product of three sizes is a multiple of 4 in every segment.
@@ -74,6 +81,12 @@ static Access wgrad_access(const CudaLaunch *launch, const ConvArgs *args, bool 
     return access;
 }
 
+// Of the residual of a result `to`: distances of its own, except from position to position.
+static Images residual_images(const Images *to)
+{
+    return (Images){AT(residual), AT(residual_image), AT(residual_channel), to->position};
+}
+
 static Access image_access(const CudaLaunch *launch, const ConvArgs *args, int mode, bool last,
                            bool plain)
 {
@@ -89,10 +102,7 @@ static Access image_access(const CudaLaunch *launch, const ConvArgs *args, int m
     access.w = grad ? (taps == 1 ? 2 : 0) : (taps == 1 || !last);
     access.w_4 = access.w != 0 && (access.w == 1 ? channels * taps : rows) % 4 == 0 &&
                  cuda_is_aligned(launch, AT(w), 16);
-    Images residual = *to;       // at the distances of its own
-    residual.address = AT(residual);
-    residual.image = AT(residual_image);
-    residual.channel = AT(residual_channel);
+    Images residual = residual_images(to);
     access.out_4 = (last || !grad || volume(args->stride) == 1) &&
                    (last ? rows % 4 == 0 : volume_fours(launch, grad ? AT(in) : AT(out))) &&
                    takes_fours(launch, to, last);
@@ -101,15 +111,97 @@ static Access image_access(const CudaLaunch *launch, const ConvArgs *args, int m
     return access;
 }
 
-bool cuda_select_conv(const CudaLaunch *launch, CudaChoice *choice)
+// What both templates are told of a launch; the tile is chosen. `last`: positions are rows.
+static const char *common_definitions(const CudaLaunch *launch, CudaChoice *choice,
+                                      const ConvArgs *one, int mode, bool last)
 {
     static const char *const name[] = {"conv", "conv_dgrad", "conv_wgrad"};
+    bool flat = tile_is_one(launch, AT(in)) && tile_is_one(launch, AT(out)) && one->kernel[0] == 1;
+    choice->baked[TILE_BAKED_MODE] = mode;
+    choice->baked[TILE_BAKED_LAST] = last;
+    choice->shared[0] += mode == CONV_WGRAD ? 0 : (uint32_t)volume(one->kernel) * 16;
+    bool parts = tile_parts(tile_conv_work(one, choice->baked), choice->baked) > 1;
+    choice->phases = parts ? 2 : 1;
+    choice->shape = "pv_shape_conv";
+    choice->name = arena_printf(launch->arena, "%s_%s%s%dx%d%s", name[mode],
+                                one->types ? "bf16_" : "", volume(one->kernel) == 1 ? "1x1_" : "",
+                                choice->baked[TILE_BAKED_M], choice->baked[TILE_BAKED_N],
+                                tile_act_name(one->act));
+    return arena_printf(launch->arena,
+                        "CONV_MODE=%d CONV_LAST=%d CONV_AXES=%d CONV_STRIDED=%d CONV_ACT=%d "
+                        "CONV_PARTS=%d",
+                        mode, last, flat ? 2 : 3, mode == CONV_DGRAD && volume(one->stride) > 1,
+                        (int)one->act, parts);
+}
+
+enum { STORE_Y, STORE_X, STORE_W, STORE_BIAS, STORE_RESIDUAL }; // in `types`
+
+// 4 elements of a result, and of its residual, at a time.
+static bool bf16_out_fours(const CudaLaunch *launch, const ConvArgs *one, int mode)
+{
+    int residual_bytes = tile_storage(one->types, STORE_RESIDUAL) ? 8 : 16;
+    if (mode == CONV_WGRAD)
+        return (one->w_last || volume(one->kernel) == 1) &&
+               one->c_in / one->groups * volume(one->kernel) % 4 == 0 &&
+               cuda_is_aligned(launch, AT(w), tile_storage(one->types, STORE_W) ? 8 : 16) &&
+               cuda_is_aligned(launch, AT(residual), residual_bytes);
+    const Images *to = mode == CONV_DGRAD ? &x_images : &y_images;
+    Images residual = residual_images(to);
+    int store = mode == CONV_DGRAD ? STORE_X : STORE_Y;
+    return (mode == CONV_DGRAD ? one->c_in : one->c_out) / one->groups % 4 == 0 &&
+           takes(launch, to, true, 4, tile_storage(one->types, store) ? 8 : 16) &&
+           (!cuda_is_there(launch, AT(residual)) ||
+            takes(launch, &residual, true, 4, residual_bytes));
+}
+
+static void choose_bf16(const CudaLaunch *launch, CudaChoice *choice, const ConvArgs *one,
+                        const ConvArgs *usual, int mode)
+{
+    int64_t c_in = one->c_in / one->groups, c_out = one->c_out / one->groups;
+    int64_t taps = volume(one->kernel), phases = mode == CONV_DGRAD ? volume(one->stride) : 1;
+    int64_t positions = volume(mode == CONV_DGRAD ? usual->in : usual->out) * usual->images;
+    const MmaTile *tile =
+        mode == CONV_WGRAD ? mma_tile_for(c_out, c_in * taps, one->groups)
+                           : mma_tile_for(tile_count(positions, phases),
+                                          mode == CONV_DGRAD ? c_in : c_out, one->groups * phases);
+    // operands in the template's words: the source and w, or of wgrad x and y
+    int source = mode == CONV_DGRAD ? STORE_Y : STORE_X, weight = mode == CONV_WGRAD ? STORE_Y : STORE_W;
+    int result = mode == CONV_FPROP ? STORE_Y : mode == CONV_DGRAD ? STORE_X : STORE_W;
+    bool x_8 = (mode == CONV_DGRAD ? c_out : c_in) % 8 == 0 &&
+               tile_storage(one->types, source) == PV_STORE_BF16 &&
+               takes(launch, mode == CONV_DGRAD ? &y_images : &x_images, true, 8, 16);
+    bool w_8 = tile_storage(one->types, weight) == PV_STORE_BF16;
+    if (mode == CONV_WGRAD)
+        w_8 = w_8 && c_out % 8 == 0 && takes(launch, &y_images, true, 8, 16);
+    else
+        w_8 = w_8 && one->w_last != 0 && c_in % 8 == 0 && cuda_is_aligned(launch, AT(w), 16);
+    mma_choose(choice, tile);
+    choice->file = "conv_bf16.cu";
+    const char *common = common_definitions(launch, choice, one, mode, true);
+    choice->definitions = arena_printf(
+        launch->arena,
+        "%s %s CONV_X_8=%d CONV_W_8=%d CONV_W_LAST=%d CONV_OUT_4=%d CONV_SOURCE=%d CONV_WEIGHT=%d "
+        "CONV_RESULT=%d CONV_RESIDUAL=%d CONV_BIAS=%d",
+        mma_definitions(launch->arena, tile), common, x_8, w_8, one->w_last != 0,
+        bf16_out_fours(launch, one, mode), tile_storage(one->types, source),
+        tile_storage(one->types, weight), tile_storage(one->types, result),
+        tile_storage(one->types, STORE_RESIDUAL), tile_storage(one->types, STORE_BIAS));
+}
+
+bool cuda_select_conv(const CudaLaunch *launch, CudaChoice *choice)
+{
     ConvArgs one, usual;
     tile_numbers(launch, 0, 1, (int64_t *)&one);
     tile_numbers(launch, 0, TILE_USUAL_BATCH, (int64_t *)&usual);
-    int mode = CONV_FPROP;
-    while (strcmp(launch->symbol + 3, name[mode]) != 0)    // "pv_conv_dgrad"
-        mode++;
+    int mode = strcmp(launch->symbol, "pv_conv") == 0         ? CONV_FPROP
+               : strcmp(launch->symbol, "pv_conv_dgrad") == 0 ? CONV_DGRAD
+                                                              : CONV_WGRAD;
+    if (tile_has_f16(one.types) || (one.w_last && !one.types && volume(one.kernel) > 1))
+        return false;
+    if (one.types) {
+        choose_bf16(launch, choice, &one, &usual, mode);
+        return true;
+    }
     bool last = mode != CONV_WGRAD && tile_is_one(launch, AT(x_channel)) &&
                 tile_is_one(launch, AT(y_channel));
     bool plain = volume(one.kernel) == 1 && volume(one.stride) == 1 &&
@@ -118,25 +210,13 @@ bool cuda_select_conv(const CudaLaunch *launch, CudaChoice *choice)
                                        : image_access(launch, &one, mode, last, plain);
     if (mode == CONV_WGRAD && access.w == 2 && !tile_is_one(launch, AT(y_channel)))
         return false;
-    bool flat =
-        tile_is_one(launch, AT(in)) && tile_is_one(launch, AT(out)) && one.kernel[0] == 1;
     const Tile *tile = conv_tile(&usual, mode, last);
     tile_choose(choice, tile);
-    choice->baked[TILE_BAKED_MODE] = mode;
-    choice->baked[TILE_BAKED_LAST] = last;
-    choice->shared[0] += mode == CONV_WGRAD ? 0 : (uint32_t)volume(one.kernel) * 16;
-    bool parts = tile_parts(tile_conv_work(&one, choice->baked), choice->baked) > 1;
-    choice->phases = parts ? 2 : 1;
     choice->file = "conv_f32.cu";
-    choice->shape = "pv_shape_conv";
-    choice->name = arena_printf(launch->arena, "%s_%s%dx%d%s", name[mode], plain ? "1x1_" : "",
-                                tile->m, tile->n, tile_act_name(one.act));
+    const char *common = common_definitions(launch, choice, &one, mode, last);
     choice->definitions = arena_printf(
-        launch->arena,
-        "%s CONV_MODE=%d CONV_LAST=%d CONV_AXES=%d CONV_STRIDED=%d CONV_X=%d CONV_X_4=%d CONV_W=%d CONV_W_4=%d CONV_OUT_4=%d "
-        "CONV_ACT=%d CONV_PARTS=%d",
-        tile_definitions(launch->arena, tile), mode, last, flat ? 2 : 3,
-        mode == CONV_DGRAD && volume(one.stride) > 1, access.x, access.x_4, access.w,
-        access.w_4, access.out_4, (int)one.act, parts);
+        launch->arena, "%s %s CONV_X=%d CONV_X_4=%d CONV_W=%d CONV_W_4=%d CONV_OUT_4=%d",
+        tile_definitions(launch->arena, tile), common, access.x, access.x_4, access.w, access.w_4,
+        access.out_4);
     return true;
 }

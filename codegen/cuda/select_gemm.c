@@ -1,4 +1,5 @@
-// Which matrix product: gemm_f32.cu with a tile that suits the sizes.
+// Which matrix product: gemm_f32.cu where everything is f32, else gemm_bf16.cu, with a tile that
+// suits the sizes.
 #include <stddef.h>
 
 #include "codegen/cuda/select.h"
@@ -6,46 +7,93 @@
 #include "codegen/cuda/tile_select.h"
 
 #define AT(field) (offsetof(GemmArgs, field) / sizeof(int64_t))
+enum { STORE_C, STORE_A, STORE_B, STORE_BIAS, STORE_RESIDUAL }; // in `types`
 
-// Rows of an operand (or of c) are read 16 bytes at a time: where it begins, what lies between
-// rows and matrices, how long a row is.
-static bool takes_fours(const CudaLaunch *launch, size_t address, size_t stride, size_t batch0,
-                        size_t batch1, size_t length)
+// Rows of an operand (or of c) are accessed `by` elements at a time, which are `bytes`: where it
+// begins, what lies between rows and matrices, how long a row is.
+static bool takes(const CudaLaunch *launch, int64_t by, int64_t bytes, size_t address,
+                  size_t stride, size_t batch0, size_t batch1, size_t length)
 {
-    return cuda_is_aligned(launch, address, 16) && tile_fours(launch, stride) &&
-           tile_fours(launch, batch0) && tile_fours(launch, batch1) && tile_fours(launch, length);
+    return cuda_is_aligned(launch, address, bytes) && tile_multiple(launch, stride, by) &&
+           tile_multiple(launch, batch0, by) && tile_multiple(launch, batch1, by) &&
+           tile_multiple(launch, length, by);
+}
+
+typedef struct {
+    bool a_k, b_k;         // dense along k
+    bool a, b, c;          // 16 bytes of an operand, and 4 elements of c, at a time
+} Access;
+
+// Which operands take what; false: neither of an operand's strides is 1.
+static bool find_access(const CudaLaunch *launch, const GemmArgs *args, Access *access)
+{
+    bool a_k = tile_is_one(launch, AT(a_k)), b_k = tile_is_one(launch, AT(b_k));
+    int64_t by = args->types ? 8 : 4;
+    access->a_k = a_k;
+    access->b_k = b_k;
+    access->a = takes(launch, by, 16, AT(a), a_k ? AT(a_m) : AT(a_k), AT(a0), AT(a1),
+                      a_k ? AT(k) : AT(m));
+    access->b = takes(launch, by, 16, AT(b), b_k ? AT(b_n) : AT(b_k), AT(b0), AT(b1),
+                      b_k ? AT(k) : AT(n));
+    if (args->types) {     // chunks are of bf16
+        access->a = access->a && tile_storage(args->types, STORE_A) == PV_STORE_BF16;
+        access->b = access->b && tile_storage(args->types, STORE_B) == PV_STORE_BF16;
+    }
+    access->c = takes(launch, 4, tile_storage(args->types, STORE_C) ? 8 : 16, AT(c), AT(c_m),
+                      AT(c0), AT(c1), AT(n));
+    if (cuda_is_there(launch, AT(residual)))
+        access->c = access->c && takes(launch, 4, tile_storage(args->types, STORE_RESIDUAL) ? 8 : 16,
+                                       AT(residual), AT(r_m), AT(r0), AT(r1), AT(n));
+    return (a_k || tile_is_one(launch, AT(a_m))) && (b_k || tile_is_one(launch, AT(b_n)));
+}
+
+// What both templates are told; the tile is chosen.
+static const char *common_definitions(const CudaLaunch *launch, CudaChoice *choice,
+                                      const GemmArgs *one, const Access *access)
+{
+    bool parts = tile_parts(tile_gemm_work(one, choice->baked), choice->baked) > 1;
+    choice->phases = parts ? 2 : 1;
+    choice->shape = "pv_shape_gemm";
+    choice->name = arena_printf(launch->arena, "gemm_%s%dx%d%s%s", one->types ? "bf16_" : "",
+                                choice->baked[TILE_BAKED_M], choice->baked[TILE_BAKED_N],
+                                tile_act_name(one->act), one->sum_batch ? "_sum" : "");
+    return arena_printf(launch->arena,
+                        "GEMM_A_K=%d GEMM_B_K=%d GEMM_C_4=%d GEMM_ACT=%d GEMM_SUM=%d GEMM_PARTS=%d",
+                        access->a_k, access->b_k, access->c, (int)one->act, one->sum_batch != 0,
+                        parts);
 }
 
 bool cuda_select_gemm(const CudaLaunch *launch, CudaChoice *choice)
 {
-    bool a_k = tile_is_one(launch, AT(a_k)), b_k = tile_is_one(launch, AT(b_k));
-    bool a_4 = takes_fours(launch, AT(a), a_k ? AT(a_m) : AT(a_k), AT(a0), AT(a1),
-                           a_k ? AT(k) : AT(m));
-    bool b_4 = takes_fours(launch, AT(b), b_k ? AT(b_n) : AT(b_k), AT(b0), AT(b1),
-                           b_k ? AT(k) : AT(n));
-    bool c_4 = takes_fours(launch, AT(c), AT(c_m), AT(c0), AT(c1), AT(n));
-    if (cuda_is_there(launch, AT(residual)))
-        c_4 = c_4 && takes_fours(launch, AT(residual), AT(r_m), AT(r0), AT(r1), AT(n));
-    if ((!a_k && !tile_is_one(launch, AT(a_m))) || (!b_k && !tile_is_one(launch, AT(b_n))))
-        return false;
     GemmArgs one, usual;
+    Access access;
+    Arena *arena = launch->arena;
     tile_numbers(launch, 0, 1, (int64_t *)&one);
     tile_numbers(launch, 0, TILE_USUAL_BATCH, (int64_t *)&usual);
+    if (!find_access(launch, &one, &access) || tile_has_f16(one.types))
+        return false;
     int64_t batches = one.sum_batch ? 1 : usual.batch0 * usual.batch1;
     batches *= launch->segments > 1 ? launch->segments : 1;
+    if (one.types) {
+        const MmaTile *tile = mma_tile_for(usual.m, usual.n, batches);
+        mma_choose(choice, tile);
+        choice->file = "gemm_bf16.cu";
+        const char *common = common_definitions(launch, choice, &one, &access);
+        choice->definitions = arena_printf(
+            arena,
+            "%s %s GEMM_A_8=%d GEMM_B_8=%d GEMM_A=%d GEMM_B=%d GEMM_C=%d GEMM_RESIDUAL=%d "
+            "GEMM_BIAS=%d",
+            mma_definitions(arena, tile), common, access.a, access.b,
+            tile_storage(one.types, STORE_A), tile_storage(one.types, STORE_B),
+            tile_storage(one.types, STORE_C), tile_storage(one.types, STORE_RESIDUAL),
+            tile_storage(one.types, STORE_BIAS));
+        return true;
+    }
     const Tile *tile = tile_for(usual.m, usual.n, batches);
     tile_choose(choice, tile);
-    bool parts = tile_parts(tile_gemm_work(&one, choice->baked), choice->baked) > 1;
-    choice->phases = parts ? 2 : 1;
     choice->file = "gemm_f32.cu";
-    choice->shape = "pv_shape_gemm";
-    choice->name = arena_printf(launch->arena, "gemm_%dx%d%s%s", tile->m, tile->n,
-                                tile_act_name(one.act), one.sum_batch ? "_sum" : "");
-    choice->definitions = arena_printf(
-        launch->arena,
-        "%s GEMM_A_K=%d GEMM_A_4=%d GEMM_B_K=%d GEMM_B_4=%d GEMM_C_4=%d GEMM_ACT=%d GEMM_SUM=%d "
-        "GEMM_PARTS=%d",
-        tile_definitions(launch->arena, tile), a_k, a_4, b_k, b_4, c_4, (int)one.act,
-        one.sum_batch != 0, parts);
+    const char *common = common_definitions(launch, choice, &one, &access);
+    choice->definitions = arena_printf(arena, "%s %s GEMM_A_4=%d GEMM_B_4=%d",
+                                       tile_definitions(arena, tile), common, access.a, access.b);
     return true;
 }

@@ -11,6 +11,17 @@ typedef struct {
     int m, n, k, thread_m, thread_n, lanes_m;
 } Tile;
 
+// Of mma_product.h: of a block, and of a warp.
+typedef struct {
+    int m, n, warp_m, warp_n;
+} MmaTile;
+
+static const MmaTile tiles_mma[] = {
+    {128, 128, 64, 32},          // 256 threads
+    {64, 64, 32, 32},            // 128 threads
+};
+enum { MMA_TILE_K = 32, MMA_STAGES = 3 };
+
 static const Tile tiles_f32[] = {
     {128, 128, 8, 8, 8, 4},      // 256 threads
     {64, 64, 16, 8, 4, 4},       // 128 threads
@@ -31,6 +42,13 @@ static inline const Tile *tile_for(int64_t m, int64_t n, int64_t batches)
     return &tiles_f32[large >= TILE_FEW_BLOCKS && large * 3 <= small ? 0 : 1];
 }
 
+static inline const MmaTile *mma_tile_for(int64_t m, int64_t n, int64_t batches)
+{
+    int64_t large = tile_count(m, 128) * tile_count(n, 128) * batches;
+    int64_t small = tile_count(m, 64) * tile_count(n, 64) * batches;
+    return &tiles_mma[large >= TILE_FEW_BLOCKS && large * 3 <= small ? 0 : 1];
+}
+
 static inline const char *tile_act_name(int64_t act)
 {
     static const char *const name[] = {"", "_silu", "_gelu", "_relu"};
@@ -43,15 +61,15 @@ static inline const char *tile_definitions(Arena *arena, const Tile *tile)
                         tile->m, tile->n, tile->k, tile->thread_m, tile->thread_n, tile->lanes_m);
 }
 
-// A number is a multiple of 4 at any batch, in every segment.
-static inline bool tile_fours(const CudaLaunch *launch, size_t index)
+// A number is a multiple of `by` at any batch, in every segment.
+static inline bool tile_multiple(const CudaLaunch *launch, size_t index, int64_t by)
 {
-    bool fours = launch->args[index].a % 4 == 0 && launch->args[index].c % 4 == 0;
-    for (uint32_t i = 1; fours && i < launch->segments; i++) {
+    bool multiple = launch->args[index].a % by == 0 && launch->args[index].c % by == 0;
+    for (uint32_t i = 1; multiple && i < launch->segments; i++) {
         const PlanArg *arg = &launch->all[i * launch->arg_count + index];
-        fours = arg->a % 4 == 0 && arg->c % 4 == 0;
+        multiple = arg->a % by == 0 && arg->c % by == 0;
     }
-    return fours;
+    return multiple;
 }
 
 // A number is 1 at any batch, in every segment.
@@ -85,6 +103,36 @@ static inline void tile_choose(CudaChoice *choice, const Tile *tile)
     choice->baked[TILE_BAKED_N] = tile->n;
     choice->baked[TILE_BAKED_K] = tile->k;
     choice->baked[TILE_BAKED_BLOCKS] = tile->thread_m * tile->thread_n / 4;
+}
+
+static inline void mma_choose(CudaChoice *choice, const MmaTile *tile)
+{
+    uint32_t threads = (uint32_t)(32 * tile->m * tile->n / (tile->warp_m * tile->warp_n));
+    choice->threads[0] = choice->threads[1] = threads;
+    choice->shared[0] = (uint32_t)(MMA_STAGES * MMA_TILE_K * 2 * (tile->m + tile->n));
+    choice->baked[TILE_BAKED_M] = tile->m;
+    choice->baked[TILE_BAKED_N] = tile->n;
+    choice->baked[TILE_BAKED_K] = MMA_TILE_K;
+    choice->baked[TILE_BAKED_BLOCKS] = tile->m * tile->n / 4 / (int32_t)threads;
+}
+
+static inline const char *mma_definitions(Arena *arena, const MmaTile *tile)
+{
+    return arena_printf(arena, "TILE_M=%d TILE_N=%d WARP_M=%d WARP_N=%d", tile->m, tile->n,
+                        tile->warp_m, tile->warp_n);
+}
+
+// PvStorage of address `number` of a struct.
+static inline int tile_storage(int64_t types, int number)
+{
+    return (int)(types >> 4 * number & 15);
+}
+static inline bool tile_has_f16(int64_t types)
+{
+    for (int i = 0; i < 8; i++)
+        if (tile_storage(types, i) == PV_STORE_F16)
+            return true;
+    return false;
 }
 
 #endif

@@ -1,0 +1,306 @@
+/* T2: convolutions of one to three axes and their gradients in bf16 with f32 sums (ConvArgs), on the
+ * tile product of mma_product.h.
+ *
+ * As conv_f32.cu with CONV_LAST: positions are the rows of fprop and dgrad and their reduction runs
+ * over (tap, channel); columns of wgrad are (tap, channel), and its reduction runs over the positions
+ * of all images. Where channels are dense and come in eights, and w lies channels last, everything
+ * is gathered by cp.async, 16 bytes at a time, and a position outside the image is a copy of no bytes,
+ * which writes zeros. Other layouts and storages go element by element.
+ *
+ * Definitions: those of mma_product.h, and
+ *   CONV_MODE CONV_AXES CONV_STRIDED CONV_OUT_4 CONV_ACT CONV_PARTS   as in conv_f32.cu
+ *   CONV_LAST     1
+ *   CONV_X_8      1: images that are summed over are copied in chunks; wgrad: x
+ *   CONV_W_8      1: w is; wgrad: y
+ *   CONV_W_LAST   1: w lies channels last
+ *   CONV_SOURCE CONV_WEIGHT CONV_RESULT CONV_RESIDUAL CONV_BIAS   PvStorage of each; wgrad: of x, y, w
+ */
+#include "mma_product.h"
+typedef CxStored<CONV_SOURCE>::Element Source;
+typedef CxStored<CONV_WEIGHT>::Element Weight;
+typedef CxStored<CONV_RESULT>::Element Result;
+typedef CxStored<CONV_RESIDUAL>::Element Residual;
+typedef CxStored<CONV_BIAS>::Element Bias;
+enum { BY_TAP = 1 };
+#include "conv_problem.h"
+
+#if CONV_MODE != 2
+
+// Rows: positions; the reduction: (tap, channel).
+struct Images {
+    const Source *base;
+    int size, in[3];
+    long long channel_step;
+    const uint4 *table;
+    Divider channels;
+    const Problem *problem;
+    struct Row {
+        const Source *from;
+        int at[3];
+    };
+    struct Step {
+        long long offset;
+        u32 tap;
+        bool there;
+    };
+
+    __device__ void set(const Problem &problem_, const uint4 *table_)
+    {
+        problem = &problem_;
+        base = problem_.source;
+        CX_UNROLL
+        for (int axis = 0; axis < 3; axis++)
+            in[axis] = problem_.in[axis];
+        size = problem_.channels * problem_.taps;
+        channel_step = problem_.source_channel;
+        table = table_;
+        channels.set(problem_.channels);
+    }
+    __device__ Row row(int position)
+    {
+        Row row;
+        row.from = source_of(*problem, position, row.at);
+        return row;
+    }
+    __device__ Step step(int k)
+    {
+        int channel, tap = channels.split(k, &channel);
+        bool there = k < size;
+        uint4 entry = table[there ? tap : 0];
+        return {(int)entry.y + channel * channel_step, entry.x, there};
+    }
+    __device__ const Source *at(const Row &row, const Step &step, bool *inside)
+    {
+        *inside = step.there && tap_inside(row.at, step.tap, in);
+        return *inside ? row.from + step.offset : base;
+    }
+};
+
+// Rows: channels of the result; the reduction: (tap, channel).
+struct Weights {
+    const Weight *base;
+    int rows, size;
+    long long row_step, channel_step, tap_step;
+    const uint4 *table;
+    Divider channels;
+    struct Row {
+        long long offset;
+        bool there;
+    };
+    typedef Row Step;
+
+    __device__ void set(const Problem &problem, const ConvArgs &args, const uint4 *table_)
+    {
+        long long taps = product3(args.kernel);
+        int inner = CONV_MODE == 1 ? problem.rows : problem.channels;   // c_in of the group
+        long long of_inner = CONV_W_LAST ? 1 : taps, of_outer = inner * taps;
+        base = problem.w;
+        rows = problem.rows;
+        size = problem.channels * problem.taps;
+        row_step = CONV_MODE == 1 ? of_inner : of_outer;
+        channel_step = CONV_MODE == 1 ? of_outer : of_inner;
+        tap_step = CONV_W_LAST ? inner : 1;
+        table = table_;
+        channels.set(problem.channels);
+    }
+    __device__ Row row(int number)
+    {
+        return {number * row_step, number < rows};
+    }
+    __device__ Step step(int k)
+    {
+        int channel, tap = channels.split(k, &channel);
+        bool there = k < size;
+        return {channel * channel_step + (int)table[there ? tap : 0].z * tap_step, there};
+    }
+    __device__ const Weight *at(const Row &row, const Step &step, bool *inside)
+    {
+        *inside = row.there && step.there;
+        return base + (*inside ? row.offset + step.offset : 0);
+    }
+};
+
+extern "C" __global__ void __launch_bounds__(THREADS, 512 / THREADS)
+    CX_NAME(const __grid_constant__ CxLaunch<ConvArgs> p)
+{
+    CX_SHARED(shared);
+    uint4 *table = (uint4 *)(shared + STAGES * STAGE);
+    u32 block, segment = cx_segment(p.head, &block);
+    const ConvArgs &args = p.args[segment];
+    int tile = (int)block, part = 0, parts = 1;
+    if (CONV_PARTS) {
+        int tiles = tiles_of(args);
+        parts = (int)(p.head.first[segment + 1] - p.head.first[segment]) / tiles;
+        tile = (int)block % tiles;
+        part = (int)block / tiles;
+    }
+    Problem problem;
+    set_problem(problem, args, tile);
+    if (CONV_STRIDED && problem.m0 >= problem.columns)
+        return;
+    make_taps(problem, args, table);
+    int steps = cut(problem.channels * problem.taps, TILE_K);
+    int first = CONV_PARTS ? steps * part / parts : 0;
+    int end = CONV_PARTS ? steps * (part + 1) / parts : steps;
+    Operand<Images, TILE_M, true, CONV_X_8> x;
+    Operand<Weights, TILE_N, CONV_MODE == 0, CONV_W_8> w;
+    x.source.set(problem, table);
+    w.source.set(problem, args, table);
+    x.set(problem.m0);
+    w.set(problem.n0);
+    TileSums sums;
+    tile_product<true, CONV_MODE == 0>(sums, x, w, shared, first, end);
+    if (CONV_PARTS && parts > 1) {
+        Keep keep = Keep::of(p.head.work[segment], parts, tile, part);
+        tile_store(sums, keep, 0, 0, (float *)shared);
+        return;
+    }
+    Out out = Out::of(args, problem);
+    tile_store(sums, out, problem.m0, problem.n0, (float *)shared);
+}
+
+#if CONV_PARTS
+extern "C" __global__ void __launch_bounds__(THREADS, 512 / THREADS)
+    CX_NAME_1(const __grid_constant__ CxLaunch<ConvArgs> p)
+{
+    u32 block, segment = cx_segment(p.head, &block);
+    const ConvArgs &args = p.args[segment];
+    Problem problem;
+    set_problem(problem, args, (int)block / TILE_BLOCKS);
+    if (CONV_STRIDED && problem.m0 >= problem.columns)
+        return;
+    Out out = Out::of(args, problem);
+    tile_collect(p.head.work[segment], (int)block / TILE_BLOCKS, (int)block % TILE_BLOCKS, out,
+                 problem.m0, problem.n0);
+}
+#endif
+#else
+
+// Rows: output channels; the reduction: positions of all images.
+struct Gradients {
+    const Weight *base;
+    int rows, size;
+    long long row_step, image_step, position_step;
+    Divider positions;
+    struct Row {
+        long long offset;
+        bool there;
+    };
+    typedef Row Step;
+
+    __device__ void set(const Problem &problem, const ConvArgs &args)
+    {
+        base = (const Weight *)args.y +
+               (long long)problem.group * problem.rows * args.y_channel;
+        rows = problem.rows;
+        size = problem.columns;
+        row_step = args.y_channel;
+        image_step = args.y_image;
+        position_step = args.y_position;
+        positions.set(problem.positions);
+    }
+    __device__ Row row(int number)
+    {
+        return {number * row_step, number < rows};
+    }
+    __device__ Step step(int k)
+    {
+        int position, image = positions.split(k, &position);
+        return {image * image_step + position * position_step, k < size};
+    }
+    __device__ const Weight *at(const Row &row, const Step &step, bool *inside)
+    {
+        *inside = row.there && step.there;
+        return base + (*inside ? row.offset + step.offset : 0);
+    }
+};
+
+// Rows: (tap, channel); the reduction: positions of all images.
+struct Columns {
+    const Problem *problem;
+    int rows, in[3], kernel[2];
+    struct Row {
+        long long offset;
+        u32 tap;
+        bool there;
+    };
+    struct Step {
+        const Source *from;
+        int at[3];
+    };
+
+    __device__ void set(const Problem &problem_, const ConvArgs &args)
+    {
+        problem = &problem_;
+        rows = problem_.channels * problem_.taps;
+        CX_UNROLL
+        for (int axis = 0; axis < 3; axis++)
+            in[axis] = problem_.in[axis];
+        kernel[0] = (int)args.kernel[1];
+        kernel[1] = (int)args.kernel[2];
+    }
+    __device__ Row row(int number)
+    {
+        int tap = number / problem->channels, channel = number % problem->channels;
+        int w = tap % kernel[1], h = tap / kernel[1] % kernel[0], d = tap / kernel[1] / kernel[0];
+        long long element = (d * in[1] + h) * in[2] + w;
+        return {channel * problem->source_channel + element * problem->source_position,
+                pack_tap(d, h, w), number < rows};
+    }
+    __device__ Step step(int k)
+    {
+        Step step;
+        step.from = source_of(*problem, k, step.at);
+        return step;
+    }
+    __device__ const Source *at(const Row &row, const Step &step, bool *inside)
+    {
+        *inside = row.there && tap_inside(step.at, row.tap, in);
+        return *inside ? step.from + row.offset : problem->source;
+    }
+};
+
+extern "C" __global__ void __launch_bounds__(THREADS, 512 / THREADS)
+    CX_NAME(const __grid_constant__ CxLaunch<ConvArgs> p)
+{
+    CX_SHARED(shared);
+    u32 block, segment = cx_segment(p.head, &block);
+    const ConvArgs &args = p.args[segment];
+    Problem problem;
+    int tiles = set_wgrad(problem, args, 0), tile = (int)block % tiles, part = (int)block / tiles;
+    int parts = (int)(p.head.first[segment + 1] - p.head.first[segment]) / tiles;
+    set_wgrad(problem, args, tile);
+    int steps = cut(problem.columns, TILE_K);
+    int first = CONV_PARTS ? steps * part / parts : 0;
+    int end = CONV_PARTS ? steps * (part + 1) / parts : steps;
+    Operand<Gradients, TILE_M, false, CONV_W_8> y;
+    Operand<Columns, TILE_N, false, CONV_X_8> x;
+    y.source.set(problem, args);
+    x.source.set(problem, args);
+    y.set(problem.m0);
+    x.set(problem.n0);
+    TileSums sums;
+    tile_product<false, false>(sums, y, x, shared, first, end);
+    if (CONV_PARTS && parts > 1) {
+        Keep keep = Keep::of(p.head.work[segment], parts, tile, part);
+        tile_store(sums, keep, 0, 0, (float *)shared);
+        return;
+    }
+    Out out = Out::of(args, problem);
+    tile_store(sums, out, problem.m0, problem.n0, (float *)shared);
+}
+
+#if CONV_PARTS
+extern "C" __global__ void __launch_bounds__(THREADS, 512 / THREADS)
+    CX_NAME_1(const __grid_constant__ CxLaunch<ConvArgs> p)
+{
+    u32 block, segment = cx_segment(p.head, &block);
+    const ConvArgs &args = p.args[segment];
+    Problem problem;
+    set_wgrad(problem, args, (int)block / TILE_BLOCKS);
+    Out out = Out::of(args, problem);
+    tile_collect(p.head.work[segment], (int)block / TILE_BLOCKS, (int)block % TILE_BLOCKS, out,
+                 problem.m0, problem.n0);
+}
+#endif
+#endif

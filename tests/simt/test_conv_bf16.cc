@@ -1,0 +1,110 @@
+// cases
+// conv_bf16.cu against plain loops: channels last and in eights, and everything else.
+#include <stddef.h>
+#include "conv_case.h"
+
+struct Shape {
+    const char *what;
+    int64_t images, c_in, c_out, groups;
+    int64_t in[3], kernel[3], stride[3], pad[3];
+    Storage x, y, w;
+    bool bias, last, w_last;
+};
+
+static int64_t storage_bits(Storage storage, int number)
+{
+    return (int64_t)(storage == ST_BF16 ? PV_STORE_BF16 : PV_STORE_REAL) << 4 * number;
+}
+
+static ConvArgs conv_args(const Shape &shape)
+{
+    ConvArgs args = {};
+    args.images = shape.images, args.c_in = shape.c_in, args.c_out = shape.c_out;
+    args.groups = shape.groups;
+    int64_t inside = 1, outside = 1;
+    for (int axis = 0; axis < 3; axis++) {
+        args.in[axis] = shape.in[axis], args.kernel[axis] = shape.kernel[axis];
+        args.stride[axis] = shape.stride[axis], args.pad[axis] = shape.pad[axis];
+        args.out[axis] =
+            (shape.in[axis] + 2 * shape.pad[axis] - shape.kernel[axis]) / shape.stride[axis] + 1;
+        inside *= args.in[axis], outside *= args.out[axis];
+    }
+    args.x_channel = shape.last ? 1 : inside;
+    args.x_position = shape.last ? shape.c_in : 1;
+    args.y_channel = shape.last ? 1 : outside;
+    args.y_position = shape.last ? shape.c_out : 1;
+    args.x_image = inside * shape.c_in, args.y_image = outside * shape.c_out;
+    args.w_last = shape.w_last;
+    args.types =
+        storage_bits(shape.y, 0) | storage_bits(shape.x, 1) | storage_bits(shape.w, 2);
+    return args;
+}
+
+static void add_conv(KernelCase &test, const Shape &shape, int mode)
+{
+    ConvArgs args = conv_args(shape);
+    size_t x = (size_t)(args.x_image * args.images), y = (size_t)(args.y_image * args.images);
+    size_t w = (size_t)(args.c_out * args.c_in / args.groups * args.kernel[0] * args.kernel[1] *
+                        args.kernel[2]);
+    Storage result = mode == 0 ? shape.y : mode == 1 ? shape.x : shape.w;
+    size_t written = mode == 0 ? y : mode == 1 ? x : w;
+    int64_t out = test.output(written, 5e-3, result);
+    args.x = mode == 1 ? out : test.input(x, 1, 0, shape.x);
+    args.y = mode == 0 ? out : test.input(y, 1, 0, shape.y);
+    args.w = mode == 2 ? out : test.input(w, 1, 0, shape.w);
+    args.bias = shape.bias && mode < 2 ? test.input((size_t)(mode == 1 ? args.c_in : args.c_out)) : 0;
+    test.segment(args);
+}
+
+static const char *const symbol[] = {"pv_conv", "pv_conv_dgrad", "pv_conv_wgrad"};
+
+static void check(int mode, const Shape &shape, const char *fault = nullptr)
+{
+    auto expected = [mode](const PvRun *, const int64_t *args) { plain_conv(symbol[mode], args); };
+    KernelCase test(symbol[mode], expected, shape.what);
+    add_conv(test, shape, mode);
+    if (fault)
+        test.find_fault(fault);
+    else
+        test.run();
+}
+
+int main(void)
+{
+    const Storage H = ST_BF16, F = ST_F32;
+    Shape square = {"bf16 3 x 3", 2, 24, 40, 1, {1, 6, 7}, {1, 3, 3}, {1, 1, 1}, {0, 1, 1},
+                    H, H, H, true, true, true};
+    Shape strided = {"bf16 4 x 4, stride 2", 2, 8, 16, 1, {1, 8, 8}, {1, 4, 4}, {1, 2, 2}, {0, 1, 1},
+                     H, H, H, true, true, true};
+    Shape uneven = {"bf16 3 x 3, stride 2, groups", 1, 16, 32, 2, {1, 7, 9}, {1, 3, 3}, {1, 2, 2},
+                    {0, 1, 1}, H, H, H, true, true, true};
+    Shape solid = {"bf16 3 axes", 1, 8, 16, 1, {3, 4, 5}, {3, 3, 3}, {2, 1, 1}, {1, 1, 1},
+                   H, H, H, false, true, true};
+    Shape point = {"bf16 1 x 1", 1, 40, 72, 1, {1, 8, 9}, {1, 1, 1}, {1, 1, 1}, {0, 0, 0},
+                   H, H, H, true, true, true};
+    Shape deep = {"bf16 parts", 1, 72, 64, 1, {1, 4, 8}, {1, 3, 3}, {1, 1, 1}, {0, 1, 1},
+                  H, F, H, true, true, true};
+    Shape first = {"f32 image of 4 channels", 1, 4, 32, 1, {1, 6, 6}, {1, 3, 3}, {1, 1, 1}, {0, 1, 1},
+                   F, H, H, true, true, true};
+    Shape other = {"bf16, w not channels last", 1, 8, 16, 1, {1, 6, 6}, {1, 3, 3}, {1, 1, 1},
+                   {0, 1, 1}, H, H, F, true, true, false};
+    Shape planar = {"bf16, positions dense", 1, 5, 16, 1, {1, 6, 6}, {1, 3, 3}, {1, 1, 1},
+                    {0, 1, 1}, H, H, H, true, false, false};
+    for (int mode = 0; mode < 3; mode++)
+        for (const Shape &shape :
+             {square, strided, uneven, solid, point, deep, first, other, planar})
+            check(mode, shape);
+    check(0, square, "FAULT_CONV_BORDER");
+    check(2, deep, "FAULT_MMA_WAIT");
+    {
+        auto expected = [](const PvRun *, const int64_t *args) { plain_conv(symbol[0], args); };
+        KernelCase test(symbol[0], expected, "bf16, three segments");
+        for (int64_t side : {4, 8, 2}) {
+            Shape plane = square;
+            plane.in[1] = side;
+            add_conv(test, plane, 0);
+        }
+        test.run();
+    }
+    return finish_cases();
+}

@@ -1,0 +1,95 @@
+// cases
+#include <stddef.h>
+#include "kernel_case.h"
+
+// A product in bf16. Storage of c, a, b; of bias and residual f32 or bf16.
+struct Product {
+    const char *what;
+    int64_t m, n, k, batch0, batch1;
+    bool a_k, b_k;
+    Storage c, a, b, bias, residual;
+    bool has_bias, has_residual, sum;
+    int64_t act, gap;
+};
+
+static int64_t storage_bits(Storage storage, int number)
+{
+    return (int64_t)(storage == ST_BF16 ? PV_STORE_BF16 : PV_STORE_REAL) << 4 * number;
+}
+
+static GemmArgs add_product(KernelCase &test, const Product &p)
+{
+    GemmArgs args = {};
+    int64_t batches = p.batch0 * p.batch1;
+    // a result in bf16 has 8 bits; f32 operands are rounded to as many
+    bool rounded = p.c == ST_BF16 || p.a == ST_F32 || p.b == ST_F32;
+    double tolerance = rounded ? 4e-3 : 2e-6;
+    args.m = p.m, args.n = p.n, args.k = p.k, args.batch0 = p.batch0, args.batch1 = p.batch1;
+    args.a_m = p.a_k ? p.k + p.gap : 1, args.a_k = p.a_k ? 1 : p.m + p.gap;
+    args.b_n = p.b_k ? p.k + p.gap : 1, args.b_k = p.b_k ? 1 : p.n + p.gap;
+    args.a1 = p.a_k ? args.a_m * p.m : args.a_k * p.k, args.a0 = args.a1 * p.batch1;
+    args.b1 = p.b_k ? args.b_n * p.n : args.b_k * p.k, args.b0 = args.b1 * p.batch1;
+    args.c_m = p.n + p.gap;
+    args.c1 = p.sum ? 0 : args.c_m * p.m, args.c0 = args.c1 * p.batch1;
+    args.a = test.input((size_t)(args.a1 * batches), 1, 0, p.a);
+    args.b = test.input((size_t)(args.b1 * batches), 1, 0, p.b);
+    size_t c_count = (size_t)(args.c_m * p.m * (p.sum ? 1 : batches));
+    args.c = test.output(c_count, tolerance, p.c);
+    args.bias = p.has_bias ? test.input((size_t)p.n, 1, 0, p.bias) : 0;
+    args.residual = p.has_residual ? test.input(c_count, 1, 0, p.residual) : 0;
+    args.r0 = args.c0, args.r1 = args.c1, args.r_m = args.c_m;
+    args.act = p.act;
+    args.sum_batch = p.sum;
+    args.types = storage_bits(p.c, 0) | storage_bits(p.a, 1) | storage_bits(p.b, 2) |
+                 storage_bits(p.bias, 3) | storage_bits(p.residual, 4);
+    return args;
+}
+
+static void check(const Product &p, const char *fault = nullptr, bool many = false)
+{
+    KernelCase test("pv_gemm", pv_gemm, p.what);
+    test.segment(add_product(test, p));
+    if (many)
+        test.depends_on_batch(offsetof(GemmArgs, batch0) / 8);
+    if (fault)
+        test.find_fault(fault);
+    else
+        test.run();
+}
+
+int main(void)
+{
+    const Storage H = ST_BF16, F = ST_F32;
+    Product linear = {"a linear", 72, 72, 136, 1, 1, true, true, H, H, H, F, H, true, true, false,
+                      PV_ACT_SILU, 0};
+    Product parts = {"parts", 40, 64, 1056, 1, 1, true, false, F, H, H, F, F, true, false, false, 0,
+                     8};
+    check(linear);
+    check(parts);
+    check({"its gradient for x", 70, 72, 40, 1, 2, true, false, H, H, H, F, H, false, true, false,
+           0, 8});
+    check({"its gradient for w", 72, 136, 70, 1, 1, false, false, F, H, H, F, F, false, true, false,
+           0, 0});
+    check({"a transposed", 72, 72, 40, 3, 1, false, true, H, H, H, H, H, true, true, false,
+           PV_ACT_GELU, 0});
+    check({"summed", 72, 64, 40, 2, 2, false, false, F, H, H, F, F, false, false, true, 0, 0});
+    check({"odd sizes", 67, 35, 19, 1, 2, true, false, H, H, H, F, H, true, true, false, 0, 0});
+    check({"f32 operands", 20, 24, 40, 1, 1, true, true, F, F, H, F, F, true, false, false, 0, 0});
+    check({"128 x 128", 192, 256, 40, 9, 1, true, true, H, H, H, F, H, true, false, false, 0, 0},
+          nullptr, true);
+    check({"128 x 128, transposed", 192, 256, 40, 9, 1, false, false, H, H, H, F, H, false, false,
+           false, 0, 0}, nullptr, true);
+    check(linear, "FAULT_MMA_WAIT");
+    check(linear, "FAULT_MMA_STAGE");
+    check(parts, "FAULT_TILE_PARTS");
+    {
+        KernelCase test("pv_gemm", pv_gemm, "bf16, three segments");
+        for (int64_t m : {70, 3, 140}) {
+            Product p = linear;
+            p.m = m;
+            test.segment(add_product(test, p));
+        }
+        test.run();
+    }
+    return finish_cases();
+}
