@@ -74,7 +74,7 @@ static void *open_image(const uint8_t *image, int *opened)
         done += (size_t)count;
     }
     snprintf(path, sizeof path, "/proc/self/fd/%d", file);
-    void *library = done == bytes ? dlopen(path, RTLD_NOW | RTLD_LOCAL) : nullptr;
+    void *library = done == bytes ? dlopen(path, RTLD_NOW | RTLD_LOCAL | RTLD_DEEPBIND) : nullptr;
     if (!library) {
         refuse(CUDA_ERROR_INVALID_IMAGE, "a program cannot be opened: %s", dlerror());
         close(file);

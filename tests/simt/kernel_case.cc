@@ -8,11 +8,36 @@
 #include <sys/stat.h>
 #include <unistd.h>
 #include "cx_launch.h"
+#include "kernel_case_device.h"
 extern "C" {
 #include "kernel_choice.h"
 }
 
 static int passed, failed;
+
+// Where the sources lie: those that this was built from, or a copy of them elsewhere.
+static const char *root_folder(void)
+{
+    const char *other = getenv("PVDM_ROOT");
+    return other && *other ? other : SIMT_ROOT;
+}
+
+// Device memory: the emulator's or a driver's.
+static void *allocate(size_t bytes)
+{
+    return device_wanted() ? device_alloc(bytes) : simt_malloc(bytes);
+}
+static void release(void *memory)
+{
+    if (device_wanted())
+        device_free(memory);
+    else
+        simt_free(memory);
+}
+void *KernelCase::device_memory(size_t bytes)
+{
+    return allocate(bytes);
+}
 
 static const uint32_t UNWRITTEN = 0x7fc0dead; // what an output holds before: a NaN
 static const size_t SCRATCH = 64 << 20;       // bytes a thread of the reference
@@ -92,7 +117,7 @@ KernelCase::KernelCase(const char *symbol_, std::function<PvKernelFn> reference_
 KernelCase::~KernelCase()
 {
     for (Array &array : arrays)
-        simt_free(array.device);
+        release(array.device);
 }
 
 int64_t KernelCase::add_array(Storage storage, size_t count, bool written, double tolerance)
@@ -100,7 +125,7 @@ int64_t KernelCase::add_array(Storage storage, size_t count, bool written, doubl
     Array array = {storage, written, tolerance, count, {}, {}, {}, nullptr};
     array.start.assign(count * host_size(storage), 0);
     array.device_start.assign(count * device_size(storage), 0);
-    array.device = (char *)simt_malloc(count * device_size(storage) + (count == 0));
+    array.device = (char *)allocate(count * device_size(storage) + (count == 0));
     arrays.push_back(array);
     return (int64_t)array.device;
 }
@@ -262,8 +287,9 @@ std::string KernelCase::compare()
         }
         double error = difference == 0 ? 0 : sqrt(difference / norm);
         if (!(error <= array.tolerance)) {
-            snprintf(text, sizeof text, "array %zu: error %.1e (bound %.1e), worst at %zu: %g for %g",
-                     number, error, array.tolerance, where,
+            snprintf(text, sizeof text,
+                     "array %zu: error %.1e (bound %.1e), worst at %zu: %g for %g", number, error,
+                     array.tolerance, where,
                      (double)load_element(array.storage, array.device + where * size),
                      (double)load_element(ST_F32, &array.expected[where * wide]));
             return text;
@@ -278,6 +304,7 @@ struct KernelCase::Built {
     KernelChoice choice;
     void *library;
     SimtKernel phase[PV_MAX_PHASES];
+    void *function[PV_MAX_PHASES]; // of a driver
     PvCudaShape *shape;
 };
 
@@ -304,13 +331,13 @@ static std::string read_file(const std::string &path)
 static uint64_t hash_program(uint64_t hash, const std::string &text, int depth)
 {
     static const char *const folders[] = {"/codegen/cuda/", "/codegen/", "/tests/simt/",
-                                           "/runtime/"};
+                                          "/runtime/"};
     hash = hash_text(hash, text);
     for (size_t at = 0; depth < 6 && (at = text.find("#include \"", at)) != std::string::npos;) {
         at += 10;
         std::string name = text.substr(at, text.find('"', at) - at);
         for (const char *folder : folders) {
-            std::string file = read_file(std::string(SIMT_ROOT) + folder + name);
+            std::string file = read_file(std::string(root_folder()) + folder + name);
             if (!file.empty()) {
                 hash = hash_program(hash, file, depth + 1);
                 break;
@@ -329,7 +356,7 @@ static int run_command(const std::string &command)
 // The shared object of a program: from an earlier run, or compiled. "": the compiler failed.
 static std::string shared_object(const std::string &text, const std::string &name, bool race)
 {
-    std::string folder = std::string(SIMT_ROOT) + "/out/tests", root = SIMT_ROOT;
+    std::string folder = std::string(root_folder()) + "/out/tests", root = root_folder();
     mkdir((root + "/out").c_str(), 0777);
     mkdir(folder.c_str(), 0777);
 #if SIMT_ASAN
@@ -337,9 +364,12 @@ static std::string shared_object(const std::string &text, const std::string &nam
 #else
     const char *checks = race ? "-O1 -g -fsanitize=thread" : "-O2";
 #endif
+    // programs of the driver of this folder call its emulator, not the one in this executable
+    std::string library = device_wanted() ? std::string(" ") + getenv("PVDM_CASES") : "";
     char suffix[32];
     snprintf(suffix, sizeof suffix, "-%016llx",
-             (unsigned long long)hash_program(hash_text(14695981039346656037ull, checks), text, 0));
+             (unsigned long long)hash_program(hash_text(14695981039346656037ull, checks + library),
+                                              text, 0));
     std::string path = folder + "/" + name + suffix, finished = path + ".so";
     if (access(finished.c_str(), R_OK) == 0)
         return finished;
@@ -347,12 +377,14 @@ static std::string shared_object(const std::string &text, const std::string &nam
     FILE *file = fopen((path + ".cc").c_str(), "w");
     if (!file || fputs(text.c_str(), file) < 0 || fclose(file) != 0)
         return "";
-    std::string command = std::string(SIMT_CXX) + " -std=c++17 -fPIC -Wall -Wextra -Wshadow -Werror "
-                          "-Wno-psabi " + checks + " -I" + root + "/codegen/cuda -I" + root +
-                          "/codegen -I" + root + "/tests/simt -iquote " + root + "/runtime";
+    std::string command = std::string(SIMT_CXX) +
+                          " -std=c++17 -fPIC -Wall -Wextra -Wshadow -Werror "
+                          "-Wno-psabi " +
+                          checks + " -I" + root + "/codegen/cuda -I" + root + "/codegen -I" + root +
+                          "/tests/simt -iquote " + root + "/runtime";
     bool good = run_command(command + " -c " + path + ".cc -o " + path + ".o") == 0 &&
-                run_command(std::string(SIMT_CXX) + " -shared " + path + ".o -o " + path + ".so") ==
-                    0 &&
+                run_command(std::string(SIMT_CXX) + " -shared " + path + ".o -o " + path + ".so" +
+                            library) == 0 &&
                 rename((path + ".so").c_str(), finished.c_str()) == 0;
     unlink((path + ".o").c_str());
     unlink((path + ".cc").c_str());
@@ -364,6 +396,19 @@ static void fail(const std::string &what, const std::string &why)
     failed++;
     printf("FAIL %s: %s\n", what.c_str(), why.c_str());
     fflush(stdout);
+}
+
+bool KernelCase::build_for_device(const std::string &text, Built *built)
+{
+    std::string image;
+    if (device_emulates())
+        image = read_file(shared_object(text, built->choice.symbol, false));
+    free(built->choice.text);
+    built->choice.text = strdup(text.c_str());
+    std::string wrong = device_load(built->choice, root_folder(), image, built->function);
+    if (!wrong.empty())
+        fail(what, wrong);
+    return wrong.empty();
 }
 
 bool KernelCase::build(bool race, const char *fault, Built *built)
@@ -390,16 +435,23 @@ bool KernelCase::build(bool race, const char *fault, Built *built)
     if (fault)
         head += std::string("#define ") + fault + "\n";
     std::string text = head + built->choice.text;
+    built->shape = (PvCudaShape *)dlsym(RTLD_DEFAULT, built->choice.shape);
+    if (!built->shape) {
+        fail(what, "no shape function " + std::string(built->choice.shape));
+        return false;
+    }
+    if (device_wanted())
+        return build_for_device(text, built);
     if (race && !fault) {
         char stamp[4096];
-        snprintf(stamp, sizeof stamp, "%s/out/tests/%s-%016llx.ok", SIMT_ROOT, built->choice.symbol,
-                 (unsigned long long)hash_program(7, text, 0));
-        mkdir((std::string(SIMT_ROOT) + "/out").c_str(), 0777);
-        mkdir((std::string(SIMT_ROOT) + "/out/tests").c_str(), 0777);
+        snprintf(stamp, sizeof stamp, "%s/out/tests/%s-%016llx.ok", root_folder(),
+                 built->choice.symbol, (unsigned long long)hash_program(7, text, 0));
+        mkdir((std::string(root_folder()) + "/out").c_str(), 0777);
+        mkdir((std::string(root_folder()) + "/out/tests").c_str(), 0777);
         std::swap(text, head);
         free(built->choice.text);
         built->choice.text = strdup(head.c_str());
-        const char *wrong = kernel_compiles(&built->choice, SIMT_ROOT, stamp);
+        const char *wrong = kernel_compiles(&built->choice, root_folder(), stamp);
         text = head;
         if (wrong)
             fail(what, wrong);
@@ -415,9 +467,8 @@ bool KernelCase::build(bool race, const char *fault, Built *built)
         name += (phase ? "_" + std::to_string(phase) : "") + "__simt";
         built->phase[phase] = (SimtKernel)dlsym(built->library, name.c_str());
     }
-    built->shape = (PvCudaShape *)dlsym(RTLD_DEFAULT, built->choice.shape);
-    if (!built->phase[built->choice.phases - 1] || !built->shape) {
-        fail(what, "a phase or the shape function is missing: " + std::string(built->choice.shape));
+    if (!built->phase[built->choice.phases - 1]) {
+        fail(what, "a phase is missing");
         return false;
     }
     return true;
@@ -442,7 +493,7 @@ bool KernelCase::launch(Built *built)
     std::vector<int64_t> block(sizeof head / 8 + 2 + words * kernel.segments);
     for (uint32_t i = 0; i < count; i++) {
         built->shape(&kernel, segments[i].data(), &grids[i]);
-        head.work[i] = grids[i].workspace ? (u8 *)simt_malloc((size_t)grids[i].workspace) : nullptr;
+        head.work[i] = grids[i].workspace ? (u8 *)allocate((size_t)grids[i].workspace) : nullptr;
         memcpy((char *)block.data() + sizeof head + i * words * 8, segments[i].data(), words * 8);
     }
     head.segments = count;
@@ -453,13 +504,20 @@ bool KernelCase::launch(Built *built)
             head.first[i + 1] = head.first[i] + grids[i].blocks[phase];
         memcpy(block.data(), &head, sizeof head);
         void *params[] = {block.data()};
-        if (head.first[count] > 0)
+        if (head.first[count] > 0 && device_wanted()) {
+            std::string wrong =
+                device_launch(built->function[phase], head.first[count], choice.threads[phase],
+                              choice.shared[phase], block.data());
+            ended = wrong.empty();
+            if (!ended)
+                fail(what, wrong);
+        } else if (head.first[count] > 0)
             ended = simt_launch(choice.symbol, built->phase[phase], SimtDim(head.first[count]),
                                 SimtDim(choice.threads[phase]), choice.shared[phase], params) == 0;
     }
     for (uint32_t i = 0; i < count; i++)
         if (head.work[i])
-            simt_free(head.work[i]);
+            release(head.work[i]);
     return ended;
 }
 
@@ -489,6 +547,8 @@ void KernelCase::run()
     if (!build(true, nullptr, &built))
         return;
     passed += try_mode(&built, SIMT_IN_ORDER, SIMT_EAGER, 1, 1, false);
+    if (device_wanted())
+        return;
     passed += try_mode(&built, SIMT_REVERSE, SIMT_LATE, 1, 1, false);
     passed += try_mode(&built, SIMT_RANDOM_ORDER, SIMT_RANDOM_ASYNC, 1, 1, false);
 }
@@ -504,6 +564,8 @@ void KernelCase::run_fast()
 void KernelCase::find_fault(const char *fault)
 {
     Built built;
+    if (device_wanted()) // a GPU does not tell of a race
+        return;
     run_reference();
     if (!build(true, fault, &built))
         return;

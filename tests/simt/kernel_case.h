@@ -4,7 +4,7 @@
  *
  *     KernelCase test("pv_softmax", pv_softmax, "an odd row");
  *     int64_t y = test.output(3 * 35), x = test.input(3 * 35);
- *     test.segment(SoftmaxArgs{y, x, 3, 35});
+ *     test.segment(SoftmaxArgs{y, x, 3, 35, 0});
  *     test.run();
  *
  * run() asks cuda_select and the shape function as pvdmc and the runtime do, makes the program's
@@ -12,7 +12,8 @@
  * three modes with every access checked; then every array is compared with what the CPU kernel
  * left in a copy, elements that it did not write included. Where NVRTC is at hand the text must
  * compile for sm_80 and sm_90a without a warning and without local memory. A program ends with
- * `return finish_cases();`. Needs the line `// cases` at the top of the test.
+ * `return finish_cases();`. Needs the line `// cases` at the top of the test. With
+ * PVDM_CASES=libcuda.so.1 cases run on a GPU (kernel_case_device.h).
  */
 #pragma once
 #include <stddef.h>
@@ -52,11 +53,13 @@ public:
     {
         add_segment((const int64_t *)&args, sizeof args / sizeof(int64_t));
     }
+    // Other memory that kernels may read; it lives as long as the program.
+    static void *device_memory(size_t bytes);
     // Field `index` of the struct (ARG-like: offsetof / 8) grows with the batch, which is 1 here.
     void depends_on_batch(size_t index);
 
     int threads = 2;             // of the reference
-    const void *step = nullptr;  // CxStep, in memory of simt_malloc
+    const void *step = nullptr;  // CxStep, in device_memory
     PvStep *host_step = nullptr; // the same for the reference
 
     void run();                     // race mode, and NVRTC
@@ -86,6 +89,7 @@ private:
     int64_t host_address(int64_t value);
     void run_reference();
     bool build(bool race, const char *fault, Built *built);
+    bool build_for_device(const std::string &text, Built *built);
     bool launch(Built *built);
     std::string compare();
     bool try_mode(Built *built, int order, int async, int race, unsigned seed, bool quiet);

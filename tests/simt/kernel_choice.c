@@ -133,6 +133,17 @@ static const char *judge_job(const KernelChoice *choice, const NvrtcJob *job, bo
     return count > 0 ? NULL : "its cubin could not be read";
 }
 
+void kernel_job(const KernelChoice *choice, const char *root, const char *arch, NvrtcJob *job)
+{
+    int header_count;
+    const NvrtcHeader *headers = all_headers(root, &header_count);
+    *job = (NvrtcJob){.name = choice->symbol,
+                      .text = choice->text,
+                      .arch = arch,
+                      .headers = headers,
+                      .header_count = header_count};
+}
+
 const char *kernel_compiles(const KernelChoice *choice, const char *root, const char *stamp)
 {
     bool figures = getenv("PVDM_FIGURES") != NULL;
@@ -143,15 +154,9 @@ const char *kernel_compiles(const KernelChoice *choice, const char *root, const 
     }
     if (nvrtc_open())
         return NULL;
-    int header_count;
-    const NvrtcHeader *headers = all_headers(root, &header_count);
     NvrtcJob jobs[2];
     for (int i = 0; i < 2; i++)
-        jobs[i] = (NvrtcJob){.name = choice->symbol,
-                             .text = choice->text,
-                             .arch = i ? "sm_90a" : "sm_80",
-                             .headers = headers,
-                             .header_count = header_count};
+        kernel_job(choice, root, i ? "sm_90a" : "sm_80", &jobs[i]);
     nvrtc_compile(jobs, 2, 2);
     const char *wrong = NULL;
     for (int i = 0; i < 2; i++) {

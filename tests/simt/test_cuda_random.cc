@@ -45,7 +45,7 @@ static void random_numbers(const char *what, int64_t kind, int64_t count, int64_
 
 int main(void)
 {
-    numbers = (CxStep *)simt_malloc(sizeof(CxStep) + STREAMS * sizeof(CxStream));
+    numbers = (CxStep *)KernelCase::device_memory(sizeof(CxStep) + STREAMS * sizeof(CxStream));
     numbers->batch = 1;
     numbers->seed[0] = 0x12345678, numbers->seed[1] = 77;
     for (u32 i = 0; i < STREAMS; i++) {
@@ -59,6 +59,5 @@ int main(void)
     random_numbers("large integers", 2, 64, -(1ll << 62), 1ll << 61);
     random_numbers("an empty range", 2, 5, 9, 9);
     random_numbers("uniform", 1, 1024, 0, 0, "FAULT_COUNTER");
-    simt_free(numbers);
     return finish_cases();
 }

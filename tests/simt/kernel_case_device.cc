@@ -1,0 +1,138 @@
+/* The driver's side of kernel_case.cc. An error of a kernel sticks to the context, so the first one
+ * ends a program: what comes after it would say nothing.
+ */
+#include "kernel_case_device.h"
+#include <dlfcn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+extern "C" {
+#define _Noreturn [[noreturn]]
+#include "codegen/nvrtc.h"
+#include "runtime/cuda.h"
+}
+
+struct Device : PvDriver {
+    int (*managed)(CUdeviceptr *, size_t, unsigned);
+    int (*wait)(void);
+    int capability;
+};
+static Device device;
+
+[[noreturn]] static void give_up(const char *what)
+{
+    printf("FAIL %s\n0 passed, 1 failed\n", what);
+    exit(1);
+}
+
+template <class Function> static void look_up(void *library, const char *name, Function **function)
+{
+    *function = (Function *)dlsym(library, name);
+    if (!*function)
+        give_up(name);
+}
+
+static void open_device(const char *path)
+{
+    CUcontext context;
+    CUdevice number;
+    int major = 0, minor = 0;
+    void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    if (!library)
+        give_up(dlerror());
+#define LOOK_UP(symbol, member, params) look_up(library, #symbol, &device.member);
+    PV_DRIVER_FUNCTIONS(LOOK_UP)
+#undef LOOK_UP
+    look_up(library, "cuMemAllocManaged", &device.managed);
+    look_up(library, "cuCtxSynchronize", &device.wait);
+    if (device.init(0) || device.device_get(&number, 0) ||
+        device.context_retain(&context, number) || device.context_set(context) ||
+        device.device_attribute(&major, PV_CUDA_CAPABILITY_MAJOR, number) ||
+        device.device_attribute(&minor, PV_CUDA_CAPABILITY_MINOR, number))
+        give_up("no device that the driver can use");
+    device.capability = 10 * major + minor;
+}
+
+bool device_wanted(void)
+{
+    static const char *path = getenv("PVDM_CASES");
+    static bool opened;
+    if (path && *path && !opened) {
+        opened = true;
+        open_device(path);
+    }
+    return opened;
+}
+
+bool device_emulates(void)
+{
+    return device.capability == PV_ARCH_SIMT;
+}
+
+static std::string error_text(const char *what, int error)
+{
+    const char *name = nullptr;
+    device.error_name(error, &name);
+    return std::string(what) + ": " + (name ? name : "error " + std::to_string(error));
+}
+
+void *device_alloc(size_t bytes)
+{
+    CUdeviceptr at = 0;
+    int error = device.managed(&at, bytes, 1);
+    if (error)
+        give_up(error_text("memory", error).c_str());
+    return (void *)(uintptr_t)at;
+}
+
+void device_free(void *memory)
+{
+    device.release((CUdeviceptr)(uintptr_t)memory);
+}
+
+static std::string load(const KernelChoice &choice, const void *image, void **phase)
+{
+    CUmodule module;
+    if (int error = device.module_load(&module, image))
+        return error_text("its program is refused", error);
+    for (uint32_t i = 0; i < choice.phases; i++) {
+        std::string name = choice.symbol + (i ? "_" + std::to_string(i) : "");
+        CUfunction function;
+        int error = device.module_function(&function, module, name.c_str());
+        if (!error)
+            error =
+                device.function_attribute(function, PV_CUDA_DYNAMIC_SHARED, (int)choice.shared[i]);
+        if (error)
+            return error_text(name.c_str(), error);
+        phase[i] = function;
+    }
+    return "";
+}
+
+std::string device_load(const KernelChoice &choice, const char *root, const std::string &image,
+                        void **phase)
+{
+    if (!image.empty())
+        return load(choice, image.data(), phase);
+    if (const char *missing = nvrtc_open())
+        return missing;
+    char arch[16];
+    snprintf(arch, sizeof arch, "sm_%d%s", device.capability, device.capability == 90 ? "a" : "");
+    NvrtcJob job = {};
+    kernel_job(&choice, root, arch, &job);
+    std::string wrong = nvrtc_compile(&job, 1, 1) ? load(choice, job.cubin, phase)
+                                                  : std::string(job.log ? job.log : "not compiled");
+    nvrtc_free_job(&job);
+    return wrong;
+}
+
+std::string device_launch(void *phase, uint32_t blocks, uint32_t threads, uint32_t shared,
+                          void *param)
+{
+    void *params[] = {param};
+    int error = device.launch((CUfunction)phase, blocks, 1, 1, threads, 1, 1, shared, nullptr,
+                              params, nullptr);
+    if (!error)
+        error = device.wait();
+    return error ? error_text("its launch", error) : "";
+}

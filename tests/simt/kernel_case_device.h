@@ -1,0 +1,28 @@
+/* Cases through a CUDA driver, when PVDM_CASES names one (libcuda.so.1): the same kernels, arrays
+ * and tolerances as under the emulator, on a GPU.
+ *
+ * Arrays lie in managed memory, so that the host fills and compares them at the addresses that the
+ * kernels use. Programs are compiled by NVRTC for the device that is there; for the driver of this
+ * folder they are the emulator's shared objects.
+ */
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+#include <string>
+#include <vector>
+extern "C" {
+#include "kernel_choice.h"
+}
+
+bool device_wanted(void); // PVDM_CASES is set; the first call opens the driver, or ends the program
+bool device_emulates(void); // it takes the emulator's programs
+void *device_alloc(size_t bytes);
+void device_free(void *memory);
+
+// The functions of a program's phases. image: a shared object's bytes, or empty: NVRTC compiles.
+// What is wrong, or "".
+std::string device_load(const KernelChoice &choice, const char *root, const std::string &image,
+                        void **phase);
+// One phase, to its end. What is wrong, or "".
+std::string device_launch(void *phase, uint32_t blocks, uint32_t threads, uint32_t shared,
+                          void *param);
