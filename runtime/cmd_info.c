@@ -48,14 +48,14 @@ static json_t *plan_json(const PvExec *exec, const PvEntry *entry, const PvPlan 
     bool *needed = pv_alloc(pv_model.instance_count + 1u);
     pv_plan_instances(plan, needed);
     PvMemoryItem need = pv_exec_need(exec, entry, plan);
-    json_t *json = json_pack(
-        "{s:f, s:f, s:I, s:I, s:I, s:I, s:I, s:i, s:o}", "flops_fixed",
-        plan->flops_fixed, "flops_sample", plan->flops_batch, "parameter_bytes",
-        (json_int_t)pv_exec_param_bytes(&pv_model, needed),
-        "activation_bytes_fixed", (json_int_t)need.fixed, "activation_bytes_sample",
-        (json_int_t)need.per_batch, "live_bytes_fixed", (json_int_t)plan->live_fixed,
-        "live_bytes_sample", (json_int_t)plan->live_batch, "launches", (int)plan->launch_count,
-        "reads", names_json(needed));
+    json_t *json =
+        json_pack("{s:f, s:f, s:I, s:I, s:I, s:I, s:I, s:i, s:o}", "flops_fixed", plan->flops_fixed,
+                  "flops_sample", plan->flops_batch, "parameter_bytes",
+                  (json_int_t)pv_exec_param_bytes(&pv_model, needed), "activation_bytes_fixed",
+                  (json_int_t)need.fixed, "activation_bytes_sample", (json_int_t)need.per_batch,
+                  "live_bytes_fixed", (json_int_t)plan->live_fixed, "live_bytes_sample",
+                  (json_int_t)plan->live_batch, "launches", (int)plan->launch_count, "reads",
+                  names_json(needed));
     free(needed);
     return json;
 }
@@ -243,9 +243,9 @@ static json_t *kernels_json(void)
                                               kernel->cuda ? kernel->cuda->symbol : NULL));
     }
     for (uint32_t i = 0; pv_model.cuda && i < pv_model.cuda->kernel_count; i++)
-        json_array_append_new(json, json_pack("{s:s, s:b, s:s}", "name",
-                                              pv_model.cuda->kernel_names[i], "cpu", 0, "cuda",
-                                              pv_model.cuda->kernels[i].symbol));
+        json_array_append_new(json,
+                              json_pack("{s:s, s:b, s:s}", "name", pv_model.cuda->kernel_names[i],
+                                        "cpu", 0, "cuda", pv_model.cuda->kernels[i].symbol));
     return json;
 }
 

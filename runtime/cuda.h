@@ -34,15 +34,15 @@ enum {
 };
 // Attributes and flags, by their numbers in the driver's interface.
 enum {
-    PV_CUDA_CAPABILITY_MAJOR = 75,       // cuDeviceGetAttribute
+    PV_CUDA_CAPABILITY_MAJOR = 75, // cuDeviceGetAttribute
     PV_CUDA_CAPABILITY_MINOR = 76,
-    PV_CUDA_DYNAMIC_SHARED = 8,          // cuFuncSetAttribute
-    PV_CUDA_STREAM_NON_BLOCKING = 1,     // cuStreamCreate
-    PV_CUDA_EVENT_DEFAULT = 0,           // cuEventCreate
+    PV_CUDA_DYNAMIC_SHARED = 8,      // cuFuncSetAttribute
+    PV_CUDA_STREAM_NON_BLOCKING = 1, // cuStreamCreate
+    PV_CUDA_EVENT_DEFAULT = 0,       // cuEventCreate
     PV_CUDA_EVENT_NO_TIMING = 2,
-    PV_CUDA_CAPTURE_THREAD_LOCAL = 1,    // cuStreamBeginCapture
+    PV_CUDA_CAPTURE_THREAD_LOCAL = 1, // cuStreamBeginCapture
 };
-enum { PV_CUDA_OLDEST = 12000 };         // version of the interface that the driver must have
+enum { PV_CUDA_OLDEST = 12000 }; // version of the interface that the driver must have
 
 #define PV_DRIVER_FUNCTIONS(F)                                                                     \
     F(cuInit, init, (unsigned flags))                                                              \
@@ -56,7 +56,7 @@ enum { PV_CUDA_OLDEST = 12000 };         // version of the interface that the dr
     F(cuDevicePrimaryCtxRetain, context_retain, (CUcontext * context, CUdevice device))            \
     F(cuDevicePrimaryCtxRelease_v2, context_release, (CUdevice device))                            \
     F(cuCtxSetCurrent, context_set, (CUcontext context))                                           \
-    F(cuMemGetInfo_v2, memory_info, (size_t *free_bytes, size_t *all_bytes))                       \
+    F(cuMemGetInfo_v2, memory_info, (size_t * free_bytes, size_t * all_bytes))                     \
     F(cuMemAlloc_v2, alloc, (CUdeviceptr * at, size_t bytes))                                      \
     F(cuMemFree_v2, release, (CUdeviceptr at))                                                     \
     F(cuMemHostAlloc, host_alloc, (void **at, size_t bytes, unsigned flags))                       \
@@ -85,7 +85,7 @@ enum { PV_CUDA_OLDEST = 12000 };         // version of the interface that the dr
        unsigned block_y, unsigned block_z, unsigned shared, CUstream stream, void **params,        \
        void **extra))                                                                              \
     F(cuStreamBeginCapture_v2, capture_begin, (CUstream stream, int mode))                         \
-    F(cuStreamEndCapture, capture_end, (CUstream stream, CUgraph *graph))                          \
+    F(cuStreamEndCapture, capture_end, (CUstream stream, CUgraph * graph))                         \
     F(cuGraphInstantiateWithFlags, graph_instantiate,                                              \
       (CUgraphExec * graph_exec, CUgraph graph, unsigned long long flags))                         \
     F(cuGraphLaunch, graph_launch, (CUgraphExec graph_exec, CUstream stream))                      \

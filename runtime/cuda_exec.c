@@ -89,8 +89,8 @@ PvGpu *pv_gpu_new(PvExec *exec, PvDevice *device, PvError *error)
     gpu->grads = (PvMirror){.what = "gradients", .host = exec->grads};
     gpu->no_graphs = device->synchronous;
     gpu->modules = pv_alloc((model->cuda->modules + 1u) * sizeof(CUmodule));
-    gpu->functions = pv_alloc((model->kernel_count + model->cuda->kernel_count + 1u) *
-                              sizeof *gpu->functions);
+    gpu->functions =
+        pv_alloc((model->kernel_count + model->cuda->kernel_count + 1u) * sizeof *gpu->functions);
     if (make_fixed(gpu, error))
         return gpu;
     pv_gpu_free(gpu);
@@ -257,7 +257,7 @@ static bool fill_recipe(PvGpu *gpu, PvRecipe *recipe, const PvEntry *entry, PvEr
 static PvRecipe *take_recipe(PvGpu *gpu, const PvExecStep *step, bool settings, const uint64_t *io,
                              PvError *error)
 {
-    uint32_t io_count = step->entry->input_count + step->entry->output_count + 1;  // and the row
+    uint32_t io_count = step->entry->input_count + step->entry->output_count + 1; // and the row
     PvRecipe *recipe = find_recipe(gpu, step->plan, step->step->batch, settings, io, io_count);
     if (recipe)
         return recipe;
@@ -316,8 +316,9 @@ static bool item_error(PvGpu *gpu, const PvRecipe *recipe, const PvGpuItem *item
     PvPlanLists lists;
     if (recipe->plan && pv_exec_lists(gpu->exec, recipe->plan, &lists, error))
         origin = gpu->exec->model->origins[lists.launches[item->launch].origin];
-    return pv_driver_error(gpu->device->driver, error, result, "kernel %s of %s failed on GPU %d (%s)",
-                           name, origin, gpu->device->index, gpu->device->name);
+    return pv_driver_error(gpu->device->driver, error, result,
+                           "kernel %s of %s failed on GPU %d (%s)", name, origin,
+                           gpu->device->index, gpu->device->name);
 }
 
 // A stream given by the user: the numbers are sent instead.
@@ -332,8 +333,8 @@ static bool send_given(PvGpu *gpu, const PvExecStep *step, const RandomArgs *dra
     void *numbers = pv_try_alloc((size_t)draw->count * size + 1, "given numbers", error);
     if (!numbers)
         return false;
-    pv_random_fill(random, (uint32_t)draw->stream, (int)draw->kind, draw->lo, draw->hi,
-                   draw->count, numbers);
+    pv_random_fill(random, (uint32_t)draw->stream, (int)draw->kind, draw->lo, draw->hi, draw->count,
+                   numbers);
     bool good = pv_device_upload(gpu->device, gpu->device->work, (CUdeviceptr)draw->y, numbers,
                                  draw->count * (int64_t)size, error);
     free(numbers);
@@ -369,8 +370,8 @@ static bool make_marks(PvGpu *gpu, size_t count, PvError *error)
     free(gpu->marks);
     gpu->marks = marks;
     while (gpu->mark_count < count) {
-        int result = gpu->device->driver->event_create(&marks[gpu->mark_count],
-                                                       PV_CUDA_EVENT_DEFAULT);
+        int result =
+            gpu->device->driver->event_create(&marks[gpu->mark_count], PV_CUDA_EVENT_DEFAULT);
         if (result != PV_CUDA_OK)
             return pv_device_fault(gpu->device, result, error);
         gpu->mark_count++;
@@ -399,8 +400,8 @@ static bool add_times(PvGpu *gpu, const PvRecipe *recipe, PvError *error)
         const PvLaunch *of = &lists.launches[item->launch];
         PvKernelTime *time = exec->times ? &exec->times[of->kernel] : NULL;
         float milliseconds = 0;
-        int result = gpu->device->driver->event_elapsed(&milliseconds, gpu->marks[i],
-                                                        gpu->marks[i + 1]);
+        int result =
+            gpu->device->driver->event_elapsed(&milliseconds, gpu->marks[i], gpu->marks[i + 1]);
         if (result != PV_CUDA_OK)
             return pv_device_fault(gpu->device, result, error);
         if (seconds)
@@ -419,7 +420,7 @@ static bool add_times(PvGpu *gpu, const PvRecipe *recipe, PvError *error)
 // How the launches of a run are watched.
 typedef struct {
     CUstream stream;
-    bool wait;                 // for each kernel
+    bool wait; // for each kernel
     bool timed;
 } Watch;
 
@@ -444,8 +445,7 @@ static bool run_items(PvGpu *gpu, const PvExecStep *step, const PvRecipe *recipe
                       const Watch *watch, PvError *error)
 {
     bool taps = step && step->tap_count > 0;
-    if (watch->timed &&
-        (!make_marks(gpu, recipe->item_count + 1, error) || !mark(gpu, 0, error)))
+    if (watch->timed && (!make_marks(gpu, recipe->item_count + 1, error) || !mark(gpu, 0, error)))
         return false;
     if (taps && !copy_taps(gpu, step, recipe, -1, error))
         return false;
@@ -537,8 +537,7 @@ bool pv_gpu_run(PvGpu *gpu, const PvExecStep *step, PvError *error)
     uint64_t io[1 + 64 + 256];
     uint32_t io_count = step->entry->input_count + step->entry->output_count;
     if (io_count + 1 > sizeof io / sizeof *io)
-        return pv_error(error, PV_MACHINE, "%s has too many inputs and outputs",
-                        step->entry->name);
+        return pv_error(error, PV_MACHINE, "%s has too many inputs and outputs", step->entry->name);
     for (uint32_t i = 0; i < io_count; i++)
         io[i] = (uint64_t)(uintptr_t)step->io[i];
     io[io_count] = (uint64_t)(uintptr_t)step->row;

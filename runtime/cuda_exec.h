@@ -1,10 +1,10 @@
 // The executor on a GPU: plans of the model as kernel launches of the CUDA driver.
 //
 // A step of an entry is prepared once for a batch and the addresses of its inputs and outputs: a
-// recipe, the list of launches with their parameter blocks. The first time a recipe runs, each kernel
-// is waited for, so that one that fails is named with its line of the model; the second time it is
-// captured as a graph, which is replayed from then on. What changes from step to step (step values,
-// counters of random streams) is copied to fixed addresses before.
+// recipe, the list of launches with their parameter blocks. The first time a recipe runs, each
+// kernel is waited for, so that one that fails is named with its line of the model; the second time
+// it is captured as a graph, which is replayed from then on. What changes from step to step (step
+// values, counters of random streams) is copied to fixed addresses before.
 #ifndef PV_CUDA_EXEC_H
 #define PV_CUDA_EXEC_H
 
@@ -32,19 +32,19 @@ typedef struct PvGpu {
     PvMirror params, grads;
     CUdeviceptr consts, arena, workspace;
     int64_t arena_bytes, workspace_bytes;
-    PvGpuStep step, side;      // of the work; of settings
+    PvGpuStep step, side;           // of the work; of settings
     int64_t scalars_at, step_bytes; // in such a block
-    char *step_host;           // [step_bytes]
-    CUdeviceptr side_io;       // outputs of settings
+    char *step_host;                // [step_bytes]
+    CUdeviceptr side_io;            // outputs of settings
     int64_t side_io_bytes;
     CUmodule *modules;         // [PvCuda.modules], NULL: not loaded yet
     PvGpuFunctions *functions; // [kernel_count + PvCuda.kernel_count]
     PvRecipe *recipes;         // the last used first
     uint32_t recipe_count;
-    CUevent *marks;            // with timing, around launches
+    CUevent *marks; // with timing, around launches
     uint32_t mark_count;
-    int64_t graphs, replays;   // captured; launched
-    bool no_graphs;            // the driver could not capture one
+    int64_t graphs, replays; // captured; launched
+    bool no_graphs;          // the driver could not capture one
 } PvGpu;
 
 // For the executor of a model that has kernels for this GPU; takes the device in any case.
@@ -77,14 +77,14 @@ const PvGpuFunctions *pv_gpu_functions(PvGpu *gpu, uint32_t index, PvError *erro
 // One function of a launch.
 typedef struct {
     CUfunction fn;
-    uint32_t kernel, launch;   // index of pv_gpu_kernel; of the plan's launches
+    uint32_t kernel, launch; // index of pv_gpu_kernel; of the plan's launches
     uint32_t blocks, threads, shared;
-    size_t params;             // offset of its parameter in PvRecipe.params
+    size_t params; // offset of its parameter in PvRecipe.params
 } PvGpuItem;
 
 struct PvRecipe {
     PvRecipe *next;
-    const PvPlan *plan;        // with batch, settings and io: what it was made for
+    const PvPlan *plan; // with batch, settings and io: what it was made for
     int64_t batch;
     bool settings;
     uint64_t *io;
@@ -93,7 +93,7 @@ struct PvRecipe {
     size_t item_count, item_capacity;
     char *params;
     size_t param_bytes, param_capacity;
-    int64_t workspace;         // bytes
+    int64_t workspace; // bytes
     int64_t runs;
     CUgraphExec graph;
 };

@@ -128,8 +128,8 @@ static bool find_phase(PvGpu *gpu, CUmodule module, const PvCudaKernel *kernel, 
     char *symbol = phase ? pv_printf("%s_%u", kernel->symbol, phase) : pv_strdup(kernel->symbol);
     int result = driver->module_function(fn, module, symbol);
     if (result == PV_CUDA_OK && kernel->shared[phase] > 48 * 1024)
-        result = driver->function_attribute(*fn, PV_CUDA_DYNAMIC_SHARED,
-                                            (int)kernel->shared[phase]);
+        result =
+            driver->function_attribute(*fn, PV_CUDA_DYNAMIC_SHARED, (int)kernel->shared[phase]);
     if (result != PV_CUDA_OK)
         pv_driver_error(driver, error, result, "the kernel %s cannot be used on GPU %d (%s)",
                         symbol, gpu->device->index, gpu->device->name);

@@ -55,8 +55,7 @@ static void free_lists(PvGpuOptimizer *own)
     while (own->lists) {
         PvChunkList *list = own->lists;
         own->lists = list->next;
-        pv_device_free(own->gpu->device, list->at,
-                       list->count * (int64_t)sizeof(OptimizerChunk));
+        pv_device_free(own->gpu->device, list->at, list->count * (int64_t)sizeof(OptimizerChunk));
         free(list->marks);
         free(list);
     }
@@ -95,9 +94,9 @@ static bool send_chunks(PvGpuOptimizer *own, PvChunkList *list, PvError *error)
                                  (int32_t)from->count, (int32_t)param->instance};
     }
     int64_t bytes = list->count * (int64_t)sizeof *chunks;
-    bool good = pv_device_alloc(own->gpu->device, bytes, "a list of parameters", &list->at, error) &&
-                pv_device_upload(own->gpu->device, own->gpu->device->work, list->at, chunks, bytes,
-                                 error);
+    bool good =
+        pv_device_alloc(own->gpu->device, bytes, "a list of parameters", &list->at, error) &&
+        pv_device_upload(own->gpu->device, own->gpu->device->work, list->at, chunks, bytes, error);
     free(chunks);
     return good;
 }

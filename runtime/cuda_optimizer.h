@@ -9,8 +9,8 @@
 // The parts of the parameters that one launch works on, as marked.
 typedef struct PvChunkList {
     struct PvChunkList *next;
-    bool *marks;               // [param_count]
-    CUdeviceptr at;            // OptimizerChunk [count]
+    bool *marks;    // [param_count]
+    CUdeviceptr at; // OptimizerChunk [count]
     int64_t count;
 } PvChunkList;
 
@@ -18,27 +18,27 @@ typedef struct PvGpuOptimizer {
     PvGpu *gpu;
     PvOptimizer *optimizer;
     PvMirror m, v, ema, sum;
-    CUdeviceptr factor;        // double [instances]
-    CUdeviceptr result;        // OptimizerResult
+    CUdeviceptr factor; // double [instances]
+    CUdeviceptr result; // OptimizerResult
     PvChunkList *lists;
-    bool *marks;               // [param_count], scratch
+    bool *marks; // [param_count], scratch
 } PvGpuOptimizer;
 
 // One update, as pv_optimizer_update and, if average > 0, pv_optimizer_average do it.
 typedef struct {
     uint32_t turn;
     const PvOptimizerSettings *settings;
-    const bool *present;       // [param_count]
-    bool sums;                 // the gradients are the sums of micro-steps
+    const bool *present; // [param_count]
+    bool sums;           // the gradients are the sums of micro-steps
     double scale;
-    CUdeviceptr losses;        // PvReal [loss_count]
+    CUdeviceptr losses; // PvReal [loss_count]
     int64_t loss_count;
-    int64_t step;              // from 1: what OptimizerResult.bad_step becomes
+    int64_t step; // from 1: what OptimizerResult.bad_step becomes
     bool average;
 } PvGpuUpdate;
 
 PvGpuOptimizer *pv_gpu_optimizer_new(PvGpu *gpu, PvOptimizer *optimizer, PvError *error);
-void pv_gpu_optimizer_free(PvGpuOptimizer *own);         // NULL is fine
+void pv_gpu_optimizer_free(PvGpuOptimizer *own); // NULL is fine
 bool pv_gpu_accumulate(PvGpuOptimizer *own, uint32_t turn, const bool *present, bool *seen,
                        PvError *error);
 bool pv_gpu_update(PvGpuOptimizer *own, const PvGpuUpdate *update, PvError *error);

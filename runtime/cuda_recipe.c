@@ -67,8 +67,8 @@ static PvLaunchHead make_head(const PvCudaGrid *grids, uint32_t segments, uint32
 static void add_item(PvRecipe *recipe, const PvGpuItem *item, const PvLaunchHead *head,
                      const int64_t *args, size_t arg_bytes, size_t room)
 {
-    recipe->items = pv_grow(recipe->items, &recipe->item_capacity, recipe->item_count,
-                            sizeof *recipe->items);
+    recipe->items =
+        pv_grow(recipe->items, &recipe->item_capacity, recipe->item_count, sizeof *recipe->items);
     PvGpuItem *added = &recipe->items[recipe->item_count++];
     *added = *item;
     added->params = recipe->param_bytes;
@@ -116,8 +116,9 @@ bool pv_recipe_add(PvGpu *gpu, PvRecipe *recipe, const PvGpuStep *step, uint32_t
         PvLaunchHead head = make_head(grids, segments, phase, step, &blocks);
         if (blocks > INT32_MAX)
             return no_kernel(gpu, kernel, "needs more blocks than a launch may have", error);
-        PvGpuItem item = {functions->phase[phase], kernel, launch, (uint32_t)blocks,
-                          cuda->threads[phase], cuda->shared[phase], 0};
+        PvGpuItem item = {
+            functions->phase[phase], kernel, launch, (uint32_t)blocks, cuda->threads[phase],
+            cuda->shared[phase],     0};
         if (blocks > 0)
             add_item(recipe, &item, &head, args, arg_count * sizeof *args, room);
     }

@@ -2,8 +2,8 @@
 //
 // Three streams. `work` carries every kernel and every copy that kernels wait for, in order, so
 // memory that is given back may be used again by later work at once. `copies` carries the inputs of
-// steps to come; events keep it behind the work that still reads the old ones. `side` carries the few
-// kernels whose results the host needs before the next work can be queued (settings of a step).
+// steps to come; events keep it behind the work that still reads the old ones. `side` carries the
+// few kernels whose results the host needs before the next work can be queued (settings of a step).
 //
 // All functions are called by one thread. Those that fail give an error of status PV_MACHINE.
 #ifndef PV_DEVICE_H
@@ -19,10 +19,10 @@ typedef struct PvDevice {
     CUcontext context;
     int index;
     char name[128];
-    uint32_t arch;             // compute capability * 10
+    uint32_t arch; // compute capability * 10
     CUstream work, copies, side;
-    char *doing;               // "denoise": what was queued last, for errors
-    bool synchronous;          // PVDM_CUDA_SYNC=1: wait after each kernel, capture no graphs
+    char *doing;                // "denoise": what was queued last, for errors
+    bool synchronous;           // PVDM_CUDA_SYNC=1: wait after each kernel, capture no graphs
     struct PvDeviceBlock *idle; // memory given back, the last first
     struct PvStaging *staging;
 } PvDevice;
@@ -57,10 +57,10 @@ bool pv_device_event(PvDevice *device, CUevent *event, PvError *error); // witho
 typedef struct {
     const char *what;
     char *host;
-    CUdeviceptr base, at;      // at: what was allocated
-    int64_t lo, hi;            // there is memory for
+    CUdeviceptr base, at; // at: what was allocated
+    int64_t lo, hi;       // there is memory for
     int64_t want_lo, want_hi;
-    bool host_new;             // the host wrote since the device had it
+    bool host_new; // the host wrote since the device had it
     bool device_new;
 } PvMirror;
 

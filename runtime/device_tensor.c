@@ -13,7 +13,7 @@
 struct PvDeviceCopy {
     PvDevice *device;
     CUdeviceptr at;
-    bool lent;          // the memory is someone else's
+    bool lent; // the memory is someone else's
     bool fresh;
     bool pinned, sent_once;
     CUevent sent, used; // of pinned ones
@@ -151,8 +151,8 @@ bool pv_device_copy_fetch(PvTensor *tensor, PvError *error)
     struct PvDeviceCopy *copy = tensor->copy;
     if (!tensor->data && !pv_tensor_make_room(tensor, error))
         return false;
-    if (!pv_device_download(copy->device, copy->device->work, tensor->data, copy->at,
-                            tensor->bytes, error))
+    if (!pv_device_download(copy->device, copy->device->work, tensor->data, copy->at, tensor->bytes,
+                            error))
         return false;
     tensor->stale = false;
     return true;

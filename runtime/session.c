@@ -33,7 +33,8 @@ bool pv_session_open(PvSession *session, const PvModel *model, const char *stage
     if (!pv_machine_check(model, error))
         return false;
     session->exec = pv_exec_new(model, (int)session->threads, error);
-    if (!session->exec || (!session->idle && !pv_session_device(session, error)) || !choose_level(session, error) ||
+    if (!session->exec || (!session->idle && !pv_session_device(session, error)) ||
+        !choose_level(session, error) ||
         (session->profile && !pv_exec_measure(session->exec, error)))
         return false;
     for (size_t i = 0; i < session->sets.count; i++)

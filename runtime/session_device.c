@@ -51,8 +51,7 @@ static bool use_given(PvSession *session, PvError *error)
         return pv_error(error, PV_USAGE, "--device is cpu, cuda or cuda:N, not '%s'", text);
     if (cpu ? pv_model_has_cpu(session->model) : pv_model_has_cuda(session->model))
         return cpu || open_gpu(session, index, error);
-    pv_error(error, PV_MACHINE, "this executable has no kernels for %s",
-             cpu ? "the CPU" : "GPUs");
+    pv_error(error, PV_MACHINE, "this executable has no kernels for %s", cpu ? "the CPU" : "GPUs");
     return pv_error_hint(error, "pvdmc --target cpu,cuda puts both into one executable");
 }
 

@@ -1,10 +1,10 @@
 // Turns of training on a GPU: the same course as on the CPU, but nothing is waited for.
 //
 // The settings of an update are computed beside the work (pv_exec_settings), since the host makes
-// the update's constants of them. Losses, reports and the norm are copied, behind the work, to pinned
-// memory of two slots that take turns; a slot is read before it is used again, so the host is at most
-// two steps ahead, and an error is told at most two steps late. The device itself changes nothing
-// once a loss or a norm was not finite.
+// the update's constants of them. Losses, reports and the norm are copied, behind the work, to
+// pinned memory of two slots that take turns; a slot is read before it is used again, so the host
+// is at most two steps ahead, and an error is told at most two steps late. The device itself
+// changes nothing once a loss or a norm was not finite.
 #include <stdlib.h>
 #include <string.h>
 
@@ -16,20 +16,20 @@ enum { SLOTS = 2 };
 
 // The numbers of one step.
 typedef struct {
-    char *numbers;             // pinned: [accumulate][output_count] PV_NUMBER_SPACING bytes each
-    OptimizerResult *result;   // pinned, behind the numbers
+    char *numbers;           // pinned: [accumulate][output_count] PV_NUMBER_SPACING bytes each
+    OptimizerResult *result; // pinned, behind the numbers
     CUevent done;
-    bool pending;              // queued, not read
-    int64_t step;              // from 1
+    bool pending; // queued, not read
+    int64_t step; // from 1
     PvOptimizerSettings settings;
 } Slot;
 
 struct PvTurnDevice {
     PvDevice *device;
-    CUdeviceptr losses;        // PvReal [accumulate]
+    CUdeviceptr losses; // PvReal [accumulate]
     int64_t loss_bytes;
-    int64_t block;             // bytes of the numbers of a micro-step
-    uint32_t loss;             // output that is the loss
+    int64_t block; // bytes of the numbers of a micro-step
+    uint32_t loss; // output that is the loss
     Slot slots[SLOTS];
     int next;
 };
@@ -78,7 +78,8 @@ bool pv_train_device_new(PvTrain *train, PvError *error)
     PvDevice *device = device_of(train);
     if (!device)
         return true;
-    train->optimizer->gpu = pv_gpu_optimizer_new(train->session->exec->gpu, train->optimizer, error);
+    train->optimizer->gpu =
+        pv_gpu_optimizer_new(train->session->exec->gpu, train->optimizer, error);
     if (!train->optimizer->gpu)
         return false;
     pv_exec_expect(train->session->exec, train->moves, true);
@@ -225,8 +226,7 @@ bool pv_train_fetch(PvTrain *train, PvError *error)
 {
     if (!device_of(train))
         return true;
-    return pv_train_numbers(train, error) &&
-           pv_exec_params(train->session->exec, error) != NULL &&
+    return pv_train_numbers(train, error) && pv_exec_params(train->session->exec, error) != NULL &&
            pv_gpu_optimizer_fetch(train->optimizer->gpu, error);
 }
 

@@ -38,7 +38,10 @@ static void block_a_chunk(const PvCudaKernel *kernel, const int64_t *args, PvCud
     *grid = (PvCudaGrid){.blocks = {(uint32_t)args[1], 1}, .workspace = 8 * args[1]};
 }
 
-#define KERNEL(name, phases, shape) {name, 0, phases, 1, {1, 1}, {0}, {0}, shape}
+#define KERNEL(name, phases, shape)                                                                \
+    {                                                                                              \
+        name, 0, phases, 1, {1, 1}, {0}, {0}, shape                                                \
+    }
 static const PvCudaKernel small_kernels[] = {
     KERNEL("scale", 1, one_block),      KERNEL("sum", 1, one_block),
     KERNEL("total_grad", 1, one_block), KERNEL("noise", 1, one_block),
@@ -53,8 +56,8 @@ static const PvCudaKernel optimizer_kernels[] = {
 };
 static const char *const optimizer_names[] = {"square_sums", "adamw", "accumulate", "average"};
 static PvCudaImage images[] = {{.module = 0, .arch = PV_ARCH_SIMT}};
-static const PvCuda cuda = {1, images, COUNT(images), optimizer_kernels, COUNT(optimizer_kernels),
-                            optimizer_names, 13000};
+static const PvCuda cuda = {
+    1, images, COUNT(images), optimizer_kernels, COUNT(optimizer_kernels), optimizer_names, 13000};
 
 static char folder[] = "/tmp/pvdm-cuda-XXXXXX", driver[512];
 static PvMapping *program;
@@ -84,11 +87,11 @@ static int command(const char *settings, const char *line, char text[2048])
         dup2(ends[1], 1);
         dup2(ends[1], 2);
         PvError error = {0};
-        PvStatus status = !strcmp(words[0], "run")      ? cmd_run(count, words, &error)
-                          : !strcmp(words[0], "grad")   ? cmd_grad(count, words, &error)
-                          : !strcmp(words[0], "train")  ? cmd_train(count, words, &error)
-                          : !strcmp(words[0], "info")   ? cmd_info(count, words, &error)
-                                                        : cmd_sample(count, words, &error);
+        PvStatus status = !strcmp(words[0], "run")     ? cmd_run(count, words, &error)
+                          : !strcmp(words[0], "grad")  ? cmd_grad(count, words, &error)
+                          : !strcmp(words[0], "train") ? cmd_train(count, words, &error)
+                          : !strcmp(words[0], "info")  ? cmd_info(count, words, &error)
+                                                       : cmd_sample(count, words, &error);
         if (error.text)
             pv_error_print(&error);
         pv_error_free(&error);
@@ -129,7 +132,8 @@ static void refuses(const char *settings, const char *line, int status, const ch
     char text[2048];
     int found = command(settings_of(settings), line, text);
     if (found != status || !strstr(text, part))
-        fail_msg("%s %s: status %d, not %d; '%s' in: %s", settings, line, found, status, part, text);
+        fail_msg("%s %s: status %d, not %d; '%s' in: %s", settings, line, found, status, part,
+                 text);
 }
 
 static PvTensorSet load(const char *name)
@@ -289,7 +293,8 @@ static void what_is_missing_is_told(void **state)
     refuses("PVDM_CUDA_DRIVER=libm.so.6", gpu, 3, "no driver of CUDA");
     refuses("PVDM_FAKE_VERSION=11040", gpu, 3, "of CUDA 11.4; this executable needs CUDA 12.0");
     refuses("PVDM_FAKE_DEVICES=0", gpu, 3, "no GPU");
-    refuses("PVDM_FAKE_ARCH=90", gpu, 3, "compute capability 9.0); this executable has the emulator");
+    refuses("PVDM_FAKE_ARCH=90", gpu, 3,
+            "compute capability 9.0); this executable has the emulator");
     refuses("PVDM_FAKE_MEMORY=600", gpu, 3, "not enough memory on GPU 0");
     refuses("PVDM_FAKE_MEMORY=2100", gpu, 3, "are free on the GPU; no batch fits");
     refuses("", "run scale --device cuda:7", 3, "there is no GPU 7; this machine has 1");
