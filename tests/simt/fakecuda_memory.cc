@@ -245,12 +245,6 @@ CUresult cuMemAlloc_v2(CUdeviceptr *at, size_t bytes)
     return at_once([=] { return allocate(at, bytes); });
 }
 
-// The host may touch this; PROTECT does not tell it apart.
-CUresult cuMemAllocManaged(CUdeviceptr *at, size_t bytes, unsigned flags)
-{
-    return flags == 1 || flags == 2 ? cuMemAlloc_v2(at, bytes) : CUDA_ERROR_INVALID_VALUE;
-}
-
 CUresult cuMemFree_v2(CUdeviceptr at)
 {
     return at_once([=] {

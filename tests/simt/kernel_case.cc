@@ -34,9 +34,14 @@ static void release(void *memory)
     else
         simt_free(memory);
 }
-void *KernelCase::device_memory(size_t bytes)
+void *KernelCase::device_memory(const void *content, size_t bytes)
 {
-    return allocate(bytes);
+    void *memory = allocate(bytes);
+    if (device_wanted())
+        device_write(memory, content, bytes);
+    else
+        memcpy(memory, content, bytes);
+    return memory;
 }
 
 static const uint32_t UNWRITTEN = 0x7fc0dead; // what an output holds before: a NaN
@@ -263,8 +268,12 @@ std::string KernelCase::compare()
         bool real = array.written && array.storage <= ST_F16 && array.tolerance > 0;
         double difference = 0, norm = 0, worst = 0;
         size_t where = 0;
+        std::vector<char> copy(device_wanted() ? array.count * size : 0);
+        const char *content = device_wanted() ? copy.data() : array.device;
+        if (device_wanted())
+            device_read(copy.data(), array.device, copy.size());
         for (size_t i = 0; i < array.count; i++) {
-            const char *got = array.device + i * size, *before = &array.device_start[i * size];
+            const char *got = content + i * size, *before = &array.device_start[i * size];
             const char *want = &array.expected[i * wide], *old = &array.start[i * wide];
             bool kept = memcmp(want, old, wide) == 0;
             bool equal = memcmp(got, kept || !array.written ? before : want, size) == 0;
@@ -290,7 +299,7 @@ std::string KernelCase::compare()
             snprintf(text, sizeof text,
                      "array %zu: error %.1e (bound %.1e), worst at %zu: %g for %g", number, error,
                      array.tolerance, where,
-                     (double)load_element(array.storage, array.device + where * size),
+                     (double)load_element(array.storage, content + where * size),
                      (double)load_element(ST_F32, &array.expected[where * wide]));
             return text;
         }
@@ -526,7 +535,10 @@ bool KernelCase::try_mode(Built *built, int order, int async, int race, unsigned
     simt_config = {order, async, race, seed, quiet ? 0 : 4};
     simt_reset();
     for (Array &array : arrays)
-        memcpy(array.device, array.device_start.data(), array.device_start.size());
+        if (device_wanted())
+            device_write(array.device, array.device_start.data(), array.device_start.size());
+        else
+            memcpy(array.device, array.device_start.data(), array.device_start.size());
     std::string wrong = launch(built) ? compare() : "the launch did not end";
     bool right = wrong.empty() && simt_stats.errors == 0 && simt_stats.bank_conflicts == 0;
     if (right || quiet)

@@ -54,7 +54,7 @@ public:
         add_segment((const int64_t *)&args, sizeof args / sizeof(int64_t));
     }
     // Other memory that kernels may read; it lives as long as the program.
-    static void *device_memory(size_t bytes);
+    static void *device_memory(const void *content, size_t bytes);
     // Field `index` of the struct (ARG-like: offsetof / 8) grows with the batch, which is 1 here.
     void depends_on_batch(size_t index);
 

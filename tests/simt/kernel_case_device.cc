@@ -13,8 +13,9 @@ extern "C" {
 }
 
 struct Device : PvDriver {
-    int (*managed)(CUdeviceptr *, size_t, unsigned);
     int (*wait)(void);
+    int (*write)(CUdeviceptr, const void *, size_t);
+    int (*read)(void *, CUdeviceptr, size_t);
     int capability;
 };
 static Device device;
@@ -43,7 +44,8 @@ static void open_device(const char *path)
 #define LOOK_UP(symbol, member, params) look_up(library, #symbol, &device.member);
     PV_DRIVER_FUNCTIONS(LOOK_UP)
 #undef LOOK_UP
-    look_up(library, "cuMemAllocManaged", &device.managed);
+    look_up(library, "cuMemcpyHtoD_v2", &device.write);
+    look_up(library, "cuMemcpyDtoH_v2", &device.read);
     look_up(library, "cuCtxSynchronize", &device.wait);
     if (device.init(0) || device.device_get(&number, 0) ||
         device.context_retain(&context, number) || device.context_set(context) ||
@@ -79,10 +81,21 @@ static std::string error_text(const char *what, int error)
 void *device_alloc(size_t bytes)
 {
     CUdeviceptr at = 0;
-    int error = device.managed(&at, bytes, 1);
-    if (error)
+    if (int error = device.alloc(&at, bytes))
         give_up(error_text("memory", error).c_str());
     return (void *)(uintptr_t)at;
+}
+
+void device_write(void *to, const void *from, size_t bytes)
+{
+    if (int error = bytes ? device.write((CUdeviceptr)(uintptr_t)to, from, bytes) : 0)
+        give_up(error_text("a copy to the device", error).c_str());
+}
+
+void device_read(void *to, const void *from, size_t bytes)
+{
+    if (int error = bytes ? device.read(to, (CUdeviceptr)(uintptr_t)from, bytes) : 0)
+        give_up(error_text("a copy from the device", error).c_str());
 }
 
 void device_free(void *memory)

@@ -1,8 +1,7 @@
 /* Cases through a CUDA driver, when PVDM_CASES names one (libcuda.so.1): the same kernels, arrays
  * and tolerances as under the emulator, on a GPU.
  *
- * Arrays lie in managed memory, so that the host fills and compares them at the addresses that the
- * kernels use. Programs are compiled by NVRTC for the device that is there; for the driver of this
+ * Programs are compiled by NVRTC for the device that is there; for the driver of this
  * folder they are the emulator's shared objects.
  */
 #pragma once
@@ -18,6 +17,8 @@ bool device_wanted(void); // PVDM_CASES is set; the first call opens the driver,
 bool device_emulates(void); // it takes the emulator's programs
 void *device_alloc(size_t bytes);
 void device_free(void *memory);
+void device_write(void *to, const void *from, size_t bytes);
+void device_read(void *to, const void *from, size_t bytes);
 
 // The functions of a program's phases. image: a shared object's bytes, or empty: NVRTC compiles.
 // What is wrong, or "".

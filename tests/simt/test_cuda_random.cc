@@ -8,13 +8,17 @@ extern "C" {
 }
 
 enum { STREAMS = 3 };
-static CxStep *numbers; // in device memory
+static struct {
+    CxStep step;
+    CxStream more[STREAMS - 1];
+} numbers = {{1, {0x12345678, 77}, {{5, 0x9abcdef0}}}, {{6, 0x13579bdf}, {7, 0x2468ace0}}};
+static const void *numbers_there; // on the device
 
 static void draw(const PvRun *, const int64_t *raw)
 {
     const RandomArgs *args = (const RandomArgs *)raw;
-    const CxStream &stream = numbers->stream[args->stream];
-    uint64_t seed = numbers->seed[0] | (uint64_t)numbers->seed[1] << 32;
+    const CxStream &stream = args->stream ? numbers.more[args->stream - 1] : numbers.step.stream[0];
+    uint64_t seed = numbers.step.seed[0] | (uint64_t)numbers.step.seed[1] << 32;
     for (int64_t i = 0; i < args->count; i++) {
         PvBits bits = pv_random_block(seed, stream.hash, stream.draw, (uint64_t)i / 4);
         uint32_t word = bits.word[i % 4];
@@ -35,7 +39,7 @@ static void random_numbers(const char *what, int64_t kind, int64_t count, int64_
     RandomArgs args = {};
     args.y = test.output((size_t)count, kind == 0 ? 1e-6 : 0, kind == 2 ? ST_I64 : ST_F32);
     args.count = count, args.stream = 1, args.kind = kind, args.lo = lo, args.hi = hi;
-    test.step = numbers;
+    test.step = numbers_there;
     test.segment(args);
     if (fault)
         test.find_fault(fault);
@@ -45,13 +49,7 @@ static void random_numbers(const char *what, int64_t kind, int64_t count, int64_
 
 int main(void)
 {
-    numbers = (CxStep *)KernelCase::device_memory(sizeof(CxStep) + STREAMS * sizeof(CxStream));
-    numbers->batch = 1;
-    numbers->seed[0] = 0x12345678, numbers->seed[1] = 77;
-    for (u32 i = 0; i < STREAMS; i++) {
-        (&numbers->stream[0])[i].draw = 5 + i;
-        (&numbers->stream[0])[i].hash = 0x9abcdef0u * (i + 1);
-    }
+    numbers_there = KernelCase::device_memory(&numbers, sizeof numbers);
     random_numbers("normal", 0, 2053, 0, 0);
     random_numbers("uniform", 1, 1024, 0, 0);
     random_numbers("a few", 1, 3, 0, 0);
