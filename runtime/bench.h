@@ -40,6 +40,7 @@ typedef struct {
 // Names of programs, gradients and training steps, into `names`. Steps of samplers ("ddim.call0") can
 // be measured too; most of them are programs as well.
 void pv_bench_list(const PvModel *model, PvWords *names);
+bool pv_bench_known(const PvModel *model, const char *name, PvError *error);
 // The case of a name: a program's, "grad.NAME", "train.STAGE" or a stage's own, a sampler's call. Inputs are
 // those of `given` by name, else drawn; weights are mounted or drawn. NULL with an error.
 PvBenchCase *pv_bench_case_new(PvSession *session, const char *name, int64_t batch,

@@ -35,9 +35,8 @@ static const PvStage *find_stage(const PvModel *model, const char *name)
 }
 
 // Sets kind and entry or stage.
-static bool find_case(PvBenchCase *at, const char *name, PvError *error)
+static bool find_case(PvBenchCase *at, const PvModel *model, const char *name, PvError *error)
 {
-    const PvModel *model = at->session->model;
     if (strncmp(name, "grad.", 5) == 0) {
         at->entry = find_entry(model, name + 5, PV_GRAD_OF);
         at->kind = PV_GRAD_OF;
@@ -52,8 +51,6 @@ static bool find_case(PvBenchCase *at, const char *name, PvError *error)
         if (!at->entry && (at->stage = find_stage(model, name)))
             at->kind = PV_MINIMIZE;
     }
-    bool bare = at->stage && strncmp(name, "train.", 6) != 0;
-    at->name = bare ? pv_printf("train.%s", name) : pv_strdup(name);
     if (at->entry || at->stage)
         return true;
     PvWords names = {0};
@@ -61,6 +58,12 @@ static bool find_case(PvBenchCase *at, const char *name, PvError *error)
     pv_unknown("program", name, names.items, names.count, PV_WRONG, error);
     pv_words_free(&names);
     return false;
+}
+
+bool pv_bench_known(const PvModel *model, const char *name, PvError *error)
+{
+    PvBenchCase at = {0};
+    return find_case(&at, model, name, error);
 }
 
 // ---- inputs ----
@@ -181,7 +184,9 @@ PvBenchCase *pv_bench_case_new(PvSession *session, const char *name, int64_t bat
     size_t size = session->random->stream_count * sizeof *at->draws;
     at->draws = pv_alloc(size + 1);
     memcpy(at->draws, session->random->draws, size);
-    if (find_case(at, name, error) && make_calls(at, batch, given, error)) {
+    if (find_case(at, session->model, name, error) && make_calls(at, batch, given, error)) {
+        bool bare = at->stage && strncmp(name, "train.", 6) != 0;
+        at->name = bare ? pv_printf("train.%s", name) : pv_strdup(name);
         if (at->train)
             pv_train_start(at->train, 1);
         if (pv_bench_weights(session, error))

@@ -8,7 +8,7 @@
 #include "runtime/cuda_exec.h"
 #include "runtime/timing.h"
 
-enum { RUNS = 5 };
+enum { RUNS = 5, RAMP = 1024 };
 
 // What Linux calls the processor.
 static const char *processor_name(void)
@@ -42,11 +42,13 @@ static const PvEntry *find_probe(const PvModel *model, const char *name)
 // Numbers that neither overflow nor are 0.
 static void fill_ramp(PvTensor *tensor)
 {
-    for (int64_t i = 0; i < tensor->count; i++) {
-        double value = (double)(i % 7) * 0.25 - 0.75;
-        pv_convert((char *)tensor->data + i * pv_dtype_size(tensor->dtype), tensor->dtype, &value,
-                   PV_F64, 1);
-    }
+    double values[RAMP];
+    int64_t size = pv_dtype_size(tensor->dtype);
+    for (int i = 0; i < RAMP; i++)
+        values[i] = (double)(i % 7) * 0.25 - 0.75;
+    for (int64_t i = 0; i < tensor->count; i += RAMP)
+        pv_convert((char *)tensor->data + i * size, tensor->dtype, values, PV_F64,
+                   tensor->count - i < RAMP ? tensor->count - i : RAMP);
 }
 
 // Seconds of the best run of a probe at that batch.

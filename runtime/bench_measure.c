@@ -227,8 +227,9 @@ static bool sum_plans(Measure *m, uint32_t index, json_t *families, Totals *sum,
         PvPlanTimes times;
         if (!pv_exec_plan_times(exec, plan, &times, error))
             return false;
-        double memory = (double)plan->arena_fixed + batch * (double)plan->arena_batch +
-                        (double)plan->scratch_size * exec->threads;
+        double memory = (double)plan->arena_fixed + batch * (double)plan->arena_batch;
+        if (!exec->gpu)
+            memory += (double)plan->scratch_size * exec->threads;
         sum->memory = memory > sum->memory ? memory : sum->memory;
         sum->launches += plan->launch_count;
         for (uint32_t i = 0; i < plan->launch_count; i++) {

@@ -24,7 +24,7 @@ static void print_ladder(FILE *out, const json_t *program)
     fprintf(out, "%-14s %8s %10s %9s %10s %9s %11s %10s\n", "rung", "launches", "MB moved",
             "GFLOP", "ms a step", "speed-up", "memory MB", "error");
     json_array_foreach(rungs, i, rung) {
-        fprintf(out, "%-14s %8.0f %10.1f %9.3f %10.3f %8.2fx %11.1f ", text(rung, "name"),
+        fprintf(out, "%-14s %8.0f %10.4g %9.4g %10.4g %8.2fx %11.4g ", text(rung, "name"),
                 number(rung, "launches"), 1e-6 * number(rung, "bytes"),
                 1e-9 * number(rung, "flops"), 1e3 * number(rung, "seconds"),
                 number(rung, "speedup"), 1e-6 * number(rung, "memory_bytes"));
@@ -62,16 +62,16 @@ static void print_kernels(FILE *out, const json_t *program)
             continue;
         }
         double rate = seconds > 0 ? 1e-9 / seconds : 0;
-        fprintf(out, "%9.3f %5.1f%% %5.0f %9.1f %9.1f %7.0f%%  ", 1e3 * seconds,
+        fprintf(out, "%9.4g %5.1f%% %5.0f %9.4g %9.4g %7.0f%%  ", 1e3 * seconds,
                 total > 0 ? 100 * seconds / total : 0, number(row, "launches"),
                 number(row, "flops") * rate, number(row, "bytes") * rate,
                 seconds > 0 ? 100 * number(row, "predicted_seconds") / seconds : 0);
         print_cut(out, text(row, "computes"), COMPUTES_WIDTH);
-        const char *line = text(row, "line");
-        fprintf(out, " %s\n", *line ? line : text(row, "path"));
+        const char *line = text(row, "line"), *path = text(row, "path");
+        fprintf(out, " %s\n", *line ? line : *path ? path : "the results' places");
     }
     if (rest > 0)
-        fprintf(out, "%9.3f %5.1f%%        %zu more kinds of kernels\n", 1e3 * rest,
+        fprintf(out, "%9.4g %5.1f%%        %zu more kinds of kernels\n", 1e3 * rest,
                 100 * rest / total, json_array_size(kernels) - MOST_KERNELS);
     fputc('\n', out);
 }

@@ -110,6 +110,9 @@ static bool run_bench(Bench *bench, PvWords *names, PvError *error)
         !pv_session_check_settings(&bench->session, NULL, NULL, error) ||
         !read_inputs(bench, error) || !mount(bench, error))
         return false;
+    for (size_t i = 0; i < names->count; i++)
+        if (!pv_bench_known(&pv_model, names->items[i], error))
+            return false;
     if (names->count == 0)
         pv_bench_list(&pv_model, names);
     PvRates rates;
