@@ -1,9 +1,11 @@
-/* What the templates of norms share: sums over warps and blocks, quads of elements, activations.
+/* What the templates of norms share: sums over warps and blocks, runs of elements, activations.
  *
- * A template includes this inside its namespace, after setting what it bakes in; there is no
- * include guard, since each specialisation has a copy. A quad is four consecutive elements: one
- * access of 16 bytes where addresses and strides allow it, which a block finds out once (`wide`),
- * else up to four.
+ * A template includes this inside its namespace, after storage.h and with what it bakes in set;
+ * there is no include guard, since each specialisation has a copy. A run is 4 consecutive elements
+ * of f32, or 8 where the struct has halves: one access of 16 bytes where addresses and strides
+ * allow it, which a block finds out once (`wide`), else one an element.
+ *
+ * NORM_TYPES: the struct's `types`. Statistics, dgamma and dbeta sums are f32.
  */
 
 CX_FN float warp_sum(float value)
@@ -70,44 +72,66 @@ CX_FN u32 divide(u32 n, const Divider &d)
     return ((u32)((u64)n * d.magic >> 32) + n) >> d.shift;
 }
 
-struct Quad {
-    float at[4];
+// How an address of the argument struct is stored, by its place in `types`.
+#define NORM_STORED(index)                                                                         \
+    CxStored<(int)((unsigned long long)(NORM_TYPES) >> 4 * (index)&15)>::Element
+
+// Elements that a thread takes at once: 16 bytes of them where they are halves or all is f32.
+enum { RUN = (NORM_TYPES) ? 8 : 4 };
+struct Run {
+    float at[RUN];
 };
 
 CX_FN bool is_aligned(const void *address)
 {
     return ((u64)address & 15) == 0;
 }
-CX_FN Quad load_wide(const float *from)
+CX_FN void read_wide(float (&x)[4], const float *from)
 {
     float4 q = *(const float4 *)from;
-    return {{q.x, q.y, q.z, q.w}};
+    x[0] = q.x, x[1] = q.y, x[2] = q.z, x[3] = q.w;
 }
-CX_FN void store_wide(float *to, const Quad &q)
+template <typename Element> CX_FN void read_wide(float (&x)[8], const Element *from)
 {
-    *(float4 *)to = make_float4(q.at[0], q.at[1], q.at[2], q.at[3]);
+    cx_read8(x, from);
+}
+CX_FN void write_wide(float *to, const float (&x)[4])
+{
+    *(float4 *)to = make_float4(x[0], x[1], x[2], x[3]);
+}
+template <typename Element> CX_FN void write_wide(Element *to, const float (&x)[8])
+{
+    cx_write8(to, x);
 }
 
-// Elements from[0 .. 3]; those from `left` on are 0.
-CX_FN Quad load_quad(const float *from, int left, bool wide)
+// Elements from[0 .. RUN - 1]; those from `left` on are 0.
+template <typename Element> CX_FN Run load_run(const Element *from, int left, bool wide)
 {
-    Quad q = {{0.f, 0.f, 0.f, 0.f}};
-    if (wide)
-        return left > 0 ? load_wide(from) : q;
+    Run run = {};
+    if (wide && left > 0)
+        read_wide(run.at, from);
     CX_UNROLL
-    for (int j = 0; j < 4; j++)
-        if (j < left)
-            q.at[j] = from[j];
-    return q;
+    for (int j = 0; j < RUN; j++)
+        if (!wide && j < left)
+            run.at[j] = cx_read(from[j]);
+    return run;
 }
-CX_FN void store_quad(float *to, const Quad &q, int left, bool wide)
+template <typename Element> CX_FN void store_run(Element *to, const Run &run, int left, bool wide)
 {
     if (wide && left > 0)
-        store_wide(to, q);
+        write_wide(to, run.at);
     CX_UNROLL
-    for (int j = 0; j < 4; j++)
+    for (int j = 0; j < RUN; j++)
         if (!wide && j < left)
-            to[j] = q.at[j];
+            cx_write(to + j, run.at[j]);
+}
+CX_FN float run_sum(const Run &run)
+{
+    float sum = 0.f;
+    CX_UNROLL
+    for (int j = 0; j < RUN; j += 2)
+        sum += run.at[j] + run.at[j + 1];
+    return sum;
 }
 
 #ifdef NORM_ACT // a PvAct

@@ -1,8 +1,8 @@
 /* What the templates over rows [rows, c] share: how a team of threads walks a row.
  *
- * ROW_VECTORS > 0: a warp a row, each lane holds that many quads, so c <= 128 ROW_VECTORS; a row is
- * read once. ROW_VECTORS 0: a block a row, any c; each pass reads it again (it lies in L1 or L2).
- * Included inside a template's namespace after norm_parts.h; no include guard.
+ * ROW_VECTORS > 0: a warp a row, each lane holds that many runs, so c <= 32 RUN ROW_VECTORS; a row
+ * is read once. ROW_VECTORS 0: a block a row, any c; each pass reads it again (it lies in L1 or
+ * L2). Included inside a template's namespace after norm_parts.h; no include guard.
  */
 enum {
     THREADS = 256,
@@ -11,13 +11,13 @@ enum {
     KEPT = ROW_VECTORS ? ROW_VECTORS : 1
 };
 
-CX_FN int row_quads(int c) // of a thread
+CX_FN int row_runs(int c) // of a thread
 {
-    return ROW_VECTORS ? ROW_VECTORS : (c + 4 * TEAM - 1) / (4 * TEAM);
+    return ROW_VECTORS ? ROW_VECTORS : (c + RUN * TEAM - 1) / (RUN * TEAM);
 }
-CX_FN int row_begin(int j) // element at which quad j of this thread begins
+CX_FN int row_begin(int j) // element at which run j of this thread begins
 {
-    return (j * TEAM + (int)threadIdx.x % TEAM) * 4;
+    return (j * TEAM + (int)threadIdx.x % TEAM) * RUN;
 }
 CX_FN float row_sum(float value, float *partial) // partial: [THREADS / 32] in shared memory
 {
@@ -28,27 +28,67 @@ CX_FN float row_max(float value, float *partial)
     return ROW_VECTORS ? warp_max(value) : block_max<THREADS>(value, partial);
 }
 
-struct Row {
-    const float *from;
+// A run as a thread keeps it: f32, or the words of halves.
+struct Words {
+    u32 at[RUN / 2];
+};
+template <typename Element> struct KeptAs {
+    typedef Words Type;
+};
+template <> struct KeptAs<float> {
+    typedef Run Type;
+};
+CX_FN void keep_run(Run &kept, const float *from, int left, bool wide)
+{
+    kept = load_run(from, left, wide);
+}
+template <typename Half> CX_FN void keep_run(Words &kept, const Half *from, int left, bool wide)
+{
+    uint4 q = make_uint4(0, 0, 0, 0);
+    if (wide && left > 0)
+        q = *(const uint4 *)from;
+    kept.at[0] = q.x, kept.at[1] = q.y, kept.at[2] = q.z, kept.at[3] = q.w;
+    CX_UNROLL
+    for (int j = 0; j < RUN; j++)
+        if (!wide && j < left)
+            kept.at[j / 2] |= (u32)from[j].bits << j % 2 * 16;
+}
+template <typename Element> CX_FN Run expand(const Run &kept)
+{
+    return kept;
+}
+template <typename Half> CX_FN Run expand(const Words &kept)
+{
+    Run run;
+    CX_UNROLL
+    for (int j = 0; j < RUN; j++) {
+        Half half;
+        half.bits = (u16)(kept.at[j / 2] >> j % 2 * 16);
+        run.at[j] = cx_read(half);
+    }
+    return run;
+}
+
+template <typename Element> struct Row {
+    const Element *from;
     int c;
     bool wide;
-    Quad kept[KEPT];
+    typename KeptAs<Element>::Type kept[KEPT];
 };
 
-CX_FN Quad row_load(const Row &row, int j)
-{
-    return load_quad(row.from + row_begin(j), row.c - row_begin(j), row.wide);
-}
-CX_FN void row_open(Row &row, const float *from, int c, bool wide)
+template <typename Element>
+CX_FN void row_open(Row<Element> &row, const Element *from, int c, bool wide)
 {
     row.from = from;
     row.c = c;
     row.wide = wide;
     CX_UNROLL
     for (int j = 0; j < ROW_VECTORS; j++)
-        row.kept[j] = row_load(row, j);
+        keep_run(row.kept[j], from + row_begin(j), c - row_begin(j), wide);
 }
-CX_FN Quad row_quad(const Row &row, int j) // quad j of this thread
+template <typename Element> CX_FN Run row_run(const Row<Element> &row, int j) // of this thread
 {
-    return ROW_VECTORS ? row.kept[ROW_VECTORS ? j : 0] : row_load(row, j);
+    if (ROW_VECTORS)
+        return expand<Element>(row.kept[ROW_VECTORS ? j : 0]);
+    return load_run(row.from + row_begin(j), row.c - row_begin(j), row.wide);
 }

@@ -17,14 +17,16 @@ static const char *act_suffix(int64_t act)
 static bool select_group_norm(const CudaLaunch *launch, CudaChoice *choice)
 {
     int64_t act = cuda_number(launch, FIELD(GroupNormArgs, act));
+    int64_t types = cuda_number(launch, FIELD(GroupNormArgs, types));
     int64_t groups = cuda_number(launch, FIELD(GroupNormArgs, groups));
     int64_t channels = cuda_number(launch, FIELD(GroupNormArgs, c)) / groups;
     bool large = channels * cuda_number(launch, FIELD(GroupNormArgs, positions)) > 4096;
     int32_t resident = large ? 16384 : 4096;
-    choice->file = "group_norm_f32.cu";
+    choice->file = "group_norm.cu";
     choice->name = arena_printf(launch->arena, "group_norm%s", act_suffix(act));
     choice->definitions =
-        arena_printf(launch->arena, "NORM_ACT=%d NORM_RESIDENT=%d", (int)act, resident);
+        arena_printf(launch->arena, "NORM_ACT=%d NORM_RESIDENT=%d NORM_TYPES=0x%llx", (int)act,
+                     resident, (unsigned long long)types);
     choice->shape = "pv_shape_group_norm";
     choice->phases = 2;
     choice->threads[0] = choice->threads[1] = large ? 512 : 256;
@@ -34,10 +36,13 @@ static bool select_group_norm(const CudaLaunch *launch, CudaChoice *choice)
     return true;
 }
 
-static bool select_group_norm_grad(CudaChoice *choice)
+static bool select_group_norm_grad(const CudaLaunch *launch, CudaChoice *choice)
 {
-    choice->file = "group_norm_grad_f32.cu";
+    int64_t types = cuda_number(launch, FIELD(GroupNormGradArgs, types));
+    choice->file = "group_norm_grad.cu";
     choice->name = "group_norm_grad";
+    choice->definitions =
+        arena_printf(launch->arena, "NORM_TYPES=0x%llx", (unsigned long long)types);
     choice->shape = "pv_shape_group_norm_grad";
     choice->phases = 2;
     choice->threads[0] = choice->threads[1] = 256;
@@ -45,13 +50,14 @@ static bool select_group_norm_grad(CudaChoice *choice)
     return true;
 }
 
-// Quads of a lane where a warp takes a row of c elements; 0: a block does.
-static int32_t row_vectors(const CudaLaunch *launch, size_t c)
+// Runs of a lane where a warp takes a row of c elements; 0: a block does.
+static int32_t row_vectors(const CudaLaunch *launch, size_t c, int64_t types)
 {
+    int32_t run = types ? 8 : 4;
     if (!cuda_is_number(launch, c))
         return 0;
-    for (int32_t vectors = 1; vectors <= 8; vectors *= 2)
-        if (cuda_number(launch, c) <= 128 * vectors)
+    for (int32_t vectors = 1; vectors * run <= 32; vectors *= 2)
+        if (cuda_number(launch, c) <= 32 * run * vectors)
             return vectors;
     return 0;
 }
@@ -59,11 +65,13 @@ static int32_t row_vectors(const CudaLaunch *launch, size_t c)
 static bool select_layer_norm(const CudaLaunch *launch, CudaChoice *choice)
 {
     int64_t act = cuda_number(launch, FIELD(LayerNormArgs, act));
-    int32_t vectors = row_vectors(launch, FIELD(LayerNormArgs, c));
-    choice->file = "layer_norm_f32.cu";
+    int64_t types = cuda_number(launch, FIELD(LayerNormArgs, types));
+    int32_t vectors = row_vectors(launch, FIELD(LayerNormArgs, c), types);
+    choice->file = "layer_norm.cu";
     choice->name = arena_printf(launch->arena, "layer_norm%s", act_suffix(act));
     choice->definitions =
-        arena_printf(launch->arena, "NORM_ACT=%d ROW_VECTORS=%d", (int)act, vectors);
+        arena_printf(launch->arena, "NORM_ACT=%d ROW_VECTORS=%d NORM_TYPES=0x%llx", (int)act,
+                     vectors, (unsigned long long)types);
     choice->shape = "pv_shape_rows";
     choice->threads[0] = 256;
     choice->shared[0] = 256 / 32 * 4;
@@ -74,10 +82,12 @@ static bool select_layer_norm(const CudaLaunch *launch, CudaChoice *choice)
 
 static bool select_softmax(const CudaLaunch *launch, CudaChoice *choice)
 {
-    int32_t vectors = row_vectors(launch, FIELD(SoftmaxArgs, c));
-    choice->file = "softmax_f32.cu";
+    int64_t types = cuda_number(launch, FIELD(SoftmaxArgs, types));
+    int32_t vectors = row_vectors(launch, FIELD(SoftmaxArgs, c), types);
+    choice->file = "softmax.cu";
     choice->name = "softmax";
-    choice->definitions = arena_printf(launch->arena, "ROW_VECTORS=%d", vectors);
+    choice->definitions = arena_printf(launch->arena, "ROW_VECTORS=%d NORM_TYPES=0x%llx", vectors,
+                                       (unsigned long long)types);
     choice->shape = "pv_shape_rows";
     choice->threads[0] = 256;
     choice->shared[0] = 256 / 32 * 4;
@@ -88,16 +98,18 @@ static bool select_softmax(const CudaLaunch *launch, CudaChoice *choice)
 
 static bool select_layer_norm_grad(const CudaLaunch *launch, CudaChoice *choice)
 {
-    int32_t vectors = row_vectors(launch, FIELD(LayerNormGradArgs, c));
+    int64_t types = cuda_number(launch, FIELD(LayerNormGradArgs, types));
+    int32_t vectors = row_vectors(launch, FIELD(LayerNormGradArgs, c), types);
     uint32_t last = vectors ? 1 : 2;
-    choice->file = "layer_norm_grad_f32.cu";
+    choice->file = "layer_norm_grad.cu";
     choice->name = "layer_norm_grad";
-    choice->definitions = arena_printf(launch->arena, "ROW_VECTORS=%d", vectors);
+    choice->definitions = arena_printf(launch->arena, "ROW_VECTORS=%d NORM_TYPES=0x%llx", vectors,
+                                       (unsigned long long)types);
     choice->shape = "pv_shape_layer_norm_grad";
     choice->phases = last + 1;
     for (uint32_t i = 0; i <= last; i++)
         choice->threads[i] = 256;
-    choice->shared[0] = vectors ? (uint32_t)vectors * 2 * 128 * 4 : 0;
+    choice->shared[0] = vectors ? (uint32_t)vectors * 2 * 32 * (types ? 8 : 4) * 4 : 0;
     choice->shared[1] = vectors ? 0 : 256 / 32 * 4;
     choice->shared[last] = 2 * 256 * 4;
     choice->baked[0] = vectors ? 8 : 1;
@@ -109,7 +121,7 @@ bool cuda_select_norm(const CudaLaunch *launch, CudaChoice *choice)
     if (strcmp(launch->symbol, "pv_group_norm") == 0)
         return select_group_norm(launch, choice);
     if (strcmp(launch->symbol, "pv_group_norm_grad") == 0)
-        return select_group_norm_grad(choice);
+        return select_group_norm_grad(launch, choice);
     if (strcmp(launch->symbol, "pv_layer_norm") == 0)
         return select_layer_norm(launch, choice);
     if (strcmp(launch->symbol, "pv_layer_norm_grad") == 0)

@@ -19,7 +19,21 @@ struct Images {
     int64_t gap; // elements behind each channel, or each position
     bool modulated, bare;
     int64_t act;
+    Storage storage = ST_F32; // of images, scale and shift
 };
+
+static const double HALF_ROUNDING = 2e-3; // of bf16, in the 2-norm; f16 is finer
+
+static double bound_of(Storage storage, double bound)
+{
+    return storage == ST_F32 ? bound : HALF_ROUNDING;
+}
+
+// The nibbles of `mask` as types.
+static int64_t types_of(Storage storage, int64_t mask)
+{
+    return storage == ST_BF16 ? mask : storage == ST_F16 ? 2 * mask : 0;
+}
 
 // Strides of images [images, c, positions] in an order; returns the elements of all.
 static size_t set_strides(const Images &s, int64_t *image, int64_t *channel, int64_t *position)
@@ -65,8 +79,9 @@ static GroupNormArgs add_images(KernelCase &test, const Images &s)
     size_t count = set_strides(s, &args.x_image, &args.x_channel, &args.x_position);
     args.y_image = args.x_image, args.y_channel = args.x_channel;
     args.y_position = args.x_position;
-    args.x = test.input(count, 1, 0.5f);
-    args.y = test.output(count, 2e-6);
+    args.x = test.input(count, 1, 0.5f, s.storage);
+    args.y = test.output(count, bound_of(s.storage, 2e-6), s.storage);
+    args.types = types_of(s.storage, 0x11001001);
     if (!s.bare) {
         args.gamma = test.input((size_t)s.c), args.beta = test.input((size_t)s.c);
         args.mean = test.output((size_t)(s.images * s.groups), 2e-6);
@@ -74,8 +89,8 @@ static GroupNormArgs add_images(KernelCase &test, const Images &s)
     }
     if (s.modulated) {
         args.mod_image = 2 * s.c + 1;
-        args.scale = test.input((size_t)(s.images * args.mod_image), 0.5f);
-        args.shift = args.scale + s.c * 4;
+        args.scale = test.input((size_t)(s.images * args.mod_image), 0.5f, 0, s.storage);
+        args.shift = args.scale + s.c * (s.storage == ST_F32 ? 4 : 2);
     }
     args.eps = bits_of(1e-5);
     args.act = s.act;
@@ -102,6 +117,12 @@ static void group_norms(void)
     check_group_norm({"channels last", 2, 16, 9, 2, true, 0, true, false, PV_ACT_SILU});
     check_group_norm({"channels last, odd", 2, 6, 15, 2, true, 1, false, false, PV_ACT_RELU});
     check_group_norm({"one position", 3, 8, 1, 2, false, 0, false, false, PV_ACT_NONE});
+    check_group_norm({"bf16", 2, 8, 64, 2, false, 0, true, false, PV_ACT_SILU, ST_BF16});
+    check_group_norm({"f16, odd", 2, 6, 35, 3, false, 0, true, false, PV_ACT_NONE, ST_F16});
+    check_group_norm(
+        {"bf16, channels last", 3, 48, 9, 12, true, 0, true, false, PV_ACT_SILU, ST_BF16});
+    check_group_norm({"bf16, channels last, chunks", 1, 16, 300, 1, true, 8, false, false,
+                      PV_ACT_NONE, ST_BF16});
     check_group_norm({"chunks", 1, 4, 1100, 1, false, 0, true, false, PV_ACT_SILU});
     check_group_norm({"odd chunks", 1, 3, 1777, 1, false, 0, false, false, PV_ACT_NONE});
     check_group_norm({"silu, scale and shift", 1, 8, 64, 2, false, 0, true, false, PV_ACT_SILU},
@@ -151,9 +172,12 @@ static GroupNormGradArgs add_grad(KernelCase &test, const Images &s, bool in_pla
     args.dy_image = args.dx_image = args.x_image;
     args.dy_channel = args.dx_channel = args.x_channel;
     args.dy_position = args.dx_position = args.x_position;
-    args.x = test.input(count, 1, 0.5f);
-    args.dx = in_place ? test.updated(count, 5e-6) : test.output(count, 5e-6);
-    args.dy = in_place ? args.dx : test.input(count);
+    double bound = bound_of(s.storage, 5e-6);
+    args.x = test.input(count, 1, 0.5f, s.storage);
+    args.dx =
+        in_place ? test.updated(count, bound, s.storage) : test.output(count, bound, s.storage);
+    args.dy = in_place ? args.dx : test.input(count, 1, 0, s.storage);
+    args.types = types_of(s.storage, 0x11001);
     args.mean = test.input((size_t)(s.images * s.groups), 0.1f, 0.5f);
     args.rstd = test.input((size_t)(s.images * s.groups), 0.2f, 1.5f);
     args.dgamma = test.output((size_t)s.c, 5e-6);
@@ -187,6 +211,11 @@ static void group_norm_grads(void)
     check_group_norm_grad({"parts", 1, 4, 1100, 1, false, 0, false, false, 0});
     check_group_norm_grad({"channels last", 2, 40, 9, 5, true, 0, false, false, 0});
     check_group_norm_grad({"channels last, odd", 2, 6, 270, 2, true, 1, false, false, 0});
+    check_group_norm_grad({"bf16", 2, 8, 264, 2, false, 0, false, false, 0, ST_BF16});
+    check_group_norm_grad({"f16, odd", 1, 6, 35, 3, false, 0, false, false, 0, ST_F16}, true);
+    check_group_norm_grad({"bf16, channels last", 2, 48, 9, 12, true, 0, false, false, 0, ST_BF16});
+    check_group_norm_grad(
+        {"bf16, channels last, chunks", 1, 16, 300, 1, true, 8, false, false, 0, ST_BF16});
     check_group_norm_grad({"one position", 3, 8, 1, 2, false, 0, false, false, 0});
     check_group_norm_grad({"added", 3, 8, 64, 2, false, 0, false, false, 0}, false,
                           "FAULT_REDUCTION");
@@ -200,11 +229,13 @@ static void group_norm_grads(void)
 
 // ---- rows ----
 
-static LayerNormArgs add_rows(KernelCase &test, int64_t rows, int64_t c, bool affine, int64_t act)
+static LayerNormArgs add_rows(KernelCase &test, int64_t rows, int64_t c, bool affine, int64_t act,
+                              Storage storage)
 {
     LayerNormArgs args = {};
-    args.x = test.input((size_t)(rows * c), 1, 0.5f),
-    args.y = test.output((size_t)(rows * c), 2e-6);
+    args.x = test.input((size_t)(rows * c), 1, 0.5f, storage);
+    args.y = test.output((size_t)(rows * c), bound_of(storage, 2e-6), storage);
+    args.types = types_of(storage, 0x1001);
     if (affine) {
         args.mean = test.output((size_t)rows, 2e-6), args.rstd = test.output((size_t)rows, 2e-6);
         args.gamma = test.input((size_t)c), args.beta = test.input((size_t)c);
@@ -213,21 +244,24 @@ static LayerNormArgs add_rows(KernelCase &test, int64_t rows, int64_t c, bool af
     return args;
 }
 
-static void check_layer_norm(const char *what, int64_t rows, int64_t c, bool affine, int64_t act)
+static void check_layer_norm(const char *what, int64_t rows, int64_t c, bool affine, int64_t act,
+                             Storage storage = ST_F32)
 {
     KernelCase test("pv_layer_norm", pv_layer_norm, what);
-    test.segment(add_rows(test, rows, c, affine, act));
+    test.segment(add_rows(test, rows, c, affine, act, storage));
     test.run();
 }
 
 static LayerNormGradArgs add_row_grads(KernelCase &test, int64_t rows, int64_t c, bool affine,
-                                       bool in_place)
+                                       bool in_place, Storage storage = ST_F32)
 {
     LayerNormGradArgs args = {};
     size_t count = (size_t)(rows * c);
-    args.x = test.input(count, 1, 0.5f);
-    args.dx = in_place ? test.updated(count, 5e-6) : test.output(count, 5e-6);
-    args.dy = in_place ? args.dx : test.input(count);
+    double bound = bound_of(storage, 5e-6);
+    args.x = test.input(count, 1, 0.5f, storage);
+    args.dx = in_place ? test.updated(count, bound, storage) : test.output(count, bound, storage);
+    args.dy = in_place ? args.dx : test.input(count, 1, 0, storage);
+    args.types = types_of(storage, 0x11001);
     args.mean = test.input((size_t)rows, 0.1f, 0.5f);
     args.rstd = test.input((size_t)rows, 0.2f, 1.5f);
     args.rows = rows, args.c = c;
@@ -241,22 +275,26 @@ static LayerNormGradArgs add_row_grads(KernelCase &test, int64_t rows, int64_t c
 }
 
 static void check_layer_norm_grad(const char *what, int64_t rows, int64_t c, bool affine,
-                                  bool in_place, const char *fault = nullptr)
+                                  bool in_place, Storage storage = ST_F32,
+                                  const char *fault = nullptr)
 {
     KernelCase test("pv_layer_norm_grad", pv_layer_norm_grad, what);
-    test.segment(add_row_grads(test, rows, c, affine, in_place));
+    test.segment(add_row_grads(test, rows, c, affine, in_place, storage));
     if (fault)
         test.find_fault(fault);
     else
         test.run();
 }
 
-static void check_softmax(const char *what, int64_t rows, int64_t c, bool in_place)
+static void check_softmax(const char *what, int64_t rows, int64_t c, bool in_place,
+                          Storage storage = ST_F32)
 {
     KernelCase test("pv_softmax", pv_softmax, what);
     size_t count = (size_t)(rows * c);
-    int64_t y = in_place ? test.updated(count, 2e-6) : test.output(count, 2e-6);
-    test.segment(SoftmaxArgs{y, in_place ? y : test.input(count, 5), rows, c, 0});
+    double bound = bound_of(storage, 2e-6);
+    int64_t y = in_place ? test.updated(count, bound, storage) : test.output(count, bound, storage);
+    int64_t x = in_place ? y : test.input(count, 5, 0, storage);
+    test.segment(SoftmaxArgs{y, x, rows, c, types_of(storage, 0x11)});
     test.run();
 }
 
@@ -272,11 +310,16 @@ static void rows_of_numbers(void)
     check_layer_norm_grad("bare", 2, 260, false, false);
     check_layer_norm_grad("a block a row", 3, 1030, true, true);
     check_layer_norm_grad("a block a row, bare", 2, 1032, false, false);
-    check_layer_norm_grad("a warp a row", 9, 64, true, false, "FAULT_WARP_ORDER");
+    check_layer_norm_grad("a warp a row", 9, 64, true, false, ST_F32, "FAULT_WARP_ORDER");
     check_softmax("a warp a row", 9, 64, false);
     check_softmax("odd, in place", 3, 131, true);
     check_softmax("one column", 2, 1, false);
     check_softmax("a block a row", 2, 1030, true);
+    check_layer_norm("bf16", 9, 264, true, PV_ACT_SILU, ST_BF16);
+    check_layer_norm("f16, odd", 2, 1029, true, PV_ACT_NONE, ST_F16);
+    check_layer_norm_grad("bf16", 9, 264, true, true, ST_BF16);
+    check_layer_norm_grad("f16, odd", 3, 37, true, false, ST_F16);
+    check_softmax("bf16", 9, 264, true, ST_BF16);
     KernelCase test("pv_layer_norm_grad", pv_layer_norm_grad, "segments");
     test.segment(add_row_grads(test, 9, 20, true, false));
     test.segment(add_row_grads(test, 2, 36, true, true));

@@ -1,4 +1,4 @@
-/* T5, backward: the gradient of GroupNorm, f32, any strides of channels and positions.
+/* T5, backward: the gradient of GroupNorm, computed in f32, any strides.
  *
  * With xhat = (x - mean) rstd and N elements a group,
  *   dx = rstd (gamma dy - (sum(gamma dy) + xhat sum(gamma dy xhat)) / N),
@@ -9,11 +9,22 @@
  * part of it, a second kind those of a channel over all images. Orders are fixed. All sums come
  * before any dx, which may take the place of dy or x.
  *
- * Definitions: none. Registers at most 64: 4 blocks a multiprocessor; LDG.128 in aligned paths.
+ * Definitions: NORM_TYPES. Registers at most 64: 4 blocks a multiprocessor; LDG.128 in aligned
+ * paths.
  */
+#include "storage.h"
 #include "norm_parts.h"
 
 enum { THREADS = 256, WARPS = THREADS / 32, PIECE = 256, PART = 4096 }; // positions, elements
+
+typedef NORM_STORED(0) StoredDx;
+typedef NORM_STORED(1) StoredDgamma;
+typedef NORM_STORED(2) StoredDbeta;
+typedef NORM_STORED(3) StoredDy;
+typedef NORM_STORED(4) StoredX;
+typedef NORM_STORED(7) StoredGamma;
+typedef NORM_STORED(8) StoredDgammaAdded;
+typedef NORM_STORED(9) StoredDbetaAdded;
 
 struct Sizes {
     u32 channels, positions, pieces, parts; // of a group; of an image; of positions; of a group
@@ -33,19 +44,19 @@ CX_FN Sizes sizes_of(const GroupNormGradArgs &a)
 // ---- phase 0 ----
 
 // Sums over `count` positions of one channel; lanes hold parts.
-CX_FN float2 sum_positions(const GroupNormGradArgs &a, const float *dy, const float *x, int count,
-                           float mean, int lane)
+CX_FN float2 sum_positions(const GroupNormGradArgs &a, const StoredDy *dy, const StoredX *x,
+                           int count, float mean, int lane)
 {
     float plain = 0.f, product = 0.f;
-    bool wide = a.x_position == 1 && a.dy_position == 1 && count % 4 == 0 && is_aligned(dy) &&
+    bool wide = a.x_position == 1 && a.dy_position == 1 && count % RUN == 0 && is_aligned(dy) &&
                 is_aligned(x);
     if (wide) {
         CX_UNROLL
-        for (int j = 0; j < PIECE; j += 128) {
-            Quad up = load_quad(dy + j + lane * 4, count - j - lane * 4, true);
-            Quad from = load_quad(x + j + lane * 4, count - j - lane * 4, true);
+        for (int j = 0; j < PIECE; j += 32 * RUN) {
+            Run up = load_run(dy + j + lane * RUN, count - j - lane * RUN, true);
+            Run from = load_run(x + j + lane * RUN, count - j - lane * RUN, true);
             CX_UNROLL
-            for (int k = 0; k < 4; k++) {
+            for (int k = 0; k < RUN; k++) {
                 plain += up.at[k];
                 product += up.at[k] * (from.at[k] - mean);
             }
@@ -53,9 +64,9 @@ CX_FN float2 sum_positions(const GroupNormGradArgs &a, const float *dy, const fl
     } else {
         CX_NO_UNROLL
         for (int i = lane; i < count; i += 32) {
-            float up = dy[i * a.dy_position];
+            float up = cx_read(dy[i * a.dy_position]);
             plain += up;
-            product += up * (x[i * a.x_position] - mean);
+            product += up * (cx_read(x[i * a.x_position]) - mean);
         }
     }
     return make_float2(plain, product);
@@ -70,8 +81,9 @@ CX_FN void channel_piece(const GroupNormGradArgs &a, const Sizes &s, float2 *sum
     u32 stat = image * (u32)a.groups + channel / s.channels;
     float2 sum = sum_positions(
         a,
-        (const float *)a.dy + image * a.dy_image + channel * a.dy_channel + first * a.dy_position,
-        (const float *)a.x + image * a.x_image + channel * a.x_channel + first * a.x_position,
+        (const StoredDy *)a.dy + image * a.dy_image + channel * a.dy_channel +
+            first * a.dy_position,
+        (const StoredX *)a.x + image * a.x_image + channel * a.x_channel + first * a.x_position,
         min((int)(s.positions - first), (int)PIECE), ((const float *)a.mean)[stat], lane);
     sum.x = warp_sum(sum.x);
     sum.y = warp_sum(sum.y);
@@ -89,12 +101,12 @@ CX_FN void channels_piece(const GroupNormGradArgs &a, const Sizes &s, float2 *su
     u32 stat = image * (u32)a.groups + channel / s.channels;
     u32 count = (u32)min((int)(s.positions - first), (int)PIECE);
     float mean = ((const float *)a.mean)[stat], plain = 0.f, product = 0.f;
-    const float *dy = (const float *)a.dy + image * a.dy_image + channel * a.dy_channel;
-    const float *x = (const float *)a.x + image * a.x_image + channel * a.x_channel;
+    const StoredDy *dy = (const StoredDy *)a.dy + image * a.dy_image + channel * a.dy_channel;
+    const StoredX *x = (const StoredX *)a.x + image * a.x_image + channel * a.x_channel;
     for (u32 i = first; i < first + count; i++) {
-        float up = dy[i * a.dy_position];
+        float up = cx_read(dy[i * a.dy_position]);
         plain += up;
-        product += up * (x[i * a.x_position] - mean);
+        product += up * (cx_read(x[i * a.x_position]) - mean);
     }
     sums[((u64)image * (u32)a.c + channel) * s.pieces + piece] =
         make_float2(plain, product * ((const float *)a.rstd)[stat]);
@@ -118,6 +130,11 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 
 // ---- phase 1 ----
 
+template <typename Element> CX_FN float added_to(int64_t added, u32 channel)
+{
+    return added ? cx_read(((const Element *)added)[channel]) : 0.f;
+}
+
 // A channel's dgamma and dbeta, by a warp: all images and pieces.
 CX_FN void finish_channel(const GroupNormGradArgs &a, const Sizes &s, const float2 *sums,
                           u32 channel)
@@ -134,17 +151,19 @@ CX_FN void finish_channel(const GroupNormGradArgs &a, const Sizes &s, const floa
     plain = warp_sum(plain);
     product = warp_sum(product);
     if (lane == 0 && a.dbeta)
-        ((float *)a.dbeta)[channel] =
-            plain + (a.dbeta_added ? ((const float *)a.dbeta_added)[channel] : 0.f);
+        cx_write((StoredDbeta *)a.dbeta + channel,
+                 plain + added_to<StoredDbetaAdded>(a.dbeta_added, channel));
     if (lane == 0 && a.dgamma)
-        ((float *)a.dgamma)[channel] =
-            product + (a.dgamma_added ? ((const float *)a.dgamma_added)[channel] : 0.f);
+        cx_write((StoredDgamma *)a.dgamma + channel,
+                 product + added_to<StoredDgammaAdded>(a.dgamma_added, channel));
 }
 
 // One group of one image, as outer x inner elements.
 struct GradGroup {
-    const float *x, *dy, *gamma; // gamma of the group's first channel, or null
-    float *dx;
+    const StoredX *x;
+    const StoredDy *dy;
+    const StoredGamma *gamma; // of the group's first channel, or null
+    StoredDx *dx;
     u32 count;
     Divider inner;
     int64_t x_outer, x_inner, dy_outer, dy_inner, dx_outer, dx_inner;
@@ -157,10 +176,10 @@ CX_FN GradGroup grad_group(const GroupNormGradArgs &a, const Sizes &s, u32 numbe
     u32 image = number / (u32)a.groups, channel = number % (u32)a.groups * s.channels;
     bool turn = s.by_channel;
     GradGroup g;
-    g.x = (const float *)a.x + image * a.x_image + channel * a.x_channel;
-    g.dy = (const float *)a.dy + image * a.dy_image + channel * a.dy_channel;
-    g.dx = (float *)a.dx + image * a.dx_image + channel * a.dx_channel;
-    g.gamma = a.gamma ? (const float *)a.gamma + channel : nullptr;
+    g.x = (const StoredX *)a.x + image * a.x_image + channel * a.x_channel;
+    g.dy = (const StoredDy *)a.dy + image * a.dy_image + channel * a.dy_channel;
+    g.dx = (StoredDx *)a.dx + image * a.dx_image + channel * a.dx_channel;
+    g.gamma = a.gamma ? (const StoredGamma *)a.gamma + channel : nullptr;
     g.count = s.channels * s.positions;
     g.by_channel = turn;
     g.inner = divider(turn ? s.channels : s.positions);
@@ -169,8 +188,8 @@ CX_FN GradGroup grad_group(const GroupNormGradArgs &a, const Sizes &s, u32 numbe
     g.dy_inner = turn ? a.dy_channel : a.dy_position;
     g.dx_outer = turn ? a.dx_position : a.dx_channel;
     g.dx_inner = turn ? a.dx_channel : a.dx_position;
-    g.wide = g.x_inner == 1 && g.dy_inner == 1 && g.dx_inner == 1 && g.inner.by % 4 == 0 &&
-             ((g.x_outer | g.dy_outer | g.dx_outer) & 3) == 0 && is_aligned(g.x) &&
+    g.wide = g.x_inner == 1 && g.dy_inner == 1 && g.dx_inner == 1 && g.inner.by % RUN == 0 &&
+             ((g.x_outer | g.dy_outer | g.dx_outer) & (RUN - 1)) == 0 && is_aligned(g.x) &&
              is_aligned(g.dy) && is_aligned(g.dx);
     g.mean = ((const float *)a.mean)[number];
     g.rstd = ((const float *)a.rstd)[number];
@@ -183,7 +202,7 @@ CX_FN void join_sums(GradGroup &g, const Sizes &s, const float2 *sums, float *pa
     float plain = 0.f, product = 0.f;
     CX_NO_UNROLL
     for (u32 i = threadIdx.x; i < s.channels * s.pieces; i += THREADS) {
-        float weight = g.gamma ? g.gamma[i / s.pieces] : 1.f;
+        float weight = g.gamma ? cx_read(g.gamma[i / s.pieces]) : 1.f;
         plain += weight * sums[i].x;
         product += weight * sums[i].y;
     }
@@ -195,29 +214,31 @@ CX_FN void join_sums(GradGroup &g, const Sizes &s, const float2 *sums, float *pa
 
 CX_FN float grad_element(const GradGroup &g, u32 channel, float dy, float x)
 {
-    float up = g.gamma ? g.rstd * g.gamma[channel] : g.rstd;
+    float up = g.gamma ? g.rstd * cx_read(g.gamma[channel]) : g.rstd;
     return fmaf(dy, up, fmaf(x - g.mean, g.along, g.level));
 }
 
-// dx of elements i .. i + 3.
-CX_FN void grad_quad(const GradGroup &g, u32 i)
+// dx of elements i .. i + RUN - 1.
+CX_FN void grad_run(const GradGroup &g, u32 i)
 {
     if (g.wide) {
         u32 outer = divide(i, g.inner), inner = i - outer * g.inner.by;
-        Quad dy = load_wide(g.dy + outer * g.dy_outer + inner);
-        Quad x = load_wide(g.x + outer * g.x_outer + inner), dx;
+        Run dy, x, dx;
+        read_wide(dy.at, g.dy + outer * g.dy_outer + inner);
+        read_wide(x.at, g.x + outer * g.x_outer + inner);
         CX_UNROLL
-        for (int j = 0; j < 4; j++)
+        for (int j = 0; j < RUN; j++)
             dx.at[j] = grad_element(g, g.by_channel ? inner + j : outer, dy.at[j], x.at[j]);
-        store_wide(g.dx + outer * g.dx_outer + inner, dx);
+        write_wide(g.dx + outer * g.dx_outer + inner, dx.at);
         return;
     }
     CX_NO_UNROLL
-    for (u32 end = (u32)min((int)(i + 4), (int)g.count); i < end; i++) {
+    for (u32 end = (u32)min((int)(i + RUN), (int)g.count); i < end; i++) {
         u32 outer = divide(i, g.inner), inner = i - outer * g.inner.by;
-        g.dx[outer * g.dx_outer + inner * g.dx_inner] = grad_element(
-            g, g.by_channel ? inner : outer, g.dy[outer * g.dy_outer + inner * g.dy_inner],
-            g.x[outer * g.x_outer + inner * g.x_inner]);
+        float up = cx_read(g.dy[outer * g.dy_outer + inner * g.dy_inner]);
+        float x = cx_read(g.x[outer * g.x_outer + inner * g.x_inner]);
+        cx_write(g.dx + outer * g.dx_outer + inner * g.dx_inner,
+                 grad_element(g, g.by_channel ? inner : outer, up, x));
     }
 }
 
@@ -243,6 +264,6 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     join_sums(g, s, sums + (u64)number * s.channels * s.pieces, (float *)shared);
     u32 end = (u32)min((int)(first + PART), (int)g.count);
     CX_NO_UNROLL
-    for (u32 i = first + threadIdx.x * 4; i < end; i += THREADS * 4)
-        grad_quad(g, i);
+    for (u32 i = first + threadIdx.x * RUN; i < end; i += THREADS * RUN)
+        grad_run(g, i);
 }

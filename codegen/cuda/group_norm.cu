@@ -1,29 +1,38 @@
-/* T5: GroupNorm with scale and shift and an activation, f32, any strides of channels and positions.
+/* T5: GroupNorm with scale and shift and an activation, computed in f32, any strides.
  *
- * A group of an image is walked along its denser axis, four elements at a time. Statistics take two
- * passes (the mean, then squares about it) over what one read left in shared memory. A group that
- * fits there, NORM_RESIDENT elements, is normalised by one block in phase 1 alone. A larger one, or
- * one of so few that multiprocessors would idle, is cut into chunks: phase 0 leaves the mean and
- * the squares of each in the workspace, and the blocks of phase 1 put them together, all in the
- * same order (Chan, Golub and LeVeque 1979). The decision is chunk_of, here and in shape_norm.c.
+ * A group of an image is walked along its denser axis, a run of 16 bytes at a time. Statistics take
+ * two passes (the mean, then squares about it) over what one read left in shared memory. A group
+ * that fits there, NORM_RESIDENT elements, is normalised by one block in phase 1 alone. A larger
+ * one, or one of so few that multiprocessors would idle, is cut into chunks: phase 0 leaves the
+ * mean and the squares of each in the workspace, and the blocks of phase 1 put them together, all
+ * in the same order (Chan, Golub and LeVeque 1979). The decision is chunk_of, here and in
+ * shape_norm.c.
  *
- * Definitions: NORM_ACT, NORM_RESIDENT (4096 with 256 threads, 16384 with 512).
+ * Definitions: NORM_ACT, NORM_TYPES, NORM_RESIDENT (4096 with 256 threads, 16384 with 512).
  * Shared memory: NORM_RESIDENT * 4 + 64 bytes. Registers at most 64, so 1024 threads a
  * multiprocessor. Global accesses of aligned groups are LDG.128 and STG.128.
  */
+#include "storage.h"
 #include "norm_parts.h"
 
 enum { THREADS = NORM_RESIDENT <= 4096 ? 256 : 512, CHUNK = 4096, BUSY = 128 };
 
+typedef NORM_STORED(0) StoredY;
+typedef NORM_STORED(3) StoredX;
+typedef NORM_STORED(4) StoredGamma;
+typedef NORM_STORED(5) StoredBeta;
+typedef NORM_STORED(6) StoredScale;
+typedef NORM_STORED(7) StoredShift;
+
 // One group of one image, as outer x inner elements.
 struct Group {
-    const float *x;
-    float *y;
+    const StoredX *x;
+    StoredY *y;
     u32 count;
     Divider inner;
     int64_t x_outer, x_inner, y_outer, y_inner; // strides
     u32 image, channel;                         // its first channel
-    bool by_channel, wide;                      // inner: channels; quads are aligned runs
+    bool by_channel, wide;                      // inner: channels; runs are aligned
 };
 
 CX_FN Group group_of(const GroupNormArgs &a, u32 number)
@@ -32,8 +41,8 @@ CX_FN Group group_of(const GroupNormArgs &a, u32 number)
     Group g;
     g.image = number / (u32)a.groups;
     g.channel = number % (u32)a.groups * channels;
-    g.x = (const float *)a.x + g.image * a.x_image + g.channel * a.x_channel;
-    g.y = (float *)a.y + g.image * a.y_image + g.channel * a.y_channel;
+    g.x = (const StoredX *)a.x + g.image * a.x_image + g.channel * a.x_channel;
+    g.y = (StoredY *)a.y + g.image * a.y_image + g.channel * a.y_channel;
     g.count = channels * positions;
     g.by_channel = a.x_channel == 1 && (a.x_position != 1 || positions == 1);
     g.inner = divider(g.by_channel ? channels : positions);
@@ -41,8 +50,8 @@ CX_FN Group group_of(const GroupNormArgs &a, u32 number)
     g.x_inner = g.by_channel ? a.x_channel : a.x_position;
     g.y_outer = g.by_channel ? a.y_position : a.y_channel;
     g.y_inner = g.by_channel ? a.y_channel : a.y_position;
-    g.wide = g.x_inner == 1 && g.y_inner == 1 && g.inner.by % 4 == 0 &&
-             ((g.x_outer | g.y_outer) & 3) == 0 && is_aligned(g.x) && is_aligned(g.y);
+    g.wide = g.x_inner == 1 && g.y_inner == 1 && g.inner.by % RUN == 0 &&
+             ((g.x_outer | g.y_outer) & (RUN - 1)) == 0 && is_aligned(g.x) && is_aligned(g.y);
     return g;
 }
 
@@ -54,19 +63,20 @@ CX_FN u32 chunk_of(const GroupNormArgs &a)
     return cut ? CHUNK : NORM_RESIDENT;
 }
 
-// Elements i .. i + 3; those behind the group's end are 0.
-CX_FN Quad load_group(const Group &g, u32 i)
+// Elements i .. i + RUN - 1; those behind the group's end are 0.
+CX_FN Run load_group(const Group &g, u32 i)
 {
-    Quad q = {{0.f, 0.f, 0.f, 0.f}};
+    Run q = {};
     CX_UNROLL
-    for (int j = 0; j < 4; j++) {
-        if (i + j >= g.count)
+    for (int j = 0; j < RUN; j++) {
+        if (i + j >= g.count || (g.wide && j > 0))
             break;
         u32 outer = divide(i + j, g.inner), inner = i + j - outer * g.inner.by;
-        const float *from = g.x + outer * g.x_outer + inner * g.x_inner;
+        const StoredX *from = g.x + outer * g.x_outer + inner * g.x_inner;
         if (g.wide)
-            return load_wide(from);
-        q.at[j] = *from;
+            read_wide(q.at, from);
+        else
+            q.at[j] = cx_read(*from);
     }
     return q;
 }
@@ -75,23 +85,23 @@ struct Moments {
     float mean, squares; // sum of (x - mean)^2
 };
 
-// Loads elements [first, end) and finds their moments. kept: [(end - first) / 4] in shared memory;
-// each thread reads there what it has written.
-CX_FN Moments find_moments(const Group &g, u32 first, u32 end, Quad *kept, float *partial)
+// Loads elements [first, end) and finds their moments. kept: [(end - first) / RUN] in shared
+// memory; each thread reads there what it has written.
+CX_FN Moments find_moments(const Group &g, u32 first, u32 end, Run *kept, float *partial)
 {
     float sum = 0.f, squares = 0.f;
     CX_NO_UNROLL
-    for (u32 i = first + threadIdx.x * 4; i < end; i += THREADS * 4) {
-        Quad q = load_group(g, i);
-        kept[(i - first) / 4] = q;
-        sum += (q.at[0] + q.at[1]) + (q.at[2] + q.at[3]);
+    for (u32 i = first + threadIdx.x * RUN; i < end; i += THREADS * RUN) {
+        Run q = load_group(g, i);
+        kept[(i - first) / RUN] = q;
+        sum += run_sum(q);
     }
     float mean = block_sum<THREADS>(sum, partial) / (float)(end - first);
     CX_NO_UNROLL
-    for (u32 i = first + threadIdx.x * 4; i < end; i += THREADS * 4) {
-        Quad q = kept[(i - first) / 4];
+    for (u32 i = first + threadIdx.x * RUN; i < end; i += THREADS * RUN) {
+        Run q = kept[(i - first) / RUN];
         CX_UNROLL
-        for (int k = 0; k < 4; k++) {
+        for (int k = 0; k < RUN; k++) {
             float away = i + k < end ? q.at[k] - mean : 0.f;
             squares += away * away;
         }
@@ -123,26 +133,25 @@ CX_FN Affine affine_of(const GroupNormArgs &a, const Group &g, u32 channel, floa
     u32 c = g.channel + channel;
     Affine affine = {rstd, 0.f};
     if (a.gamma)
-        affine.factor *= ((const float *)a.gamma)[c];
+        affine.factor *= cx_read(((const StoredGamma *)a.gamma)[c]);
     if (a.beta)
-        affine.offset = ((const float *)a.beta)[c];
+        affine.offset = cx_read(((const StoredBeta *)a.beta)[c]);
     if (a.scale) {
-        float more = 1.f + ((const float *)a.scale)[g.image * a.mod_image + c];
+        float more = 1.f + cx_read(((const StoredScale *)a.scale)[g.image * a.mod_image + c]);
         affine.factor *= more;
         affine.offset *= more;
     }
     if (a.shift)
-        affine.offset += ((const float *)a.shift)[g.image * a.mod_image + c];
+        affine.offset += cx_read(((const StoredShift *)a.shift)[g.image * a.mod_image + c]);
     return affine;
 }
 
-CX_FN void store_group(const GroupNormArgs &a, const Group &g, u32 i, Quad q, float mean,
-                       float rstd)
+CX_FN void store_group(const GroupNormArgs &a, const Group &g, u32 i, Run q, float mean, float rstd)
 {
     u32 first = divide(i, g.inner), inside = i - first * g.inner.by;
     Affine affine = {0.f, 0.f};
     CX_UNROLL
-    for (int j = 0; j < 4; j++) {
+    for (int j = 0; j < RUN; j++) {
         if (i + j >= g.count)
             return;
         u32 outer = g.wide ? first : divide(i + j, g.inner), inner = i + j - outer * g.inner.by;
@@ -150,10 +159,10 @@ CX_FN void store_group(const GroupNormArgs &a, const Group &g, u32 i, Quad q, fl
             affine = affine_of(a, g, g.by_channel ? inner : outer, rstd);
         q.at[j] = activate(fmaf(q.at[j] - mean, affine.factor, affine.offset));
         if (!g.wide)
-            g.y[outer * g.y_outer + inner * g.y_inner] = q.at[j];
+            cx_write(g.y + outer * g.y_outer + inner * g.y_inner, q.at[j]);
     }
     if (g.wide)
-        store_wide(g.y + first * g.y_outer + inside, q);
+        write_wide(g.y + first * g.y_outer + inside, q.at);
 }
 
 // Phase 0: a block a chunk; its moments into the workspace, float2 [images, groups, chunks].
@@ -167,7 +176,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1024 / THREADS)
     u32 chunks = ((u32)(a.c / a.groups * a.positions) + CHUNK - 1) / CHUNK;
     Group g = group_of(a, number / chunks);
     u32 first = number % chunks * CHUNK, end = (u32)min((int)(first + CHUNK), (int)g.count);
-    Moments moments = find_moments(g, first, end, (Quad *)(shared + 64), (float *)shared);
+    Moments moments = find_moments(g, first, end, (Run *)(shared + 64), (float *)shared);
     if (threadIdx.x == 0)
         ((float2 *)p.head.work[segment])[number] = make_float2(moments.mean, moments.squares);
 }
@@ -184,7 +193,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1024 / THREADS)
     u32 number = block / chunks, first = block % chunks * chunk;
     Group g = group_of(a, number);
     u32 end = (u32)min((int)(first + chunk), (int)g.count);
-    Quad *kept = (Quad *)(shared + 64);
+    Run *kept = (Run *)(shared + 64);
     const float2 *parts = (const float2 *)p.head.work[segment] + number * chunks;
     Moments moments = chunks == 1 ? find_moments(g, first, end, kept, (float *)shared)
                                   : join_moments(g, parts, chunks, (float *)shared);
@@ -194,6 +203,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1024 / THREADS)
     if (first == 0 && threadIdx.x == 0 && a.rstd)
         ((float *)a.rstd)[number] = rstd;
     CX_NO_UNROLL
-    for (u32 i = first + threadIdx.x * 4; i < end; i += THREADS * 4)
-        store_group(a, g, i, chunks == 1 ? kept[i / 4] : load_group(g, i), moments.mean, rstd);
+    for (u32 i = first + threadIdx.x * RUN; i < end; i += THREADS * RUN)
+        store_group(a, g, i, chunks == 1 ? kept[i / RUN] : load_group(g, i), moments.mean, rstd);
 }

@@ -1,4 +1,5 @@
-/* T5, backward: the gradient of LayerNorm, f32. Rows are dense; dx may take the place of dy or x.
+/* T5, backward: the gradient of LayerNorm, computed in f32. Rows are dense; dx may take the place
+ * of dy or x.
  *
  *   dx = rstd (gamma dy - (sum(gamma dy) + xhat sum(gamma dy xhat)) / c),
  *   dgamma = sum(dy xhat), dbeta = sum(dy) over rows.
@@ -8,8 +9,10 @@
  * registers, and the warps' sums are added in their order. ROW_VECTORS 0: the parts are a phase of
  * their own, a thread a column, before the one that makes dx, a block a row.
  *
- * Definitions: ROW_VECTORS. Registers at 4 quads at most 128: 2 blocks a multiprocessor.
+ * Definitions: NORM_TYPES, ROW_VECTORS. Registers at 16 elements at most 128: 2 blocks a
+ * multiprocessor.
  */
+#include "storage.h"
 #include "norm_parts.h"
 #include "row_parts.h"
 
@@ -21,37 +24,51 @@ CX_FN int64_t part_rows(int64_t rows) // rows of every part but the last
     return (each + ROWS - 1) / ROWS * ROWS;
 }
 
+typedef NORM_STORED(0) StoredDx;
+typedef NORM_STORED(1) StoredDgamma;
+typedef NORM_STORED(2) StoredDbeta;
+typedef NORM_STORED(3) StoredDy;
+typedef NORM_STORED(4) StoredX;
+typedef NORM_STORED(7) StoredGamma;
+typedef NORM_STORED(8) StoredDgammaAdded;
+typedef NORM_STORED(9) StoredDbetaAdded;
+
 struct GradRow {
-    Row dy, x;
+    Row<StoredDy> dy;
+    Row<StoredX> x;
     float mean, rstd;
 };
 
 CX_FN void open_rows(GradRow &row, const LayerNormGradArgs &a, int64_t number)
 {
-    const float *dy = (const float *)a.dy + number * a.c, *x = (const float *)a.x + number * a.c;
-    bool wide = a.c % 4 == 0 && is_aligned(dy) && is_aligned(x) && is_aligned((const void *)a.dx) &&
-                is_aligned((const void *)a.gamma);
+    const StoredDy *dy = (const StoredDy *)a.dy + number * a.c;
+    const StoredX *x = (const StoredX *)a.x + number * a.c;
+    bool wide = a.c % RUN == 0 && is_aligned(dy) && is_aligned(x) &&
+                is_aligned((const void *)a.dx) && is_aligned((const void *)a.gamma);
     row_open(row.dy, dy, (int)a.c, wide);
     row_open(row.x, x, (int)a.c, wide);
     row.mean = ((const float *)a.mean)[number];
     row.rstd = ((const float *)a.rstd)[number];
 }
 
-CX_FN Quad gamma_quad(const LayerNormGradArgs &a, const Row &row, int j)
+CX_FN Run gamma_run(const LayerNormGradArgs &a, const Row<StoredX> &row, int j)
 {
-    Quad one = {{1.f, 1.f, 1.f, 1.f}};
+    Run one;
+    CX_UNROLL
+    for (int k = 0; k < RUN; k++)
+        one.at[k] = 1.f;
     int i = row_begin(j);
-    return a.gamma ? load_quad((const float *)a.gamma + i, row.c - i, row.wide) : one;
+    return a.gamma ? load_run((const StoredGamma *)a.gamma + i, row.c - i, row.wide) : one;
 }
 
 CX_FN void grad_row(const LayerNormGradArgs &a, const GradRow &row, int64_t number, float *partial)
 {
     float plain = 0.f, product = 0.f;
     CX_UNROLL
-    for (int j = 0; j < row_quads(row.x.c); j++) {
-        Quad dy = row_quad(row.dy, j), x = row_quad(row.x, j), gamma = gamma_quad(a, row.x, j);
+    for (int j = 0; j < row_runs(row.x.c); j++) {
+        Run dy = row_run(row.dy, j), x = row_run(row.x, j), gamma = gamma_run(a, row.x, j);
         CX_UNROLL
-        for (int k = 0; k < 4; k++) {
+        for (int k = 0; k < RUN; k++) {
             float up = dy.at[k] * gamma.at[k]; // 0 beyond the row
             plain += up;
             product += up * ((x.at[k] - row.mean) * row.rstd);
@@ -60,48 +77,49 @@ CX_FN void grad_row(const LayerNormGradArgs &a, const GradRow &row, int64_t numb
     float level = -row_sum(plain, partial) / (float)row.x.c * row.rstd;
     float along = -row_sum(product, partial) / (float)row.x.c * row.rstd * row.rstd;
     CX_UNROLL
-    for (int j = 0; j < row_quads(row.x.c); j++) {
-        Quad dy = row_quad(row.dy, j), x = row_quad(row.x, j), gamma = gamma_quad(a, row.x, j), dx;
+    for (int j = 0; j < row_runs(row.x.c); j++) {
+        Run dy = row_run(row.dy, j), x = row_run(row.x, j), gamma = gamma_run(a, row.x, j), dx;
         CX_UNROLL
-        for (int k = 0; k < 4; k++)
+        for (int k = 0; k < RUN; k++)
             dx.at[k] =
                 fmaf(dy.at[k] * gamma.at[k], row.rstd, fmaf(x.at[k] - row.mean, along, level));
         int i = row_begin(j);
-        store_quad((float *)a.dx + number * a.c + i, dx, row.x.c - i, row.x.wide);
+        store_run((StoredDx *)a.dx + number * a.c + i, dx, row.x.c - i, row.x.wide);
     }
 }
 
 #if ROW_VECTORS
 // What the rows of a warp add to the sums of its columns.
 struct ColumnSums {
-    Quad gamma[KEPT], beta[KEPT];
+    Run gamma[KEPT], beta[KEPT];
 };
 
 CX_FN void add_row(ColumnSums &sums, const GradRow &row)
 {
     CX_UNROLL
     for (int j = 0; j < KEPT; j++) {
+        Run dy = row_run(row.dy, j), x = row_run(row.x, j);
         CX_UNROLL
-        for (int k = 0; k < 4; k++) {
-            float up = row.dy.kept[j].at[k];
-            sums.gamma[j].at[k] += up * ((row.x.kept[j].at[k] - row.mean) * row.rstd);
-            sums.beta[j].at[k] += up;
+        for (int k = 0; k < RUN; k++) {
+            sums.gamma[j].at[k] += dy.at[k] * ((x.at[k] - row.mean) * row.rstd);
+            sums.beta[j].at[k] += dy.at[k];
         }
     }
 }
 
-// The sums of all warps, in their order; shared: [2, 128 KEPT].
+// The sums of all warps, in their order; shared: [2, 32 RUN KEPT].
 CX_FN void store_sums(const ColumnSums &sums, float *to, int c, float *shared)
 {
     CX_NO_UNROLL
     for (int warp = 0; warp < ROWS; warp++) {
         if (warp == (int)threadIdx.x / 32) {
             CX_UNROLL
-            for (int j = 0; j < 4 * KEPT; j++) {
-                int i = row_begin(j / 4) + j % 4;
-                float gamma = warp ? shared[i] : 0.f, beta = warp ? shared[128 * KEPT + i] : 0.f;
-                shared[i] = gamma + sums.gamma[j / 4].at[j % 4];
-                shared[128 * KEPT + i] = beta + sums.beta[j / 4].at[j % 4];
+            for (int j = 0; j < RUN * KEPT; j++) {
+                int i = row_begin(j / RUN) + j % RUN;
+                float gamma = warp ? shared[i] : 0.f,
+                      beta = warp ? shared[32 * RUN * KEPT + i] : 0.f;
+                shared[i] = gamma + sums.gamma[j / RUN].at[j % RUN];
+                shared[32 * RUN * KEPT + i] = beta + sums.beta[j / RUN].at[j % RUN];
             }
         }
 #ifndef FAULT_WARP_ORDER
@@ -110,7 +128,7 @@ CX_FN void store_sums(const ColumnSums &sums, float *to, int c, float *shared)
     }
     for (int i = threadIdx.x; i < c; i += THREADS) {
         to[i] = shared[i];
-        to[c + i] = shared[128 * KEPT + i];
+        to[c + i] = shared[32 * RUN * KEPT + i];
     }
 }
 
@@ -154,8 +172,9 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         return;
     float gamma = 0.f, beta = 0.f;
     for (int64_t row = part * each; row < (end < a.rows ? end : a.rows); row++) {
-        float up = ((const float *)a.dy)[row * a.c + column];
-        float away = ((const float *)a.x)[row * a.c + column] - ((const float *)a.mean)[row];
+        float up = cx_read(((const StoredDy *)a.dy)[row * a.c + column]);
+        float away =
+            cx_read(((const StoredX *)a.x)[row * a.c + column]) - ((const float *)a.mean)[row];
         gamma += up * (away * ((const float *)a.rstd)[row]);
         beta += up;
     }
@@ -200,15 +219,15 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     __syncthreads();
     if (threadIdx.x >= COLUMNS || column >= a.c)
         return;
-    gamma = a.dgamma_added ? ((const float *)a.dgamma_added)[column] : 0.f;
-    beta = a.dbeta_added ? ((const float *)a.dbeta_added)[column] : 0.f;
+    gamma = a.dgamma_added ? cx_read(((const StoredDgammaAdded *)a.dgamma_added)[column]) : 0.f;
+    beta = a.dbeta_added ? cx_read(((const StoredDbetaAdded *)a.dbeta_added)[column]) : 0.f;
     for (int i = threadIdx.x; i < THREADS; i += COLUMNS) {
         gamma += sums[i];
         beta += sums[THREADS + i];
     }
     if (a.dgamma)
-        ((float *)a.dgamma)[column] = gamma;
+        cx_write((StoredDgamma *)a.dgamma + column, gamma);
     if (a.dbeta)
-        ((float *)a.dbeta)[column] = beta;
+        cx_write((StoredDbeta *)a.dbeta + column, beta);
 }
 #undef FINISH
