@@ -120,7 +120,7 @@ struct Weights {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS, 512 / THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, THREADS == 64 ? 6 : 2)
     CX_NAME(const __grid_constant__ CxLaunch<ConvArgs> p)
 {
     CX_SHARED(shared);
@@ -160,7 +160,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 512 / THREADS)
 }
 
 #if CONV_PARTS
-extern "C" __global__ void __launch_bounds__(THREADS, 512 / THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, THREADS == 64 ? 6 : 2)
     CX_NAME_1(const __grid_constant__ CxLaunch<ConvArgs> p)
 {
     u32 block, segment = cx_segment(p.head, &block);
@@ -260,7 +260,7 @@ struct Columns {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS, 512 / THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, THREADS == 64 ? 6 : 2)
     CX_NAME(const __grid_constant__ CxLaunch<ConvArgs> p)
 {
     CX_SHARED(shared);
@@ -291,7 +291,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 512 / THREADS)
 }
 
 #if CONV_PARTS
-extern "C" __global__ void __launch_bounds__(THREADS, 512 / THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, THREADS == 64 ? 6 : 2)
     CX_NAME_1(const __grid_constant__ CxLaunch<ConvArgs> p)
 {
     u32 block, segment = cx_segment(p.head, &block);

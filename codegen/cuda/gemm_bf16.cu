@@ -64,7 +64,7 @@ template <class Element> struct Matrix {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS, 512 / THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, THREADS == 64 ? 6 : 2)
     CX_NAME(const __grid_constant__ CxLaunch<GemmArgs> p)
 {
     CX_SHARED(shared);
@@ -98,7 +98,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 512 / THREADS)
 }
 
 #if GEMM_PARTS
-extern "C" __global__ void __launch_bounds__(THREADS, 512 / THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, THREADS == 64 ? 6 : 2)
     CX_NAME_1(const __grid_constant__ CxLaunch<GemmArgs> p)
 {
     u32 block, segment = cx_segment(p.head, &block);

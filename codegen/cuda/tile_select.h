@@ -18,7 +18,7 @@ typedef struct {
 
 static const MmaTile tiles_mma[] = {
     {128, 128, 64, 32},          // 256 threads
-    {64, 64, 32, 32},            // 128 threads
+    {64, 64, 64, 32},            // 64 threads
 };
 enum { MMA_TILE_K = 32, MMA_STAGES = 3 };
 
