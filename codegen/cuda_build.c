@@ -141,7 +141,7 @@ static uint32_t add_items(const Build *build, const CudaProgram *program, Item *
         if (there)
             continue;
         NvrtcJob *job = &jobs[(*job_count)++];
-        *job = (NvrtcJob){.name = "kernels.cu",
+        *job = (NvrtcJob){.name = program->name,
                           .text = program->text,
                           .arch = name,
                           .wants_ptx = ptx,
@@ -175,7 +175,7 @@ static int report_jobs(const Build *build, const NvrtcJob *jobs, int count)
     int failed = 0;
     for (int i = 0; i < count; i++) {
         if (build->options->verbose)
-            fprintf(stderr, "nvrtc %s %.2f s\n", jobs[i].arch, jobs[i].seconds);
+            fprintf(stderr, "nvrtc %s %.2f s %s\n", jobs[i].arch, jobs[i].seconds, jobs[i].name);
         bool warns = jobs[i].log && nvrtc_log_warns(jobs[i].log);
         if (!jobs[i].done || (warns && build->options->verbose))
             fprintf(stderr, "%s\n", jobs[i].log ? jobs[i].log : "");

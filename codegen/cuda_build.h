@@ -15,7 +15,7 @@ typedef struct {
 } CudaSources;
 
 typedef struct {
-    const char *name;            // "module_3.cu"
+    const char *name;            // of its first kernel: "add_5f0c6d0b3f21.cu"
     const char *text;
     NvrtcHeader *headers;        // what it includes, directly or not
     uint32_t header_count;

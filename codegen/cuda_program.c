@@ -120,7 +120,7 @@ CudaProgram *cuda_make_programs(Codegen *cg, const CudaSources *sources, uint32_
             parts[k] = cuda_kernel_text(cg, order[i + k]);
         }
         char *text = cuda_module_text(parts, size);
-        program->name = arena_printf(cg->arena, "module_%u.cu", *count);
+        program->name = arena_printf(cg->arena, "%s.cu", order[i]->symbol);
         program->text = arena_copy(cg->arena, text, strlen(text) + 1);
         free(text);
         program->headers =

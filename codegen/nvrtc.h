@@ -20,7 +20,7 @@ typedef struct NvrtcJob {
     size_t cubin_bytes;
     char *ptx;        // with a 0 at its end
     size_t ptx_bytes; // that 0 included
-    double seconds;
+    double seconds; // of processor time
 } NvrtcJob;
 
 // Opens the library once. NULL on success, else what was looked for and what to install.
