@@ -3,6 +3,7 @@
 // The groups of a set (compiler/batch.c) are lowered one by one. Each gives one launch that does its
 // work, the last, and sometimes copies before it. Copies come first, then the others; neighbours
 // of one kernel and equal arguments, but for addresses and sizes, become segments of one launch.
+// A product that is a convolution of kernel 1 becomes one where it stands behind convolutions.
 #include <string.h>
 
 #include "codegen/codegen.h"
@@ -13,11 +14,13 @@ typedef struct {
     const PlanArg *args;               // theirs
     uint32_t base;                     // number of args[0]
     uint32_t least;                    // launches before this one are of other groups
+    const PlanArg **own;               // by launch: arguments made anew; NULL: those in `args`
 } Old;
 
 static const PlanArg *args_of(const Old *old, const PlanLaunch *launch)
 {
-    return old->args + (launch->arg - old->base);
+    const PlanArg *own = old->own[launch - old->launches];
+    return own ? own : old->args + (launch->arg - old->base);
 }
 
 static bool is_address(const PlanArg *arg)
@@ -52,6 +55,76 @@ static bool can_join(const Old *old, const PlanLaunch *to, const PlanLaunch *fro
             return false;
     return apart || (!touches(have, to->arg_count, more, count) &&
                      !touches(more, count, have, to->arg_count));
+}
+
+static bool is_number(const PlanArg *arg, int64_t value)
+{
+    return arg->space == PV_VALUE && arg->c == 0 && arg->a == value;
+}
+
+// Makes a pv_gemm of the form out[b, o, n] = w[o, c] x[b, c, n] a pv_conv, if `like` is one with the
+// same activation.
+static void product_as_conv(Lower *lower, Old *old, const PlanLaunch *like, PlanLaunch *launch)
+{
+    const Kernel *kernels = lower->cg->kernels;
+    if (strcmp(kernels[like->kernel].symbol, "pv_conv") != 0 ||
+        strcmp(kernels[launch->kernel].symbol, "pv_gemm") != 0)
+        return;
+    const PlanArg *gemm = args_of(old, launch), *conv = &lower->work->args[like->arg];
+    const PlanArg *k = &gemm[ARG(GemmArgs, k)];
+    if (!is_number(&gemm[ARG(GemmArgs, sum_batch)], 0) ||
+        !is_number(&gemm[ARG(GemmArgs, batch1)], 1) || !is_number(&gemm[ARG(GemmArgs, a0)], 0) ||
+        !is_number(&gemm[ARG(GemmArgs, a_k)], 1) || !is_number(&gemm[ARG(GemmArgs, b_n)], 1) ||
+        k->c != 0 || !is_number(&gemm[ARG(GemmArgs, a_m)], k->a) ||
+        (is_address(&gemm[ARG(GemmArgs, bias)]) && !is_number(&gemm[ARG(GemmArgs, bias_axis)], 1)) ||
+        gemm[ARG(GemmArgs, act)].a != conv[ARG(ConvArgs, act)].a ||
+        is_address(&gemm[ARG(GemmArgs, bias)]) != is_address(&conv[ARG(ConvArgs, bias)]) ||
+        is_address(&gemm[ARG(GemmArgs, residual)]) != is_address(&conv[ARG(ConvArgs, residual)]) ||
+        gemm[ARG(GemmArgs, n)].c != 0 || k->a % 8 != 0 || gemm[ARG(GemmArgs, m)].a % 8 != 0 ||
+        !is_number(&gemm[ARG(GemmArgs, types)], 0) || !is_number(&conv[ARG(ConvArgs, types)], 0) ||
+        !is_number(&conv[ARG(ConvArgs, groups)], 1))
+        return;
+    static const struct {
+        size_t to, from;
+    } same[] = {
+        {ARG(ConvArgs, y), ARG(GemmArgs, c)},
+        {ARG(ConvArgs, x), ARG(GemmArgs, b)},
+        {ARG(ConvArgs, w), ARG(GemmArgs, a)},
+        {ARG(ConvArgs, bias), ARG(GemmArgs, bias)},
+        {ARG(ConvArgs, residual), ARG(GemmArgs, residual)},
+        {ARG(ConvArgs, images), ARG(GemmArgs, batch0)},
+        {ARG(ConvArgs, c_in), ARG(GemmArgs, k)},
+        {ARG(ConvArgs, c_out), ARG(GemmArgs, m)},
+        {ARG(ConvArgs, x_image), ARG(GemmArgs, b0)},
+        {ARG(ConvArgs, y_image), ARG(GemmArgs, c0)},
+        {ARG(ConvArgs, x_channel), ARG(GemmArgs, b_k)},
+        {ARG(ConvArgs, y_channel), ARG(GemmArgs, c_m)},
+        {ARG(ConvArgs, in) + 2, ARG(GemmArgs, n)},
+        {ARG(ConvArgs, out) + 2, ARG(GemmArgs, n)},
+        {ARG(ConvArgs, act), ARG(GemmArgs, act)},
+        {ARG(ConvArgs, residual_image), ARG(GemmArgs, r0)},
+        {ARG(ConvArgs, residual_channel), ARG(GemmArgs, r_m)},
+    };
+    enum { COUNT = sizeof(ConvArgs) / 8 };
+    PlanArg *args = arena_alloc(lower->work->arena, COUNT * sizeof *args);
+    const ConvArgs plain = {.groups = 1,
+                            .x_position = 1,
+                            .y_position = 1,
+                            .in = {1, 1, 1},
+                            .out = {1, 1, 1},
+                            .kernel = {1, 1, 1},
+                            .stride = {1, 1, 1}};
+    for (size_t i = 0; i < COUNT; i++)
+        args[i] = (PlanArg){.space = PV_VALUE, .a = ((const int64_t *)&plain)[i]};
+    for (size_t i = 0; i < sizeof same / sizeof *same; i++)
+        args[same[i].to] = gemm[same[i].from];
+    ConvArgs numbers = plain;          // as launch_numbers
+    for (size_t i = 0; i < COUNT; i++)
+        ((int64_t *)&numbers)[i] = is_address(&args[i]) ? 1 : args[i].c ? 0 : args[i].a;
+    need_scratch(lower, pv_conv_scratch(&numbers, (int64_t)element_size(lower->cg->module, DT_F32)));
+    launch->kernel = like->kernel;
+    launch->arg_count = COUNT;
+    old->own[launch - old->launches] = args;
 }
 
 // The launch may overwrite an operand of one segment if no other segment names its buffer.
@@ -109,8 +182,12 @@ static void put_launch(Lower *lower, const Old *old, const PlanLaunch *from, boo
         to->inplace_in = 0;
         to->inplace_out = arg_none();
     }
-    memcpy(&work->args[work->arg_count], args_of(old, from), from->arg_count * sizeof(PlanArg));
-    work->arg_count += from->arg_count;
+    const PlanArg *args = args_of(old, from);
+    for (uint32_t i = 0; i < from->arg_count; i++) {
+        work->args = grow_array(work->args, &lower->arg_capacity, work->arg_count,
+                                sizeof *work->args);
+        work->args[work->arg_count++] = args[i];
+    }
     to->arg_count += from->arg_count;
     to->segments += from->segments;
     to->flops_fixed += from->flops_fixed;
@@ -118,6 +195,16 @@ static void put_launch(Lower *lower, const Old *old, const PlanLaunch *from, boo
     to->bytes_fixed += from->bytes_fixed;
     to->bytes_batch += from->bytes_batch;
     add_inplace(lower, to, from);
+}
+
+// Whether the launch can be a segment of the last one; makes a convolution of it for that.
+static bool like_last(Lower *lower, Old *old, PlanLaunch *launch)
+{
+    Work *work = lower->work;
+    const PlanLaunch *last = &work->launches[work->launch_count - 1];
+    if (last->kernel != launch->kernel)
+        product_as_conv(lower, old, last, launch);
+    return can_join(old, last, launch, true);
 }
 
 // What several segments of a launch read is read once.
@@ -142,7 +229,8 @@ void join_segments(Lower *lower, const uint32_t *groups, const uint32_t *first, 
     uint32_t arg_count = work->arg_count - base;
     PlanArg *args = arena_alloc(work->arena, (arg_count + 1) * sizeof *args);
     memcpy(args, work->args + base, arg_count * sizeof *args);
-    Old old = {work, launches, args, base, begin};
+    Old old = {work, launches, args, base, begin, NULL};
+    old.own = arena_alloc(work->arena, (total + 1) * sizeof *old.own);
     work->launch_count = begin;
     work->arg_count = base;
     for (uint32_t round = 1; round < total; round++)   // all but the last of each group
@@ -150,10 +238,17 @@ void join_segments(Lower *lower, const uint32_t *groups, const uint32_t *first, 
             if (first[i] + round < first[i + 1])
                 put_launch(lower, &old, &launches[first[i] + round - 1 - begin], false);
     uint32_t copies = work->launch_count;
+    bool put[PV_MAX_SEGMENTS] = {false};
     for (uint32_t i = 0; i < count; i++)
-        if (first[i] < first[i + 1])
-            put_launch(lower, &old, &launches[first[i + 1] - 1 - begin],
-                       work->launch_count > copies);
+        for (uint32_t k = i; k < count; k++) {         // the first that is left, and those like it
+            if (put[k] || first[k] == first[k + 1])
+                continue;
+            PlanLaunch *launch = &launches[first[k + 1] - 1 - begin];
+            if (k == i || like_last(lower, &old, launch)) {
+                put_launch(lower, &old, launch, work->launch_count > copies);
+                put[k] = true;
+            }
+        }
     for (uint32_t i = begin; i < work->launch_count; i++)
         keep_inplace(lower, &work->launches[i]);
     count_shared(lower, groups, count);

@@ -5,6 +5,7 @@
 // and draws forward, from a window behind it, groups of the same work whose operands are all there
 // by then: they cannot depend on it, nor on one another. The lowering gives such a set one launch
 // with a segment for each (codegen/emit_launch.c), if the kernels turn out to be the same one.
+// A product that is a convolution of kernel 1 may go with convolutions, since one kernel does both.
 // Chains of siblings stay in step by themselves: once their first groups are together, so are the
 // second ones, and so on. This is what ordering by depth would give, but bounded in time.
 //
@@ -26,6 +27,8 @@ typedef struct {
     List *before;              // by position: positions that have to come first
     uint32_t *next_alike;      // by position: next one of the same hash, + 1
     uint32_t *head_alike;      // by hash
+    uint32_t *next_product, head_product;      // the same of products like convolutions
+    uint32_t left_product;     // of these the first not before the present position
     int64_t *bytes;            // by slot (local number, output); 0: not in the arena
     int32_t *first, *last;     // by slot
     bool *shared;              // by slot: other values lie in it too
@@ -164,9 +167,38 @@ static bool same_work(const Work *work, const Group *x, const Group *y)
            same_operands(graph, left, right);
 }
 
+// out[b, o, n...] = sum over c of w[o, c] x[b, c, n...]: a convolution of kernel 1.
+static bool is_pointwise(const Graph *graph, const Group *group)
+{
+    const Node *node = graph_node(graph, group->anchor);
+    if (node->op != OP_CONTRACT || group->kind != GROUP_LIBRARY || group->bias_axis > 1)
+        return false;
+    const int64_t *n = node->attr->n;
+    for (int turned = 0; turned < 2; turned++) {
+        int64_t x_rank = n[turned], w_rank = n[1 - turned], rank = n[2];
+        const int64_t *first = n + 3, *out = first + n[0] + n[1];
+        const int64_t *x = turned ? first + n[0] : first, *w = turned ? first : first + n[0];
+        if (w_rank != 2 || x_rank != rank || rank < 3 || out[0] != x[0] || out[1] != w[0] ||
+            x[1] != w[1] || x[0] == w[0] || x[0] == w[1])
+            continue;
+        bool same = true;
+        for (int64_t i = 2; i < rank; i++)
+            same &= out[i] == x[i];
+        const Type *type = val_type(graph, node->in[1 - turned]);
+        if (same && !type->dim[0].batch && !type->dim[1].batch)
+            return true;
+    }
+    return false;
+}
+
 static void link_alike(Batcher *b)
 {
+    const Graph *graph = b->work->module->graph;
     for (uint32_t p = b->count; p-- > 0;) {
+        if (is_pointwise(graph, &b->work->groups[b->work->schedule[p]])) {
+            b->next_product[p] = b->head_product;
+            b->head_product = p + 1;
+        }
         uint32_t hash = hash_group(b->work, &b->work->groups[b->work->schedule[p]]);
         b->next_alike[p] = b->head_alike[hash];
         b->head_alike[hash] = p + 1;
@@ -183,11 +215,29 @@ static bool is_ready(const Batcher *b, uint32_t position, const bool *done)
     return true;
 }
 
+// Products that a kernel of convolutions can compute go with those at position p.
+static uint32_t add_products(Batcher *b, uint32_t p, uint32_t window, const bool *done,
+                             uint32_t *set, uint32_t members)
+{
+    const Work *work = b->work;
+    const Group *group = &work->groups[work->schedule[p]];
+    while (b->left_product && b->left_product - 1 < p)
+        b->left_product = b->next_product[b->left_product - 1];
+    for (uint32_t q = b->left_product; q && q - 1 - p <= window && members < PV_MAX_SEGMENTS;
+         q = b->next_product[q - 1])
+        if (!done[q - 1] && work->groups[work->schedule[q - 1]].act == group->act &&
+            is_ready(b, q - 1, done))
+            set[members++] = q - 1;
+    return members;
+}
+
 // Fills order and joined.
 static void draw_forward(Batcher *b, uint32_t window, bool *done)
 {
     const Work *work = b->work;
+    const Graph *graph = work->module->graph;
     memset(done, 0, b->count * sizeof *done);
+    b->left_product = b->head_product;
     uint32_t at = 0;
     for (uint32_t p = 0; p < b->count; p++) {
         if (done[p])
@@ -199,6 +249,8 @@ static void draw_forward(Batcher *b, uint32_t window, bool *done)
             if (!done[q - 1] && same_work(work, group, &work->groups[work->schedule[q - 1]]) &&
                 is_ready(b, q - 1, done))
                 set[members++] = q - 1;
+        if (graph_node(graph, group->anchor)->op == OP_CONV && group->kind == GROUP_LIBRARY)
+            members = add_products(b, p, window, done, set, members);
         for (uint32_t i = 0; i < members; i++) {
             done[set[i]] = true;
             b->joined[at] = i > 0;
@@ -269,6 +321,7 @@ static void make_room(Batcher *b)
     size_t slots = (size_t)b->work->count * MAX_OUT + 1, positions = b->count + 2;
     b->before = arena_alloc(arena, positions * sizeof *b->before);
     b->next_alike = arena_alloc(arena, positions * sizeof *b->next_alike);
+    b->next_product = arena_alloc(arena, positions * sizeof *b->next_product);
     b->head_alike = arena_alloc(arena, KINDS * sizeof *b->head_alike);
     b->bytes = arena_alloc(arena, slots * sizeof *b->bytes);
     b->first = arena_alloc(arena, slots * sizeof *b->first);

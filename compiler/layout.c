@@ -359,8 +359,8 @@ void find_layout(Work *work)
 {
     const Graph *graph = work->module->graph;
     bool places = work->rungs & RUNG_PLACEMENT && !work->taps;
-    if (places)
-        unite_concats(work);
+    if (work->rungs && !work->taps)
+        rewrite_graph(work);
     collect_nodes(work);
     collect_users(work);
     work->view = arena_alloc(work->arena, (work->count + 1) * sizeof *work->view);

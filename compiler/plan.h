@@ -228,9 +228,9 @@ void dense_strides(const Type *type, Dim *stride);
 uint32_t count_users(const Work *work, Val val, NodeId *user);
 
 /* unite.c */
-// Concats of equal parts as parts of one concat: the plan gets outputs of its own. RUNG_PLACEMENT;
-// part of find_layout.
-void unite_concats(Work *work);
+// Concats of equal parts as parts of one concat (RUNG_PLACEMENT), sums of few elements as additions
+// (RUNG_ELEMENTWISE): the plan gets outputs of its own. Part of find_layout.
+void rewrite_graph(Work *work);
 
 /* place.c */
 // Operands of concats that lie within them. RUNG_PLACEMENT; part of find_layout.

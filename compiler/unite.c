@@ -1,6 +1,7 @@
-// Concats of equal parts become parts of one concat.
+// What a plan rewrites in its graph: concats of equal parts become parts of one concat, and sums of
+// few elements additions.
 //
-// Several values are cut alike, and the parts are put together cut by cut: planes that lie packed
+// Concats. Several values are cut alike, and the parts are put together cut by cut: planes that lie packed
 // in two values, joined plane by plane; or gradients that flow back into what was cut so. Then
 //
 //   concat(cut_j(x_1), ..., cut_j(x_n))  is  cut_j(concat(x_1, ..., x_n)),  for every cut j
@@ -12,12 +13,19 @@
 // view of something that lies elsewhere. It is done where the cuts are all of x, so that nothing is
 // put together that nobody reads.
 //
+// Sums. A sum over axes of up to SMALL_SUM elements in all (pooling, gradients of what was repeated)
+// is made of slices that are added: views of the operand, so that an elementwise kernel reads them
+// where they lie, and can go on with the sum. A cast that is only read through a reshape comes
+// behind that, where it meets its reader.
+//
 // The graph is the same for all plans, so the plan gets outputs of its own. New nodes have large
 // numbers; `turn` keeps the places of what they stand for in the order of the model.
 #include <stdlib.h>
 #include <string.h>
 
 #include "compiler/plan.h"
+
+enum { SMALL_SUM = 8 };
 
 typedef struct {
     NodeId concat;
@@ -33,6 +41,7 @@ typedef struct {
     Graph *graph;
     uint32_t total;            // nodes before
     bool *needed;
+    uint32_t *uses;            // by NodeId: times it is read, or an output
     Cut *cuts;
     uint32_t cut_count;
     size_t cut_capacity;
@@ -169,14 +178,18 @@ static void find_families(Uniter *u)
 static void mark_needed(Uniter *u)
 {
     const Variant *variant = u->work->variant;
-    for (uint32_t i = 0; i < variant->output_count; i++)
+    for (uint32_t i = 0; i < variant->output_count; i++) {
         u->needed[val_node(variant->outputs[i].val)] = true;
+        u->uses[val_node(variant->outputs[i].val)]++;
+    }
     for (NodeId id = u->total; id-- > 1;) {
         const Node *node = graph_node(u->graph, id);
-        for (uint32_t i = 0; u->needed[id] && i < node->nin; i++)
+        for (uint32_t i = 0; u->needed[id] && i < node->nin; i++) {
             u->needed[val_node(node->in[i])] = true;
+            u->uses[val_node(node->in[i])]++;
+        }
     }
-    for (NodeId id = 1; id < u->total; id++) {
+    for (NodeId id = 1; u->work->rungs & RUNG_PLACEMENT && id < u->total; id++) {
         Cut cut;
         if (!u->needed[id] || graph_node(u->graph, id)->op != OP_CONCAT || !read_cut(u, id, &cut))
             continue;
@@ -257,6 +270,70 @@ static Val unite(Uniter *u, const Cut *cut)
     return g_reshape(graph, part, type->rank, type->dim);
 }
 
+// ---- sums and what is moved ----
+
+// Elements that are summed up into one.
+static bool is_small_sum(const Graph *graph, const Node *node)
+{
+    int64_t count = 1;
+    if (node->op != OP_REDUCE_SUM || !dtype_is_float(node->type[0]->dtype))
+        return false;
+    const Type *type = val_type(graph, node->in[0]);
+    for (uint32_t axis = 0; axis < type->rank; axis++)
+        if (node->attr->n[0] >> axis & 1) {
+            if (type->dim[axis].batch || type->dim[axis].n > SMALL_SUM)
+                return false;
+            count *= type->dim[axis].n;
+        }
+    return count > 1 && count <= SMALL_SUM && type->rank == node->type[0]->rank;
+}
+
+static Val add_slices(Uniter *u, NodeId id, Val x, uint32_t axis, Val sum)
+{
+    const Node *node = graph_node(u->graph, id);
+    const Type *type = val_type(u->graph, x);
+    while (axis < type->rank && !(node->attr->n[0] >> axis & 1))
+        axis++;
+    set_turn(u, x, id);
+    if (axis == type->rank)
+        return sum ? g_binary(u->graph, OP_ADD, sum, x) : x;
+    for (int64_t i = 0; i < type->dim[axis].n; i++) {
+        sum = add_slices(u, id, g_slice(u->graph, x, axis, i, 1), axis + 1, sum);
+        set_turn(u, sum, id);
+    }
+    return sum;
+}
+
+// The reshape of a cast: a cast of what is reshaped.
+static bool is_moved_cast(const Uniter *u, const Node *node)
+{
+    const Node *x = node->op == OP_RESHAPE ? val_get(u->graph, node->in[0]) : NULL;
+    return x && x->op == OP_CAST && u->uses[val_node(node->in[0])] == 1;
+}
+
+static Val move_cast(Uniter *u, const Node *node)
+{
+    NodeId id = val_node(node->in[0]);
+    const Node *x = graph_node(u->graph, id);
+    Val moved = g_reshape(u->graph, u->map[x->in[0]], node->type[0]->rank, node->type[0]->dim);
+    set_turn(u, moved, id);
+    return graph_make(u->graph, x->op, &moved, 1, x->attr, node->type[0]);
+}
+
+static bool rewrites_node(const Uniter *u, NodeId id)
+{
+    const Node *node = graph_node(u->graph, id);
+    return u->needed[id] && u->work->rungs & RUNG_ELEMENTWISE && !graph_is_step(u->graph, val_of(id, 0)) &&
+           (is_small_sum(u->graph, node) || is_moved_cast(u, node));
+}
+
+static Val rewrite_node(Uniter *u, NodeId id)
+{
+    const Node *node = graph_node(u->graph, id);
+    return node->op == OP_RESHAPE ? move_cast(u, node)
+                                  : add_slices(u, id, u->map[node->in[0]], 0, 0);
+}
+
 static Val remake(Uniter *u, NodeId id, Val **in, size_t *capacity)
 {
     const Node *node = graph_node(u->graph, id);
@@ -284,7 +361,9 @@ static void rebuild(Uniter *u)
         uint32_t nout = graph_node(u->graph, id)->nout;
         graph_at(u->graph, *graph_origin(u->graph, id));
         const Cut *cut = u->cut_of[id] ? &u->cuts[u->cut_of[id] - 1] : NULL;
-        Val made = cut && cut->family ? unite(u, cut) : remake(u, id, &in, &capacity);
+        Val made = cut && cut->family      ? unite(u, cut)
+                   : rewrites_node(u, id) ? rewrite_node(u, id)
+                                          : remake(u, id, &in, &capacity);
         if (!made)
             bug("concats of parts: %s", graph_error(u->graph));
         for (uint32_t k = 0; k < nout; k++)
@@ -294,18 +373,21 @@ static void rebuild(Uniter *u)
     free(in);
 }
 
-void unite_concats(Work *work)
+void rewrite_graph(Work *work)
 {
     Uniter u = {.work = work, .graph = work->module->graph};
     u.total = graph_count(u.graph);
     Arena *scratch = arena_new();
     u.needed = arena_alloc(scratch, u.total);
+    u.uses = arena_alloc(scratch, u.total * sizeof *u.uses);
     u.cut_of = arena_alloc(scratch, u.total * sizeof *u.cut_of);
     mark_needed(&u);
     find_families(&u);
     bool any = false;
     for (uint32_t i = 0; i < u.cut_count; i++)
         any |= u.cuts[i].family != 0;
+    for (NodeId id = 1; !any && id < u.total; id++)
+        any = rewrites_node(&u, id);
     if (any) {
         u.map = arena_alloc(scratch, (size_t)u.total * MAX_OUT * sizeof *u.map);
         rebuild(&u);
