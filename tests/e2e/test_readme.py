@@ -18,10 +18,16 @@ sys.path.insert(0, os.path.join(ROOT, "tests"))
 # What other tests, or the build that made this compiler, have done.
 ELSEWHERE = ("sh build/demo.sh", "sh build/test.sh", "sh build/setup.sh && cmake")
 
+OPTIONS = " ".join(f"'{word}'" for word in TINY)
+
 # In the order of the table; a pattern that no line of README.md has is an error.
 SMALL = [
     (r"out/release/pvdmc models/pvdm\.model", f"{PVDMC} {ROOT}/models/pvdm.model"),
-    (r"-o pvdm$", " ".join(["-o pvdm", *(f"'{word}'" for word in TINY)])),
+    (r"out/release/pvdmc bench models/pvdm\.model", f"{PVDMC} bench {ROOT}/models/pvdm.model --ends --rounds 1 {OPTIONS}"),
+    (r"-o pvdm$", f"-o pvdm {OPTIONS}"),
+    (r"-o pvdm-levels$", f"-o pvdm-levels {OPTIONS}"),
+    (r"(?=--explain|--emit html)", f"{OPTIONS} "),
+    (r"--rounds 9", "--rounds 1 --ends"),
     (r"step-00250000", "step-00000002"),
     (r"vgg16\.pth", "vgg16.safetensors"),
     (r"=vgg\.pth", "=vgg.safetensors"),
