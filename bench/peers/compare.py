@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Compiled executables against PyTorch eager: same weights, same inputs, paired in one run.
+"""Compiled executables against PyTorch, eager and torch.compile: same weights, same inputs, paired in one run.
 
-usage: python3 bench/peers/compare.py [--case unet|step|ae]... [--rounds 5] [--threads 2] [--json F]
+usage: python3 bench/peers/compare.py [--case unet|step|ae]... [--peer eager|compile]... [--python PYTHON]
+                                      [--rounds 5] [--threads 2] [--json F]
 
 unet  PVDM-S denoise, batch 1        step  PVDM-S training step (loss, gradients, AdamW), batch 1
 ae    autoencoder at 256 pixels, extract + decode, batch 1
@@ -10,6 +11,10 @@ Each round runs both sides one after the other, in processes of their own; what 
 median of the ratios. PyTorch runs with MALLOC_MMAP_MAX_=0, which spares it page faults. The floor
 is the time an sgemm of the same FLOPs would take, at the rate measured in the same run. Memory is the
 peak resident set, less 16 bytes a parameter for the training step, less an empty process.
+
+--python names an interpreter with another PyTorch (a venv: bench/README.md). With --peer compile the
+network is compiled before the first run that counts; its process also holds the compiler, so its memory
+is not compared.
 """
 import argparse
 import json
@@ -21,6 +26,7 @@ import sys
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
+PVDMC = os.environ.get("PVDMC", os.path.join(ROOT, "out", "release", "pvdmc"))
 WORK = os.path.join(ROOT, "out", "peers")
 SMALL = ["-D", "model_channels=128"]
 GFLOP = {"unet": 71.6, "step": 3 * 71.6, "ae": 2602.0}
@@ -39,9 +45,9 @@ def peak_of(command, env):
     return text, usage.ru_maxrss * 1024
 
 
-def torch_side(case, threads):
-    text, peak = peak_of([sys.executable, __file__, "--torch", case, "--threads", str(threads)],
-                         {"MALLOC_MMAP_MAX_": "0", "OMP_NUM_THREADS": str(threads)})
+def torch_side(case, args, peer):
+    text, peak = peak_of([args.python, __file__, "--torch", case, "--peer", peer, "--threads", str(args.threads)],
+                         {"MALLOC_MMAP_MAX_": "0", "OMP_NUM_THREADS": str(args.threads)})
     told = json.loads(text.splitlines()[-1])
     return told["seconds"], peak - told["empty"], told["version"]
 
@@ -67,41 +73,47 @@ def our_side(exe, case, threads):
     return seconds, peak
 
 
-def run_torch(case, threads):
+def run_torch(case, threads, peer):
     """One process of the PyTorch side: the median time, after a first run that is not counted."""
     import resource
     import time
     import torch
     sys.path.insert(0, HERE)
-    import pvdm_torch as peer
+    import pvdm_torch as network
     torch.set_num_threads(threads)
     empty = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    data = peer.read_safetensors(f"{WORK}/inputs.safetensors")
+    data = network.read_safetensors(f"{WORK}/inputs.safetensors")
     prefix = "ae." if case == "ae" else "unet."
-    net = peer.Autoencoder() if case == "ae" else peer.UNet(128)
-    peer.load(net, peer.read_safetensors(f"{WORK}/weights.safetensors", prefix), prefix)
+    net = network.Autoencoder() if case == "ae" else network.UNet(128)
+    network.load(net, network.read_safetensors(f"{WORK}/weights.safetensors", prefix), prefix)
     times = []
+    forward, extract, decode, fused = net, getattr(net, "extract", None), getattr(net, "decode", None), {}
+    if peer == "compile":
+        forward = torch.compile(net)
+        if case == "ae":
+            extract, decode = torch.compile(extract), torch.compile(decode)
+        fused = {"fused": True}
     if case == "step":
-        optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, weight_decay=0.01)
+        optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, weight_decay=0.01, **fused)
         beta = torch.linspace(0.0015 ** 0.5, 0.0195 ** 0.5, 1000, dtype=torch.float64) ** 2
         signal = torch.cumprod(1 - beta, 0)[data["t"]].float()[:, None, None]
 
     def once():
         if case == "unet":
             with torch.no_grad():
-                net(data["x"], data["t"], data["cond"])
+                forward(data["x"], data["t"], data["cond"])
         elif case == "ae":
             with torch.no_grad():
-                net.extract(data["video"])
-                net.decode(data["x"])
+                extract(data["video"])
+                decode(data["x"])
         else:
             optimizer.zero_grad(set_to_none=True)
             noisy = signal.sqrt() * data["x_start"] + (1 - signal).sqrt() * data["noise"]
-            loss = ((net(noisy, data["t"], data["cond"]) - data["noise"]) ** 2).mean()
+            loss = ((forward(noisy, data["t"], data["cond"]) - data["noise"]) ** 2).mean()
             loss.backward()
             optimizer.step()
 
-    for _ in range(REPEAT[case] + (0 if case == "ae" else 1)):
+    for _ in range(REPEAT[case] + (0 if case == "ae" and peer == "eager" else 1)):
         start = time.perf_counter()
         once()
         times.append(time.perf_counter() - start)
@@ -140,9 +152,34 @@ def sgemm_rate(threads):
     return float(text)
 
 
+def compare_case(case, exe, args):
+    """The report of one case: every round runs our side and then each peer."""
+    peers, rows = args.peer or ["eager"], []
+    for _ in range(args.rounds):
+        rate = sgemm_rate(args.threads)
+        ours, our_peak = our_side(exe, case, args.threads)
+        row = {"seconds": ours, "bytes": our_peak - 16 * PARAMETERS.get(case, 0),
+               "share_of_sgemm": GFLOP[case] / rate / ours}
+        for peer in peers:
+            theirs, their_peak, version = torch_side(case, args, peer)
+            row[f"{peer}_seconds"], row[f"{peer}_speedup"] = theirs, theirs / ours
+            row[f"{peer}_bytes"] = their_peak - 16 * PARAMETERS.get(case, 0)
+        rows.append(row)
+    middle = {key: statistics.median(row[key] for row in rows) for key in rows[0]}
+    print(f"{case:5} {middle['seconds']:.3f} s, {100 * middle['share_of_sgemm']:.0f} % of the sgemm rate, "
+          f"{middle['bytes'] / 2**20:.0f} MiB")
+    for peer in peers:
+        memory = f", {middle[peer + '_bytes'] / 2**20:.0f} MiB" if peer == "eager" else ""
+        print(f"      {middle[peer + '_speedup']:5.2f} times as fast as PyTorch {version} {peer} "
+              f"({middle[peer + '_seconds']:.3f} s{memory})", flush=True)
+    return {**middle, "torch": version, "rounds": args.rounds}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--case", action="append", choices=list(GFLOP))
+    parser.add_argument("--peer", action="append", choices=["eager", "compile"], help="default: eager")
+    parser.add_argument("--python", default=sys.executable, help="interpreter of the PyTorch side")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json")
@@ -150,29 +187,14 @@ def main():
     parser.add_argument("--prepare", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.torch:
-        return run_torch(args.torch, args.threads)
+        return run_torch(args.torch, args.threads, args.peer[0])
     if args.prepare:
         return prepare()
     # In a process of its own: a child's peak counts from the size of the process that started it.
-    subprocess.run([sys.executable, __file__, "--prepare"], check=True)
+    subprocess.run([args.python, __file__, "--prepare"], check=True)
     exe = f"{WORK}/pvdm-s"
-    subprocess.run([f"{ROOT}/out/release/pvdmc", f"{ROOT}/models/pvdm.model", *SMALL, "-o", exe], check=True)
-    report = {}
-    for case in args.case or list(GFLOP):
-        rows = []
-        for _ in range(args.rounds):
-            rate = sgemm_rate(args.threads)
-            ours, our_peak = our_side(exe, case, args.threads)
-            theirs, their_peak, version = torch_side(case, args.threads)
-            rows.append((theirs / ours, ours, theirs, our_peak, their_peak, GFLOP[case] / rate / ours))
-        middle = [statistics.median(column) for column in zip(*rows)]
-        extra = 16 * PARAMETERS.get(case, 0)
-        report[case] = {"speedup": middle[0], "seconds": middle[1], "torch_seconds": middle[2],
-                        "share_of_sgemm": middle[5], "bytes": middle[3] - extra,
-                        "torch_bytes": middle[4] - extra, "torch": version, "rounds": args.rounds}
-        print(f"{case:5} {middle[0]:5.2f} times as fast as PyTorch {version} ({middle[1]:.3f} s, {middle[2]:.3f} s); "
-              f"{100 * middle[5]:.0f} % of the sgemm rate; memory {(middle[3] - extra) / 2**20:.0f} MiB, "
-              f"PyTorch {(middle[4] - extra) / 2**20:.0f} MiB", flush=True)
+    subprocess.run([PVDMC, f"{ROOT}/models/pvdm.model", *SMALL, "-o", exe], check=True)
+    report = {case: compare_case(case, exe, args) for case in args.case or list(GFLOP)}
     if args.json:
         with open(args.json, "w", encoding="ascii") as file:
             json.dump(report, file, indent=1)
