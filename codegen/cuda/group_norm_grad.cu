@@ -14,17 +14,9 @@
  */
 #include "storage.h"
 #include "norm_parts.h"
+#include "group_norm_grad_parts.h"
 
 enum { THREADS = 256, WARPS = THREADS / 32, PIECE = 256, PART = 4096 }; // positions, elements
-
-typedef NORM_STORED(0) StoredDx;
-typedef NORM_STORED(1) StoredDgamma;
-typedef NORM_STORED(2) StoredDbeta;
-typedef NORM_STORED(3) StoredDy;
-typedef NORM_STORED(4) StoredX;
-typedef NORM_STORED(7) StoredGamma;
-typedef NORM_STORED(8) StoredDgammaAdded;
-typedef NORM_STORED(9) StoredDbetaAdded;
 
 struct Sizes {
     u32 channels, positions, pieces, parts; // of a group; of an image; of positions; of a group
@@ -130,34 +122,6 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 
 // ---- phase 1 ----
 
-template <typename Element> CX_FN float added_to(int64_t added, u32 channel)
-{
-    return added ? cx_read(((const Element *)added)[channel]) : 0.f;
-}
-
-// A channel's dgamma and dbeta, by a warp: all images and pieces.
-CX_FN void finish_channel(const GroupNormGradArgs &a, const Sizes &s, const float2 *sums,
-                          u32 channel)
-{
-    int lane = threadIdx.x & 31;
-    float plain = 0.f, product = 0.f;
-    CX_NO_UNROLL
-    for (u32 i = lane; i < (u32)a.images * s.pieces; i += 32) {
-        u64 row = (u64)(i / s.pieces) * (u32)a.c + channel;
-        float2 sum = sums[row * s.pieces + i % s.pieces];
-        plain += sum.x;
-        product += sum.y;
-    }
-    plain = warp_sum(plain);
-    product = warp_sum(product);
-    if (lane == 0 && a.dbeta)
-        cx_write((StoredDbeta *)a.dbeta + channel,
-                 plain + added_to<StoredDbetaAdded>(a.dbeta_added, channel));
-    if (lane == 0 && a.dgamma)
-        cx_write((StoredDgamma *)a.dgamma + channel,
-                 product + added_to<StoredDgammaAdded>(a.dgamma_added, channel));
-}
-
 // One group of one image, as outer x inner elements.
 struct GradGroup {
     const StoredX *x;
@@ -256,7 +220,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     if (block >= blocks) {
         u32 channel = (block - blocks) * WARPS + (threadIdx.x >> 5);
         if (channel < (u32)a.c)
-            finish_channel(a, s, sums, channel);
+            finish_channel(a, s.pieces, sums, channel);
         return;
     }
     u32 number = block / s.parts, first = block % s.parts * PART;

@@ -125,6 +125,47 @@ template <typename Element> CX_FN void store_run(Element *to, const Run &run, in
         if (!wide && j < left)
             cx_write(to + j, run.at[j]);
 }
+// A run as a thread keeps it: f32, or the words of halves.
+struct Words {
+    u32 at[RUN / 2];
+};
+template <typename Element> struct KeptAs {
+    typedef Words Type;
+};
+template <> struct KeptAs<float> {
+    typedef Run Type;
+};
+CX_FN void keep_run(Run &kept, const float *from, int left, bool wide)
+{
+    kept = load_run(from, left, wide);
+}
+template <typename Half> CX_FN void keep_run(Words &kept, const Half *from, int left, bool wide)
+{
+    uint4 q = make_uint4(0, 0, 0, 0);
+    if (wide && left > 0)
+        q = *(const uint4 *)from;
+    kept.at[0] = q.x, kept.at[1] = q.y, kept.at[2] = q.z, kept.at[3] = q.w;
+    CX_UNROLL
+    for (int j = 0; j < RUN; j++)
+        if (!wide && j < left)
+            kept.at[j / 2] |= (u32)from[j].bits << j % 2 * 16;
+}
+template <typename Element> CX_FN Run expand(const Run &kept)
+{
+    return kept;
+}
+template <typename Half> CX_FN Run expand(const Words &kept)
+{
+    Run run;
+    CX_UNROLL
+    for (int j = 0; j < RUN; j++) {
+        Half half;
+        half.bits = (u16)(kept.at[j / 2] >> j % 2 * 16);
+        run.at[j] = cx_read(half);
+    }
+    return run;
+}
+
 CX_FN float run_sum(const Run &run)
 {
     float sum = 0.f;

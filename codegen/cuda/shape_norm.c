@@ -4,10 +4,12 @@
 #include "runtime/pvdm.h"
 
 PvCudaShape pv_shape_group_norm, pv_shape_group_norm_grad, pv_shape_rows, pv_shape_layer_norm_grad;
+PvCudaShape pv_shape_group_norm_last, pv_shape_group_norm_last_grad;
 
-enum { CHUNK = 4096, BUSY = 128 };                 // group_norm_f32.cu
-enum { PIECE = 256, PART = 4096, WARPS = 8 };      // group_norm_grad_f32.cu
-enum { PARTS = 512, COLUMNS = 32, THREADS = 256 }; // layer_norm_grad_f32.cu
+enum { CHUNK = 4096, BUSY = 128 };                 // group_norm.cu
+enum { LAST_CHUNK = 16384 };                       // group_norm_last*.cu
+enum { PIECE = 256, PART = 4096, WARPS = 8 };      // group_norm_grad.cu
+enum { PARTS = 512, COLUMNS = 32, THREADS = 256 }; // layer_norm_grad.cu
 
 static int64_t ceil_div(int64_t n, int64_t by)
 {
@@ -43,6 +45,32 @@ void pv_shape_group_norm_grad(const PvCudaKernel *kernel, const int64_t *args, P
     if (a->dgamma || a->dbeta)
         grid->blocks[1] += (uint32_t)ceil_div(a->c, WARPS);
     grid->workspace = a->images * a->c * pieces * 8;
+}
+
+// Where channels are dense. baked: channels of a bundle.
+void pv_shape_group_norm_last(const PvCudaKernel *kernel, const int64_t *args, PvCudaGrid *grid)
+{
+    const GroupNormArgs *a = (const GroupNormArgs *)args;
+    int64_t longest = LAST_CHUNK / kernel->baked[0], chunk = longest;
+    int64_t blocks = a->images * ceil_div(a->c, kernel->baked[0]);
+    if (blocks * ceil_div(a->positions, longest) < BUSY)
+        chunk = longest / 4;
+    int64_t chunks = ceil_div(a->positions, chunk);
+    *grid = (PvCudaGrid){
+        .blocks = {chunks > 1 ? (uint32_t)(blocks * chunks) : 0, (uint32_t)(blocks * chunks)},
+        .workspace = chunks > 1 ? a->images * a->groups * chunks * 8 : 0};
+}
+
+// baked: channels of a bundle.
+void pv_shape_group_norm_last_grad(const PvCudaKernel *kernel, const int64_t *args,
+                                   PvCudaGrid *grid)
+{
+    const GroupNormGradArgs *a = (const GroupNormGradArgs *)args;
+    int64_t pieces = ceil_div(a->positions, LAST_CHUNK / kernel->baked[0] / 2);
+    uint32_t blocks = (uint32_t)(a->images * ceil_div(a->c, kernel->baked[0]) * pieces);
+    uint32_t finish = a->dgamma || a->dbeta ? (uint32_t)ceil_div(a->c, WARPS) : 0;
+    *grid = (PvCudaGrid){.blocks = {blocks, blocks + finish},
+                         .workspace = a->images * a->c * pieces * 8};
 }
 
 // LayerNorm and softmax. baked: rows of a block, field of the struct that counts rows.

@@ -123,6 +123,13 @@ static void group_norms(void)
         {"bf16, channels last", 3, 48, 9, 12, true, 0, true, false, PV_ACT_SILU, ST_BF16});
     check_group_norm({"bf16, channels last, chunks", 1, 16, 300, 1, true, 8, false, false,
                       PV_ACT_NONE, ST_BF16});
+    check_group_norm({"f16, channels last, part of a bundle", 1, 72, 70, 3, true, 8, true, false,
+                      PV_ACT_GELU, ST_F16});
+    check_group_norm(
+        {"channels last, few of a group", 2, 8, 6, 4, true, 0, true, true, PV_ACT_NONE});
+    check_group_norm(
+        {"bf16, channels last", 1, 48, 9, 12, true, 0, true, false, PV_ACT_SILU, ST_BF16},
+        "FAULT_SUMS");
     check_group_norm({"chunks", 1, 4, 1100, 1, false, 0, true, false, PV_ACT_SILU});
     check_group_norm({"odd chunks", 1, 3, 1777, 1, false, 0, false, false, PV_ACT_NONE});
     check_group_norm({"silu, scale and shift", 1, 8, 64, 2, false, 0, true, false, PV_ACT_SILU},
@@ -136,13 +143,21 @@ static void group_norms(void)
     test.run();
 }
 
-// A whole group in 64 KiB, and many groups: no second phase.
+// A whole group in 64 KiB, and many groups: no second phase. As many bundles, of one chunk.
 static void large_group(void)
 {
     const Images s = {"large groups", 1, 512, 1050, 128, false, 0, false, false, PV_ACT_NONE};
     KernelCase test("pv_group_norm", pv_group_norm, s.what);
     test.segment(add_images(test, s));
     test.run_fast();
+    const Images last = {"many bundles", 33,    256,         40,     64, true, 0,
+                         false,          false, PV_ACT_NONE, ST_BF16};
+    KernelCase bundles(
+        "pv_group_norm",
+        [last](const PvRun *run, const int64_t *raw) { group_norm_any(last, run, raw); },
+        last.what);
+    bundles.segment(add_images(bundles, last));
+    bundles.run_fast();
 }
 
 // ---- its gradient ----
@@ -216,6 +231,10 @@ static void group_norm_grads(void)
     check_group_norm_grad({"bf16, channels last", 2, 48, 9, 12, true, 0, false, false, 0, ST_BF16});
     check_group_norm_grad(
         {"bf16, channels last, chunks", 1, 16, 300, 1, true, 8, false, false, 0, ST_BF16});
+    check_group_norm_grad({"channels last, few of a group", 2, 8, 6, 4, true, 0, false, true, 0},
+                          true);
+    check_group_norm_grad({"bf16, channels last", 1, 48, 9, 12, true, 0, false, false, 0, ST_BF16},
+                          false, "FAULT_SUMS");
     check_group_norm_grad({"one position", 3, 8, 1, 2, false, 0, false, false, 0});
     check_group_norm_grad({"added", 3, 8, 64, 2, false, 0, false, false, 0}, false,
                           "FAULT_REDUCTION");
