@@ -1,0 +1,79 @@
+"""Tensors in safetensors files with the standard library alone, and how far two files are apart."""
+import array
+import json
+import math
+import random
+import struct
+
+CODES = {"F32": "f", "F64": "d", "I64": "q"}
+
+
+def read(path):
+    """{name: (dtype, shape, array)}"""
+    with open(path, "rb") as file:
+        size = struct.unpack("<Q", file.read(8))[0]
+        header = json.loads(file.read(size))
+        tensors = {}
+        for name, entry in header.items():
+            if name == "__metadata__":
+                continue
+            begin, end = entry["data_offsets"]
+            file.seek(8 + size + begin)
+            values = array.array(CODES[entry["dtype"]])
+            values.frombytes(file.read(end - begin))
+            tensors[name] = (entry["dtype"], entry["shape"], values)
+    return tensors
+
+
+def write(path, tensors):
+    header, at = {}, 0
+    for name, (dtype, shape, values) in tensors.items():
+        size = len(values) * values.itemsize
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for _, _, values in tensors.values():
+            values.tofile(file)
+
+
+def draw(seed, inputs, batch):
+    """Numbers for a program's inputs (info --json): normal ones, and small indices."""
+    source = random.Random(seed)
+    tensors = {}
+    for each in inputs:
+        shape = [batch if size == "b" else size for size in each["shape"]]
+        count = math.prod(shape)
+        if each["dtype"] == "i64":
+            tensors[each["name"]] = ("I64", shape, array.array("q", [source.randrange(1, 999) for _ in range(count)]))
+        elif each["dtype"] == "f32":
+            tensors[each["name"]] = ("F32", shape, array.array("f", [source.gauss(0, 0.5) for _ in range(count)]))
+        else:
+            return None
+    return tensors
+
+
+def fill_zeros(tensors, seed=1):
+    """Weights that begin at zero hide what is before them: they become small numbers."""
+    source = random.Random(seed)
+    for name, (dtype, shape, values) in tensors.items():
+        if dtype == "F32" and not any(values):
+            tensors[name] = (dtype, shape, array.array("f", [source.gauss(0, 0.02) for _ in values]))
+    return tensors
+
+
+def apart(one, other):
+    """(largest |x - y| / |x| of the tensors of two files, its name); a missing tensor is infinitely far."""
+    left, right = read(one), read(other)
+    worst = (0.0, "")
+    for name, (_, _, x) in left.items():
+        if name not in right or len(right[name][2]) != len(x):
+            return math.inf, name
+        norm = math.sqrt(math.fsum(a * a for a in x))
+        error = math.sqrt(math.fsum((a - b) ** 2 for a, b in zip(x, right[name][2])))
+        error = error / norm if norm else error
+        if not error <= worst[0]:
+            worst = (error, name)
+    return worst
