@@ -295,12 +295,14 @@ def shares(state):
             continue
         line = f"{name[5:]}: {data['milliseconds']:.3f} ms"
         if top.get("f32_tflops") and data.get("gflop"):
-            line += f", {100 * data['gflop'] / data['milliseconds'] / top['f32_tflops']:.0f} % of the f32 product rate"
+            share = 100 * data["gflop"] / data["milliseconds"] / top["f32_tflops"]
+            line += f", {share:.0f} % of the f32 product rate"
         words = name.split()
         for mode in ("eager", "bf16", "compile"):
             other = (state.get(f"peer {words[2]} batch {data['batch']} {mode}") or {}).get("data")
             if other:
-                line += f"; PyTorch {mode} {other['milliseconds']:.3f} ms ({other['milliseconds'] / data['milliseconds']:.2f} times ours)"
+                times = other["milliseconds"] / data["milliseconds"]
+                line += f"; PyTorch {mode} {other['milliseconds']:.3f} ms ({times:.2f} times ours)"
         lines.append(line)
     return lines
 
