@@ -238,6 +238,9 @@ void lower_norm(Lower *lower, const Group *group);       // norms, their gradien
 // Those of group number groups[i] are launches first[i] .. first[i + 1] - 1, the last of all.
 void join_segments(Lower *lower, const uint32_t *groups, const uint32_t *first, uint32_t count);
 
+/* plan_stats.c: for --stats */
+void print_plan_stats(FILE *out, const Codegen *cg, const Work *work);   // of a lowered plan
+
 /* emit_host.c: samplers; which variant a step is */
 void emit_select(Codegen *cg, FILE *out, uint32_t entry);
 void emit_samplers(Codegen *cg, FILE *out);

@@ -315,6 +315,7 @@ static void print_stats(const Build *build)
                (long long)work->arena_fixed, (long long)work->arena_batch,
                share(work->live_fixed, work->arena_fixed),
                share(work->live_batch, work->arena_batch));
+        print_plan_stats(stdout, build->cg, work);
     }
     for (uint32_t i = 0; i < build->cg->kernel_count; i++)
         emitted += build->cg->kernels[i].text != NULL;
