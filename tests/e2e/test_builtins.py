@@ -9,7 +9,7 @@ import os
 import random
 import re
 
-from common import PVDMC, ROOT, Tensors, run, scratch, write_tensors
+from common import EMULATOR, PVDMC, ROOT, Skip, Tensors, run, scratch, write_tensors
 
 B = 2                                   # samples in a batch
 
@@ -486,12 +486,12 @@ def program(case_):
     return f"program {name}({inputs}) -> {results} = {expression}"
 
 
-def built(dtype):
+def built(dtype, target):
     """The executable with all cases, and files of inputs and weights."""
-    folder = scratch(f"builtins_{dtype}")
+    folder = scratch(f"builtins_{dtype}_{target}")
     with open(f"{folder}/builtins.model", "w", encoding="ascii") as file:
         file.write(MODULES + "\n".join(MODELS) + "\n" + "\n".join(map(program, CASES)) + "\n")
-    run(PVDMC, f"{folder}/builtins.model", "-o", f"{folder}/exe", "--dtype", dtype)
+    run(PVDMC, f"{folder}/builtins.model", "-o", f"{folder}/exe", "--dtype", dtype, "--target", target)
     code = "F64" if dtype == "f64" else "F32"
     write_tensors(f"{folder}/weights.safetensors", {
         name: ("I64" if name.endswith("tracked") else code, tensor.shape, tensor.data) for name, tensor in WEIGHTS.items()})
@@ -513,8 +513,9 @@ def wrong(have, want, bound):
     return None
 
 
-def check(dtype, bound):
-    folder, failures = built(dtype), []
+def check(dtype, bound, target="cpu"):
+    folder, failures = built(dtype, target), []
+    env = {"PVDM_CUDA_DRIVER": EMULATOR} if target == "simt" else None
     for case_ in CASES:
         name, used, expression, expected, _ = case_
         if dtype == "f32" and "half" in used:
@@ -523,7 +524,8 @@ def check(dtype, bound):
                    if re.search(rf"\b{model_.split()[1]}\b", expression) and model_.split()[1] not in ("plain", "drop")]
         out = f"{folder}/out.safetensors"
         try:
-            run(f"{folder}/exe", "run", name, "--in", f"{folder}/in.safetensors", "--out", out, "--seed", SEED, *weights)
+            run(f"{folder}/exe", "run", name, "--in", f"{folder}/in.safetensors", "--out", out, "--seed", SEED, *weights,
+                env=env)
         except AssertionError as error:
             failures.append(f"{expression}: {error}")
             continue
@@ -546,6 +548,13 @@ def test_builtins_f64():
 
 def test_builtins_f32():
     return check("f32", 2e-5)
+
+
+def test_builtins_simt():
+    """The same programs by CUDA kernels on the emulator."""
+    if not os.path.exists(EMULATOR):
+        raise Skip("the emulator was not built")
+    return check("f32", 2e-5, "simt")
 
 
 def test_every_name_is_tried():
