@@ -48,18 +48,21 @@ extern "C" __global__ void __launch_bounds__(COPY_THREADS)
     const u8 *x = (const u8 *)a.x + (COPY_OFFSET == 1 ? displacement(a) : 0);
     u32 first = block * (COPY_THREADS * COPY_ITEMS) + threadIdx.x;
     Unit unit[COPY_ITEMS];
+    u8 *to[COPY_ITEMS];
     CX_UNROLL
     for (int i = 0; i < COPY_ITEMS; i++) {
         u32 item = first + (u32)i * COPY_THREADS;
-        if (item < items)
-            unit[i] = *(const Unit *)(x + x_axes.offset(item) * COPY_BYTES);
-    }
-    CX_UNROLL
-    for (int i = 0; i < COPY_ITEMS; i++) {
-        u32 item = first + (u32)i * COPY_THREADS;
-#ifndef FAULT_END // without it the last block writes beyond y
-        if (item < items)
+#ifdef FAULT_END // the last block writes beyond y
+        items = item + 1;
 #endif
-            *(Unit *)(y + y_axes.offset(item) * COPY_BYTES) = unit[i];
+        to[i] = nullptr;
+        if (item >= items)
+            continue;
+        to[i] = y + y_axes.offset(item) * COPY_BYTES;
+        unit[i] = *(const Unit *)(x + x_axes.offset(item) * COPY_BYTES);
     }
+    CX_UNROLL
+    for (int i = 0; i < COPY_ITEMS; i++)
+        if (to[i])
+            *(Unit *)to[i] = unit[i];
 }
