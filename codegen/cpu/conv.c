@@ -7,217 +7,12 @@
 //            instead one product with rows (c, tap), whose results are scattered.
 //   wgrad    dw[o, (c, tap)] = sum over positions p of dy[o, p] x[c, p stride + tap - pad]
 //
-// Positions are cut into boxes (images, depth, height, width). For a box and the channels at hand
-// the part of x that it sees is copied once, with its zero border, into a patch in scratch; a
-// column of the implicit matrix is then one offset into the patch, a row another, and panels are
-// packed by adding the two. Without padding x itself serves as the patch.
+// The columns come from unfold.h. Convolutions that share their kernel (sibling segments, such as
+// planes of several sizes) are one product where all their columns fit into one block: rows of w are
+// packed once, and each panel of columns belongs to one of them. A sum is the same in both forms.
 #include "codegen/cpu/pv_math.h"
 #include "codegen/cpu/product.h"
-
-typedef struct {
-    int64_t image, count;      // images
-    int64_t first[3], size[3]; // positions
-    int64_t columns;           // images x positions
-} Box;
-
-// The implicit matrix: element (channel, tap; position) of a source [image][channel][in...] is at
-// position * step + tap - low, zero outside.
-typedef struct {
-    const PvReal *source;
-    int64_t image_step, channel_step;
-    int64_t in[3], out[3], taps[3], step[3], low[3];
-    int64_t images, tap_count;
-    int64_t box[3], box_images, boxes[3], box_count; // size and number of boxes
-    bool padded;
-    // of the box at hand; all of them in scratch
-    Box at;
-    PvReal *patch;
-    const PvReal *base;   // the patch, or the source
-    int64_t base_channel; // from channel to channel of base
-    int64_t base_first;   // channel that base starts with
-    int32_t *tap_offset;  // [tap_count]
-    int32_t *offset;      // [columns] into base
-} Unfold;
-
-static void unfold_cut(Unfold *unfold, int64_t columns)
-{
-    int64_t room = columns;
-    bool whole = true;
-    for (int axis = 2; axis >= 0; axis--) {
-        int64_t most = whole ? pv_most(1, pv_least(unfold->out[axis], room)) : 1;
-        unfold->boxes[axis] = pv_ceil_div(unfold->out[axis], most);
-        unfold->box[axis] = pv_ceil_div(unfold->out[axis], unfold->boxes[axis]);
-        whole = whole && most == unfold->out[axis];
-        room /= most;
-    }
-    unfold->box_images = whole ? pv_most(1, pv_least(unfold->images, room)) : 1;
-    unfold->box_count = pv_ceil_div(unfold->images, unfold->box_images) * unfold->boxes[0] *
-                        unfold->boxes[1] * unfold->boxes[2];
-}
-
-static void unfold_init(Unfold *unfold, int64_t columns)
-{
-    unfold->tap_count = unfold->taps[0] * unfold->taps[1] * unfold->taps[2];
-    unfold->padded = false;
-    for (int axis = 0; axis < 3; axis++) {
-        int64_t last = (unfold->out[axis] - 1) * unfold->step[axis] + unfold->taps[axis] - 1;
-        if (unfold->low[axis] > 0 || last - unfold->low[axis] >= unfold->in[axis])
-            unfold->padded = true;
-    }
-    unfold_cut(unfold, columns);
-}
-
-static Box unfold_box(const Unfold *unfold, int64_t number)
-{
-    Box box;
-    box.columns = 1;
-    for (int axis = 2; axis >= 0; axis--) {
-        box.first[axis] = number % unfold->boxes[axis] * unfold->box[axis];
-        box.size[axis] = pv_least(unfold->box[axis], unfold->out[axis] - box.first[axis]);
-        number /= unfold->boxes[axis];
-        box.columns *= box.size[axis];
-    }
-    box.image = number * unfold->box_images;
-    box.count = pv_least(unfold->box_images, unfold->images - box.image);
-    box.columns *= box.count;
-    return box;
-}
-
-// Sizes of the patch of one channel and image.
-static void patch_size(const Unfold *unfold, int64_t size[3])
-{
-    for (int axis = 0; axis < 3; axis++)
-        size[axis] = (unfold->at.size[axis] - 1) * unfold->step[axis] + unfold->taps[axis];
-}
-
-// Takes box `number`: its tables, not yet the patch. *scratch moves on.
-static void unfold_open(Unfold *unfold, int64_t number)
-{
-    unfold->at = unfold_box(unfold, number);
-    const Box *box = &unfold->at;
-    int64_t size[3], image_step = unfold->image_step;
-    patch_size(unfold, size);
-    const int64_t *extent = unfold->padded ? size : unfold->in;
-    int64_t plane = extent[0] * extent[1] * extent[2];
-    if (unfold->padded) {
-        unfold->base_channel = plane * box->count;
-        image_step = plane;
-    } else {
-        unfold->base_channel = unfold->channel_step;
-        unfold->base_first = 0;
-        unfold->base = unfold->source + box->image * unfold->image_step;
-        int64_t start = 0;
-        for (int axis = 0; axis < 3; axis++)
-            start = start * unfold->in[axis] + box->first[axis] * unfold->step[axis] -
-                    unfold->low[axis];
-        unfold->base += start;
-    }
-    int64_t column = 0;
-    for (int64_t image = 0; image < box->count; image++) {
-        for (int64_t d = 0; d < box->size[0]; d++) {
-            for (int64_t h = 0; h < box->size[1]; h++) {
-                int64_t at = image * image_step +
-                             (d * unfold->step[0] * extent[1] + h * unfold->step[1]) * extent[2];
-                for (int64_t w = 0; w < box->size[2]; w++)
-                    unfold->offset[column++] = (int32_t)(at + w * unfold->step[2]);
-            }
-        }
-    }
-    int64_t tap = 0;
-    for (int64_t d = 0; d < unfold->taps[0]; d++) {
-        for (int64_t h = 0; h < unfold->taps[1]; h++) {
-            for (int64_t w = 0; w < unfold->taps[2]; w++)
-                unfold->tap_offset[tap++] = (int32_t)((d * extent[1] + h) * extent[2] + w);
-        }
-    }
-}
-
-// One row of the patch: `size` elements from position `first` of a row of `in`, zero outside.
-static void patch_row(PvReal *to, const PvReal *row, int64_t first, int64_t size, int64_t in)
-{
-    int64_t i = 0;
-    for (; i < size && first + i < 0; i++)
-        to[i] = 0;
-    int64_t inside = pv_least(size, in - first);
-    for (; i < inside; i++)
-        to[i] = row[first + i];
-    for (; i < size; i++)
-        to[i] = 0;
-}
-
-// Makes channels c0 .. c1 - 1 of the box ready.
-static void unfold_fill(Unfold *unfold, int64_t c0, int64_t c1)
-{
-    if (!unfold->padded)
-        return;
-    const Box *box = &unfold->at;
-    int64_t size[3], first[3];
-    patch_size(unfold, size);
-    for (int axis = 0; axis < 3; axis++)
-        first[axis] = box->first[axis] * unfold->step[axis] - unfold->low[axis];
-    PvReal *to = unfold->patch;
-    for (int64_t c = c0; c < c1; c++) {
-        for (int64_t image = 0; image < box->count; image++) {
-            const PvReal *from = unfold->source + (box->image + image) * unfold->image_step +
-                                 c * unfold->channel_step;
-            for (int64_t d = first[0]; d < first[0] + size[0]; d++) {
-                for (int64_t h = first[1]; h < first[1] + size[1]; h++, to += size[2]) {
-                    bool inside = d >= 0 && d < unfold->in[0] && h >= 0 && h < unfold->in[1];
-                    patch_row(to, inside ? from + (d * unfold->in[1] + h) * unfold->in[2] : NULL,
-                              first[2], size[2], inside ? unfold->in[2] : 0);
-                }
-            }
-        }
-    }
-    unfold->base = unfold->patch;
-    unfold->base_first = c0;
-}
-
-// Where the elements of (channel, tap) start; add Unfold.offset.
-PV_INLINE const PvReal *unfold_at(const Unfold *unfold, int64_t channel, int64_t tap)
-{
-    return unfold->base + (channel - unfold->base_first) * unfold->base_channel +
-           unfold->tap_offset[tap];
-}
-
-// How many neighbours of `offset` lie next to each other everywhere: a power of two.
-static int offsets_grain(const int32_t *offset, int64_t count)
-{
-    for (int grain = PV_WIDTH; grain > 1; grain /= 2) {
-        bool even = count % grain == 0;
-        for (int64_t i = 0; even && i < count; i++)
-            even = i % grain == 0 || offset[i] == offset[i - 1] + 1;
-        if (even)
-            return grain;
-    }
-    return 1;
-}
-
-// to[i] = from[offset[i]], i < count, which is a multiple of grain
-PV_INLINE void collect(PvReal *to, const PvReal *from, const int32_t *offset, int64_t count,
-                       int grain)
-{
-    for (int64_t i = 0; i < count; i += grain)
-        memcpy(to + i, from + offset[i], (size_t)grain * sizeof *to);
-}
-
-static void collect_any(PvReal *to, const PvReal *from, const int32_t *offset, int64_t count,
-                        int grain)
-{
-    switch (grain) {
-    case 16:
-        collect(to, from, offset, count, 16);
-        break;
-    case 8:
-        collect(to, from, offset, count, 8);
-        break;
-    case 4:
-        collect(to, from, offset, count, 4);
-        break;
-    default:
-        collect(to, from, offset, count, 1);
-    }
-}
+#include "codegen/cpu/unfold.h"
 
 // The three convolutions; forward, phases of dgrad and its scattered form differ in the rows.
 typedef enum { CONV_FORWARD, CONV_PHASE, CONV_SCATTER, CONV_WGRAD } ConvKind;
@@ -408,43 +203,57 @@ static void table_fill(const ConvLaunch *launch, int32_t *table)
     }
 }
 
+// Numbers that go into a product's tables, but for its patch and its blocks.
+static int64_t table_bytes(const ConvLaunch *launch, int64_t room)
+{
+    int64_t table = launch->table_size[0] * launch->table_size[1] * launch->table_size[2];
+    return 3 * pv_align(room * 4) + pv_align(launch->product.unfold.tap_count * 4) +
+           pv_align(table * 4);
+}
+
+// The product of one box of a group, its tables in scratch.
+static void conv_open(const ConvLaunch *launch, ConvProduct *product, int64_t group, int64_t box,
+                      int64_t room, char *scratch)
+{
+    *product = launch->product;
+    Unfold *unfold = &product->unfold;
+    unfold->offset = (int32_t *)scratch;
+    scratch += pv_align(room * 4);
+    product->out_offset = (int32_t *)scratch;
+    scratch += pv_align(room * 4);
+    product->residual_offset = (int32_t *)scratch;
+    scratch += pv_align(room * 4);
+    unfold->tap_offset = (int32_t *)scratch;
+    scratch += pv_align(unfold->tap_count * 4);
+    product->table = (int32_t *)scratch;
+    table_fill(launch, product->table);
+    unfold->source = launch->source + group * launch->source_group;
+    unfold_open(unfold, box);
+    product->w = launch->w + group * launch->w_group;
+    product->bias = launch->bias ? launch->bias + group * launch->bias_group : NULL;
+    int64_t out = group * launch->out_group + unfold->at.image * launch->out_image;
+    product->out = launch->out + out;
+    out_offsets(product->out_offset, &unfold->at, launch->extent, launch->first, launch->step,
+                launch->out_image);
+    if (launch->residual) {
+        product->residual = launch->residual + group * launch->residual_group +
+                            unfold->at.image * launch->residual_image;
+        out_offsets(product->residual_offset, &unfold->at, launch->extent, launch->first,
+                    launch->step, launch->residual_image);
+    }
+}
+
 // One task: rows m0 .. m1 - 1, box number `box`, of a group.
 static void conv_task(const ConvLaunch *launch, int64_t group, int64_t box, int64_t m0, int64_t m1,
                       int64_t room, char *scratch)
 {
-    ConvProduct product = launch->product;
-    Unfold *unfold = &product.unfold;
-    int64_t table = launch->table_size[0] * launch->table_size[1] * launch->table_size[2];
-    unfold->offset = (int32_t *)scratch;
-    scratch += pv_align(room * 4);
-    product.out_offset = (int32_t *)scratch;
-    scratch += pv_align(room * 4);
-    product.residual_offset = (int32_t *)scratch;
-    scratch += pv_align(room * 4);
-    unfold->tap_offset = (int32_t *)scratch;
-    scratch += pv_align(unfold->tap_count * 4);
-    product.table = (int32_t *)scratch;
-    scratch += pv_align(table * 4);
-    char *blocks = scratch;
-    unfold->patch =
-        (PvReal *)(scratch + pv_product_bytes(room * (int64_t)sizeof(PvReal), sizeof(PvReal),
-                                              product.base.k_blocks > 1));
-    table_fill(launch, product.table);
-    unfold->source = launch->source + group * launch->source_group;
-    unfold_open(unfold, box);
-    product.w = launch->w + group * launch->w_group;
-    product.bias = launch->bias ? launch->bias + group * launch->bias_group : NULL;
-    int64_t out = group * launch->out_group + unfold->at.image * launch->out_image;
-    product.out = launch->out + out;
-    out_offsets(product.out_offset, &unfold->at, launch->extent, launch->first, launch->step,
-                launch->out_image);
-    if (launch->residual) {
-        product.residual = launch->residual + group * launch->residual_group +
-                           unfold->at.image * launch->residual_image;
-        out_offsets(product.residual_offset, &unfold->at, launch->extent, launch->first,
-                    launch->step, launch->residual_image);
-    }
-    pv_product_block(&product.base, m0, m1, 0, unfold->at.columns, blocks);
+    ConvProduct product;
+    char *blocks = scratch + table_bytes(launch, room);
+    conv_open(launch, &product, group, box, room, scratch);
+    product.unfold.patch =
+        (PvReal *)(blocks + pv_product_bytes(room * (int64_t)sizeof(PvReal), sizeof(PvReal),
+                                             product.base.k_blocks > 1));
+    pv_product_block(&product.base, m0, m1, 0, product.unfold.at.columns, blocks);
 }
 
 static void conv_launch(const PvRun *run, ConvLaunch *launch)
@@ -458,7 +267,8 @@ static void conv_launch(const PvRun *run, ConvLaunch *launch)
     ProductCut cut =
         pv_product_cut(launch->rows, positions, k_blocks, launch->groups, run->threads);
     unfold_init(unfold, cut.columns);
-    product->base = (Product){k_blocks, conv_begin, conv_pack_rows, conv_pack_columns, conv_store};
+    product->base =
+        (Product){k_blocks, conv_begin, conv_pack_rows, conv_pack_columns, conv_store, NULL};
     product->k_step = pv_ceil_div(product->k_total, k_blocks);
     int64_t tasks = launch->groups * unfold->box_count * cut.row_blocks;
 #pragma omp parallel for schedule(dynamic) num_threads(run->threads) if (tasks > 1)
@@ -467,6 +277,149 @@ static void conv_launch(const PvRun *run, ConvLaunch *launch)
         conv_task(launch, task / cut.row_blocks / unfold->box_count,
                   task / cut.row_blocks % unfold->box_count, m0,
                   pv_least(m0 + cut.rows, launch->rows), cut.columns, pv_thread_scratch(run));
+    }
+}
+
+// ---- several convolutions with one kernel ----
+
+typedef struct {
+    Product base;
+    ConvProduct part[PV_MAX_SEGMENTS];
+    int64_t start[PV_MAX_SEGMENTS + 1];      // first column of each, a multiple of PV_LANES
+    int count;
+    int64_t widths[PV_PANELS];
+} JointProduct;
+
+static ConvProduct *joint_part(JointProduct *product, int64_t *column)
+{
+    int part = 0;
+    while (part + 1 < product->count && *column >= product->start[part + 1])
+        part++;
+    *column -= product->start[part];
+    return &product->part[part];
+}
+
+static int64_t joint_begin(Product *base, int64_t block, int64_t n0, int64_t n1)
+{
+    JointProduct *product = (JointProduct *)base;
+    int64_t k = 0;
+    for (int i = 0; i < product->count; i++)
+        k = conv_begin(&product->part[i].base, block, n0, n1);
+    return k;
+}
+
+static Ahead joint_pack_rows(Product *base, int64_t m0, int64_t rows, PvReal *panel)
+{
+    return conv_pack_rows(&((JointProduct *)base)->part[0].base, m0, rows, panel);
+}
+
+static void joint_pack_columns(Product *base, int64_t n0, int64_t columns, PvReal *panel)
+{
+    ConvProduct *part = joint_part((JointProduct *)base, &n0);
+    conv_pack_columns(&part->base, n0, columns, panel);
+}
+
+static void joint_store(Product *base, int64_t m0, int64_t rows, int64_t n0, int64_t columns,
+                        const PvReal *tile)
+{
+    ConvProduct *part = joint_part((JointProduct *)base, &n0);
+    conv_store(&part->base, m0, rows, n0, columns, tile);
+}
+
+static int64_t launch_positions(const ConvLaunch *launch)
+{
+    const Unfold *unfold = &launch->product.unfold;
+    return unfold->out[0] * unfold->out[1] * unfold->out[2] * unfold->images;
+}
+
+// Bytes of the patch of one box with all positions, for a block of k.
+static int64_t patch_bytes(const ConvLaunch *launch)
+{
+    const Unfold *unfold = &launch->product.unfold;
+    int64_t plane = unfold->images;
+    for (int axis = 0; axis < 3; axis++)
+        plane *= (unfold->out[axis] - 1) * unfold->step[axis] + unfold->taps[axis];
+    int64_t channels = (launch->product.k_step - 1) / unfold->tap_count + 2;
+    return pv_align(plane * channels * (int64_t)sizeof(PvReal)) + PV_SLACK;
+}
+
+static bool same_kernel(const ConvLaunch *x, const ConvLaunch *y)
+{
+    const Unfold *left = &x->product.unfold, *right = &y->product.unfold;
+    return x->w == y->w && x->rows == y->rows && x->groups == 1 && y->groups == 1 &&
+           x->product.kind == y->product.kind && x->product.k_total == y->product.k_total &&
+           x->product.w_row == y->product.w_row && x->product.w_channel == y->product.w_channel &&
+           memcmp(left->taps, right->taps, sizeof left->taps) == 0 &&
+           memcmp(x->table_first, y->table_first, sizeof x->table_first) == 0;
+}
+
+// All in one product, if they share the kernel, their columns fit into one block, and what each
+// needs fits into the scratch. false: they do not; nothing was computed.
+static bool conv_launch_joint(const PvRun *run, ConvLaunch *launches, int count)
+{
+    JointProduct joint = {.count = count};
+    int64_t k_total = launches->product.k_total, bytes = 0;
+    int64_t k_blocks = pv_most(1, pv_ceil_div(k_total, PV_K_BLOCK)), real = sizeof(PvReal);
+    if (count < 2 || count > PV_MAX_SEGMENTS || launches->rows == 0)
+        return false;
+    for (int i = 0; i < count; i++) {
+        ConvLaunch *launch = &launches[i];
+        int64_t positions = launch_positions(launch), from = joint.start[i];
+        int64_t padded = pv_ceil_div(positions, PV_LANES) * PV_LANES;
+        if (positions == 0 || !same_kernel(launches, launch) ||
+            from + padded > PV_PANELS * PV_LANES)
+            return false;
+        joint.start[i + 1] = from + padded;
+        for (int64_t n = 0; n < padded; n += PV_LANES)
+            joint.widths[(from + n) / PV_LANES] = pv_least(PV_LANES, positions - n);
+        launch->product.base =
+            (Product){k_blocks, conv_begin, conv_pack_rows, conv_pack_columns, conv_store, NULL};
+        launch->product.k_step = pv_ceil_div(k_total, k_blocks);
+        unfold_init(&launch->product.unfold, positions);
+        bytes += table_bytes(launch, positions) + patch_bytes(launch);
+    }
+    int64_t columns = joint.start[count];
+    bytes += pv_product_bytes(columns * real, real, k_blocks > 1);
+    if (bytes > run->scratch_size)
+        return false;
+    // every task packs the columns anew: fewer tasks than elsewhere
+    ProductCut cut = pv_product_cut(launches->rows, PV_LANES, k_blocks, 2, run->threads);
+    joint.base = (Product){k_blocks, joint_begin, joint_pack_rows, joint_pack_columns, joint_store,
+                           NULL};
+#pragma omp parallel for schedule(dynamic)                                                         \
+    num_threads(run->threads) if (cut.row_blocks > 1)
+    for (int64_t task = 0; task < cut.row_blocks; task++) {
+        JointProduct product = joint;
+        product.base.widths = product.widths;
+        char *scratch = pv_thread_scratch(run);
+        for (int i = 0; i < count; i++) {
+            int64_t room = launch_positions(&launches[i]);
+            conv_open(&launches[i], &product.part[i], 0, 0, room, scratch);
+            scratch += table_bytes(&launches[i], room);
+            product.part[i].unfold.patch = (PvReal *)scratch;
+            scratch += patch_bytes(&launches[i]);
+        }
+        pv_product_block(&product.base, task * cut.rows,
+                         pv_least((task + 1) * cut.rows, launches->rows), 0, columns, scratch);
+    }
+    return true;
+}
+
+// Those with one kernel together, the others one by one.
+static void conv_launches(const PvRun *run, const ConvLaunch *launches, int count)
+{
+    bool done[PV_MAX_SEGMENTS] = {false};
+    for (int i = 0; i < count; i++) {
+        ConvLaunch same[PV_MAX_SEGMENTS];
+        int members = 0;
+        for (int k = i; k < count && !done[i]; k++)
+            if (!done[k] && (k == i || same_kernel(&launches[i], &launches[k])))
+                same[members++] = launches[k];
+        bool joint = conv_launch_joint(run, same, members);
+        for (int k = i; k < count && joint; k++)
+            done[k] |= k == i || same_kernel(&launches[i], &launches[k]);
+        if (!done[i])
+            conv_launch(run, &same[0]);
     }
 }
 
@@ -485,37 +438,39 @@ static bool is_pointwise(const ConvArgs *args)
     return args->groups == 1 && volume(args->in) >= PV_POINTWISE;
 }
 
-static void conv_one(const PvRun *run, const ConvArgs *args)
+// A pointwise convolution.
+static void conv_plain(const PvRun *run, const ConvArgs *args)
+{
+    GemmArgs gemm = {
+        .c = args->y,
+        .a = args->w,
+        .b = args->x,
+        .m = args->c_out,
+        .n = volume(args->out),
+        .k = args->c_in,
+        .batch0 = args->images,
+        .batch1 = 1,
+        .a_m = args->c_in,
+        .a_k = 1,
+        .b0 = args->x_image,
+        .b_k = args->x_channel,
+        .b_n = 1,
+        .c0 = args->y_image,
+        .c_m = args->y_channel,
+        .r0 = args->residual_image,
+        .r_m = args->residual_channel,
+        .bias = args->bias,
+        .bias_axis = 1,
+        .residual = args->residual,
+        .act = args->act,
+    };
+    pv_gemm_one(run, &gemm);
+}
+
+static ConvLaunch forward_launch(const ConvArgs *args)
 {
     int64_t rows = args->c_out / args->groups, channels = args->c_in / args->groups;
-    int64_t outside = volume(args->out), taps = volume(args->kernel);
-    if (is_pointwise(args)) {
-        GemmArgs gemm = {
-            .c = args->y,
-            .a = args->w,
-            .b = args->x,
-            .m = rows,
-            .n = outside,
-            .k = channels,
-            .batch0 = args->images,
-            .batch1 = 1,
-            .a_m = channels,
-            .a_k = 1,
-            .b0 = args->x_image,
-            .b_k = args->x_channel,
-            .b_n = 1,
-            .c0 = args->y_image,
-            .c_m = args->y_channel,
-            .r0 = args->residual_image,
-            .r_m = args->residual_channel,
-            .bias = args->bias,
-            .bias_axis = 1,
-            .residual = args->residual,
-            .act = args->act,
-        };
-        pv_gemm_one(run, &gemm);
-        return;
-    }
+    int64_t taps = volume(args->kernel);
     ConvLaunch launch = {
         .product = {.kind = CONV_FORWARD,
                     .w_row = channels * taps,
@@ -551,14 +506,21 @@ static void conv_one(const PvRun *run, const ConvArgs *args)
         unfold->low[axis] = args->pad[axis];
         launch.step[axis] = 1;
     }
-    conv_launch(run, &launch);
+    return launch;
 }
 
 void pv_conv(const PvRun *run, const int64_t *raw)
 {
     const ConvArgs *args = (const ConvArgs *)raw;
-    for (uint32_t i = 0; i < run->segments; i++)
-        conv_one(run, &args[i]);
+    ConvLaunch launch[PV_MAX_SEGMENTS];
+    int count = 0;
+    for (uint32_t i = 0; i < run->segments; i++) {
+        if (is_pointwise(&args[i]))
+            conv_plain(run, &args[i]);
+        else
+            launch[count++] = forward_launch(&args[i]);
+    }
+    conv_launches(run, launch, count);
 }
 
 // What all forms of dgrad share.
@@ -621,7 +583,7 @@ static void dgrad_scatter(const PvRun *run, const ConvArgs *args)
 }
 
 // The positions of x that are phase[axis] modulo the strides.
-static void dgrad_phase(const PvRun *run, const ConvArgs *args, const int64_t *phase)
+static ConvLaunch phase_launch(const ConvArgs *args, const int64_t *phase)
 {
     ConvLaunch launch = dgrad_launch(args);
     ConvProduct *product = &launch.product;
@@ -640,7 +602,7 @@ static void dgrad_phase(const PvRun *run, const ConvArgs *args, const int64_t *p
         launch.table_step[axis] = -stride;
     }
     product->k_total = args->c_out / args->groups * volume(unfold->taps);
-    conv_launch(run, &launch);
+    return launch;
 }
 
 static void dgrad_one(const PvRun *run, const ConvArgs *args)
@@ -684,8 +646,10 @@ static void dgrad_one(const PvRun *run, const ConvArgs *args)
     int64_t phase[3];
     for (phase[0] = 0; phase[0] < pv_least(args->stride[0], args->in[0]); phase[0]++) {
         for (phase[1] = 0; phase[1] < pv_least(args->stride[1], args->in[1]); phase[1]++) {
-            for (phase[2] = 0; phase[2] < pv_least(args->stride[2], args->in[2]); phase[2]++)
-                dgrad_phase(run, args, phase);
+            for (phase[2] = 0; phase[2] < pv_least(args->stride[2], args->in[2]); phase[2]++) {
+                ConvLaunch launch = phase_launch(args, phase);
+                conv_launch(run, &launch);
+            }
         }
     }
 }
@@ -693,8 +657,15 @@ static void dgrad_one(const PvRun *run, const ConvArgs *args)
 void pv_conv_dgrad(const PvRun *run, const int64_t *raw)
 {
     const ConvArgs *args = (const ConvArgs *)raw;
-    for (uint32_t i = 0; i < run->segments; i++)
-        dgrad_one(run, &args[i]);
+    ConvLaunch launch[PV_MAX_SEGMENTS];
+    int count = 0;
+    for (uint32_t i = 0; i < run->segments; i++) {
+        if (!is_pointwise(&args[i]) && volume(args[i].stride) == 1 && volume(args[i].kernel) > 1)
+            launch[count++] = phase_launch(&args[i], (const int64_t[3]){0, 0, 0});
+        else
+            dgrad_one(run, &args[i]);
+    }
+    conv_launches(run, launch, count);
 }
 
 // ---- gradient of the kernel: k runs over boxes of positions ----
@@ -828,7 +799,7 @@ static void wgrad_one(const PvRun *run, const ConvArgs *args)
     }
     unfold_init(&product.unfold, PV_K_BLOCK);
     product.base = (Product){product.unfold.box_count, wgrad_begin, wgrad_pack_rows,
-                             wgrad_pack_columns, wgrad_store};
+                             wgrad_pack_columns, wgrad_store, NULL};
     ProductCut cut = pv_product_cut(rows, channels * taps, 2, args->groups, run->threads);
     int64_t blocks = cut.row_blocks * cut.column_blocks, tasks = args->groups * blocks;
 #pragma omp parallel for schedule(dynamic) num_threads(run->threads) if (tasks > 1)

@@ -31,6 +31,11 @@ ProductCut pv_product_cut(int64_t m, int64_t n, int64_t k_blocks, int64_t batche
     }
 }
 
+static int64_t panel_width(const Product *product, int64_t panel, int64_t left)
+{
+    return product->widths ? product->widths[panel] : pv_least(left, PV_LANES);
+}
+
 void pv_product_block(Product *product, int64_t m0, int64_t m1, int64_t n0, int64_t n1,
                       char *scratch)
 {
@@ -46,14 +51,14 @@ void pv_product_block(Product *product, int64_t m0, int64_t m1, int64_t n0, int6
         bool last = block + 1 == product->k_blocks;
         for (int64_t j = 0; j < panels; j++) {
             int64_t n = n0 + j * PV_LANES;
-            product->pack_columns(product, n, pv_least(n1 - n, PV_LANES),
+            product->pack_columns(product, n, panel_width(product, j, n1 - n),
                                   right + j * PV_K_BLOCK * PV_LANES);
         }
         for (int64_t m = m0; m < m1; m += PV_ROWS) {
             int64_t rows = pv_least(m1 - m, PV_ROWS);
             Ahead ahead = product->pack_rows(product, m, rows, left);
             for (int64_t j = 0; j < panels; j++) {
-                int64_t n = n0 + j * PV_LANES, columns = pv_least(n1 - n, PV_LANES);
+                int64_t n = n0 + j * PV_LANES, columns = panel_width(product, j, n1 - n);
                 int64_t number = whole ? 0 : (m - m0) / PV_ROWS * panels + j;
                 PvReal *tile = sums + number * PV_ROWS * PV_LANES;
                 const PvReal *panel = right + j * PV_K_BLOCK * PV_LANES;

@@ -23,6 +23,7 @@ struct Product {
     // The finished tile[rows][PV_LANES].
     void (*store)(Product *product, int64_t m0, int64_t rows, int64_t n0, int64_t columns,
                   const PvReal *tile);
+    const int64_t *widths;     // columns of each panel; NULL: all but the last are full
 };
 
 // Rows and columns of a task's block, multiples of PV_ROWS and PV_LANES.

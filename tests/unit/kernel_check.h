@@ -80,7 +80,8 @@ static inline int64_t real_bits(double value)
     return bits;
 }
 
-static void launch(PvKernelFn *kernel, const void *args, int64_t scratch, int threads)
+static void launch_segments(PvKernelFn *kernel, const void *args, uint32_t segments,
+                            int64_t scratch, int threads)
 {
     int64_t size = (scratch + 63) & ~(int64_t)63;
     char *memory = aligned_alloc(64, (size_t)(threads * size + CANARY));
@@ -90,13 +91,18 @@ static void launch(PvKernelFn *kernel, const void *args, int64_t scratch, int th
                  .threads = threads,
                  .scratch = memory,
                  .scratch_size = size,
-                 .segments = 1};
+                 .segments = segments};
     kernel(&run, args);
     for (int i = 0; i < CANARY; i++) {
         if (memory[threads * size + i] != 0x7f)
             fail_msg("scratch of %lld bytes a thread is too small", (long long)size);
     }
     free(memory);
+}
+
+static void launch(PvKernelFn *kernel, const void *args, int64_t scratch, int threads)
+{
+    launch_segments(kernel, args, 1, scratch, threads);
 }
 
 // Launches and compares; `tolerance` is relative to 1 + |expected|, in units of PvReal's epsilon.

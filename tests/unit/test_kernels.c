@@ -358,6 +358,69 @@ static void check_conv(ConvCase test)
     release();
 }
 
+// Planes of several sizes under one kernel: the same bits as each by itself.
+static void check_siblings(const ConvCase *tests, uint32_t count, bool dgrad)
+{
+    ConvArgs args[PV_MAX_SEGMENTS];
+    Output joint[PV_MAX_SEGMENTS], single[PV_MAX_SEGMENTS];
+    int64_t taps = tests->kernel[0] * tests->kernel[1] * tests->kernel[2], scratch = 0;
+    PvReal *w = random_array(tests->c_out * tests->c_in * taps);
+    PvReal *bias = random_array(dgrad ? tests->c_in : tests->c_out);
+    PvKernelFn *kernel = dgrad ? pv_conv_dgrad : pv_conv;
+    for (uint32_t i = 0; i < count; i++) {
+        ConvArgs *now = &args[i];
+        *now = conv_args(&tests[i]);
+        int64_t in = now->x_image * tests[i].images, out = now->y_image * tests[i].images;
+        single[i] = output(dgrad ? in : out);
+        joint[i] = output(dgrad ? in : out);
+        PvReal *given = random_array(dgrad ? out : in);
+        now->x = (int64_t)(dgrad ? single[i].data : given);
+        now->y = (int64_t)(dgrad ? given : single[i].data);
+        now->w = (int64_t)w;
+        now->bias = (int64_t)bias;
+        now->residual_channel = dgrad ? now->x_channel : now->y_channel;
+        now->residual_image = dgrad ? now->x_image : now->y_image;
+        now->residual = i == 1 ? 0 : (int64_t)random_array(single[i].count);
+        now->act = PV_ACT_SILU;
+        ConvArgs sizes = *now;
+        sizes.images = 0;
+        int64_t need = dgrad ? pv_conv_dgrad_scratch(&sizes, sizeof(PvReal))
+                             : pv_conv_scratch(&sizes, sizeof(PvReal));
+        scratch = need > scratch ? need : scratch;
+        launch(kernel, now, need, 2);
+        *(dgrad ? &now->x : &now->y) = (int64_t)joint[i].data;
+    }
+    for (int threads = 1; threads <= 3; threads++) {
+        launch_segments(kernel, args, count, scratch, threads);
+        for (uint32_t i = 0; i < count; i++) {
+            assert_memory_equal(joint[i].data, single[i].data,
+                                (size_t)single[i].count * sizeof(PvReal));
+            for (int64_t k = 0; k < joint[i].count; k++)
+                joint[i].data[k] = MARK;
+        }
+    }
+    release();
+}
+
+static void test_conv_siblings(void **state)
+{
+    (void)state;
+    const int64_t sizes[][3][2] = {{{4, 4}, {2, 4}, {2, 4}}, {{16, 16}, {8, 16}, {8, 16}},
+                                   {{5, 7}, {1, 1}, {3, 2}}, {{32, 32}, {16, 32}, {16, 32}}};
+    for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++)
+        for (int64_t images = 1; images <= 2; images++)
+            for (int64_t kernel = 1; kernel <= 3; kernel += 2) {
+                ConvCase tests[3];
+                for (int i = 0; i < 3; i++)
+                    tests[i] = (ConvCase){images, 50, 30, 1,
+                                          {1, sizes[s][i][0], sizes[s][i][1]},
+                                          {1, kernel, kernel}, {1, 1, 1},
+                                          {0, kernel / 2, kernel / 2}, 0};
+                check_siblings(tests, 3, false);
+                check_siblings(tests, 3, true);
+            }
+}
+
 static void test_conv_planes(void **state)
 {
     (void)state;
@@ -422,6 +485,7 @@ int main(void)
         cmocka_unit_test(test_gemm_batches), cmocka_unit_test(test_conv_planes),
         cmocka_unit_test(test_conv_strides), cmocka_unit_test(test_conv_axes),
         cmocka_unit_test(test_conv_groups),  cmocka_unit_test(test_conv_within),
+        cmocka_unit_test(test_conv_siblings),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

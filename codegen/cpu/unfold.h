@@ -1,0 +1,217 @@
+// The columns of a convolution's implicit matrix.
+//
+// Positions are cut into boxes (images, depth, height, width). For a box and the channels at hand
+// the part of x that it sees is copied once, with its zero border, into a patch in scratch; a
+// column of the implicit matrix is then one offset into the patch, a row another, and panels are
+// packed by adding the two. Without padding x itself serves as the patch.
+#ifndef PV_UNFOLD_H
+#define PV_UNFOLD_H
+
+#include "codegen/cpu/tile.h"
+
+typedef struct {
+    int64_t image, count;      // images
+    int64_t first[3], size[3]; // positions
+    int64_t columns;           // images x positions
+} Box;
+
+// The implicit matrix: element (channel, tap; position) of a source [image][channel][in...] is at
+// position * step + tap - low, zero outside.
+typedef struct {
+    const PvReal *source;
+    int64_t image_step, channel_step;
+    int64_t in[3], out[3], taps[3], step[3], low[3];
+    int64_t images, tap_count;
+    int64_t box[3], box_images, boxes[3], box_count; // size and number of boxes
+    bool padded;
+    // of the box at hand; all of them in scratch
+    Box at;
+    PvReal *patch;
+    const PvReal *base;   // the patch, or the source
+    int64_t base_channel; // from channel to channel of base
+    int64_t base_first;   // channel that base starts with
+    int32_t *tap_offset;  // [tap_count]
+    int32_t *offset;      // [columns] into base
+} Unfold;
+
+static void unfold_cut(Unfold *unfold, int64_t columns)
+{
+    int64_t room = columns;
+    bool whole = true;
+    for (int axis = 2; axis >= 0; axis--) {
+        int64_t most = whole ? pv_most(1, pv_least(unfold->out[axis], room)) : 1;
+        unfold->boxes[axis] = pv_ceil_div(unfold->out[axis], most);
+        unfold->box[axis] = pv_ceil_div(unfold->out[axis], unfold->boxes[axis]);
+        whole = whole && most == unfold->out[axis];
+        room /= most;
+    }
+    unfold->box_images = whole ? pv_most(1, pv_least(unfold->images, room)) : 1;
+    unfold->box_count = pv_ceil_div(unfold->images, unfold->box_images) * unfold->boxes[0] *
+                        unfold->boxes[1] * unfold->boxes[2];
+}
+
+static void unfold_init(Unfold *unfold, int64_t columns)
+{
+    unfold->tap_count = unfold->taps[0] * unfold->taps[1] * unfold->taps[2];
+    unfold->padded = false;
+    for (int axis = 0; axis < 3; axis++) {
+        int64_t last = (unfold->out[axis] - 1) * unfold->step[axis] + unfold->taps[axis] - 1;
+        if (unfold->low[axis] > 0 || last - unfold->low[axis] >= unfold->in[axis])
+            unfold->padded = true;
+    }
+    unfold_cut(unfold, columns);
+}
+
+static Box unfold_box(const Unfold *unfold, int64_t number)
+{
+    Box box;
+    box.columns = 1;
+    for (int axis = 2; axis >= 0; axis--) {
+        box.first[axis] = number % unfold->boxes[axis] * unfold->box[axis];
+        box.size[axis] = pv_least(unfold->box[axis], unfold->out[axis] - box.first[axis]);
+        number /= unfold->boxes[axis];
+        box.columns *= box.size[axis];
+    }
+    box.image = number * unfold->box_images;
+    box.count = pv_least(unfold->box_images, unfold->images - box.image);
+    box.columns *= box.count;
+    return box;
+}
+
+// Sizes of the patch of one channel and image.
+static void patch_size(const Unfold *unfold, int64_t size[3])
+{
+    for (int axis = 0; axis < 3; axis++)
+        size[axis] = (unfold->at.size[axis] - 1) * unfold->step[axis] + unfold->taps[axis];
+}
+
+// Takes box `number`: its tables, not yet the patch. *scratch moves on.
+static void unfold_open(Unfold *unfold, int64_t number)
+{
+    unfold->at = unfold_box(unfold, number);
+    const Box *box = &unfold->at;
+    int64_t size[3], image_step = unfold->image_step;
+    patch_size(unfold, size);
+    const int64_t *extent = unfold->padded ? size : unfold->in;
+    int64_t plane = extent[0] * extent[1] * extent[2];
+    if (unfold->padded) {
+        unfold->base_channel = plane * box->count;
+        image_step = plane;
+    } else {
+        unfold->base_channel = unfold->channel_step;
+        unfold->base_first = 0;
+        unfold->base = unfold->source + box->image * unfold->image_step;
+        int64_t start = 0;
+        for (int axis = 0; axis < 3; axis++)
+            start = start * unfold->in[axis] + box->first[axis] * unfold->step[axis] -
+                    unfold->low[axis];
+        unfold->base += start;
+    }
+    int64_t column = 0;
+    for (int64_t image = 0; image < box->count; image++) {
+        for (int64_t d = 0; d < box->size[0]; d++) {
+            for (int64_t h = 0; h < box->size[1]; h++) {
+                int64_t at = image * image_step +
+                             (d * unfold->step[0] * extent[1] + h * unfold->step[1]) * extent[2];
+                for (int64_t w = 0; w < box->size[2]; w++)
+                    unfold->offset[column++] = (int32_t)(at + w * unfold->step[2]);
+            }
+        }
+    }
+    int64_t tap = 0;
+    for (int64_t d = 0; d < unfold->taps[0]; d++) {
+        for (int64_t h = 0; h < unfold->taps[1]; h++) {
+            for (int64_t w = 0; w < unfold->taps[2]; w++)
+                unfold->tap_offset[tap++] = (int32_t)((d * extent[1] + h) * extent[2] + w);
+        }
+    }
+}
+
+// One row of the patch: `size` elements from position `first` of a row of `in`, zero outside.
+static void patch_row(PvReal *to, const PvReal *row, int64_t first, int64_t size, int64_t in)
+{
+    int64_t i = 0;
+    for (; i < size && first + i < 0; i++)
+        to[i] = 0;
+    int64_t inside = pv_least(size, in - first);
+    for (; i < inside; i++)
+        to[i] = row[first + i];
+    for (; i < size; i++)
+        to[i] = 0;
+}
+
+// Makes channels c0 .. c1 - 1 of the box ready.
+static void unfold_fill(Unfold *unfold, int64_t c0, int64_t c1)
+{
+    if (!unfold->padded)
+        return;
+    const Box *box = &unfold->at;
+    int64_t size[3], first[3];
+    patch_size(unfold, size);
+    for (int axis = 0; axis < 3; axis++)
+        first[axis] = box->first[axis] * unfold->step[axis] - unfold->low[axis];
+    PvReal *to = unfold->patch;
+    for (int64_t c = c0; c < c1; c++) {
+        for (int64_t image = 0; image < box->count; image++) {
+            const PvReal *from = unfold->source + (box->image + image) * unfold->image_step +
+                                 c * unfold->channel_step;
+            for (int64_t d = first[0]; d < first[0] + size[0]; d++) {
+                for (int64_t h = first[1]; h < first[1] + size[1]; h++, to += size[2]) {
+                    bool inside = d >= 0 && d < unfold->in[0] && h >= 0 && h < unfold->in[1];
+                    patch_row(to, inside ? from + (d * unfold->in[1] + h) * unfold->in[2] : NULL,
+                              first[2], size[2], inside ? unfold->in[2] : 0);
+                }
+            }
+        }
+    }
+    unfold->base = unfold->patch;
+    unfold->base_first = c0;
+}
+
+// Where the elements of (channel, tap) start; add Unfold.offset.
+PV_INLINE const PvReal *unfold_at(const Unfold *unfold, int64_t channel, int64_t tap)
+{
+    return unfold->base + (channel - unfold->base_first) * unfold->base_channel +
+           unfold->tap_offset[tap];
+}
+
+// How many neighbours of `offset` lie next to each other everywhere: a power of two.
+static int offsets_grain(const int32_t *offset, int64_t count)
+{
+    for (int grain = PV_WIDTH; grain > 1; grain /= 2) {
+        bool even = count % grain == 0;
+        for (int64_t i = 0; even && i < count; i++)
+            even = i % grain == 0 || offset[i] == offset[i - 1] + 1;
+        if (even)
+            return grain;
+    }
+    return 1;
+}
+
+// to[i] = from[offset[i]], i < count, which is a multiple of grain
+PV_INLINE void collect(PvReal *to, const PvReal *from, const int32_t *offset, int64_t count,
+                       int grain)
+{
+    for (int64_t i = 0; i < count; i += grain)
+        memcpy(to + i, from + offset[i], (size_t)grain * sizeof *to);
+}
+
+static void collect_any(PvReal *to, const PvReal *from, const int32_t *offset, int64_t count,
+                        int grain)
+{
+    switch (grain) {
+    case 16:
+        collect(to, from, offset, count, 16);
+        break;
+    case 8:
+        collect(to, from, offset, count, 8);
+        break;
+    case 4:
+        collect(to, from, offset, count, 4);
+        break;
+    default:
+        collect(to, from, offset, count, 1);
+    }
+}
+
+#endif
