@@ -40,14 +40,18 @@ def write(path, tensors):
 
 
 def draw(seed, inputs, batch):
-    """Numbers for a program's inputs (info --json): normal ones, and small indices."""
+    """Numbers for a program's inputs (info --json): normal ones, and indices, each smaller than the one
+    before, as a sampler's times are."""
     source = random.Random(seed)
+    below = 999
     tensors = {}
     for each in inputs:
         shape = [batch if size == "b" else size for size in each["shape"]]
         count = math.prod(shape)
         if each["dtype"] == "i64":
-            tensors[each["name"]] = ("I64", shape, array.array("q", [source.randrange(1, 999) for _ in range(count)]))
+            tensors[each["name"]] = ("I64", shape, array.array("q", [source.randrange(below // 2, below)
+                                                                     for _ in range(count)]))
+            below = below // 2
         elif each["dtype"] == "f32":
             tensors[each["name"]] = ("F32", shape, array.array("f", [source.gauss(0, 0.5) for _ in range(count)]))
         else:
