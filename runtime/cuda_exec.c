@@ -281,22 +281,23 @@ static PvRecipe *take_recipe(PvGpu *gpu, const PvExecStep *step, bool settings, 
 
 // ---- launches ----
 
-// Batch, seed, counters, step values.
-static bool send_numbers(PvGpu *gpu, const PvExecStep *step, const PvGpuStep *to, PvError *error)
+// Batch, seed, counters, and the step values of a plan (NULL: none).
+static bool send_numbers(PvGpu *gpu, const PvStep *step, const PvPlan *plan, const PvGpuStep *to,
+                         PvError *error)
 {
-    const PvRandom *random = step->step->random;
-    const PvPlan *plan = step->plan;
+    const PvRandom *random = step->random;
     StepNumbers *numbers = (StepNumbers *)(void *)gpu->step_host;
-    numbers->batch = step->step->batch;
+    uint32_t count = plan && plan->scalars ? plan->scalar_count : 0;
+    numbers->batch = step->batch;
     numbers->seed[0] = random ? (uint32_t)random->seed : 0;
     numbers->seed[1] = random ? (uint32_t)(random->seed >> 32) : 0;
     for (uint32_t i = 0; random && i < random->stream_count; i++) {
         numbers->stream[i].draw = (uint32_t)random->draws[i];
         numbers->stream[i].hash = random->hashes[i];
     }
-    if (plan->scalars && plan->scalar_count > 0)
-        plan->scalars(step->step, (PvScalar *)(void *)(gpu->step_host + gpu->scalars_at));
-    int64_t bytes = gpu->scalars_at + (int64_t)(plan->scalar_count * sizeof(PvScalar));
+    if (count > 0)
+        plan->scalars(step, (PvScalar *)(void *)(gpu->step_host + gpu->scalars_at));
+    int64_t bytes = gpu->scalars_at + (int64_t)(count * sizeof(PvScalar));
     return pv_device_upload(gpu->device, to->stream, to->at, gpu->step_host, bytes, error);
 }
 
@@ -544,7 +545,7 @@ bool pv_gpu_run(PvGpu *gpu, const PvExecStep *step, PvError *error)
     if (!make_room(gpu, step, error))
         return false;
     PvRecipe *recipe = take_recipe(gpu, step, false, io, error);
-    if (!recipe || !send_numbers(gpu, step, &gpu->step, error))
+    if (!recipe || !send_numbers(gpu, step->step, step->plan, &gpu->step, error))
         return false;
     pv_device_doing(gpu->device, step->entry->name);
     bool timed = gpu->exec->times || gpu->exec->profiling, done = false;
@@ -569,7 +570,7 @@ bool pv_gpu_settings(PvGpu *gpu, const PvExecStep *step, PvError *error)
     for (uint32_t i = 0; i < entry->output_count; i++)
         io[entry->input_count + i] = gpu->side_io + IO_SPACING * (uint64_t)i;
     PvRecipe *recipe = take_recipe(gpu, step, true, io, error);
-    if (!recipe || !send_numbers(gpu, step, &gpu->side, error))
+    if (!recipe || !send_numbers(gpu, step->step, step->plan, &gpu->side, error))
         return false;
     pv_device_doing(gpu->device, entry->name);
     Watch watch = {gpu->device->side, gpu->device->synchronous, false};
@@ -587,6 +588,15 @@ bool pv_gpu_settings(PvGpu *gpu, const PvExecStep *step, PvError *error)
             memcpy(step->io[entry->input_count + i], values + IO_SPACING * i,
                    (size_t)pv_dtype_size(entry->outputs[i].type.dtype));
     return true;
+}
+
+bool pv_gpu_draw(PvGpu *gpu, const PvStep *step, uint32_t stream, int kind, int64_t count,
+                 CUdeviceptr to, PvError *error)
+{
+    const RandomArgs args = {
+        .y = (int64_t)to, .count = count, .stream = (int64_t)stream, .kind = kind};
+    return send_numbers(gpu, step, NULL, &gpu->step, error) &&
+           pv_gpu_call(gpu, kind == 0 ? "normal" : "uniform", &args, sizeof args, error);
 }
 
 // Workspace of a plan at a batch; addresses, which are not known yet, are any that are not 0.

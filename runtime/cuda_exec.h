@@ -59,6 +59,9 @@ bool pv_gpu_run(PvGpu *gpu, const PvExecStep *step, PvError *error);
 bool pv_gpu_settings(PvGpu *gpu, const PvExecStep *step, PvError *error);
 // The workspace that a plan needs, about: on a line through two batches.
 PvMemoryItem pv_gpu_workspace(PvGpu *gpu, const PvPlan *plan);
+// Queues the present draw of a stream, as pv_random_fill makes it: kind 0 normal, 1 uniform.
+bool pv_gpu_draw(PvGpu *gpu, const PvStep *step, uint32_t stream, int kind, int64_t count,
+                 CUdeviceptr to, PvError *error);
 // Queues a kernel of PvCuda by name.
 bool pv_gpu_call(PvGpu *gpu, const char *name, const void *args, size_t bytes, PvError *error);
 

@@ -311,7 +311,8 @@ typedef struct {
     const PvCudaImage *images;       uint32_t image_count;
     const PvCudaKernel *kernels;     uint32_t kernel_count;     // of the optimizer and the like
     const char *const *kernel_names; // "square_sums", "adamw", "sgd", "accumulate", "average":
-                                     // their arguments end codegen/kernel_args.h
+                                     // their arguments end codegen/kernel_args.h; "normal",
+                                     // "uniform": RandomArgs
     uint32_t version;                // of CUDA that compiled the images: 13000; 0: not known
 } PvCuda;
 

@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "runtime/cuda_exec.h"
 #include "runtime/log.h"
 
 struct PvHost {
@@ -145,15 +146,26 @@ int pv_host_option(PvHost *host, PvVar *var, uint32_t index)
     return tensor ? 0 : -1;
 }
 
+static bool draw_there(PvHost *host, PvTensor *tensor, uint32_t stream, int kind)
+{
+    PvGpu *gpu = host->run->session->exec->gpu;
+    CUdeviceptr at;
+    return pv_tensor_place(tensor, gpu->device, &at, host->error) &&
+           pv_gpu_draw(gpu, &host->step, stream, kind, tensor->count, at, host->error);
+}
+
 int pv_host_random(PvHost *host, PvVar *var, uint32_t stream, int kind, const PvType *type)
 {
     PvRandom *random = host->step.random;
+    PvGpu *gpu = host->run->session->exec->gpu;
+    bool there = gpu && !host->dry && !pv_random_given(random, stream); // drawn on the GPU
     PvTensor *tensor = host->dry ? blank_of(type, host->step.batch, 0, host->error)
+                       : there   ? pv_tensor_on(gpu->device, type, host->step.batch, host->error)
                                  : pv_tensor_of(type, host->step.batch, host->error);
     pv_host_set_tensor(var, tensor);
-    if (!tensor)
+    if (!tensor || (there && !draw_there(host, tensor, stream, kind)))
         return -1;
-    if (!host->dry)
+    if (!host->dry && !there)
         pv_random_fill(random, stream, kind, 0, 0, tensor->count, tensor->data);
     pv_random_advance(random, &stream, 1);
     return 0;

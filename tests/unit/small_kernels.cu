@@ -42,19 +42,23 @@ SMALL(total_grad, 5)
     }
 }
 
+static float normal_at(uint64_t seed, const CxStream *stream, int64_t i)
+{
+    PvBits bits = pv_random_block(seed, stream->hash, stream->draw, (uint64_t)i / 4);
+    float values[4];
+    pv_bits_normal(bits.word[0], bits.word[1], &values[0], &values[1]);
+    pv_bits_normal(bits.word[2], bits.word[3], &values[2], &values[3]);
+    return values[i % 4];
+}
+
 // x [n] of stream 0
 SMALL(noise, 2)
 {
     const int64_t *args = p.args[0].at;
     const CxStep *step = p.head.step;
     uint64_t seed = step->seed[0] | (uint64_t)step->seed[1] << 32;
-    for (int64_t i = 0; i < args[1]; i++) {
-        PvBits bits = pv_random_block(seed, step->stream[0].hash, step->stream[0].draw, i / 4);
-        float values[4];
-        pv_bits_normal(bits.word[0], bits.word[1], &values[0], &values[1]);
-        pv_bits_normal(bits.word[2], bits.word[3], &values[2], &values[3]);
-        F(args[0])[i] = values[i % 4];
-    }
+    for (int64_t i = 0; i < args[1]; i++)
+        F(args[0])[i] = normal_at(seed, &step->stream[0], i);
 }
 
 // loss [], report [], dw [3], w [3], noise [n], n, seen (i64 [1]), bad (address: option)
@@ -94,6 +98,18 @@ SMALL(halve, 4)
     for (int64_t i = 0; i < args[3]; i++)
         F(args[0])[i] = F(args[1])[i] / 2 + F(args[2])[i];
 }
+
+// the draw of a sampler
+extern "C" __global__ void normal(const __grid_constant__ CxLaunch<RandomArgs> p)
+{
+    const RandomArgs &args = p.args[0];
+    const CxStep *step = p.head.step;
+    const CxStream *stream = &step->stream[args.stream];
+    uint64_t seed = step->seed[0] | (uint64_t)step->seed[1] << 32;
+    for (int64_t i = 0; i < args.count; i++)
+        F(args.y)[i] = normal_at(seed, stream, i);
+}
+CX_ENTRY(normal)
 
 // ---- the optimizer ----
 

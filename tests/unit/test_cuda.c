@@ -49,12 +49,12 @@ static const PvCudaKernel small_kernels[] = {
     KERNEL("paint", 1, one_block),      KERNEL("halve", 1, one_block),
 };
 static const PvCudaKernel optimizer_kernels[] = {
-    KERNEL("square_sums", 2, block_a_chunk),
-    KERNEL("adamw", 1, block_a_chunk),
-    KERNEL("accumulate", 1, block_a_chunk),
-    KERNEL("average_all", 1, block_a_chunk),
+    KERNEL("square_sums", 2, block_a_chunk), KERNEL("adamw", 1, block_a_chunk),
+    KERNEL("accumulate", 1, block_a_chunk),  KERNEL("average_all", 1, block_a_chunk),
+    KERNEL("normal", 1, one_block),
 };
-static const char *const optimizer_names[] = {"square_sums", "adamw", "accumulate", "average"};
+static const char *const optimizer_names[] = {"square_sums", "adamw", "accumulate", "average",
+                                              "normal"};
 static PvCudaImage images[] = {{.module = 0, .arch = PV_ARCH_SIMT}};
 static const PvCuda cuda = {
     1, images, COUNT(images), optimizer_kernels, COUNT(optimizer_kernels), optimizer_names, 13000};
