@@ -13,6 +13,7 @@ import subprocess
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 PVDMC = os.environ.get("PVDMC", os.path.join(ROOT, "out", "release", "pvdmc"))
+TARGET = os.environ.get("PVDM_TEST_TARGET")      # what executables are compiled for, if not by the test
 EMULATOR = os.path.join(os.path.dirname(PVDMC), "lib", "libpvdm_fakecuda.so")   # as a CUDA driver
 OUT = os.path.join(ROOT, "out", "tests")
 GOLDEN = os.path.join(ROOT, "tests", "golden")
@@ -37,6 +38,8 @@ def run(*command, status=0, cwd=ROOT, env=None, timeout=900):
 def compiled(model, *flags):
     """The executable of a model file with these flags; compiled once a test run."""
     path = model if os.path.isabs(model) else os.path.join(ROOT, "models", model)
+    if TARGET and "--target" not in flags:
+        flags = (*flags, "--target", TARGET)
     key = hashlib.sha256("\0".join((path, *flags)).encode()).hexdigest()[:12]
     exe = os.path.join(OUT, "bin", f"{os.path.basename(path)[:-6]}-{key}")
     if not os.path.exists(exe) or os.path.getmtime(exe) < max(
