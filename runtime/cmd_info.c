@@ -42,6 +42,12 @@ static json_t *names_json(const bool *marks)
     return names;
 }
 
+// How much of the arena is in use at its fullest moment.
+static double packing(int64_t live, int64_t arena)
+{
+    return arena > 0 ? (double)live / (double)arena : 1;
+}
+
 // One variant: operations and bytes, as fixed + batch * per sample.
 static json_t *plan_json(const PvExec *exec, const PvEntry *entry, const PvPlan *plan)
 {
@@ -56,6 +62,17 @@ static json_t *plan_json(const PvExec *exec, const PvEntry *entry, const PvPlan 
                   "live_bytes_fixed", (json_int_t)plan->live_fixed, "live_bytes_sample",
                   (json_int_t)plan->live_batch, "launches", (int)plan->launch_count, "reads",
                   names_json(needed));
+    json_object_update_new(
+        json, json_pack("{s:I, s:I, s:I, s:f, s:f}", "arena_bytes_fixed",
+                        (json_int_t)plan->arena_fixed, "arena_bytes_sample",
+                        (json_int_t)plan->arena_batch, "workspace_bytes_thread",
+                        (json_int_t)plan->scratch_size, "packing_fixed",
+                        packing(plan->live_fixed, plan->arena_fixed), "packing_sample",
+                        packing(plan->live_batch, plan->arena_batch)));
+    if (plan->table)
+        json_object_set_new(json, "table",
+                            json_pack("{s:I, s:i}", "bytes_row", (json_int_t)plan->row_bytes,
+                                      "launches_row", (int)plan->table->launch_count));
     free(needed);
     return json;
 }
@@ -127,12 +144,25 @@ static json_t *minimize_json(const PvExec *exec, const PvMinimize *minimize)
     return json;
 }
 
+// What a step of training holds, part by part.
+static json_t *items_json(const PvMemoryItem *items, uint32_t count)
+{
+    json_t *json = json_array();
+    for (uint32_t i = 0; i < count; i++)
+        if (items[i].fixed || items[i].per_batch)
+            json_array_append_new(
+                json, json_pack("{s:s, s:I, s:I}", "what", items[i].what, "bytes_fixed",
+                                (json_int_t)items[i].fixed, "bytes_sample",
+                                (json_int_t)items[i].per_batch));
+    return json;
+}
+
 static json_t *stages_json(PvSession *session, int64_t free_bytes, PvError *error)
 {
     json_t *json = json_array();
     for (uint32_t i = 0; i < pv_model.stage_count; i++) {
         const PvStage *stage = &pv_model.stages[i];
-        PvTrain *train = pv_train_new(session, stage, 0, 0, false, error);
+        PvTrain *train = pv_train_new(session, stage, 0, -1, false, error);
         if (!train)
             break;
         PvMemoryItem items[PV_TRAIN_ITEMS];
@@ -146,6 +176,7 @@ static json_t *stages_json(PvSession *session, int64_t free_bytes, PvError *erro
                       "reads", names_json(train->needed), "bytes_fixed", (json_int_t)fixed,
                       "bytes_sample", (json_int_t)(pv_memory_sum(items, count, 1) - fixed),
                       "largest_batch", (json_int_t)largest_batch(train, free_bytes));
+        json_object_set_new(one, "memory", items_json(items, count));
         if (stage->source) {
             json_t *data = value_json(stage->data_name, &stage->data_type);
             json_object_set_new(data, "source", json_string(stage->source));
@@ -326,6 +357,12 @@ static void print_variants(const json_t *entry)
                size_of(variant, "activation_bytes_fixed", text[1]),
                size_of(variant, "activation_bytes_sample", text[2]),
                size_of(variant, "live_bytes_sample", text[3]));
+        printf(", packed %.1f%% + %.1f%%", 100 * number_of(variant, "packing_fixed"),
+               100 * number_of(variant, "packing_sample"));
+        const json_t *table = json_object_get(variant, "table");
+        if (table)
+            printf("; a row of its table: %s, %d launches", size_of(table, "bytes_row", text[0]),
+                   (int)number_of(table, "launches_row"));
         print_names("; reads ", json_object_get(variant, "reads"));
         printf("\n");
     }
@@ -346,6 +383,22 @@ static void print_programs(const json_t *programs)
     }
 }
 
+static void print_items(const json_t *items)
+{
+    size_t i;
+    const json_t *item;
+    char text[2][32];
+    json_array_foreach(items, i, item)
+    {
+        bool fixed = number_of(item, "bytes_fixed") > 0, sample = number_of(item, "bytes_sample") > 0;
+        printf("%s%s %s", i ? ", " : "      ", text_of(item, "what"),
+               fixed ? size_of(item, "bytes_fixed", text[0]) : "");
+        printf("%s%s%s", fixed && sample ? " + " : "",
+               sample ? size_of(item, "bytes_sample", text[1]) : "", sample ? " a sample" : "");
+    }
+    printf("\n");
+}
+
 static void print_stages(const json_t *stages)
 {
     size_t i, k;
@@ -363,6 +416,7 @@ static void print_stages(const json_t *stages)
                (long long)number_of(stage, "largest_batch"));
         print_names("; reads ", json_object_get(stage, "reads"));
         printf("\n");
+        print_items(json_object_get(stage, "memory"));
         json_array_foreach(json_object_get(stage, "minimize"), k, minimize)
         {
             print_names("    moves ", json_object_get(minimize, "moves"));

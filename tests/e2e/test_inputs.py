@@ -149,7 +149,14 @@ def test_info_is_json():
     text = json.dumps(told)
     for name in ("extract", "decode", "reconstruct", "denoise", "ddim_step", "diffusion_loss", "ae", "unet"):
         assert f'"{name}"' in text, name
-    run(exe, "info")
+    memory = {item["what"] for item in told["stages"][-1]["memory"]}
+    assert {"parameters", "gradients", "moments", "averages", "activations", "data"} <= memory, memory
+    for entry in told["programs"] + told["gradients"]:
+        for variant in entry["variants"]:
+            assert min(variant["packing_fixed"], variant["packing_sample"]) >= 0.95, entry["name"]
+    step = next(entry for entry in told["programs"] if entry["name"] == "ddim_step")
+    assert step["variants"][0]["table"]["bytes_row"] > 0
+    assert "moments" in run(exe, "info")
     run(exe, "--help")
     for command in ("info", "run", "grad", "train", "sample", "reconstruct", "weights"):
         assert "usage" in run(exe, command, "--help").lower(), command
