@@ -1,6 +1,7 @@
-// `pvdmc bench FILE.model ...`: compiles the model with its whole ladder, and once more unfused in f64
-// as what errors are measured against, and runs the first one's `bench`. All three are processes of
-// their own: pvdmc twice, then the executable. The executables are temporary, unless -o keeps one.
+// `pvdmc bench FILE.model ...`: compiles the model with its whole ladder, and once more unfused in
+// f64 as what errors are measured against, and runs the first one's `bench`. All three are
+// processes of their own: pvdmc twice, then the executable. The executables are temporary, unless
+// -o keeps one.
 #include <errno.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -43,15 +44,14 @@ static bool has_value(const char *const *list, const char *word)
 {
     size_t length = strcspn(word, "=");
     for (; *list; list++)
-        if ((word[length] == '=' && strlen(*list) == length &&
-             strncmp(*list, word, length) == 0) ||
+        if ((word[length] == '=' && strlen(*list) == length && strncmp(*list, word, length) == 0) ||
             ((*list)[1] != '-' && strncmp(word, *list, 2) == 0 && word[2]))
             return true;
     return false;
 }
 
 typedef struct {
-    WordList compile;          // options of pvdmc for both, for the ladder alone, of `bench`
+    WordList compile; // options of pvdmc for both, for the ladder alone, of `bench`
     WordList ladder, bench;
     const char *model, *output;
     bool reference;

@@ -8,7 +8,7 @@
 #include "compiler/plan.h"
 
 typedef struct {
-    uint32_t *launch;          // that store in one buffer, ascending
+    uint32_t *launch; // that store in one buffer, ascending
     uint32_t count;
     size_t capacity;
 } Writers;
@@ -17,14 +17,14 @@ static void add_writer(Writers *writers, uint32_t launch)
 {
     if (writers->count > 0 && writers->launch[writers->count - 1] == launch)
         return;
-    writers->launch = grow_array(writers->launch, &writers->capacity, writers->count,
-                                 sizeof *writers->launch);
+    writers->launch =
+        grow_array(writers->launch, &writers->capacity, writers->count, sizeof *writers->launch);
     writers->launch[writers->count++] = launch;
 }
 
 typedef struct {
     uint32_t *pairs;
-    uint32_t count, first;     // pairs of the present launch begin at `first`
+    uint32_t count, first; // pairs of the present launch begin at `first`
     size_t capacity;
 } Edges;
 
@@ -48,7 +48,7 @@ uint32_t *launch_edges(const Work *work, uint32_t *count)
     for (uint32_t i = 0; i < work->launch_count; i++) {
         const PlanLaunch *launch = &work->launches[i];
         edges.first = edges.count;
-        for (int store = 0; store < 2; store++)     // reads first: it may read where it stores
+        for (int store = 0; store < 2; store++) // reads first: it may read where it stores
             for (uint32_t k = 0; k < launch->arg_count; k++) {
                 const PlanArg *arg = &work->args[launch->arg + k];
                 if (arg->space != PV_ARENA)

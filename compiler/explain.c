@@ -12,12 +12,12 @@
 enum { MOST_PATHS = 3 };
 
 struct Explain {
-    const char *path;          // as the user wrote it
+    const char *path; // as the user wrote it
     uint32_t line;
     const Sources *sources;
-    uint32_t file;             // 0: not found
-    char *text;                // of the line
-    uint32_t *made, made_total;        // by operation, after elaboration
+    uint32_t file;              // 0: not found
+    char *text;                 // of the line
+    uint32_t *made, made_total; // by operation, after elaboration
 };
 
 // ---- the line ----
@@ -96,15 +96,15 @@ typedef struct {
     uint32_t launches, segments;
     double flops, bytes, seconds;
     const char *paths[MOST_PATHS];
-    uint32_t path_count;       // all of them
+    uint32_t path_count; // all of them
 } Row;
 
 typedef struct {
     const Explain *e;
     const Work *work;
     const ExplainFigures *figures;
-    bool *forward;             // by local number
-    bool *chosen;              // by launch
+    bool *forward; // by local number
+    bool *chosen;  // by launch
     Row *rows;
     uint32_t row_count;
     size_t row_capacity;
@@ -142,8 +142,7 @@ static Row *find_row(PlanView *view, const char *label, bool backward)
     for (uint32_t i = 0; i < view->row_count; i++)
         if (view->rows[i].label == label && view->rows[i].backward == backward)
             return &view->rows[i];
-    view->rows =
-        grow_array(view->rows, &view->row_capacity, view->row_count, sizeof *view->rows);
+    view->rows = grow_array(view->rows, &view->row_capacity, view->row_count, sizeof *view->rows);
     view->rows[view->row_count] = (Row){.label = label, .backward = backward};
     return &view->rows[view->row_count++];
 }
@@ -178,15 +177,15 @@ static void choose_launch(PlanView *view, uint32_t index, bool backward)
         add_path(row, origin->path);
 }
 
-// The group at each place of the schedule that computes something of the line, and its launches: those
-// of its own anchor, or of the first of the set it was joined with.
+// The group at each place of the schedule that computes something of the line, and its launches:
+// those of its own anchor, or of the first of the set it was joined with.
 static void choose_launches(PlanView *view)
 {
     const Work *work = view->work;
     const Graph *graph = work->module->graph;
-    uint32_t *first = calloc(graph_count(graph) + 1, sizeof *first);   // launch + 1 by anchor
+    uint32_t *first = calloc(graph_count(graph) + 1, sizeof *first); // launch + 1 by anchor
     uint32_t *next = calloc(work->launch_count + 1, sizeof *next);
-    bool *mine = calloc(work->count + 2, sizeof *mine);        // by group
+    bool *mine = calloc(work->count + 2, sizeof *mine); // by group
     bool *back = calloc(work->count + 2, sizeof *back);
     if (!first || !next || !mine || !back)
         bug("out of memory");
@@ -254,8 +253,11 @@ static const char *scaled(char text[24], double value, const char *const *units)
         value /= 1000;
         units++;
     }
-    snprintf(text, 24, value >= 99.95 ? "%.0f %s" : value >= 9.995 ? "%.1f %s" : "%.2f %s", value,
-             *units);
+    snprintf(text, 24,
+             value >= 99.95   ? "%.0f %s"
+             : value >= 9.995 ? "%.1f %s"
+                              : "%.2f %s",
+             value, *units);
     return text;
 }
 
@@ -367,8 +369,8 @@ static uint32_t explain_plans(FILE *out, const Explain *e, const Work *const *pl
             bug("out of memory");
         explain_plan(body, e, work, figures);
         fclose(body);
-        bool again = before && strcmp(before, text) == 0 && i > 0 &&
-                     plans[i - 1]->entry == work->entry;
+        bool again =
+            before && strcmp(before, text) == 0 && i > 0 && plans[i - 1]->entry == work->entry;
         fprintf(out, "%s%s", again ? "" : "\n", work->entry->name);
         if (work->entry->variant_count > 1)
             fprintf(out, ", variant %u", (uint32_t)(work->variant - work->entry->variants));
@@ -401,8 +403,9 @@ int explain_end(FILE *out, Explain *e, const Work *const *plans, uint32_t count,
                 const ExplainFigures *figures)
 {
     if (!e->file || !e->text) {
-        fprintf(stderr, e->file ? "pvdmc: error: '%s' has no line %u\n"
-                                : "pvdmc: error: '%s' is no file of this model (line %u)\n",
+        fprintf(stderr,
+                e->file ? "pvdmc: error: '%s' has no line %u\n"
+                        : "pvdmc: error: '%s' is no file of this model (line %u)\n",
                 e->path, e->line);
         return 1;
     }

@@ -7,7 +7,7 @@
 typedef struct {
     double batch;
     double bytes_per_second, flops_per_second;
-    bool stated;               // the user gave them
+    bool stated; // the user gave them
 } ExplainFigures;
 
 typedef struct Explain Explain;

@@ -1,5 +1,5 @@
-// The developer's page: html_page.html with all that it draws as one JSON object. Graphs are lists of
-// nodes with the numbers they have in the module, so that origins, operands and groups can be
+// The developer's page: html_page.html with all that it draws as one JSON object. Graphs are lists
+// of nodes with the numbers they have in the module, so that origins, operands and groups can be
 // followed from one pass into the next; texts that repeat stand in one table and are named by
 // number.
 #include "compiler/html.h"
@@ -21,10 +21,10 @@ struct Html {
     const Sources *sources;
     Buffered graphs, groups, plans;
     uint32_t graph_count;
-    const char **texts;        // interned
+    const char **texts; // interned
     uint32_t text_count;
     size_t text_capacity;
-    uint32_t *table;           // by hash of the pointer: text + 1
+    uint32_t *table; // by hash of the pointer: text + 1
     uint32_t table_size;
 };
 
@@ -245,8 +245,7 @@ static void put_launches(Html *html, const Work *work, const char *(*kernel_name
         fprintf(out, "%s[%u,%u,%u,%u,%u,%.6g,%.6g,%.6g,%.6g]", i ? ",\n" : "",
                 text_number(html, kernel_name(launch->kernel)), text_number(html, launch->label),
                 line_number(html, origin), path_number(html, origin), launch->segments,
-                launch->flops_fixed, launch->flops_batch, launch->bytes_fixed,
-                launch->bytes_batch);
+                launch->flops_fixed, launch->flops_batch, launch->bytes_fixed, launch->bytes_batch);
     }
 }
 
@@ -282,8 +281,10 @@ void html_plans(Html *html, Work *const *plans, uint32_t count,
         const Work *work = plans[i];
         if (work->taps)
             continue;
-        fprintf(out, "%s{\"entry\":%u,\"variant\":%u,\"arena\":[%lld,%lld],\"live\":[%lld,%lld],"
-                "\"launches\":[", any ? "," : "", work->entry_index, variant_number(work),
+        fprintf(out,
+                "%s{\"entry\":%u,\"variant\":%u,\"arena\":[%lld,%lld],\"live\":[%lld,%lld],"
+                "\"launches\":[",
+                any ? "," : "", work->entry_index, variant_number(work),
                 (long long)work->arena_fixed, (long long)work->arena_batch,
                 (long long)work->live_fixed, (long long)work->live_batch);
         any = true;
@@ -301,7 +302,7 @@ void html_plans(Html *html, Work *const *plans, uint32_t count,
 static void put_ops(FILE *out)
 {
     static const char *const classes[] = {
-        [CLASS_SOURCE] = "source", [CLASS_ELEMENTWISE] = "elementwise",
+        [CLASS_SOURCE] = "source",     [CLASS_ELEMENTWISE] = "elementwise",
         [CLASS_MOVEMENT] = "movement", [CLASS_REDUCE] = "reduce",
         [CLASS_CONTRACT] = "contract", [CLASS_COMPOSITE] = "composite"};
     for (uint32_t op = 0; op < OP_COUNT; op++)

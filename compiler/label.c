@@ -16,8 +16,7 @@ static const char *anchor_name(const Graph *graph, const Node *node)
     if (op_info[node->op].class != CLASS_CONTRACT)
         return op_info[node->op].name;
     // the kernel: weights of the first two, the result of the weight gradient
-    const Type *kernel =
-        node->op == OP_CONV_WGRAD ? node->type[0] : val_type(graph, node->in[1]);
+    const Type *kernel = node->op == OP_CONV_WGRAD ? node->type[0] : val_type(graph, node->in[1]);
     char text[LABEL_SIZE];
     int at = snprintf(text, sizeof text, "%s", op_info[node->op].name);
     for (uint32_t i = 2; i < kernel->rank && at < (int)sizeof text; i++)
@@ -30,7 +29,7 @@ typedef struct {
     const char *name[MOST_PARTS + 1];
     uint32_t times[MOST_PARTS + 1];
     uint32_t count;
-    bool more;                 // there are parts that are not listed
+    bool more; // there are parts that are not listed
 } Parts;
 
 static void add_part(Parts *parts, const char *name)

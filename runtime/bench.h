@@ -13,36 +13,36 @@
 
 /* bench_machine.c */
 typedef struct {
-    double copy;               // bytes/s read and written by a copy that no cache holds
-    double cached;             // the same of one that a cache may hold
-    double product;            // FLOP/s of a large matrix product
+    double copy;    // bytes/s read and written by a copy that no cache holds
+    double cached;  // the same of one that a cache may hold
+    double product; // FLOP/s of a large matrix product
 } PvRates;
-const char *pv_bench_device(const PvSession *session);    // its name
+const char *pv_bench_device(const PvSession *session); // its name
 bool pv_bench_machine(PvSession *session, PvRates *rates, PvError *error);
 // Seconds that a kernel takes if it is limited by one of them alone.
 double pv_bench_predict(const PvRates *rates, double flops, double bytes);
 
 /* bench_case.c */
 typedef struct {
-    char *name;                // "denoise", "grad.loss", "train.diffusion", "ddim.call0"
-    PvEntryKind kind;          // PV_PROGRAM, PV_GRAD_OF, PV_CALL; PV_MINIMIZE: a stage
-    const PvEntry *entry;      // of a program
+    char *name;           // "denoise", "grad.loss", "train.diffusion", "ddim.call0"
+    PvEntryKind kind;     // PV_PROGRAM, PV_GRAD_OF, PV_CALL; PV_MINIMIZE: a stage
+    const PvEntry *entry; // of a program
     const PvStage *stage;
     PvSession *session;
-    PvCall *calls[PV_MAX_MINIMIZE];    // with inputs; of a stage those of its turns
+    PvCall *calls[PV_MAX_MINIMIZE]; // with inputs; of a stage those of its turns
     uint32_t variant[PV_MAX_MINIMIZE];
     uint32_t call_count;
-    PvTrain *train;            // of a stage
-    uint64_t *draws;           // of all streams when a step starts
-    PvTensorSet inputs;        // those that were drawn, by name
+    PvTrain *train;     // of a stage
+    uint64_t *draws;    // of all streams when a step starts
+    PvTensorSet inputs; // those that were drawn, by name
 } PvBenchCase;
 
-// Names of programs, gradients and training steps, into `names`. Steps of samplers ("ddim.call0") can
-// be measured too; most of them are programs as well.
+// Names of programs, gradients and training steps, into `names`. Steps of samplers ("ddim.call0")
+// can be measured too; most of them are programs as well.
 void pv_bench_list(const PvModel *model, PvWords *names);
 bool pv_bench_known(const PvModel *model, const char *name, PvError *error);
-// The case of a name: a program's, "grad.NAME", "train.STAGE" or a stage's own, a sampler's call. Inputs are
-// those of `given` by name, else drawn; weights are mounted or drawn. NULL with an error.
+// The case of a name: a program's, "grad.NAME", "train.STAGE" or a stage's own, a sampler's call.
+// Inputs are those of `given` by name, else drawn; weights are mounted or drawn. NULL: an error.
 PvBenchCase *pv_bench_case_new(PvSession *session, const char *name, int64_t batch,
                                const PvTensorSet *given, PvError *error);
 void pv_bench_case_free(PvBenchCase *at); // NULL is fine
@@ -58,8 +58,8 @@ bool pv_bench_weights(PvSession *session, PvError *error);
 /* bench_measure.c */
 typedef struct {
     int64_t rounds;
-    bool ends;                 // only the first rung and the last
-    const char *reference;     // executable with --dtype f64, or NULL
+    bool ends;             // only the first rung and the last
+    const char *reference; // executable with --dtype f64, or NULL
 } PvBenchOptions;
 // A new object for the list "programs" of the report; NULL with an error.
 json_t *pv_bench_measure(PvBenchCase *at, const PvRates *rates, const PvBenchOptions *options,
@@ -72,7 +72,7 @@ bool pv_bench_reference(PvBenchCase *at, const char *executable, PvTensorSet *se
 /* bench_kernels.c */
 // The launches of the last rung, grouped: "kernels", and "graph", into `json`.
 bool pv_bench_kernels(PvBenchCase *at, const PvRates *rates, json_t *json, PvError *error);
-const char *pv_bench_family(const char *kernel);   // "conv", "matmul", ..., "elementwise"
+const char *pv_bench_family(const char *kernel); // "conv", "matmul", ..., "elementwise"
 
 /* bench_text.c, bench_page.c */
 void pv_bench_print(FILE *out, const json_t *report);

@@ -13,15 +13,17 @@ const char *pv_bench_family(const char *kernel)
     static const struct {
         const char *part, *family;
     } known[] = {
-        {"gemm", "matmul"},     {"conv", "conv"},         {"attention", "attention"},
-        {"norm", "norm"},       {"softmax", "norm"},      {"reduce", "reduce"},
-        {"copy", "movement"},   {"fill", "movement"},     {"pick", "movement"},
+        {"gemm", "matmul"},     {"conv", "conv"},       {"attention", "attention"},
+        {"norm", "norm"},       {"softmax", "norm"},    {"reduce", "reduce"},
+        {"copy", "movement"},   {"fill", "movement"},   {"pick", "movement"},
         {"gather", "movement"}, {"random", "movement"},
     };
     static const char *const library[] = {
-        "gemm", "conv", "conv_dgrad", "conv_wgrad", "attention", "attention_grad", "group_norm",
-        "group_norm_grad", "layer_norm", "layer_norm_grad", "softmax", "reduce", "reduce_int",
-        "copy", "copy_to", "fill", "pick", "pick_grad", "gather", "gather_grad", "random"};
+        "gemm",           "conv",       "conv_dgrad",      "conv_wgrad", "attention",
+        "attention_grad", "group_norm", "group_norm_grad", "layer_norm", "layer_norm_grad",
+        "softmax",        "reduce",     "reduce_int",      "copy",       "copy_to",
+        "fill",           "pick",       "pick_grad",       "gather",     "gather_grad",
+        "random"};
     bool ours = false;
     for (size_t i = 0; i < sizeof library / sizeof *library; i++)
         ours |= strcmp(library[i], kernel) == 0;
@@ -44,7 +46,7 @@ typedef struct {
     uint32_t kernel;
     const char *label;
     char *line;
-    const char *path;          // of the first launch
+    const char *path; // of the first launch
     int64_t launches, segments;
     double seconds, flops, bytes, predicted;
 } KernelRow;
@@ -77,9 +79,9 @@ static json_t *row_json(const KernelRow *row, const PvModel *model)
     return json_pack("{s:s, s:s, s:s, s:s, s:s, s:I, s:I, s:f, s:f, s:f, s:f}", "kernel", kernel,
                      "family", pv_bench_family(kernel), "computes",
                      *row->label ? row->label : kernel, "line", row->line, "path", row->path,
-                     "launches", (json_int_t)row->launches, "segments",
-                     (json_int_t)row->segments, "seconds", row->seconds, "flops", row->flops,
-                     "bytes", row->bytes, "predicted_seconds", row->predicted);
+                     "launches", (json_int_t)row->launches, "segments", (json_int_t)row->segments,
+                     "seconds", row->seconds, "flops", row->flops, "bytes", row->bytes,
+                     "predicted_seconds", row->predicted);
 }
 
 // One plan's launches into the rows and the graph; `base`: launches of the plans before.
@@ -109,8 +111,8 @@ static bool add_plan(PvBenchCase *at, uint32_t call, const PvRates *rates, Rows 
         row->predicted += pv_bench_predict(rates, flops, bytes);
         const char *path;
         free(origin_line(model->origins[launch->origin], &path));
-        json_array_append_new(nodes, json_pack("[i, f, f, f, s]", (int)index, seconds, flops,
-                                               bytes, path));
+        json_array_append_new(
+            nodes, json_pack("[i, f, f, f, s]", (int)index, seconds, flops, bytes, path));
     }
     for (uint32_t i = 0; i < 2 * plan->edge_count; i++)
         json_array_append_new(edges, json_integer(base + plan->edges[i]));
@@ -141,7 +143,8 @@ static json_t *sort_rows(const Rows *rows, const PvModel *model, json_t *nodes)
         rank[order[i]] = i;
         json_array_append_new(list, row_json(&rows->rows[order[i]], model));
     }
-    json_array_foreach(nodes, k, node) {
+    json_array_foreach(nodes, k, node)
+    {
         json_t *first = json_array_get(node, 0);
         json_integer_set(first, (json_int_t)rank[json_integer_value(first)]);
     }

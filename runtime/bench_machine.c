@@ -67,10 +67,9 @@ static bool time_probe(PvSession *session, const PvEntry *entry, int64_t batch, 
     good = good && pv_call_settle(call, batch, error);
     PvCallPlan plan = {.variant = 0};
     *best = 0;
-    for (int i = 0; good && i <= RUNS; i++) {       // the first touches memory
+    for (int i = 0; good && i <= RUNS; i++) { // the first touches memory
         double start = pv_seconds();
-        good = pv_call_run(session->exec, call, &plan, error) &&
-               pv_exec_wait(session->exec, error);
+        good = pv_call_run(session->exec, call, &plan, error) && pv_exec_wait(session->exec, error);
         double taken = pv_seconds() - start;
         if (i > 0 && (*best <= 0 || taken < *best))
             *best = taken;

@@ -3,7 +3,8 @@
 // The rungs run in rounds, all of them one after the other in each, in turn from either end, since
 // a shared machine drifts by more than most differences. A rung's time is the median of its
 // rounds; its speed-up the median of the rounds' ratios to the first rung. Short steps are repeated
-// within a round. Rows of tables are made before, once, as for a schedule. Then every rung runs once more with each launch timed by itself.
+// within a round. Rows of tables are made before, once, as for a schedule. Then every rung runs
+// once more with each launch timed by itself.
 //
 // The error of a rung is the largest difference of any element of an output or a gradient to the
 // reference, over the largest element of that output, or of all gradients of parameters: some of
@@ -17,14 +18,14 @@
 #include "runtime/timing.h"
 
 enum { MAX_RUNGS = 16, REPEAT_LIMIT = 64, BLOCK = 256 };
-static const double least_seconds = 0.02;   // of a rung in a round
+static const double least_seconds = 0.02; // of a rung in a round
 
 typedef struct {
     PvBenchCase *at;
     const PvRates *rates;
     const PvBenchOptions *options;
-    uint32_t rungs[MAX_RUNGS], count;       // those that are measured
-    double *seconds[MAX_RUNGS];             // [rounds]
+    uint32_t rungs[MAX_RUNGS], count; // those that are measured
+    double *seconds[MAX_RUNGS];       // [rounds]
     int64_t repeat[MAX_RUNGS];
     double error[MAX_RUNGS];
     PvTensorSet reference;
@@ -51,8 +52,8 @@ static bool visit_results(const PvBenchCase *at, Visit *visit, void *context, Pv
             const PvOutput *output = &call->entry->outputs[k];
             if (!pv_tensor_fetch(call->outputs[k], error))
                 return false;
-            char *name = at->call_count > 1 ? pv_printf("%u.%s", i, output->name)
-                                            : pv_strdup(output->name);
+            char *name =
+                at->call_count > 1 ? pv_printf("%u.%s", i, output->name) : pv_strdup(output->name);
             if (output->kind == PV_OUT_NAMED || output->kind == PV_OUT_GRAD_INPUT)
                 visit(context, name, false, call->outputs[k]->dtype, call->outputs[k]->data,
                       call->outputs[k]->count);
@@ -88,8 +89,8 @@ static void keep(void *context, const char *name, bool gradient, int dtype, cons
 
 typedef struct {
     const PvTensorSet *reference;
-    double worst;              // of outputs, each over its own size
-    double difference, size;   // of all gradients
+    double worst;            // of outputs, each over its own size
+    double difference, size; // of all gradients
 } Compare;
 
 // The larger one; not a number stays.
@@ -161,7 +162,7 @@ static bool warm_up(Measure *m, PvError *error)
                 return false;
             taken = pv_seconds() - start;
             if (taken > 1)
-                break;                 // long steps need no more of it
+                break; // long steps need no more of it
         }
         double times = taken > 0 ? least_seconds / taken : 1;
         m->repeat[i] = times > REPEAT_LIMIT ? REPEAT_LIMIT : (int64_t)times + 1;
@@ -269,19 +270,19 @@ static json_t *rung_json(Measure *m, uint32_t index, PvError *error)
     json_t *all = json_array();
     for (int64_t i = 0; i < rounds; i++)
         json_array_append_new(all, json_real(seconds[i]));
-    return json_pack("{s:s, s:i, s:I, s:f, s:f, s:f, s:f, s:o, s:f, s:f, s:o, s:o}", "name",
-                     rung->name, "level", rung->level, "launches", (json_int_t)sum.launches,
-                     "bytes", sum.bytes, "flops", sum.flops, "seconds", median(seconds, rounds),
-                     "speedup", median_ratio(m->seconds[0], seconds, rounds), "rounds", all,
-                     "predicted_seconds", sum.predicted, "memory_bytes", sum.memory,
-                     "largest_error",
-                     isfinite(m->error[index]) ? json_real(m->error[index]) : json_null(),
-                     "families", families);
+    return json_pack(
+        "{s:s, s:i, s:I, s:f, s:f, s:f, s:f, s:o, s:f, s:f, s:o, s:o}", "name", rung->name, "level",
+        rung->level, "launches", (json_int_t)sum.launches, "bytes", sum.bytes, "flops", sum.flops,
+        "seconds", median(seconds, rounds), "speedup", median_ratio(m->seconds[0], seconds, rounds),
+        "rounds", all, "predicted_seconds", sum.predicted, "memory_bytes", sum.memory,
+        "largest_error", isfinite(m->error[index]) ? json_real(m->error[index]) : json_null(),
+        "families", families);
 }
 
 static json_t *case_json(Measure *m, PvError *error)
 {
-    static const char *const kinds[] = {[PV_PROGRAM] = "program", [PV_GRAD_OF] = "gradient",
+    static const char *const kinds[] = {[PV_PROGRAM] = "program",
+                                        [PV_GRAD_OF] = "gradient",
                                         [PV_MINIMIZE] = "training step",
                                         [PV_CALL] = "step of a sampler"};
     json_t *rungs = json_array();
@@ -293,10 +294,10 @@ static json_t *case_json(Measure *m, PvError *error)
         }
         json_array_append_new(rungs, rung);
     }
-    json_t *json = json_pack(
-        "{s:s, s:s, s:I, s:s, s:o}", "name", m->at->name, "kind", kinds[m->at->kind], "batch",
-        (json_int_t)m->at->calls[0]->step.batch, "error_against",
-        m->is_f64 ? "f64, unfused" : "the unfused rung", "rungs", rungs);
+    json_t *json =
+        json_pack("{s:s, s:s, s:I, s:s, s:o}", "name", m->at->name, "kind", kinds[m->at->kind],
+                  "batch", (json_int_t)m->at->calls[0]->step.batch, "error_against",
+                  m->is_f64 ? "f64, unfused" : "the unfused rung", "rungs", rungs);
     choose_rung(m, m->count - 1);
     if (pv_bench_kernels(m->at, m->rates, json, error))
         return json;
@@ -317,11 +318,10 @@ static bool check_memory(Measure *m, PvError *error)
     const PvPlan *plan = pv_bench_plan(at, 0, m->rungs[0]);
     bool *needed = pv_alloc(session->model->instance_count + 1u);
     pv_plan_instances(plan, needed);
-    PvMemoryItem items[2] = {
-        {"parameters", pv_exec_param_bytes(session->model, needed), 0},
-        pv_exec_need(session->exec, at->entry, plan)};
+    PvMemoryItem items[2] = {{"parameters", pv_exec_param_bytes(session->model, needed), 0},
+                             pv_exec_need(session->exec, at->entry, plan)};
     if (at->kind == PV_GRAD_OF)
-        items[0].fixed *= 3;       // gradients, and a copy of them to compare with
+        items[0].fixed *= 3; // gradients, and a copy of them to compare with
     free(needed);
     return pv_memory_check("bench", items, 2, at->calls[0]->step.batch, error);
 }

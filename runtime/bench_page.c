@@ -1,5 +1,5 @@
-// The report of `bench` as one page that needs nothing else: bench_page.html with the JSON object in
-// it. The page's script draws the ladder, the roofline and the graph from that object.
+// The report of `bench` as one page that needs nothing else: bench_page.html with the JSON object
+// in it. The page's script draws the ladder, the roofline and the graph from that object.
 #include <stdlib.h>
 #include <string.h>
 

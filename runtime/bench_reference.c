@@ -23,8 +23,8 @@ static bool write_weights(const PvBenchCase *at, const char *path, PvError *erro
     for (uint32_t i = 0; i < model->param_count; i++) {
         const PvParam *param = &model->params[i];
         if (needed[param->instance])
-            pv_writer_add(writer, param->name, param->type.dtype, param->type.rank,
-                          param->type.dim, params + param->offset, param->type.dtype);
+            pv_writer_add(writer, param->name, param->type.dtype, param->type.rank, param->type.dim,
+                          params + param->offset, param->type.dtype);
     }
     free(needed);
     return pv_writer_finish(writer, path, error);
@@ -71,8 +71,14 @@ bool pv_bench_reference(PvBenchCase *at, const char *executable, PvTensorSet *se
                       pv_join(folder, "out.safetensors")};
     char *words[] = {pv_strdup(executable),
                      pv_strdup(at->kind == PV_GRAD_OF ? "grad" : "run"),
-                     pv_strdup(at->entry->name), pv_strdup("--weights"), files[0],
-                     pv_strdup("--in"), files[1], pv_strdup("--out"), files[2], NULL};
+                     pv_strdup(at->entry->name),
+                     pv_strdup("--weights"),
+                     files[0],
+                     pv_strdup("--in"),
+                     files[1],
+                     pv_strdup("--out"),
+                     files[2],
+                     NULL};
     bool good = write_weights(at, files[0], error) && write_inputs(at, files[1], error) &&
                 run_quietly(words, error) && pv_tensors_read(files[2], set, error);
     for (int i = 0; i < 3; i++)

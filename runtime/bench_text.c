@@ -21,9 +21,10 @@ static void print_ladder(FILE *out, const json_t *program)
 {
     const json_t *rungs = json_object_get(program, "rungs"), *rung;
     size_t i;
-    fprintf(out, "%-14s %8s %10s %9s %10s %9s %11s %10s\n", "rung", "launches", "MB moved",
-            "GFLOP", "ms a step", "speed-up", "memory MB", "error");
-    json_array_foreach(rungs, i, rung) {
+    fprintf(out, "%-14s %8s %10s %9s %10s %9s %11s %10s\n", "rung", "launches", "MB moved", "GFLOP",
+            "ms a step", "speed-up", "memory MB", "error");
+    json_array_foreach(rungs, i, rung)
+    {
         fprintf(out, "%-14s %8.0f %10.4g %9.4g %10.4g %8.2fx %11.4g ", text(rung, "name"),
                 number(rung, "launches"), 1e-6 * number(rung, "bytes"),
                 1e-9 * number(rung, "flops"), 1e3 * number(rung, "seconds"),
@@ -51,11 +52,11 @@ static void print_kernels(FILE *out, const json_t *program)
     const json_t *kernels = json_object_get(program, "kernels"), *row;
     size_t i;
     double total = 0, rest = 0;
-    json_array_foreach(kernels, i, row)
-        total += number(row, "seconds");
+    json_array_foreach(kernels, i, row) total += number(row, "seconds");
     fprintf(out, "%9s %6s %5s %9s %9s %8s  %-*s %s\n", "ms", "share", "times", "GFLOP/s", "GB/s",
             "roofline", COMPUTES_WIDTH, "kernel", "from");
-    json_array_foreach(kernels, i, row) {
+    json_array_foreach(kernels, i, row)
+    {
         double seconds = number(row, "seconds");
         if (i >= MOST_KERNELS) {
             rest += seconds;
@@ -80,13 +81,15 @@ void pv_bench_print(FILE *out, const json_t *report)
 {
     const json_t *machine = json_object_get(report, "machine"), *program;
     size_t i;
-    fprintf(out, "%s on %s, %s, %.0f threads: copies %.1f GB/s (%.1f in a cache), products "
-            "%.1f GFLOP/s\n\n", text(report, "model"), text(report, "device"),
-            text(report, "dtype"), number(report, "threads"),
-            1e-9 * number(machine, "copy_bytes_per_second"),
+    fprintf(out,
+            "%s on %s, %s, %.0f threads: copies %.1f GB/s (%.1f in a cache), products "
+            "%.1f GFLOP/s\n\n",
+            text(report, "model"), text(report, "device"), text(report, "dtype"),
+            number(report, "threads"), 1e-9 * number(machine, "copy_bytes_per_second"),
             1e-9 * number(machine, "cached_copy_bytes_per_second"),
             1e-9 * number(machine, "product_flops_per_second"));
-    json_array_foreach(json_object_get(report, "programs"), i, program) {
+    json_array_foreach(json_object_get(report, "programs"), i, program)
+    {
         fprintf(out, "== %s (%s), batch %.0f, medians of %.0f rounds\n", text(program, "name"),
                 text(program, "kind"), number(program, "batch"), number(report, "rounds"));
         print_ladder(out, program);

@@ -1,5 +1,5 @@
-// `bench [PROGRAM...]`: the ladder of an executable that holds it, measured on this machine. Works on
-// every device the executor runs on, since the probes are programs and the times are the executor's.
+// `bench [PROGRAM...]`: the ladder of an executable that holds it, measured on this machine. Works
+// on every device the executor runs on: the probes are programs, the times are the executor's.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,7 +13,7 @@ typedef struct {
     PvBenchOptions options;
     int64_t batch;
     const char *json, *html;
-    PvWords inputs;            // --in
+    PvWords inputs; // --in
     PvTensorSet given;
     bool quiet;
 } Bench;
@@ -65,8 +65,8 @@ static bool measure_programs(Bench *bench, const PvWords *names, const PvRates *
 {
     for (size_t i = 0; i < names->count; i++) {
         say(bench, "measuring %s", names->items[i]);
-        PvBenchCase *at = pv_bench_case_new(&bench->session, names->items[i], bench->batch,
-                                            &bench->given, error);
+        PvBenchCase *at =
+            pv_bench_case_new(&bench->session, names->items[i], bench->batch, &bench->given, error);
         json_t *json = at ? pv_bench_measure(at, rates, &bench->options, error) : NULL;
         pv_bench_case_free(at);
         if (!json)
@@ -156,8 +156,8 @@ PvStatus cmd_bench(int argc, char **argv, PvError *error)
         .most = 64,
     };
     PvWords names = {0};
-    bool good = pv_usage_parse(&usage, argc, argv, &names, error) &&
-                run_bench(&bench, &names, error);
+    bool good =
+        pv_usage_parse(&usage, argc, argv, &names, error) && run_bench(&bench, &names, error);
     pv_words_free(&names);
     pv_words_free(&bench.inputs);
     pv_set_free(&bench.given);
