@@ -37,8 +37,9 @@ def test_defines():
 
 
 def test_other_targets_say_what_lacks():
-    told = run(PVDMC, PVDM, "--target", "cuda", "-o", "/nonexistent/x", status=3)
-    assert "cuda" in told, told
+    told = run(PVDMC, PVDM, "--target", "cuda", "-o", "/nonexistent/x", status=3,
+               env={"PVDM_NVRTC": "/nonexistent/libnvrtc.so"})
+    assert "NVRTC is not where" in told, told
     run(PVDMC, PVDM, "--target", "abacus", status=2)
 
 
