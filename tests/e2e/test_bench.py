@@ -3,7 +3,7 @@ import json
 import os
 import re
 
-from common import PVDMC, ROOT, Tensors, check_close, compiled, run, scratch, write_tensors
+from common import EMULATOR, PVDMC, ROOT, Skip, Tensors, check_close, compiled, run, scratch, write_tensors
 
 SMALL = os.path.join(ROOT, "tests", "models", "small.model")
 RUNGS = ["unfused", "+ elementwise", "+ norms", "+ epilogues", "+ attention", "+ placement", "+ siblings",
@@ -91,6 +91,20 @@ def test_report():
     inside = re.search(r'<script type="application/json" id="report">(.*?)</script>', text, re.S)
     assert json.loads(inside[1])["programs"][2]["name"] == "train.fit", "the page holds another report"
     assert "http" not in text.replace("http://www.w3.org/2000/svg", ""), "the page needs something else"
+
+
+def test_report_of_a_gpu():
+    """The same command where the executor is the CUDA one: here on the emulator."""
+    if not os.path.exists(EMULATOR):
+        raise Skip("the emulator is not built")
+    exe, path = compiled(SMALL, "--unfused-too", "--target", "simt"), f"{scratch('bench-gpu')}/report.json"
+    run(exe, "bench", "restore", "fit", "--ends", "--rounds", "1", "--quiet", "--json", path,
+        env={"PVDM_CUDA_DRIVER": EMULATOR})
+    with open(path) as file:
+        report = json.load(file)
+    assert "emulator" in report["device"], report["device"]
+    for program in report["programs"]:
+        check_program(program, 1, [RUNGS[0], RUNGS[-1]])
 
 
 def test_bench_from_the_model():
