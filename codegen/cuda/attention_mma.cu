@@ -130,7 +130,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
         multiply_rows<KEYS, ATT_D>(score, queries, cx_shared_address(present), own);
         mask_scores(score, a, problem, scale, row, m0 + (lane & 3) * 2);
         soften(rows, score);
-        add_product<KEYS, ATT_E>(rows.out, score, cx_shared_address(present + V_AT));
+        Packed<KEYS> weight;
+        pack(weight, score);
+        add_product<KEYS, ATT_E>(rows.out, weight, cx_shared_address(present + V_AT));
         u8 *used = present;
         present = next;
         next = used;

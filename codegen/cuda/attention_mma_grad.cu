@@ -10,18 +10,18 @@
  * are used.
  *
  * Definitions: as attention_mma.cu. Head dims up to 64: 128 own rows, 32 a warp, shared memory at
- * most 56 KB, registers at most 255: 2 blocks a multiprocessor; HMMA:LDSM 2.7 and 2.4. Up to 128:
- * 64 own rows, 16 a warp, 70 KB: 2 blocks; HMMA:LDSM 1.6.
+ * most 56 KB, at most 255 registers: 2 blocks a multiprocessor; HMMA:LDSM 2.7 and 2.4. Up to 128,
+ * or with a mask: 64 own rows, 16 a warp, at most 71 KB: 2 blocks; HMMA:LDSM 1.2 to 1.6.
  */
 #include "storage.h"
 
 enum {
     LARGE = ATT_D > 64 || ATT_E > 64,
     THREADS = 128,
-    BLOCKS = LARGE ? 1 : 2, // of 16 rows, a warp
+    BLOCKS = LARGE || ATT_MASK ? 1 : 2, // of 16 rows, a warp; a mask takes registers
     OWN = 4 * 16 * BLOCKS,
-    TILE = 32,                     // rows of the other side
-    E_AT = OWN * (ATT_D * 2 + 16), // bytes of shared memory: own rows of width ATT_E
+    TILE = LARGE && ATT_MASK ? 16 : 32, // rows of the other side
+    E_AT = OWN * (ATT_D * 2 + 16),      // bytes of shared memory: own rows of width ATT_E
     TILES_AT = E_AT + OWN * (ATT_E * 2 + 16),
     E_TILE = TILE * (ATT_D * 2 + 16), // within a stage
     STATS_TILE = E_TILE + TILE * (ATT_E * 2 + 16),
@@ -125,14 +125,17 @@ CX_FN void find_weights(Scores &score, const AttentionArgs &a, const Problem &pr
 }
 
 // grad = P (grad - D)
-template <bool turned> CX_FN void find_grads(Scores &grad, const Scores &weight, const float *delta)
+template <bool turned>
+CX_FN void find_grads(Scores &grad, const Packed<TILE> &weight, const float *delta)
 {
     int lane = threadIdx.x & 31;
     CX_UNROLL
     for (int i = 0; i < BLOCKS * TILE / 2; i++) {
         int block = i / (TILE / 2), j = i / 4 % (TILE / 8), e = i % 4;
         float level = delta[turned ? (lane & 3) * 2 + j * 8 + e % 2 : block * 2 + e / 2];
-        grad[block][j][e] = weight[block][j][e] * (grad[block][j][e] - level);
+        u32 pair = weight.at[block][j][e / 2];
+        float p = e % 2 ? cx_high(pair) : cx_low(pair);
+        grad[block][j][e] = p * (grad[block][j][e] - level);
     }
 }
 
@@ -150,18 +153,20 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     int own = (threadIdx.x >> 5) * 16 * BLOCKS, row = first + own + ((threadIdx.x & 31) >> 2);
     Stats stats = stats_of(a, problem, p.head.work[segment]);
     Matrix q = matrix_q(a.f, problem), d_o = matrix_o(a.f, problem, a.d_o);
-    u8 *present = shared + TILES_AT, *next = present + STAGE;
     load_tile<OWN, ATT_D>(shared, matrix_k(a.f, problem), first);
     load_tile<OWN, ATT_E>(shared + E_AT, matrix_v(a.f, problem), first);
-    load_tile<TILE, ATT_D>(present, q, begin);
-    load_tile<TILE, ATT_E>(present + E_TILE, d_o, begin);
-    load_stats((float *)(present + STATS_TILE), stats, begin);
+    load_tile<TILE, ATT_D>(shared + TILES_AT, q, begin);
+    load_tile<TILE, ATT_E>(shared + TILES_AT + E_TILE, d_o, begin);
+    load_stats((float *)(shared + TILES_AT + STATS_TILE), stats, begin);
     cx_copy_commit();
     u32 own_k = cx_shared_address(shared), own_v = own_k + E_AT;
     float dk[BLOCKS][ATT_D / 8][4] = {}, dv[BLOCKS][ATT_E / 8][4] = {};
     CX_NO_UNROLL
     for (int n0 = begin; n0 < (int)a.f.n; n0 += TILE) {
-        Scores weight, grad;
+        Scores score;
+        Packed<TILE> weight, grad;
+        u32 stage = (n0 / TILE & 1) * STAGE;
+        u8 *present = shared + TILES_AT + stage, *next = shared + TILES_AT + STAGE - stage;
         u32 tile = cx_shared_address(present);
         const float *lse = (const float *)(present + STATS_TILE);
         cx_copy_wait(0);
@@ -172,15 +177,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
             load_stats((float *)(next + STATS_TILE), stats, n0 + TILE);
         }
         cx_copy_commit();
-        multiply_rows<TILE, ATT_D>(weight, own_k, tile, own);
-        find_weights<true>(weight, a.f, problem, row, n0, lse);
+        multiply_rows<TILE, ATT_D>(score, own_k, tile, own);
+        find_weights<true>(score, a.f, problem, row, n0, lse);
+        pack(weight, score);
         add_product<TILE, ATT_E>(dv, weight, tile + E_TILE);
-        multiply_rows<TILE, ATT_E>(grad, own_v, tile + E_TILE, own);
-        find_grads<true>(grad, weight, lse + TILE);
+        multiply_rows<TILE, ATT_E>(score, own_v, tile + E_TILE, own);
+        find_grads<true>(score, weight, lse + TILE);
+        pack(grad, score);
         add_product<TILE, ATT_D>(dk, grad, tile);
-        u8 *used = present;
-        present = next;
-        next = used;
     }
     cx_copy_wait(0);
     __syncthreads(); // own rows are not needed any more
@@ -218,17 +222,19 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
         delta[i] = delta_of(stats, row + i * 8);
     }
     Matrix k = matrix_k(a.f, problem), v = matrix_v(a.f, problem);
-    u8 *present = shared + TILES_AT, *next = present + STAGE;
     load_tile<OWN, ATT_D>(shared, matrix_q(a.f, problem), first);
     load_tile<OWN, ATT_E>(shared + E_AT, matrix_o(a.f, problem, a.d_o), first);
-    load_tile<TILE, ATT_D>(present, k, 0);
-    load_tile<TILE, ATT_E>(present + E_TILE, v, 0);
+    load_tile<TILE, ATT_D>(shared + TILES_AT, k, 0);
+    load_tile<TILE, ATT_E>(shared + TILES_AT + E_TILE, v, 0);
     cx_copy_commit();
     u32 own_q = cx_shared_address(shared), own_do = own_q + E_AT;
     float dq[BLOCKS][ATT_D / 8][4] = {};
     CX_NO_UNROLL
     for (int m0 = 0; m0 < end; m0 += TILE) {
-        Scores weight, grad;
+        Scores score;
+        Packed<TILE> weight, grad;
+        u32 stage = (m0 / TILE & 1) * STAGE;
+        u8 *present = shared + TILES_AT + stage, *next = shared + TILES_AT + STAGE - stage;
         u32 tile = cx_shared_address(present);
         cx_copy_wait(0);
         __syncthreads(); // all copies are there, and nobody reads the tile before
@@ -237,14 +243,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
             load_tile<TILE, ATT_E>(next + E_TILE, v, m0 + TILE);
         }
         cx_copy_commit();
-        multiply_rows<TILE, ATT_D>(weight, own_q, tile, own);
-        find_weights<false>(weight, a.f, problem, row, m0, lse);
-        multiply_rows<TILE, ATT_E>(grad, own_do, tile + E_TILE, own);
-        find_grads<false>(grad, weight, delta);
+        multiply_rows<TILE, ATT_D>(score, own_q, tile, own);
+        find_weights<false>(score, a.f, problem, row, m0, lse);
+        pack(weight, score);
+        multiply_rows<TILE, ATT_E>(score, own_do, tile + E_TILE, own);
+        find_grads<false>(score, weight, delta);
+        pack(grad, score);
         add_product<TILE, ATT_D>(dq, grad, tile);
-        u8 *used = present;
-        present = next;
-        next = used;
     }
     cx_copy_wait(0);
     __syncthreads(); // own rows are not needed any more

@@ -112,32 +112,36 @@ CX_FN void multiply_rows(float (&c)[BLOCKS][rows / 8][4], u32 own, u32 tile, int
     }
 }
 
-// sums[block] += weights [16, rows], results of multiply_rows, times a tile [rows, width].
+// Results of multiply_rows as left operands: in bf16, two neighbours a word.
+template <int rows> struct Packed {
+    u32 at[BLOCKS][rows / 8][2];
+};
+template <int rows> CX_FN void pack(Packed<rows> &packed, const float (&from)[BLOCKS][rows / 8][4])
+{
+    CX_UNROLL
+    for (int i = 0; i < BLOCKS * rows / 4; i++) {
+        const float *pair = from[i / (rows / 4)][i / 2 % (rows / 8)] + i % 2 * 2;
+        packed.at[i / (rows / 4)][i / 2 % (rows / 8)][i % 2] = cx_pack(pair[0], pair[1]);
+    }
+}
+
+// sums[block] += weights [16, rows] times a tile [rows, width].
 template <int rows, int width>
-CX_FN void add_product(float (&sums)[BLOCKS][width / 8][4],
-                       const float (&weight)[BLOCKS][rows / 8][4], u32 tile)
+CX_FN void add_product(float (&sums)[BLOCKS][width / 8][4], const Packed<rows> &weight, u32 tile)
 {
     int lane = threadIdx.x & 31;
     u32 from = tile + (lane & 15) * row_bytes(width) + (lane >> 4) * 16;
     CX_UNROLL
     for (int j = 0; j < rows / 16; j++) {
-        u32 a[BLOCKS][4];
-        CX_UNROLL
-        for (int block = 0; block < BLOCKS; block++) {
-            CX_UNROLL
-            for (int i = 0; i < 4; i++) { // columns + 0, rows + 0 and + 8; then columns + 8
-                const float *pair = weight[block][2 * j + i / 2] + i % 2 * 2;
-                a[block][i] = cx_pack(pair[0], pair[1]);
-            }
-        }
         CX_UNROLL
         for (int d = 0; d < width / 16; d++) {
             u32 b[4];
             cx_ldmatrix4_transposed(b, from + j * 16 * row_bytes(width) + d * 32);
             CX_UNROLL
             for (int block = 0; block < BLOCKS; block++) {
-                cx_mma(sums[block][2 * d], a[block], b);
-                cx_mma(sums[block][2 * d + 1], a[block], b + 2);
+                const u32 *a = weight.at[block][2 * j]; // columns + 0, then + 8
+                cx_mma(sums[block][2 * d], a, b);
+                cx_mma(sums[block][2 * d + 1], a, b + 2);
             }
         }
     }

@@ -119,10 +119,13 @@ static void choose_mma(const CudaLaunch *launch, const Facts *facts, CudaChoice 
     choice->file = facts->grad ? "attention_mma_grad.cu" : "attention_mma.cu";
     choice->shape = facts->grad ? "pv_shape_attention_grad" : "pv_shape_attention";
     choice->phases = facts->grad ? 3 : 1;
-    int64_t own = facts->grad && large ? 64 : 128, tile = facts->grad || large ? 32 : 64;
+    int64_t own = 128, tile = large ? 32 : 64; // as the templates' enums
     int64_t bytes = own * most(d_row, e_row) + 2 * tile * (d_row + e_row);
-    if (facts->grad)
+    if (facts->grad) {
+        own = large || mask ? 64 : 128;
+        tile = large && mask ? 16 : 32;
         bytes = own * (d_row + e_row) + 2 * (tile * (d_row + e_row) + 2 * tile * 4);
+    }
     for (uint32_t i = 0; i < choice->phases; i++) {
         choice->threads[i] = 128;
         choice->shared[i] = (uint32_t)bytes;
@@ -138,9 +141,11 @@ bool cuda_select_attention(const CudaLaunch *launch, CudaChoice *choice)
     if (facts.d > MOST_DIM || facts.e > MOST_DIM)
         return false;
     bool is_short = facts.length <= MOST_SHORT;
+    int64_t to = is_short ? 4 : 16;
     choice->name = arena_printf(launch->arena, "attention%s%s_%dx%d%s%s", is_short ? "_short" : "",
-                                facts.grad ? "_grad" : "", (int)facts.d, (int)facts.e,
-                                facts.mask ? "_mask" : "", facts.causal ? "_causal" : "");
+                                facts.grad ? "_grad" : "", (int)round_up(facts.d, to),
+                                (int)round_up(facts.e, to), facts.mask ? "_mask" : "",
+                                facts.causal ? "_causal" : "");
     if (is_short)
         choose_short(launch, &facts, choice);
     else if (is_bf16(&facts))
