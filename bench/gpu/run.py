@@ -164,10 +164,19 @@ def program(model, name, command):
                    [*weights(model), "--in", path])
 
 
+def replay_file(model, stage, batch):
+    """A batch of a stage's data, and the draws that its loss takes when they are given."""
+    told = info(model)
+    entry = next(s for s in told["stages"] if s["name"] == stage)["minimize"][0]
+    named = {each["name"]: each for program_ in told["programs"] for each in program_["inputs"]
+             if program_["name"] in {g["name"] if isinstance(g, dict) else g for g in told["gradients"]}}
+    named.update({each["name"]: each for each in entry["inputs"]})
+    return inputs(model, {"name": stage, "inputs": list(named.values())}, batch), entry["variants"][0]
+
+
 def replayed(model, stage):
     """Losses of a few training steps on both devices, from the same batches and draws."""
-    entry = next(s for s in info(model)["stages"] if s["name"] == stage)
-    path = inputs(model, {"name": stage, "inputs": entry["minimize"][0]["inputs"]}, 2)
+    path, _ = replay_file(model, stage, 2)
     losses = {}
     for device in ("cpu", "cuda"):
         text = call(binary(model), "train", stage, *weights(model), "--replay", path, "--steps", "3",
@@ -202,11 +211,9 @@ def timed(model, name, batch):
 
 
 def step_timed(model, stage, batch):
-    entry = next(s for s in info(model)["stages"] if s["name"] == stage)
-    path = inputs(model, {"name": stage, "inputs": entry["minimize"][0]["inputs"]}, batch)
+    path, variant = replay_file(model, stage, batch)
     text = call(binary(model), "train", stage, *weights(model), "--replay", path, "--steps", "12",
                 "--device", "cuda")
-    variant = entry["minimize"][0]["variants"][0]
     return {"milliseconds": median(text), "batch": batch, "launches": variant["launches"],
             "gflop": (variant["flops_fixed"] + variant["flops_sample"] * batch) / 1e9}
 
