@@ -253,7 +253,7 @@ static Words simt_flags(Arena *arena)
     add_words(arena, &words, "-std=c++17 -O2 -fPIC -shared -w -nodefaultlibs -ffp-contract=off "
                              "-fno-math-errno -x c++");
     if (race && *race && strcmp(race, "0") != 0)
-        add_words(arena, &words, "-O1 -g -fsanitize=thread -DSIMT_RACE=1");
+        add_words(arena, &words, "-O1 -g -fsanitize=thread");
     return words;
 }
 

@@ -61,11 +61,11 @@ def test_cuda_images():
 
 
 def test_both_targets():
-    """One executable, on the processor and on the emulator of GPUs."""
+    """One executable, on the processor and on the emulator of GPUs, every access checked."""
     if not os.path.exists(EMULATOR):
         raise Skip("the emulator was not built")
     folder = scratch("both_targets")
-    run(PVDMC, small_model(folder), "-o", f"{folder}/exe", "--target", "cpu,simt")
+    run(PVDMC, small_model(folder), "-o", f"{folder}/exe", "--target", "cpu,simt", env={"PVDM_SIMT_RACE": "1"})
     values = [((7 * i) % 23 - 11) / 7 for i in range(96)]
     write_tensors(f"{folder}/in.safetensors", {"x": ("F32", [2, 8, 6], values), "y": ("F32", [2, 8, 1], values[:16])})
     for program in ("gate", "turned"):
