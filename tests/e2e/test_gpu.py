@@ -2,13 +2,15 @@
 sampling, reconstruction against the CPU; what is told when a GPU is missing, too small, or fails."""
 import glob
 import json
+import math
 import os
+import random
 import re
 import signal
 import subprocess
 import time
 
-from common import EMULATOR, Skip, Tensors, check_close, compiled, run, scratch
+from common import EMULATOR, ROOT, Skip, Tensors, check_close, compiled, run, scratch, write_tensors
 from test_train import bits, newest, videos
 
 TINY = ["-D", "resolution=16", "-D", "frames=4", "-D", "channels=32", "-D", "ae_heads=2", "-D", "ae_dim_head=16",
@@ -96,6 +98,36 @@ def test_gpu_diffusion():
     for name in cpu.names():
         worst = max(worst, check_close(gpu.get(name), cpu.get(name), 1e-5, name))
     assert told["cpu"] == told["cuda"] and "PSNR" in told["cpu"], told
+    return f"worst {worst:.1e}"
+
+
+def test_gpu_given():
+    """Two optimizers, sums of micro-steps, given draws, timed kernels: a small model, against the CPU."""
+    if not os.path.exists(EMULATOR):
+        raise Skip("the emulator is not built")
+    folder, rng = scratch("gpu_given"), random.Random(2)
+    exe = compiled(f"{ROOT}/tests/language/accept/train-and-sample.model", "--target", "cpu,simt")
+
+    def numbers(*shape):
+        return "F32", list(shape), [rng.gauss(0, 1) for _ in range(math.prod(shape))]
+
+    write_tensors(f"{folder}/given.st",
+                  {"x": numbers(2, 3, 2, 4, 4), "noise.1": numbers(2, 8), "start.0": numbers(2, 8)})
+    run(exe, "weights", "init", "--instance", "a", "-o", f"{folder}/a.st")
+    for device, env in (("cpu", {}), ("cuda", GPU)):
+        run(exe, "train", "both", "--replay", f"{folder}/given.st", "--steps", "6",
+            "--state", f"{folder}/{device}.state", "--device", device, env=env)
+        run(exe, "sample", "--weights", f"{folder}/a.st", "--noise", f"{folder}/given.st", "--trace",
+            f"{folder}/{device}.trace", "--seed", "3", "--device", device, env=env)
+    worst = 0
+    for what in ("state", "trace"):
+        cpu, gpu = Tensors(f"{folder}/cpu.{what}"), Tensors(f"{folder}/cuda.{what}")
+        assert cpu.names() == gpu.names() and cpu.names(), gpu.names()
+        for name in cpu.names():
+            worst = max(worst, check_close(gpu.get(name), cpu.get(name), 1e-5, name))
+    told = run(exe, "train", "both", "--replay", f"{folder}/given.st", "--steps", "2", "--device", "cuda", "--profile",
+               env=GPU)
+    assert "seconds in kernels on GPU 0 (SIMT emulator)" in told and "gemm" in told, told
     return f"worst {worst:.1e}"
 
 
