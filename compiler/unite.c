@@ -10,8 +10,8 @@
 // leaves the one or the other axis alone. Some of the operands may be values y_j of their own: they
 // are the cuts of concat(y_1, y_2, ...) along the axis of the slices. The right side is one concat, whose operands are whole
 // values: they can be made where it lies (place.c), while each of the parts on the left is only a
-// view of something that lies elsewhere. It is done where the cuts are all of x, so that nothing is
-// put together that nobody reads.
+// view of something that lies elsewhere. It is done where the cuts are all of x, or at least half, so
+// that little is put together that nobody reads.
 //
 // Sums. A sum over axes of up to SMALL_SUM elements in all (pooling, gradients of what was repeated)
 // is made of slices that are added: views of the operand, so that an elementwise kernel reads them
@@ -141,13 +141,22 @@ static bool same_family(const Uniter *u, const Cut *x, const Cut *y)
     return !x->inside || agree_but(left->type[0], right->type[0], x->slice_axis);
 }
 
+// Whether an operand of the concat is a value of its own.
+static bool has_loose(const Uniter *u, const Cut *cut)
+{
+    bool loose = false;
+    for (uint32_t i = 0; i < graph_node(u->graph, cut->concat)->nin; i++)
+        loose |= !cut_slice(u, cut, i);
+    return loose;
+}
+
 static bool slices_apart(const Uniter *u, uint32_t i, uint32_t k)
 {
     const Cut *x = &u->cuts[i], *y = &u->cuts[k];
     return x->start + x->size <= y->start || y->start + y->size <= x->start;
 }
 
-// Families whose slices are all of x, without overlap.
+// Families whose slices are all of x, or half of it at least, without overlap.
 static void find_families(Uniter *u)
 {
     bool *seen = calloc(u->cut_count + 1, 1);
@@ -163,8 +172,8 @@ static void find_families(Uniter *u)
             for (uint32_t m = i; m < k; m++)
                 apart &= !same_family(u, &u->cuts[i], &u->cuts[m]) || slices_apart(u, k, m);
         }
-        Val x = u->cuts[i].slice->in[0];
-        bool whole = val_type(u->graph, x)->dim[u->cuts[i].slice_axis].n == covered;
+        int64_t all = val_type(u->graph, u->cuts[i].slice->in[0])->dim[u->cuts[i].slice_axis].n;
+        bool whole = covered == all || (!has_loose(u, &u->cuts[i]) && 2 * covered >= all);
         for (uint32_t k = i; !seen[i] && k < u->cut_count; k++) {
             if (k != i && !same_family(u, &u->cuts[i], &u->cuts[k]))
                 continue;

@@ -1,7 +1,7 @@
 // link: pvdm_codegen pvdm_kernels32 pvdm32 z dl
-// Every operation of ops.def through the back end: the plan of -O2 and the unfused one are compiled
-// by the C compiler, run, and compared with the reference. A new operation is tested because
-// every_op.h has to make it.
+// Graphs through the back end: plans of all levels and of each rung alone are compiled by the C
+// compiler, run, and compared with the reference. One graph has every operation of ops.def (a new one
+// is tested because every_op.h has to make it), one has planes that go the same way side by side.
 #include "tests/unit/every_op.h"
 
 #include <dlfcn.h>
@@ -122,12 +122,16 @@ static void *give_source(void *context, const Node *node, const Type *type)
 
 // ---- a module around the graph ----
 
-static bool needs_var(const Graph *graph, Val val)
+// By node: whether a variable of a sampler is behind it.
+static bool *find_vars(Arena *arena, const Graph *graph)
 {
-    const Node *node = val_get(graph, val);
-    bool needs = node->op == OP_VAR;           // of samplers only
-    for (uint32_t i = 0; i < node->nin; i++)
-        needs |= needs_var(graph, node->in[i]);
+    bool *needs = arena_alloc(arena, graph_count(graph));
+    for (NodeId id = 1; id < graph_count(graph); id++) {
+        const Node *node = graph_node(graph, id);
+        needs[id] = node->op == OP_VAR;
+        for (uint32_t i = 0; i < node->nin; i++)
+            needs[id] |= needs[val_node(node->in[i])];
+    }
     return needs;
 }
 
@@ -166,11 +170,12 @@ static void describe_sources(Module *module, Entry *entry)
 
 static void list_values(Module *module, Variant *variant, const Vals *vals)
 {
+    const bool *needs = find_vars(module->arena, module->graph);
     variant->outputs = arena_alloc(module->arena, (vals->count * MAX_OUT + 1) * sizeof(Output));
     for (uint32_t i = 0; i < vals->count; i++)
         for (uint32_t out = 0; out < val_get(module->graph, vals->at[i])->nout; out++) {
             Val val = val_of(val_node(vals->at[i]), out);
-            if (needs_var(module->graph, val))
+            if (needs[val_node(val)])
                 continue;
             char *name = arena_printf(module->arena, "%u.%u", val_node(val), out);
             variant->outputs[variant->output_count++] = (Output){OUT_NAMED, name, 0, val};
@@ -275,12 +280,12 @@ static void check_plan(const PvModel *model, const PvPlan *plan, const Codegen *
     free(results);
 }
 
-static void add_plan(Codegen *cg, int level)
+static void add_plan(Codegen *cg, uint32_t rungs)
 {
     Work *work = arena_alloc(cg->arena, sizeof *work);
     *work = (Work){.module = cg->module, .entry = cg->module->entries,
-                   .variant = cg->module->entries->variants, .level = level,
-                   .rungs = level_rungs(level), .arena = cg->arena};
+                   .variant = cg->module->entries->variants, .level = rungs ? 2 : 0,
+                   .rungs = rungs, .arena = cg->arena};
     cg->plans = grow_array(cg->plans, &cg->plan_capacity, cg->plan_count, sizeof *cg->plans);
     cg->plans[cg->plan_count++] = work;
     find_layout(work);
@@ -291,50 +296,192 @@ static void add_plan(Codegen *cg, int level)
     plan_memory(work);
 }
 
-static void test_every_op(void **unused)
+// Launches of that kernel, and all segments of them.
+static uint32_t count_launches(const Codegen *cg, const Work *work, const char *symbol,
+                               uint32_t *segments)
 {
-    (void)unused;
+    uint32_t count = 0;
+    *segments = 0;
+    for (uint32_t i = 0; i < work->launch_count; i++) {
+        const char *name = cg->kernels[work->launches[i].kernel].symbol;
+        bool same = name && strcmp(name, symbol) == 0;
+        count += same;
+        *segments += same ? work->launches[i].segments : 0;
+    }
+    return count;
+}
+
+// Makes a graph, plans of it with these rungs, and compares what they compute. Gives the plans.
+static Codegen *check_graph(void (*fill)(Graph *, Vals *), const uint32_t *rungs, uint32_t count)
+{
     Arena *arena = arena_new();
     Vals vals = {.count = 0};
-    Variant variant = {.output_count = 0};
-    Entry entry = {.kind = ENTRY_PROGRAM, .name = "all", .variants = &variant, .variant_count = 1};
-    Module module = {.path = "", .name = "all", .arena = arena, .graph = graph_new(arena),
-                     .real = DT_F32, .entries = &entry, .entry_count = 1};
-    every_op(module.graph, &vals);
-    describe_sources(&module, &entry);
-    list_values(&module, &variant, &vals);
-    Codegen *cg = codegen_new(&module, NULL, "native");
-    uint32_t fused = 0, plain = 2;
-    cg->fused_first = &fused;
-    cg->plain_first = &plain;
-    for (int level = 2; level >= 0; level--)
-        add_plan(cg, level);
+    Variant *variant = arena_alloc(arena, sizeof *variant);
+    Entry *entry = arena_alloc(arena, sizeof *entry);
+    Module *module = arena_alloc(arena, sizeof *module);
+    *entry = (Entry){.kind = ENTRY_PROGRAM, .name = "all", .variants = variant,
+                     .variant_count = count - 1};
+    *module = (Module){.path = "", .name = "all", .arena = arena, .graph = graph_new(arena),
+                       .real = DT_F32, .entries = entry, .entry_count = 1};
+    fill(module->graph, &vals);
+    describe_sources(module, entry);
+    list_values(module, variant, &vals);
+    Variant *same = arena_alloc(arena, count * sizeof *same);
+    for (uint32_t i = 0; i < count; i++)
+        same[i] = *variant;
+    entry->variants = same;
+    Codegen *cg = codegen_new(module, NULL, "native");
+    uint32_t *first = arena_alloc(arena, 2 * sizeof *first);
+    first[1] = count - 1;
+    cg->fused_first = first;
+    cg->plain_first = first + 1;
+    for (uint32_t i = 0; i < count; i++)
+        add_plan(cg, rungs[i]);
 
     params = calloc((size_t)cg->param_bytes + 8, 1);
-    for (uint32_t i = 0; i < module.param_count; i++)
-        fill_values(params + cg->param_offset[i], &module.params[i].type, i + 1);
-    for (uint32_t i = 0; i < entry.input_count; i++) {
-        const Type *type = &entry.inputs[i].type;
+    for (uint32_t i = 0; i < module->param_count; i++)
+        fill_values(params + cg->param_offset[i], &module->params[i].type, i + 1);
+    for (uint32_t i = 0; i < entry->input_count; i++) {
+        const Type *type = &entry->inputs[i].type;
         io[i] = calloc((size_t)count_of_type(type) + 1, 8);
         fill_values(io[i], type, 100 + i);
         numbers[i] = dtype_is_float(type->dtype) ? (PvScalar){.f = 0.5} : (PvScalar){.i = 1};
     }
-    Val *wanted = arena_alloc(arena, (variant.output_count + 1) * sizeof *wanted);
-    void **want = arena_alloc(arena, (variant.output_count + 1) * sizeof *want);
-    for (uint32_t i = 0; i < variant.output_count; i++)
-        wanted[i] = variant.outputs[i].val;
+    Val *wanted = arena_alloc(arena, (variant->output_count + 1) * sizeof *wanted);
+    void **want = arena_alloc(arena, (variant->output_count + 1) * sizeof *want);
+    for (uint32_t i = 0; i < variant->output_count; i++)
+        wanted[i] = variant->outputs[i].val;
     InterpOptions interp = {BATCH, DT_F32, give_source, cg};
-    if (interp_run(module.graph, &interp, wanted, variant.output_count, want) != 0)
-        fail_msg("%s", graph_error(module.graph));
+    if (interp_run(module->graph, &interp, wanted, variant->output_count, want) != 0)
+        fail_msg("%s", graph_error(module->graph));
     void *handle = compile(cg);
     const PvModel *model = dlsym(handle, "pv_model");
     assert_non_null(model);
-    for (uint32_t i = 0; i < 3; i++)
-        check_plan(model, &model->entries[0].plans[i], cg, &entry, want);
+    for (uint32_t i = 0; i < count; i++)
+        check_plan(model, i + 1 < count ? &model->entries[0].plans[i] : &model->entries[0].plain[0],
+                   cg, entry, want);
+    return cg;
+}
+
+static void test_every_op(void **unused)
+{
+    (void)unused;
+    const uint32_t rungs[] = {RUNG_ALL, level_rungs(1), 0};
+    check_graph(every_op, rungs, 3);
+}
+
+// ---- planes ----
+
+enum { PLANES = 3 };
+static const int heights[PLANES] = {4, 2, 2}, starts[PLANES] = {0, 24, 36};
+
+// A plane of what lies packed: [b, c, 48] to [b, c, h, 6].
+static Val plane_of(Graph *graph, Val packed, int i)
+{
+    Dim channels = val_type(graph, packed)->dim[1];
+    Dim dim[] = {dim_batch(1), channels, dim_fixed(heights[i]), dim_fixed(6)};
+    return g_reshape(graph, g_slice(graph, packed, 2, starts[i], heights[i] * 6), 4, dim);
+}
+
+static Val pack_planes(Graph *graph, const Val *planes)
+{
+    Val flat[PLANES];
+    for (int i = 0; i < PLANES; i++) {
+        const Type *type = val_type(graph, planes[i]);
+        Dim dim[] = {type->dim[0], type->dim[1], dim_fixed(heights[i] * 6)};
+        flat[i] = g_reshape(graph, planes[i], 3, dim);
+    }
+    return g_concat(graph, flat, PLANES, 2);
+}
+
+static Val conv3(Graph *graph, Val x, Val w)
+{
+    Attr attr = {.n = {2, 1, 1, 1, 0, 1, 1, 0}, .count = 8};
+    return make(graph, OP_CONV, (Val[]){x, w}, 2, attr, NULL);
+}
+
+static Val norm2(Graph *graph, Val x, Val gamma)
+{
+    Attr attr = {.n = {2}, .count = 1, .real = 1e-5};
+    return make(graph, OP_GROUP_NORM, (Val[]){x, gamma, gamma}, 3, attr, NULL);
+}
+
+// x + w norm(x) over all positions of a packed value.
+static Val jointly(Graph *graph, Val x, Val w, Val gamma)
+{
+    Val y = g_contract(graph, norm2(graph, x, gamma), w, "bcn", "oc", "bon");
+    return g_binary(graph, OP_ADD, x, y);
+}
+
+// Planes go through convolutions with the same weights, are joined, cut, joined with skips by
+// channels, pooled; the outputs are the last values and the gradients of all weights.
+static void planes(Graph *graph, Vals *vals)
+{
+    Val x = input(graph, 0, shape(DT_F32, 3, -1, 8, 48));
+    Val w[] = {input(graph, 1, shape(DT_F32, 4, 8, 8, 3, 3)),
+               input(graph, 2, shape(DT_F32, 4, 8, 16, 3, 3)),
+               input(graph, 3, shape(DT_F32, 2, 8, 8)), input(graph, 4, shape(DT_F32, 2, 8, 16))};
+    Val g8 = input(graph, 5, shape(DT_F32, 1, 8)), g16 = input(graph, 6, shape(DT_F32, 1, 16));
+    Val first[PLANES], at[PLANES], joint[3];
+    for (int i = 0; i < PLANES; i++) {
+        first[i] = conv3(graph, plane_of(graph, x, i), w[0]);
+        Val y = conv3(graph, g_unary(graph, OP_SILU, norm2(graph, first[i], g8)), w[0]);
+        at[i] = g_binary(graph, OP_ADD, first[i], y);
+    }
+    joint[0] = jointly(graph, pack_planes(graph, at), w[2], g8);
+    for (int i = 0; i < PLANES; i++)
+        at[i] = conv3(graph, norm2(graph, plane_of(graph, joint[0], i), g8), w[0]);
+    joint[1] = jointly(graph, pack_planes(graph, at), w[2], g8);
+    for (int turn = 0; turn < 2; turn++) {
+        for (int i = 0; i < PLANES; i++) {
+            Val parts[] = {plane_of(graph, joint[1], i),
+                           turn ? first[i] : plane_of(graph, joint[0], i)};
+            Val both = g_concat(graph, parts, 2, 1);
+            Val y = conv3(graph, norm2(graph, both, g16), w[1]);
+            at[i] = g_binary(graph, OP_ADD, g_contract(graph, both, w[3], "bchw", "oc", "bohw"), y);
+        }
+        joint[1] = jointly(graph, pack_planes(graph, at), w[2], g8);
+    }
+    Val sum = 0;
+    for (int i = 0; i < PLANES; i++) {
+        Dim cells[] = {dim_batch(1), dim_fixed(8), dim_fixed(heights[i] / 2), dim_fixed(2),
+                       dim_fixed(3), dim_fixed(2)};
+        Val pooled = g_reduce(graph, OP_REDUCE_SUM,
+                              g_reshape(graph, plane_of(graph, joint[1], i), 6, cells), 1 << 3 | 1 << 5);
+        pooled = g_unary(graph, OP_TANH, pooled);
+        keep(vals, simplify_val(graph, pooled));
+        Val total = g_reduce(graph, OP_REDUCE_SUM, pooled, (1 << 6) - 1);
+        total = g_reshape(graph, total, 0, NULL);
+        sum = sum ? g_binary(graph, OP_ADD, sum, total) : total;
+    }
+    keep(vals, simplify_val(graph, joint[1]));
+    Val grads[7], wrt[] = {x, w[0], w[1], w[2], w[3], g8, g16};
+    grad_build(graph, sum, wrt, 7, grads);
+    for (int i = 0; i < 7; i++)
+        keep(vals, simplify_val(graph, grads[i]));
+}
+
+static void test_planes(void **unused)
+{
+    (void)unused;
+    const uint32_t rungs[] = {RUNG_ALL, level_rungs(1), RUNG_ELEMENTWISE, RUNG_NORMS,
+                              RUNG_EPILOGUES, RUNG_ATTENTION, RUNG_PLACEMENT, RUNG_BATCHING,
+                              RUNG_MEMORY, RUNG_PLACEMENT | RUNG_BATCHING, 0};
+    enum { COUNT = sizeof rungs / sizeof *rungs };
+    Codegen *cg = check_graph(planes, rungs, COUNT);
+    const Work *all = cg->plans[0], *none = cg->plans[COUNT - 1];
+    uint32_t segments, single, convs = count_launches(cg, none, "pv_conv", &single);
+    assert_int_equal(convs, single);
+    convs = count_launches(cg, all, "pv_conv", &segments);
+    assert_true(all->launch_count * 3 < none->launch_count);
+    assert_true(convs * 3 <= segments);
+    // what pooling spreads is written out, and put together; nothing else is copied
+    assert_true(count_launches(cg, all, "pv_copy", &segments) <= 3);
 }
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_every_op)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_every_op),
+                                       cmocka_unit_test(test_planes)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
