@@ -135,7 +135,9 @@ bool pv_device_fault(PvDevice *device, int result, PvError *error)
                     device->doing ? device->doing : " of the driver", device->index, device->name);
     if (device->synchronous)
         return false;
-    return pv_error_hint(error, "PVDM_CUDA_SYNC=1 waits after every kernel and names it");
+    return pv_error_hint(error,
+                         "steps are repeatable: run again with PVDM_CUDA_SYNC=1, which waits after "
+                         "every kernel and names the one that fails");
 }
 
 bool pv_device_event(PvDevice *device, CUevent *event, PvError *error)

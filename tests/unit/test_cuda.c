@@ -313,6 +313,9 @@ static void faults_are_named(void **state)
     const char *train = "train fit --weights net=@/w.st --steps 99 --set save_every=10 "
                         "--device cuda --out @/fault";
     refuses("PVDM_FAKE_FAULT=300 PVDM_FAKE_STREAMS=late", train, 3, "--resume goes on from it");
+    refuses("PVDM_FAKE_FAULT=200 PVDM_CUDA_SYNC=1", train, 1, "holds a run already");
+    refuses("PVDM_FAKE_FAULT=101 PVDM_CUDA_SYNC=1",
+            "train fit --weights net=@/w.st --steps 99 --device cuda --out @/named", 3, "kernel ");
 }
 
 // A sampler's loop: two addresses take turns, so two recipes, each captured when it comes again.
