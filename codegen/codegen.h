@@ -211,7 +211,7 @@ void need_scratch(Lower *lower, int64_t bytes);
 
 PlanArg arg_none(void);
 PlanArg arg_offset(PlanArg arg, Affine elements, size_t element_size);
-PlanArg new_buffer(Lower *lower, Dim count, size_t element_size);
+PlanArg new_buffer(Lower *lower, Dim count, DType stored);
 PlanArg result_place(Lower *lower, Val val);             // storage of a result (made if need be)
 PlanArg wanted_place(Lower *lower, const Group *group, uint32_t out);   // a dummy if not wanted
 PlanArg view_place(Lower *lower, const View *view, DType dtype);        // where a view begins
@@ -222,9 +222,14 @@ PlanArg image_place(Lower *lower, Val val, Dim *stride);
 bool strides_as(const Lower *lower, Val val, const Type *type, Dim *stride);
 // The launch reads each element of `residual` before it writes it in `result`: they may be one.
 void residual_inplace(Lower *lower, const Group *group, PlanArg result, PlanArg residual);
-void launch_copy(Lower *lower, PlanArg y, PlanArg x, const CopyShape *shape, size_t element_size);
+// Elements of `dtype`; they may be stored otherwise on either side.
+void launch_copy(Lower *lower, PlanArg y, PlanArg x, const CopyShape *shape, DType dtype);
 Dim count_of(const Type *type);
-size_t size_of(const Lower *lower, Val val);             // bytes of an element
+size_t size_of(const Lower *lower, Val val);             // bytes of an element, as it is stored
+// Argument `types` of the launch: the storage of the arguments first .. first + count - 1, and of
+// those in more[0 .. more_count - 1].
+void set_types(Lower *lower, size_t types, size_t first, uint32_t count, const size_t *more,
+               uint32_t more_count);
 const Node *anchor_of(const Lower *lower, const Group *group);
 int64_t activation(Op op);                               // PvAct
 

@@ -15,7 +15,7 @@ enum { THREADS = 256, MOST_LOADS = 24 };       // of four elements: what registe
 // Every address of the pointer at which a thread begins is a multiple of four elements, or of 16.
 static bool by_fours(const Kern *kern, const Pointer *pointer)
 {
-    int64_t bytes = 4 * (int64_t)element_size(kern->lower->cg->module, pointer->dtype);
+    int64_t bytes = 4 * (int64_t)pointer_size(kern, pointer);
     bytes = bytes > 16 ? 16 : bytes;
     if (pointer->inner != INNER_DENSE || pointer->place.a % bytes || pointer->place.c % bytes)
         return false;
@@ -34,6 +34,12 @@ static uint32_t choose_width(const Kern *kern)
         loads += !kern->pointers[i].result && kern->pointers[i].inner != INNER_FIXED;
     }
     return kern->size[kern->rank - 1].n % 4 == 0 && fours > 0 && loads <= MOST_LOADS ? 4 : 1;
+}
+
+// The type of elements in memory: u16 words if they are stored as bf16.
+static const char *memory_type(const Pointer *pointer)
+{
+    return pointer->place.store == PV_STORE_BF16 ? "bf16" : storage_type(pointer->dtype);
 }
 
 // Sizes, the position of this thread, and the check that it has one.
@@ -63,7 +69,7 @@ static void write_rows(const Kern *kern, FILE *out)
     uint32_t inner = kern->rank - 1, arg = kern->pointer_count + kern->real_count + kern->rank;
     for (uint32_t i = 0; i < kern->pointer_count; i++) {
         const Pointer *pointer = &kern->pointers[i];
-        const char *type = storage_type(pointer->dtype), *constant = pointer->result ? "" : "const ";
+        const char *type = memory_type(pointer), *constant = pointer->result ? "" : "const ";
         fprintf(out, "    %s%s *const r%u = (%s%s *)a.at[%u]", constant, type, i, constant, type, i);
         for (uint32_t axis = 0; axis < inner; axis++)
             if (pointer->stride[axis].n != 0)
@@ -72,7 +78,7 @@ static void write_rows(const Kern *kern, FILE *out)
         if (pointer->inner == INNER_STRIDED)
             fprintf(out, "    const int64_t s%u = a.at[%u];\n", i, arg++);
         if (pointer->inner == INNER_FIXED && !pointer->result)
-            fprintf(out, "    const %s x%u = r%u[0]%s;\n", c_type(pointer->dtype), i, i,
+            fprintf(out, "    const %s x%u = cx_value(r%u[0])%s;\n", c_type(pointer->dtype), i, i,
                     pointer->dtype == DT_BOOL ? " != 0" : "");
     }
 }
@@ -94,10 +100,10 @@ static void write_loads(const Kern *kern, FILE *out, uint32_t width)
         const char *index = width == 1 ? pointer->swap ? "(i ^ 1)" : "i" : "(i + e)";
         if (width == 4)
             fprintf(out, "    CX_UNROLL\n    for (int e = 0; e < 4; e++)\n    ");
-        fprintf(out, "    v%u[%s] = r%u[%s", i, width == 4 ? "e" : "0", i, index);
+        fprintf(out, "    v%u[%s] = cx_value(r%u[%s", i, width == 4 ? "e" : "0", i, index);
         if (pointer->inner == INNER_STRIDED)
             fprintf(out, " * s%u", i);
-        fprintf(out, "];\n");
+        fprintf(out, "]);\n");
     }
 }
 
@@ -123,7 +129,7 @@ static void write_elements(Kern *kern, FILE *out, uint32_t width)
             fprintf(out, "    cx_store4(r%u + i, y%u);\n", i, i);
         else
             fprintf(out, "    CX_UNROLL\n    for (int e = 0; e < %u; e++)\n"
-                         "        r%u[i + e] = y%u[e];\n", width, i, i);
+                         "        cx_set(r%u + i + e, y%u[e]);\n", width, i, i);
     }
 }
 
@@ -134,7 +140,7 @@ static void count_accesses(const Kern *kern, uint32_t width, CudaChoice *choice)
         const Pointer *pointer = &kern->pointers[i];
         if (by_fours(kern, pointer))
             *(pointer->result ? &choice->stores_16 : &choice->loads_16) +=
-                (uint32_t)element_size(kern->lower->cg->module, pointer->dtype) / 4;
+                (uint32_t)pointer_size(kern, pointer) / 4;
     }
 }
 

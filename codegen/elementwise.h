@@ -14,7 +14,7 @@ typedef struct {
     bool swap;                 // element i ^ 1
     bool result;
     DType dtype;
-    PlanArg place;
+    PlanArg place;             // place.store: how the elements are stored
     Dim stride[MAX_RANK];      // by axis of the (joined) space
     Inner inner;
 } Pointer;
@@ -31,7 +31,8 @@ typedef struct Kern {
     uint32_t rank;
 } Kern;
 
-const char *storage_type(DType dtype);                   // of elements in memory
+const char *storage_type(DType dtype);                   // of elements in memory, on the CPU
+size_t pointer_size(const Kern *kern, const Pointer *pointer);     // bytes of an element
 // The statements t0 = ..., t1 = ... of one element; its operands are x0, x1, ... (by pointer).
 void write_statements(Kern *kern, FILE *out, const char *indent);
 uint32_t member_of(const Kern *kern, Val result);        // the t that a result is

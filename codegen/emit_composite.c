@@ -109,6 +109,7 @@ void lower_conv(Lower *lower, const Group *group)
         set_dim(lower, ARG(ConvArgs, residual_channel), channel_step(added, type[written]));
     }
     conv_sizes(lower, node, type[0], type[1], type[2]);
+    set_types(lower, ARG(ConvArgs, types), ARG(ConvArgs, y), 5, NULL, 0);
     const void *numbers = launch_numbers(lower);
     need_scratch(lower, node->op == OP_CONV ? pv_conv_scratch(numbers, real_size(lower))
                         : node->op == OP_CONV_DGRAD
@@ -210,6 +211,7 @@ static void set_attention(Lower *lower, const Node *node, const Attention *at, P
     set_strides(lower, at, MASK, ARG(AttentionArgs, mask0));
     set_real(lower, ARG(AttentionArgs, scale), node->attr->real);
     set_int(lower, ARG(AttentionArgs, causal), node->attr->n[0]);
+    set_types(lower, ARG(AttentionArgs, types), ARG(AttentionArgs, o), 6, NULL, 0);
 }
 
 // Operands in the numbers of `Attention`; those that do not fit are copied, then all of them.
@@ -266,8 +268,8 @@ static void match_layout(Lower *lower, Attention *at, Val grad)
     memcpy(shape.size, type->dim, sizeof shape.size);
     memcpy(shape.x, at->stride[DO], sizeof shape.x);
     memcpy(shape.y, at->stride[O], sizeof shape.y);
-    PlanArg y = new_buffer(lower, count_of(type), size_of(lower, grad));
-    launch_copy(lower, y, at->place[DO], &shape, size_of(lower, grad));
+    PlanArg y = new_buffer(lower, count_of(type), stored_dtype(lower->work, grad));
+    launch_copy(lower, y, at->place[DO], &shape, type->dtype);
     at->place[DO] = y;
     memcpy(at->stride[DO], at->stride[O], sizeof at->stride[O]);
 }
@@ -307,6 +309,7 @@ void lower_attention_grad(Lower *lower, const Group *group)
     set_strides(lower, &at, DQ, ARG(AttentionGradArgs, dq0));
     set_strides(lower, &at, DK, ARG(AttentionGradArgs, dk0));
     set_strides(lower, &at, DV, ARG(AttentionGradArgs, dv0));
+    set_types(lower, ARG(AttentionGradArgs, types), ARG(AttentionGradArgs, d_o), 4, NULL, 0);
     need_scratch(lower, pv_attention_grad_scratch(launch_numbers(lower), real_size(lower)));
 }
 
@@ -358,6 +361,7 @@ static void lower_group_norm(Lower *lower, const Group *group)
     set_int(lower, ARG(GroupNormArgs, y_position), 1);
     set_real(lower, ARG(GroupNormArgs, eps), node->attr->real);
     set_int(lower, ARG(GroupNormArgs, act), activation(group->act));
+    set_types(lower, ARG(GroupNormArgs, types), ARG(GroupNormArgs, y), 8, NULL, 0);
     need_scratch(lower, pv_norm_scratch(type->dim[1].n, real_size(lower)));
 }
 
@@ -391,6 +395,9 @@ static void lower_group_norm_grad(Lower *lower, const Group *group)
     set_arg(lower, ARG(GroupNormGradArgs, mean), mean);
     set_arg(lower, ARG(GroupNormGradArgs, rstd), rstd);
     set_arg(lower, ARG(GroupNormGradArgs, gamma), gamma);
+    set_types(lower, ARG(GroupNormGradArgs, types), ARG(GroupNormGradArgs, dx), 8,
+              (size_t[]){ARG(GroupNormGradArgs, dgamma_added), ARG(GroupNormGradArgs, dbeta_added)},
+              2);
     set_dim(lower, ARG(GroupNormGradArgs, images), type->dim[0]);
     set_dim(lower, ARG(GroupNormGradArgs, c), type->dim[1]);
     set_dim(lower, ARG(GroupNormGradArgs, positions), dims_between(type, 2, type->rank));
@@ -429,6 +436,7 @@ static void lower_layer_norm(Lower *lower, const Group *group)
     set_dim(lower, ARG(LayerNormArgs, c), type->dim[type->rank - 1]);
     set_real(lower, ARG(LayerNormArgs, eps), node->attr->real);
     set_int(lower, ARG(LayerNormArgs, act), activation(group->act));
+    set_types(lower, ARG(LayerNormArgs, types), ARG(LayerNormArgs, y), 6, NULL, 0);
     need_scratch(lower, pv_norm_scratch(type->dim[type->rank - 1].n, real_size(lower)));
 }
 
@@ -456,6 +464,9 @@ static void lower_layer_norm_grad(Lower *lower, const Group *group)
     set_arg(lower, ARG(LayerNormGradArgs, mean), in[2]);
     set_arg(lower, ARG(LayerNormGradArgs, rstd), in[3]);
     set_arg(lower, ARG(LayerNormGradArgs, gamma), in[4]);
+    set_types(lower, ARG(LayerNormGradArgs, types), ARG(LayerNormGradArgs, dx), 8,
+              (size_t[]){ARG(LayerNormGradArgs, dgamma_added), ARG(LayerNormGradArgs, dbeta_added)},
+              2);
     set_dim(lower, ARG(LayerNormGradArgs, rows), dims_between(type, 0, type->rank - 1));
     set_dim(lower, ARG(LayerNormGradArgs, c), type->dim[type->rank - 1]);
     need_scratch(lower, pv_norm_scratch(type->dim[type->rank - 1].n, real_size(lower)));
@@ -470,6 +481,7 @@ static void lower_softmax(Lower *lower, const Group *group)
     launch_begin(lower, "pv_softmax", sizeof(SoftmaxArgs) / 8);
     set_arg(lower, ARG(SoftmaxArgs, y), y);
     set_arg(lower, ARG(SoftmaxArgs, x), x);
+    set_types(lower, ARG(SoftmaxArgs, types), ARG(SoftmaxArgs, y), 2, NULL, 0);
     set_dim(lower, ARG(SoftmaxArgs, rows), dims_between(type, 0, type->rank - 1));
     set_dim(lower, ARG(SoftmaxArgs, c), type->dim[type->rank - 1]);
 }

@@ -267,13 +267,14 @@ static void sum_own_axes(Lower *lower, const Node *node, int which, const Axes *
     Dim size = dim_fixed(1);
     for (uint32_t i = type->rank; i-- > 0;)
         size = own[i] ? size : dim_product(size, type->dim[i]);
-    operand->place = new_buffer(lower, size, size_of(lower, operand->val));
+    operand->place = new_buffer(lower, size, type->dtype);
     operand->made = true;
     launch_begin(lower, "pv_reduce", sizeof(ReduceArgs) / 8);
     set_arg(lower, ARG(ReduceArgs, out), operand->place);
     set_arg(lower, ARG(ReduceArgs, x), x);
     set_int(lower, ARG(ReduceArgs, kept), type->rank - count);
     set_int(lower, ARG(ReduceArgs, reduced), count);
+    set_types(lower, ARG(ReduceArgs, types), ARG(ReduceArgs, out), 2, NULL, 0);
     uint32_t at = 0;
     for (int turn = 0; turn < 2; turn++)
         for (uint32_t i = 0; i < type->rank; i++)
@@ -328,8 +329,8 @@ static PlanArg form_place(Lower *lower, const Node *node, int which, const Opera
         shape.y[i] = *stride_in(&sorted.axis[order[i]], 1 << which);
         total = dim_product(total, shape.size[i]);
     }
-    PlanArg y = new_buffer(lower, total, size_of(lower, operand->val));
-    launch_copy(lower, y, x, &shape, size_of(lower, operand->val));
+    PlanArg y = new_buffer(lower, total, operand->made ? dtype : stored_dtype(lower->work, operand->val));
+    launch_copy(lower, y, x, &shape, dtype);
     return y;
 }
 
@@ -374,6 +375,8 @@ static void launch_gemm(Lower *lower, const Group *group, const Node *node, cons
     set_dim(lower, ARG(GemmArgs, r_m), p->r_m);
     set_int(lower, ARG(GemmArgs, act), activation(group->act));
     set_int(lower, ARG(GemmArgs, sum_batch), p->sum_batch);
+    set_types(lower, ARG(GemmArgs, types), ARG(GemmArgs, c), 3,
+              (size_t[]){ARG(GemmArgs, bias), ARG(GemmArgs, residual)}, 2);
     if (group->bias) {         // whose label is it: the last one's (n), or m's
         int64_t rank, y_rank;
         const int64_t *out = labels_of(node, 2, &rank), *in_y = labels_of(node, 1, &y_rank);
@@ -389,7 +392,7 @@ static void launch_gemm(Lower *lower, const Group *group, const Node *node, cons
 }
 
 static void move_result(Lower *lower, const Axes *real, const Axes *sorted, PlanArg y, PlanArg x,
-                        size_t size)
+                        DType dtype)
 {
     CopyShape shape = {.rank = 0};
     for (uint32_t i = 0; i < real->count; i++) {
@@ -399,7 +402,7 @@ static void move_result(Lower *lower, const Axes *real, const Axes *sorted, Plan
         shape.x[shape.rank] = sorted->axis[i].out;
         shape.y[shape.rank++] = real->axis[i].out;
     }
-    launch_copy(lower, y, x, &shape, size);
+    launch_copy(lower, y, x, &shape, dtype);
 }
 
 typedef struct {
@@ -484,9 +487,9 @@ void lower_contract(Lower *lower, const Group *group)
     PlanArg x_place = form_place(lower, node, 0, &x, choice.x, &axes);
     PlanArg y_place = form_place(lower, node, 1, &y, choice.y, &axes);
     PlanArg result = result_place(lower, group->results[0]);
-    size_t size = size_of(lower, group->results[0]);
-    PlanArg c = direct ? result : new_buffer(lower, count_of(node->type[0]), size);
+    DType stored = stored_dtype(lower->work, group->results[0]);
+    PlanArg c = direct ? result : new_buffer(lower, count_of(node->type[0]), stored);
     launch_gemm(lower, group, node, &choice.product, c, x_place, y_place, residual);
     if (!direct)
-        move_result(lower, &real, &axes, result, c, size);
+        move_result(lower, &real, &axes, result, c, node->type[0]->dtype);
 }

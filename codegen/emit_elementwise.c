@@ -114,6 +114,13 @@ static void join_axes(Kern *kern)
 
 // ---- text ----
 
+size_t pointer_size(const Kern *kern, const Pointer *pointer)
+{
+    return pointer->place.store != PV_STORE_REAL
+               ? 2
+               : element_size(kern->lower->cg->module, pointer->dtype);
+}
+
 const char *storage_type(DType dtype)
 {
     return dtype == DT_BOOL ? "uint8_t" : c_type(dtype);
@@ -333,7 +340,6 @@ static bool same_walk(const Kern *kern, const Pointer *x, const Pointer *y)
 // A result may overwrite an operand whose buffer every pointer walks exactly as the result will.
 static void find_inplace(const Kern *kern, PlanLaunch *launch)
 {
-    const Codegen *cg = kern->lower->cg;
     for (uint32_t i = 0; i < kern->group->result_count; i++) {
         const Pointer *result = &kern->pointers[i];
         if (result->place.space != PV_ARENA && result->place.space != PV_GRAD)
@@ -341,13 +347,12 @@ static void find_inplace(const Kern *kern, PlanLaunch *launch)
         for (uint32_t k = kern->group->result_count; k < kern->pointer_count; k++) {
             const Pointer *operand = &kern->pointers[k];
             if (operand->place.space != PV_ARENA || operand->place.a || operand->place.c ||
-                element_size(cg->module, operand->dtype) !=
-                    element_size(cg->module, result->dtype))
+                pointer_size(kern, operand) != pointer_size(kern, result))
                 continue;
             const Buffer *buffer = &kern->lower->work->buffers[operand->place.buffer - 1];
             if (result->place.space == PV_GRAD &&      // the buffer will lie there
                 (buffer->batch || buffer->size != count_of(kern->group->space).n *
-                                      (int64_t)element_size(cg->module, result->dtype)))
+                                      (int64_t)pointer_size(kern, result)))
                 continue;
             Pointer there = *result;
             there.place = operand->place;

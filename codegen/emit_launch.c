@@ -107,9 +107,33 @@ Dim count_of(const Type *type)
     return count;
 }
 
+// Bytes of an element of `dtype` where it is stored like this.
+static size_t place_size(const Lower *lower, PlanArg place, DType dtype)
+{
+    return place.store != PV_STORE_REAL ? 2 : element_size(lower->cg->module, dtype);
+}
+
+static uint8_t storage_code(DType stored)
+{
+    return stored == DT_BF16 ? PV_STORE_BF16 : stored == DT_F16 ? PV_STORE_F16 : PV_STORE_REAL;
+}
+
 size_t size_of(const Lower *lower, Val val)
 {
-    return element_size(lower->cg->module, val_type(lower->graph, val)->dtype);
+    return stored_size(lower->work, val);
+}
+
+void set_types(Lower *lower, size_t types, size_t first, uint32_t count, const size_t *more,
+               uint32_t more_count)
+{
+    const PlanLaunch *launch = &lower->work->launches[lower->work->launch_count - 1];
+    const PlanArg *args = &lower->work->args[launch->arg];
+    int64_t all = 0;
+    for (uint32_t i = 0; i < count; i++)
+        all |= (int64_t)args[first + i].store << (4 * i);
+    for (uint32_t i = 0; i < more_count; i++)
+        all |= (int64_t)args[more[i]].store << (4 * (count + i));
+    set_int(lower, types, all);
 }
 
 const Node *anchor_of(const Lower *lower, const Group *group)
@@ -123,16 +147,19 @@ int64_t activation(Op op)
            : op == OP_RELU ? PV_ACT_RELU : PV_ACT_NONE;
 }
 
-PlanArg new_buffer(Lower *lower, Dim count, size_t size)
+PlanArg new_buffer(Lower *lower, Dim count, DType stored)
 {
     Work *work = lower->work;
+    PlanArg place = {.space = PV_ARENA, .store = storage_code(stored)};
+    size_t size = place_size(lower, place, stored);
     work->buffers = grow_array(work->buffers, &lower->buffer_capacity, work->buffer_count,
                                sizeof *work->buffers);
     Buffer *buffer = &work->buffers[work->buffer_count++];
     *buffer = (Buffer){.size = count.n * (int64_t)size, .first = -1};
     buffer->bytes = (buffer->size + 255) / 256 * 256;
     buffer->batch = count.batch;
-    return (PlanArg){.space = PV_ARENA, .buffer = work->buffer_count};
+    place.buffer = work->buffer_count;
+    return place;
 }
 
 static uint32_t place_index(const Lower *lower, Val val)
@@ -152,7 +179,8 @@ PlanArg result_place(Lower *lower, Val val)
     } else if (!lower->work->placed[index]) {
         lower->work->placed[index] = true;
         lower->work->place[index] =
-            new_buffer(lower, count_of(val_type(lower->graph, val)), size_of(lower, val));
+            new_buffer(lower, count_of(val_type(lower->graph, val)),
+                       stored_dtype(lower->work, val));
     }
     PlanArg place = lower->work->place[index];
     place.result = true;
@@ -164,7 +192,7 @@ PlanArg wanted_place(Lower *lower, const Group *group, uint32_t out)
     if (group->results[out])
         return result_place(lower, group->results[out]);
     const Type *type = anchor_of(lower, group)->type[out];
-    return new_buffer(lower, count_of(type), element_size(lower->cg->module, type->dtype));
+    return new_buffer(lower, count_of(type), type->dtype);
 }
 
 static PlanArg scalar_place(Lower *lower, Val val)
@@ -223,8 +251,8 @@ static PlanArg base_place(Lower *lower, Val base)
 
 PlanArg view_place(Lower *lower, const View *view, DType dtype)
 {
-    return arg_offset(base_place(lower, view->base), view->offset,
-                      element_size(lower->cg->module, dtype));
+    PlanArg base = base_place(lower, view->base);
+    return arg_offset(base, view->offset, place_size(lower, base, dtype));
 }
 
 static void count_bytes(Lower *lower, Dim elements, size_t size)
@@ -234,7 +262,7 @@ static void count_bytes(Lower *lower, Dim elements, size_t size)
         (double)elements.n * (double)size;
 }
 
-static void count_copy(Lower *lower, const CopyShape *axes, size_t size)
+static void count_copy(Lower *lower, const CopyShape *axes, size_t x_size, size_t y_size)
 {
     Dim read = dim_fixed(1), written = dim_fixed(1);
     for (uint32_t i = 0; i < axes->rank; i++) {
@@ -242,11 +270,11 @@ static void count_copy(Lower *lower, const CopyShape *axes, size_t size)
         if (axes->x[i].n != 0)
             read = dim_product(read, axes->size[i]);
     }
-    count_bytes(lower, read, size);
-    count_bytes(lower, written, size);
+    count_bytes(lower, read, x_size);
+    count_bytes(lower, written, y_size);
 }
 
-void launch_copy(Lower *lower, PlanArg y, PlanArg x, const CopyShape *shape, size_t size)
+void launch_copy(Lower *lower, PlanArg y, PlanArg x, const CopyShape *shape, DType dtype)
 {
     CopyShape axes = {.rank = 0};
     for (uint32_t i = 0; i < shape->rank; i++) {
@@ -268,12 +296,15 @@ void launch_copy(Lower *lower, PlanArg y, PlanArg x, const CopyShape *shape, siz
         axes.size[0] = dim_fixed(1);
     }
     launch_begin(lower, "pv_copy", sizeof(CopyArgs) / 8);
-    count_copy(lower, &axes, size);
+    size_t size = place_size(lower, y, dtype);
+    count_copy(lower, &axes, place_size(lower, x, dtype), size);
     lower->work->launches[lower->work->launch_count - 1].label = "copy";
     y.result = true;
     set_arg(lower, ARG(CopyArgs, y), y);
     set_arg(lower, ARG(CopyArgs, x), x);
     set_int(lower, ARG(CopyArgs, bytes), (int64_t)size);
+    if (x.store != y.store)
+        set_types(lower, ARG(CopyArgs, types), ARG(CopyArgs, y), 2, NULL, 0);
     set_int(lower, ARG(CopyArgs, axes), axes.rank);
     for (uint32_t i = 0; i < axes.rank; i++) {
         set_dim(lower, ARG(CopyArgs, size) + i, axes.size[i]);
@@ -291,7 +322,7 @@ static void copy_val(Lower *lower, Val val, PlanArg y, const Dim *stride)
     memcpy(shape.size, type->dim, sizeof shape.size);
     memcpy(shape.x, view.stride, sizeof shape.x);
     memcpy(shape.y, stride, type->rank * sizeof *stride);
-    launch_copy(lower, y, view_place(lower, &view, type->dtype), &shape, size_of(lower, val));
+    launch_copy(lower, y, view_place(lower, &view, type->dtype), &shape, type->dtype);
 }
 
 PlanArg dense_place(Lower *lower, Val val)
@@ -304,7 +335,7 @@ PlanArg dense_place(Lower *lower, Val val)
     if (!lower->work->has_dense[index]) {
         Dim stride[MAX_RANK];
         dense_strides(type, stride);
-        PlanArg y = new_buffer(lower, count_of(type), size_of(lower, val));
+        PlanArg y = new_buffer(lower, count_of(type), stored_dtype(lower->work, val));
         copy_val(lower, val, y, stride);
         lower->work->has_dense[index] = true;
         lower->work->dense[index] = y;
@@ -356,7 +387,7 @@ void residual_inplace(Lower *lower, const Group *group, PlanArg result, PlanArg 
         mentions += arg->space == PV_ARENA && arg->buffer == residual.buffer;
     }
     int64_t size = count_of(type).n * (int64_t)size_of(lower, group->residual);
-    if (mentions != 1 || work->buffers[residual.buffer - 1].size != size)
+    if (mentions != 1 || residual.store != result.store || work->buffers[residual.buffer - 1].size != size)
         return;
     launch->inplace_out = result;
     launch->inplace_in = residual.buffer;
@@ -395,8 +426,8 @@ static void lower_concat(Lower *lower, const Group *group)
     Affine offset = {0, 0};
     for (uint32_t i = 0; i < node->nin; i++) {
         if (!pieces || !pieces[i])
-            copy_val(lower, node->in[i], arg_offset(y, offset, size_of(lower, node->in[i])),
-                     view.stride);
+            copy_val(lower, node->in[i],
+                     arg_offset(y, offset, size_of(lower, group->results[0])), view.stride);
         move_by(&offset, view.stride[axis], val_type(lower->graph, node->in[i])->dim[axis]);
     }
 }
@@ -543,6 +574,8 @@ static void lower_reduce(Lower *lower, const Group *group)
     uint32_t kept = reduce_axes(lower, node, &x, false, 0);
     set_int(lower, ARG(ReduceArgs, kept), kept);
     set_int(lower, ARG(ReduceArgs, reduced), reduce_axes(lower, node, &x, true, kept));
+    set_types(lower, ARG(ReduceArgs, types), ARG(ReduceArgs, out), 2,
+              (size_t[]){ARG(ReduceArgs, residual)}, 1);
     if (real)
         need_scratch(lower, pv_reduce_scratch(launch_numbers(lower),
                                               (int64_t)element_size(lower->cg->module, DT_F32)));

@@ -51,7 +51,7 @@ static bool can_join(const Old *old, const PlanLaunch *to, const PlanLaunch *fro
         to->segments == PV_MAX_SEGMENTS || count > CUDA_SEGMENT_ARGS)
         return false;
     for (uint32_t i = 0; i < count; i++)
-        if (is_address(&have[i]) != is_address(&more[i]))
+        if (is_address(&have[i]) != is_address(&more[i]) || have[i].store != more[i].store)
             return false;
     return apart || (!touches(have, to->arg_count, more, count) &&
                      !touches(more, count, have, to->arg_count));

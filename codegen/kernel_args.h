@@ -114,14 +114,16 @@ typedef struct {
     int64_t out, x, op, kept, reduced;   // numbers of axes
     int64_t size[8], stride[8];
     int64_t residual;
+    int64_t types;                       // PvStorage of out (real), x, residual (real)
 } ReduceArgs;
 
 // y[i...] = x[i...]: up to 8 axes, any strides (0 and negative too); the elements are `bytes` wide
-// (1, 4, 8). Fast for permutations (blocked) and for runs. `offset`: address of an int64 or 0; x
+// (1, 2, 4, 8; the CPU's kernel: not 2; if x is stored otherwise: those of y). Fast for permutations (blocked) and for runs. `offset`: address of an int64 or 0; x
 // starts *offset * offset_stride elements further, *offset clamped to 0 .. offset_max (window).
 typedef struct {
     int64_t y, x, bytes, axes, offset, offset_stride, offset_max;
     int64_t size[8], y_stride[8], x_stride[8];
+    int64_t types;                       // PvStorage of y, x; 0 where they are alike
 } CopyArgs;
 // the same, y displaced by *offset instead of x (window_grad into a filled tensor)
 

@@ -265,7 +265,7 @@ static int64_t val_bytes(const Work *work, Val val)
     Dim count;
     if (work->kept[local_of(work, val)] || !type_count(type, &count))
         return 0;
-    return count.n * (int64_t)element_size(work->module, type->dtype) *
+    return count.n * (int64_t)stored_size(work, val) *
            (count.batch ? TYPICAL_BATCH : 1);
 }
 

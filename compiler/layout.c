@@ -382,4 +382,5 @@ void find_layout(Work *work)
             work->order[local] = storage_order(work, work->nodes[local]);
         }
     }
+    choose_storage(work);
 }

@@ -36,6 +36,7 @@ typedef struct {
     bool choose_rungs;         // `rungs` instead of those of the level
     uint32_t rungs;
     DType real;
+    DType storage;             // bf16 in mixed precision; else DT_NONE
     Emit emit;
     Targets targets;
     bool time, stats, certificate, check, verbose, no_cache;
@@ -78,6 +79,8 @@ static bool pass_elaborate(Build *build)
     build->module = elaborate(build->arena, build->sources, &elab);
     if (build->module && options->explain)
         build->explain = explain_begin(options->explain, build->module, build->sources);
+    if (build->module)
+        build->module->storage = options->storage;
     return build->module && diag_errors() == 0;
 }
 
@@ -347,7 +350,7 @@ static const char usage[] =
     "                      what the executable runs on, or several: cpu,cuda (simt: the emulator\n"
     "                      of GPUs, for tests)\n"
     "  --arch LIST         GPUs that kernels are compiled for (default sm_80,sm_90a,ptx)\n"
-    "  --dtype f32|f64     working precision (default f32)\n"
+    "  --dtype f32|f64|bf16   working precision (default f32); bf16: mixed, for GPUs\n"
     "  --march NAME        processor (default native), as the C compiler names it\n"
     "  --emit ast|graph|fused|plan|c|cuda|figures|dot|html\n"
     "                      prints that instead of making an executable; html: a page with the\n"
@@ -395,15 +398,15 @@ static void choose_archs(const char *list, Targets *targets)
         fail(2, "unknown architecture '%s': such as sm_80, sm_90a, ptx, from sm_80 on", list);
 }
 
-static DType choose_dtype(const char *name)
+// bf16: arithmetic in f32, most values stored as bf16.
+static void choose_dtype(const char *name, Options *options)
 {
-    if (strcmp(name, "f32") == 0)
-        return DT_F32;
-    if (strcmp(name, "f64") == 0)
-        return DT_F64;
-    if (strcmp(name, "bf16") == 0 || strcmp(name, "f16") == 0)
-        fail(3, "--dtype %s needs a target that is not in this build; f32 and f64 are", name);
-    fail(2, "unknown dtype '%s'", name);
+    options->storage = strcmp(name, "bf16") == 0 ? DT_BF16 : DT_NONE;
+    options->real = strcmp(name, "f64") == 0 ? DT_F64 : DT_F32;
+    if (strcmp(name, "f16") == 0)
+        fail(3, "--dtype f16 needs a target that is not in this build; f32, f64 and bf16 are");
+    if (options->storage == DT_NONE && strcmp(name, "f32") != 0 && strcmp(name, "f64") != 0)
+        fail(2, "unknown dtype '%s'", name);
 }
 
 // "3GB", "3GB@4", "500 MiB": bytes, and the batch they are for.
@@ -524,7 +527,7 @@ static bool long_option(Options *options, int argc, char **argv, int *i)
     else if (is_option(argument, "--arch", &attached))
         choose_archs(option_value(argc, argv, i, attached), &options->targets);
     else if (is_option(argument, "--dtype", &attached))
-        options->real = choose_dtype(option_value(argc, argv, i, attached));
+        choose_dtype(option_value(argc, argv, i, attached), options);
     else if (is_option(argument, "--march", &attached))
         options->march = option_value(argc, argv, i, attached);
     else if (is_option(argument, "--rungs", &attached)) {
@@ -606,6 +609,8 @@ static Options read_options(int argc, char **argv)
         fail(2, "--emit figures needs --target cuda");
     if (options.real == DT_F64 && (options.targets.cuda || options.targets.simt))
         fail(2, "--dtype f64 is for --target cpu: there are no kernels of it for GPUs");
+    if (options.storage != DT_NONE && options.targets.cpu)
+        fail(2, "--dtype bf16 is for GPUs: --target cuda");
     return options;
 }
 

@@ -70,6 +70,7 @@ typedef struct {
     int64_t a, c;              // as in PvArg; in PV_ARENA relative to the buffer
     uint16_t space;            // PvSpace
     bool result;               // the launch stores there
+    uint8_t store;             // PvStorage (codegen/kernel_args.h) of what lies there
     uint32_t buffer;           // PV_ARENA: buffer number + 1
 } PlanArg;
 
@@ -143,6 +144,8 @@ typedef struct Work {
                                // another value lies (an operand, or a concat)
     bool **pieces;             // of a concat, by local number: which operands lie within it; then
                                // whether any does. NULL: none does
+    bool *mixed;               // by local number * MAX_OUT + output: this storage is of
+                               // Module.storage; NULL: none is
     uint32_t **order; // by local number: axes of the storage, outermost first; NULL: 0, 1, ...
 
     Group *groups;
@@ -183,6 +186,12 @@ typedef struct Work {
 } Work;
 
 size_t element_size(const Module *module, DType dtype);   // reals are all PvReal
+
+/* storage.c */
+// Which values are stored as Module.storage. Part of find_layout.
+void choose_storage(Work *work);
+DType stored_dtype(const Work *work, Val val);
+size_t stored_size(const Work *work, Val val);        // bytes of an element
 
 /* rungs.c */
 uint32_t level_rungs(int level);

@@ -185,6 +185,7 @@ typedef struct {
     Arena *arena;
     Graph *graph;
     DType real;                 // working precision: f32, f64
+    DType storage;              // bf16: how most values of a step are stored; DT_NONE: as they are
     Param *params;              uint32_t param_count;
     Instance *instances;        uint32_t instance_count;
     Option *options;            uint32_t option_count;

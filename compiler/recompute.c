@@ -69,7 +69,7 @@ static int64_t slot_bytes(const Recompute *r, Val val)
     Dim count;
     if (!type_count(type, &count))
         bug("a value's size is not linear in the batch");
-    return count.n * (int64_t)element_size(r->work->module, type->dtype) *
+    return count.n * (int64_t)stored_size(r->work, val) *
            (count.batch ? r->batch : 1);
 }
 

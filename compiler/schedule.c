@@ -78,7 +78,7 @@ static int64_t val_bytes(const Work *work, Val val)
     Dim count;
     if (!type_count(type, &count))
         bug("a value's size is not linear in the batch");
-    int64_t bytes = count.n * (int64_t)element_size(work->module, type->dtype);
+    int64_t bytes = count.n * (int64_t)stored_size(work, val);
     return count.batch ? bytes * TYPICAL_BATCH : bytes;
 }
 

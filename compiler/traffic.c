@@ -33,10 +33,10 @@ static void add_read(const Work *work, const Group *group, uint32_t index, doubl
     const Node *anchor = graph_node(graph, group->anchor);
     Val val = group->reads[index];
     const Type *type = val_type(graph, val);
-    size_t size = element_size(work->module, type->dtype);
     View view = view_of(work, val);
     if (val_is_step(work, val) || val_is_step(work, view.base))
         return;
+    size_t size = stored_size(work, val);
     Dim count = shown(&view, type), whole, made;
     if (group->kind == GROUP_LIBRARY && picks(anchor, val) && type_count(anchor->type[0], &made))
         count = made;
@@ -70,7 +70,7 @@ void group_bytes(const Work *work, const Group *group, double *fixed, double *pe
             continue;
         const Type *type = val_type(work->module->graph, group->results[i]);
         if (type_count(type, &count))
-            add_bytes(count, element_size(work->module, type->dtype), fixed, per_batch);
+            add_bytes(count, stored_size(work, group->results[i]), fixed, per_batch);
     }
 }
 

@@ -19,6 +19,9 @@ template <int bytes> struct Kind<bytes, true> {
 template <> struct Kind<1, false> {
     typedef u8 Unit;
 };
+template <> struct Kind<2, false> {
+    typedef u16 Unit;
+};
 template <> struct Kind<4, false> {
     typedef u32 Unit;
 };

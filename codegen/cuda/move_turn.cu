@@ -4,7 +4,7 @@
  * loads and stores are both coalesced; rows of the tile are one element longer, so that its columns
  * lie in different banks. The other axes are the outer part of the block's number.
  *
- * Definitions: COPY_BYTES 1, 4, 8; COPY_COUNT, COPY_ORDER, COPY_BEGINS, COPY_AXES (move_layout.h),
+ * Definitions: COPY_BYTES 1, 2, 4, 8; COPY_COUNT, COPY_ORDER, COPY_BEGINS, COPY_AXES (move_layout.h),
  * of which the last axis is y's dense one; TURN_AXIS.
  */
 #include "move_layout.h"
@@ -15,6 +15,10 @@ template <int bytes> struct Kind;
 template <> struct Kind<1> {
     typedef u8 Unit;
     typedef u32 Cell; // neighbours of a word are other threads'
+};
+template <> struct Kind<2> {
+    typedef u16 Unit;
+    typedef u32 Cell;
 };
 template <> struct Kind<4> {
     typedef u32 Unit;

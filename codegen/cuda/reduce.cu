@@ -7,7 +7,7 @@
  * are few, the elements are cut into parts, which phase 1 adds (reduce_plan.h). The order of sums
  * depends on the sizes alone. A NaN wins against maxima and minima.
  *
- * Definitions: REDUCE_OP 0 sum, 1 max, 2 min; REDUCE_INT; REDUCE_X, REDUCE_Y, REDUCE_W,
+ * Definitions: REDUCE_OP 0 sum, 1 max, 2 min; REDUCE_INT; REDUCE_STORE (PvStorage of x); REDUCE_X, REDUCE_Y, REDUCE_W,
  * REDUCE_ALONG; KEPT_COUNT, KEPT_ORDER, KEPT_BEGINS, KEPT_AXES; REDUCED_COUNT, REDUCED_ORDER,
  * REDUCED_BEGINS, REDUCED_AXES (move_layout.h).
  */
@@ -27,6 +27,13 @@ template <> struct ValueOf<true> {
     typedef int64_t Value;
 };
 typedef ValueOf<REDUCE_INT != 0>::Value Value;
+template <int store> struct ElementOf {
+    typedef Value Element;
+};
+template <> struct ElementOf<PV_STORE_BF16> {
+    typedef bf16 Element;
+};
+typedef ElementOf<REDUCE_STORE>::Element Element; // of x
 template <int width> struct Pack {
     Value at[width];
 };
@@ -76,6 +83,20 @@ CX_FN void load(Pack<4> &pack, const Value *from)
     pack.at[2] = (Value)all.z;
     pack.at[3] = (Value)all.w;
 }
+#if REDUCE_STORE
+CX_FN void load(Pack<1> &pack, const bf16 *from)
+{
+    pack.at[0] = (Value)cx_from_bf16(from[0]);
+}
+CX_FN void load(Pack<4> &pack, const bf16 *from)
+{
+    uint2 all = *(const uint2 *)from;
+    pack.at[0] = (Value)cx_low(all.x);
+    pack.at[1] = (Value)cx_high(all.x);
+    pack.at[2] = (Value)cx_low(all.y);
+    pack.at[3] = (Value)cx_high(all.y);
+}
+#endif
 CX_FN void store(Value *to, const Pack<1> &pack)
 {
     to[0] = pack.at[0];
@@ -121,7 +142,7 @@ CX_FN Cut cut_of(const ReduceArgs &a)
 }
 
 // Steps first, first + by, ... below `end` of a unit, four loads at a time.
-CX_FN void reduce_own(Pack<REDUCE_W> &sum, const ReduceArgs &a, const Value *x, u32 first, u32 end,
+CX_FN void reduce_own(Pack<REDUCE_W> &sum, const ReduceArgs &a, const Element *x, u32 first, u32 end,
                       u32 by)
 {
     Walk<REDUCED_COUNT, REDUCED_ORDER, REDUCED_BEGINS, REDUCED_AXES> axes(
@@ -200,7 +221,7 @@ extern "C" __global__ void __launch_bounds__(REDUCE_THREADS)
     u32 y = REDUCE_ALONG ? threadIdx.x % REDUCE_Y : threadIdx.x / REDUCE_X;
     u32 unit = (block - part * cut.across) * REDUCE_X + x;
     bool valid = unit < cut.units;
-    const Value *from = (const Value *)a.x;
+    const Element *from = (const Element *)a.x;
     Walk<KEPT_COUNT, KEPT_ORDER, KEPT_BEGINS, KEPT_AXES> axes(a.size, a.stride, a.kept);
     axes.cut(COLUMNS);
     if (valid)

@@ -200,6 +200,17 @@ static bool select_copy(const CudaLaunch *launch, bool to, CudaChoice *choice)
     uint32_t turn = offset ? UINT32_MAX : turned_axis(launch, &axes);
     choice->shape = "pv_shape_copy";
     choice->threads[0] = 256;
+    int64_t types = cuda_number(launch, COPY(types));
+    if (!agrees(launch, COPY(types)))
+        return false;
+    if (types != 0) {
+        choice->file = "move_convert.cu";
+        choice->name = "convert";
+        choice->definitions = arena_printf(launch->arena, "COPY_Y=%d COPY_X=%d %s",
+                                           (int)(types & 15), (int)(types >> 4 & 15), text);
+        choice->baked[0] = 256;
+        return true;
+    }
     if (turn != UINT32_MAX) {
         choice->file = "move_turn.cu";
         choice->name = "transpose";
@@ -271,7 +282,8 @@ static bool select_reduce(const CudaLaunch *launch, bool integer, CudaChoice *ch
     uint32_t reduced_count = (uint32_t)cuda_number(launch, REDUCE(reduced));
     int op = (int)cuda_number(launch, REDUCE(op));
     size_t size = REDUCE(size), stride = REDUCE(stride);
-    if (!agrees(launch, REDUCE(op)))
+    int storage = (int)(cuda_number(launch, REDUCE(types)) >> 4 & 15);       // of x
+    if (!agrees(launch, REDUCE(op)) || !agrees(launch, REDUCE(types)))
         return false;
     Axes kept = join_axes(launch, size, stride, stride, 0, kept_count, false);
     Axes reduced = join_axes(launch, size, stride, stride, kept_count, reduced_count, true);
@@ -286,8 +298,8 @@ static bool select_reduce(const CudaLaunch *launch, bool integer, CudaChoice *ch
                                 team.along ? "rows" : "columns", integer ? "_int" : "");
     choice->definitions = arena_printf(
         launch->arena,
-        "REDUCE_OP=%d REDUCE_INT=%d REDUCE_X=%d REDUCE_Y=%d REDUCE_W=%d REDUCE_ALONG=%d %s %s", op,
-        integer, team.x, team.y, team.w, team.along, axes_text(launch, "KEPT", &kept, 0),
+        "REDUCE_OP=%d REDUCE_INT=%d REDUCE_STORE=%d REDUCE_X=%d REDUCE_Y=%d REDUCE_W=%d "
+        "REDUCE_ALONG=%d %s %s", op, integer, storage, team.x, team.y, team.w, team.along, axes_text(launch, "KEPT", &kept, 0),
         axes_text(launch, "REDUCED", &reduced, kept_count));
     choice->phases = team.y > 1 ? 2 : 1;
     uint32_t columns = team.along ? 1 : (uint32_t)team.w, bytes = integer ? 8 : 4;
