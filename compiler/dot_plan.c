@@ -65,7 +65,7 @@ void print_plans_dot(FILE *out, Work *const *plans, uint32_t count)
         if (work->taps)
             continue;
         fprintf(out, "  subgraph cluster_%u {\n    label=\"%s (variant %u)\";\n", i,
-                work->entry->name, (uint32_t)(work->variant - work->entry->variants));
+                work->entry->name, work->variant_index);
         if (work->launch_count)
             put_launches(out, work, i);
         else

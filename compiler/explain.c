@@ -373,7 +373,7 @@ static uint32_t explain_plans(FILE *out, const Explain *e, const Work *const *pl
             before && strcmp(before, text) == 0 && i > 0 && plans[i - 1]->entry == work->entry;
         fprintf(out, "%s%s", again ? "" : "\n", work->entry->name);
         if (work->entry->variant_count > 1)
-            fprintf(out, ", variant %u", (uint32_t)(work->variant - work->entry->variants));
+            fprintf(out, ", variant %u", work->variant_index);
         fprintf(out, ": %s", again ? "the same\n" : text);
         free(before);
         before = text;

@@ -182,11 +182,6 @@ void html_graph(Html *html, const char *pass, const Module *module)
 
 // ---- groups and plans ----
 
-static uint32_t variant_number(const Work *work)
-{
-    return (uint32_t)(work->variant - work->entry->variants);
-}
-
 // The group that makes what `val` shows, + 1; 0: it comes from outside.
 static uint32_t maker(const Work *work, Val val)
 {
@@ -224,7 +219,7 @@ void html_groups(Html *html, Work *const *plans, uint32_t count)
         if (work->taps)
             continue;
         fprintf(html->groups.out, "%s{\"entry\":%u,\"variant\":%u,\"groups\":[", any ? "," : "",
-                work->entry_index, variant_number(work));
+                work->entry_index, work->variant_index);
         any = true;
         for (uint32_t k = 0; k < work->group_count; k++) {
             fputs(k ? ",\n" : "", html->groups.out);
@@ -284,7 +279,7 @@ void html_plans(Html *html, Work *const *plans, uint32_t count,
         fprintf(out,
                 "%s{\"entry\":%u,\"variant\":%u,\"arena\":[%lld,%lld],\"live\":[%lld,%lld],"
                 "\"launches\":[",
-                any ? "," : "", work->entry_index, variant_number(work),
+                any ? "," : "", work->entry_index, work->variant_index,
                 (long long)work->arena_fixed, (long long)work->arena_batch,
                 (long long)work->live_fixed, (long long)work->live_batch);
         any = true;

@@ -681,6 +681,8 @@ static void collect_html(Build *build, const char *pass)
         build->html = html_new(build->sources);
     if (build->module && !build->cg)
         html_graph(build->html, pass, build->module);
+    if (strcmp(pass, "layout") == 0)
+        html_graph(build->html, pass, build->module);      // tables and narrow rows add nodes
     if (strcmp(pass, "fuse") == 0)
         html_groups(build->html, build->cg->plans, build->cg->plan_count);
     names_of = build->cg;

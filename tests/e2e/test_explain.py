@@ -50,14 +50,17 @@ def test_page_of_graphs():
     with open(page) as file:
         text = file.read()
     data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)[1])
-    assert [graph["pass"] for graph in data["graphs"]] == ["elaborate", "grad", "simplify"], data["graphs"]
+    assert [graph["pass"] for graph in data["graphs"]] == ["elaborate", "grad", "simplify", "layout"], text[:200]
     names = data["entries"]
     assert "denoise" in names and "grad.diffusion_loss" in names, names
     for graph in data["graphs"]:
         for number, node in enumerate(graph["nodes"], 1):
             assert node[0] < len(data["ops"]) and max(node[1:5]) < len(data["texts"]), node
             assert all(1 <= operand < number for operand in node[5:]), node
-    assert len(data["plans"]) == len(data["groups"]) >= len(names)
+    for entry in range(len(names)):
+        for variant in range(len(data["graphs"][0]["outputs"][entry])):
+            for kind in ("groups", "plans"):
+                assert any((p["entry"], p["variant"]) == (entry, variant) for p in data[kind]), (kind, names[entry], variant)
     for plan in data["plans"]:
         launches = len(plan["launches"])
         for size, batch, offset, first, last in plan["buffers"]:
