@@ -122,8 +122,7 @@ def weights(model):
         path = work(f"{model}-{instance['name']}.safetensors")
         if not os.path.exists(path):
             call(binary(model), "weights", "init", "--instance", instance["name"], "--seed", "3", "-o", path + ".part")
-            if os.path.getsize(path + ".part") < 200 << 20:
-                tensors.write(path + ".part", tensors.fill_zeros(tensors.read(path + ".part")))
+            tensors.fill_zeros(path + ".part")
             os.replace(path + ".part", path)
         files += ["--weights", f"{instance['name']}={path}"]
     return files
@@ -165,13 +164,13 @@ def program(model, name, command):
 
 
 def replay_file(model, stage, batch):
-    """A batch of a stage's data, and the draws that its loss takes when they are given."""
+    """A batch of what a stage's loss reads: the inputs of the gradient of that name, else of all."""
     told = info(model)
     entry = next(s for s in told["stages"] if s["name"] == stage)["minimize"][0]
-    named = {each["name"]: each for program_ in told["programs"] for each in program_["inputs"]
-             if program_["name"] in {g["name"] if isinstance(g, dict) else g for g in told["gradients"]}}
-    named.update({each["name"]: each for each in entry["inputs"]})
-    return inputs(model, {"name": stage, "inputs": list(named.values())}, batch), entry["variants"][0]
+    names = {each["name"] if isinstance(each, dict) else each for each in told["gradients"]}
+    own = {name for name in names if name.startswith(stage)} or names
+    read = {each["name"]: each for whole in told["programs"] if whole["name"] in own for each in whole["inputs"]}
+    return inputs(model, {"name": stage, "inputs": list(read.values())}, batch), entry["variants"][0]
 
 
 def replayed(model, stage):

@@ -31,5 +31,7 @@ def test_gpu_script_compares():
     drawn = tensors.draw(1, [{"name": "x", "dtype": "f32", "shape": ["b", 3]},
                              {"name": "t", "dtype": "i64", "shape": ["b"]}], 2)
     assert len(drawn["x"][2]) == 6 and len(drawn["t"][2]) == 2
-    weights = tensors.fill_zeros({"w": ("F32", [2], array.array("f", [0, 0]))})
-    assert all(weights["w"][2])
+    path = write("zeros", [0.0, 0.0])
+    tensors.fill_zeros(path)
+    tensors.fill_zeros(one)
+    assert all(tensors.read(path)["y"][2]) and list(tensors.read(one)["y"][2]) == [3.0, 4.0]
