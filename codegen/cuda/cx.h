@@ -17,6 +17,8 @@ typedef unsigned long long u64;
 #define CX_SHARED(name) extern __shared__ __align__(1024) u8 name[]
 #define CX_UNROLL       _Pragma("unroll")
 #define CX_NO_UNROLL    _Pragma("unroll 1")
+#define CX_PRAGMA(text) _Pragma(#text)
+#define CX_UNROLL_BY(n) CX_PRAGMA(unroll n)
 #define CX_ENTRY(kernel)
 #define CX_CONSTANT(name, value)
 #define INFINITY __int_as_float(0x7f800000)
@@ -32,6 +34,7 @@ typedef unsigned long long u64;
 #define CX_SHARED(name) u8 *const name = simt_block.shared
 #define CX_UNROLL
 #define CX_NO_UNROLL
+#define CX_UNROLL_BY(n)
 // After a kernel: KERNEL__simt takes its arguments as cuLaunchKernel does.
 #define CX_ENTRY(kernel)                                                                           \
     extern "C" const SimtParameters kernel##__simt_parameters = simt_parameters(kernel);           \
