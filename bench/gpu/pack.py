@@ -15,6 +15,8 @@ import shutil
 import subprocess
 import sys
 
+from sources import sources_hash
+
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 OUT = os.path.join(ROOT, "out", "gpu")
 LIMIT = 64 << 20
@@ -64,7 +66,7 @@ def main():
         os.makedirs(os.path.join(OUT, folder))
     if not os.path.exists(os.path.join(args.build, "build.ninja")):
         call("cmake", "--preset", "release")
-    tests = list(case_tests())
+    tests, before = list(case_tests()), sources_hash(ROOT)
     call("cmake", "--build", args.build, "-j2", "--target", "pvdmc", "pvdm32", *tests)
     for test in tests:
         strip_into(os.path.join(args.build, "tests", "simt", test), os.path.join(OUT, "cases"))
@@ -75,11 +77,13 @@ def main():
         call(os.path.join(args.build, "pvdmc"), model, "--target", args.target, *arch,
              "--march", "x86-64-v3", *options, "-o", os.path.join(OUT, "bin", name))
         subprocess.run(["strip", os.path.join(OUT, "bin", name)], check=False)
+    if sources_hash(ROOT) != before:
+        sys.exit("pack: the sources of kernels have changed meanwhile: pack again")
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True,
                             check=False).stdout.strip()
     with open(os.path.join(OUT, "pack.json"), "w", encoding="ascii") as file:
-        json.dump({"commit": commit, "target": args.target, "models": [m[0] for m in models],
-                   "cases": tests}, file, indent=1)
+        json.dump({"commit": commit, "sources": before, "target": args.target,
+                   "models": [m[0] for m in models], "cases": tests}, file, indent=1)
     sizes = [(os.path.getsize(os.path.join(folder, name)), os.path.relpath(os.path.join(folder, name), OUT))
              for folder, _, names in os.walk(OUT) for name in names]
     total = sum(size for size, _ in sizes)

@@ -25,6 +25,7 @@ STEP_LIMIT = 420
 OUTPUT, GRADIENT = 1e-5, 1e-4  # bounds of differences between the devices, in the 2-norm
 sys.path.insert(0, HERE)
 import tensors  # noqa: E402  (beside this file)
+from sources import sources_hash  # noqa: E402
 
 
 class Failed(Exception):
@@ -345,6 +346,8 @@ def main():
     os.makedirs(os.path.join(REPORT, "work"), exist_ok=True)
     with open(os.path.join(PACK, "pack.json"), encoding="ascii") as file:
         pack = json.load(file)
+    if pack["sources"] != sources_hash(ROOT):
+        sys.exit("gpu: the sources of kernels are not those that were packed: sh bench/gpu.sh pack")
     state = load_state()
     steps = all_steps(pack)
     names = [name for name, _ in steps]
