@@ -415,7 +415,9 @@ static void match_epilogue(Fuse *fuse, Group *group)
             match_plain_residual(fuse, group, val);
         break;
     case OP_GROUP_NORM_GRAD: case OP_LAYER_NORM_GRAD:
-        match_added(fuse, group);
+        // a chain of sums would keep siblings from being one launch, and all that follows them
+        if (!(fuse->work->rungs & RUNG_BATCHING))
+            match_added(fuse, group);
         break;
     default:
         break;
@@ -679,7 +681,8 @@ static void lie_within(Work *work, uint32_t number, const uint32_t *readers)
         uint32_t base = local_of(work, view.base);
         const Type *type = val_type(graph, group->reads[i]);
         if (!work->owner[base] || work->kept[base] || readers[base] != 1 ||
-            !shape_equal(type, group->space) || type->dtype != val_type(graph, result)->dtype)
+            !shape_equal(type, group->space) ||
+            stored_dtype(work, group->reads[i]) != stored_dtype(work, result))
             continue;
         if (view_is_dense(&view, type))
             return;                // the planner will see to it
