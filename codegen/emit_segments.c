@@ -1,7 +1,7 @@
 // Launches of sibling groups, joined: one launch with a segment for each.
 //
-// The groups of a set (compiler/batch.c) are lowered one by one. Each gives one launch that does its
-// work, the last, and sometimes copies before it. Copies come first, then the others; neighbours
+// The groups of a set (compiler/batch.c) are lowered one by one. Each gives one launch that does
+// its work, the last, and sometimes copies before it. Copies come first, then the others; neighbours
 // of one kernel and equal arguments, but for addresses and sizes, become segments of one launch.
 // A product that is a convolution of kernel 1 becomes one where it stands behind convolutions.
 #include <string.h>
@@ -62,8 +62,8 @@ static bool is_number(const PlanArg *arg, int64_t value)
     return arg->space == PV_VALUE && arg->c == 0 && arg->a == value;
 }
 
-// Makes a pv_gemm of the form out[b, o, n] = w[o, c] x[b, c, n] a pv_conv, if `like` is one with the
-// same activation.
+// Makes a pv_gemm of the form out[b, o, n] = w[o, c] x[b, c, n] a pv_conv, if `like` is one with
+// the same activation.
 static void product_as_conv(Lower *lower, Old *old, const PlanLaunch *like, PlanLaunch *launch)
 {
     const Kernel *kernels = lower->cg->kernels;
@@ -76,7 +76,8 @@ static void product_as_conv(Lower *lower, Old *old, const PlanLaunch *like, Plan
         !is_number(&gemm[ARG(GemmArgs, batch1)], 1) || !is_number(&gemm[ARG(GemmArgs, a0)], 0) ||
         !is_number(&gemm[ARG(GemmArgs, a_k)], 1) || !is_number(&gemm[ARG(GemmArgs, b_n)], 1) ||
         k->c != 0 || !is_number(&gemm[ARG(GemmArgs, a_m)], k->a) ||
-        (is_address(&gemm[ARG(GemmArgs, bias)]) && !is_number(&gemm[ARG(GemmArgs, bias_axis)], 1)) ||
+        (is_address(&gemm[ARG(GemmArgs, bias)]) &&
+         !is_number(&gemm[ARG(GemmArgs, bias_axis)], 1)) ||
         gemm[ARG(GemmArgs, act)].a != conv[ARG(ConvArgs, act)].a ||
         is_address(&gemm[ARG(GemmArgs, bias)]) != is_address(&conv[ARG(ConvArgs, bias)]) ||
         is_address(&gemm[ARG(GemmArgs, residual)]) != is_address(&conv[ARG(ConvArgs, residual)]) ||
@@ -121,7 +122,8 @@ static void product_as_conv(Lower *lower, Old *old, const PlanLaunch *like, Plan
     ConvArgs numbers = plain;          // as launch_numbers
     for (size_t i = 0; i < COUNT; i++)
         ((int64_t *)&numbers)[i] = is_address(&args[i]) ? 1 : args[i].c ? 0 : args[i].a;
-    need_scratch(lower, pv_conv_scratch(&numbers, (int64_t)element_size(lower->cg->module, DT_F32)));
+    need_scratch(lower,
+                 pv_conv_scratch(&numbers, (int64_t)element_size(lower->cg->module, DT_F32)));
     launch->kernel = like->kernel;
     launch->arg_count = COUNT;
     old->own[launch - old->launches] = args;

@@ -254,7 +254,8 @@ static Val match_modulation(Fuse *fuse, Group *group, Val val)
                                                    : 0;
     Val shift = other_operand(sum, val_of(product_id, 0));
     Dim scale_stride, shift_stride;
-    if (!scale || !shift || !result_fits(fuse, group, sum_id) || !is_modulation(work, scale, type, &scale_stride) ||
+    if (!scale || !shift || !result_fits(fuse, group, sum_id) ||
+        !is_modulation(work, scale, type, &scale_stride) ||
         !is_modulation(work, shift, type, &shift_stride) || !dim_equal(scale_stride, shift_stride))
         return val;
     group->scale = scale;

@@ -9,9 +9,9 @@
 // What has a place already keeps it: of several concats of one value the last gets it, the others
 // copy. So do outputs and sources, and values whose readers want rows without gaps.
 //
-// It costs memory where one part waits for another (skip connections: the room of the later part is
-// there as long as the earlier one), and saves it where a part is still read after the concat, since
-// it would be there twice. Waiting parts lie across the peak of a forward pass, as the skips do
+// It costs memory where one part waits for another (skip connections: the room of the later part
+// is there as long as the earlier one), and saves it where a part is still read after the concat,
+// since it would be there twice. Waiting parts lie across the peak of a forward pass, as the skips do
 // anyway; the room that stays empty is at most the other parts of the concat.
 #include <string.h>
 
@@ -41,6 +41,13 @@ static bool dense_behind(const View *view, const Type *type, uint32_t first)
     return true;
 }
 
+// One of the two inner axes, positions and width of an attention, is dense.
+static bool inner_is_dense(const View *view, const Type *type)
+{
+    const Dim *n = &view->stride[type->rank - 2], *d = &view->stride[type->rank - 1], one = {1, 0};
+    return n->n >= 0 && d->n >= 0 && (dim_equal(*n, one) || dim_equal(*d, one));
+}
+
 // Whether the kernel of `node` can write output `out` with these strides.
 static bool can_write(const Node *node, uint32_t out, const View *view)
 {
@@ -52,10 +59,8 @@ static bool can_write(const Node *node, uint32_t out, const View *view)
         return out == 0 && dense_behind(view, type, 2);
     case OP_CONTRACT: case OP_CONCAT:
         return last_is_dense(view, type);
-    case OP_ATTENTION:
-        return out == 0 && last_is_dense(view, type);
-    case OP_ATTENTION_GRAD:
-        return last_is_dense(view, type);
+    case OP_ATTENTION: case OP_ATTENTION_GRAD:
+        return (out == 0 || node->op == OP_ATTENTION_GRAD) && inner_is_dense(view, type);
     default:
         return op_info[node->op].class == CLASS_ELEMENTWISE && last_is_dense(view, type);
     }

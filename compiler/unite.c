@@ -1,20 +1,21 @@
 // What a plan rewrites in its graph: concats of equal parts become parts of one concat, and sums of
 // few elements additions.
 //
-// Concats. Several values are cut alike, and the parts are put together cut by cut: planes that lie packed
-// in two values, joined plane by plane; or gradients that flow back into what was cut so. Then
+// Concats. Several values are cut alike, and the parts are put together cut by cut: planes that lie
+// packed in two values, joined plane by plane; or gradients that flow back into what was cut so.
+// Then
 //
 //   concat(cut_j(x_1), ..., cut_j(x_n))  is  cut_j(concat(x_1, ..., x_n)),  for every cut j
 //
 // where a cut is a slice along another axis than that of the concat, and perhaps a reshape, which
 // leaves the one or the other axis alone. Some of the operands may be values y_j of their own: they
-// are the cuts of concat(y_1, y_2, ...) along the axis of the slices. The right side is one concat, whose operands are whole
-// values: they can be made where it lies (place.c), while each of the parts on the left is only a
-// view of something that lies elsewhere. It is done where the cuts are all of x, or at least half, so
-// that little is put together that nobody reads.
+// are the cuts of concat(y_1, y_2, ...) along the axis of the slices. The right side is one concat,
+// whose operands are whole values: they can be made where it lies (place.c), while each of the
+// parts on the left is only a view of something that lies elsewhere. It is done where the cuts are
+// all of x, or at least half, so that little is put together that nobody reads.
 //
-// Sums. A sum over axes of up to SMALL_SUM elements in all (pooling, gradients of what was repeated)
-// is made of slices that are added: views of the operand, so that an elementwise kernel reads them
+// Sums. A sum over axes of up to SMALL_SUM elements (pooling, gradients of what was repeated) is
+// made of slices that are added: views of the operand, so that an elementwise kernel reads them
 // where they lie, and can go on with the sum. A cast that is only read through a reshape comes
 // behind that, where it meets its reader.
 //
@@ -61,7 +62,7 @@ static const Node *slice_of(const Graph *graph, Val val)
     return node->op == OP_SLICE ? node : NULL;
 }
 
-// The slice behind operand `i` of the concat, if it is the one of the cut; NULL: a value of its own.
+// The slice behind operand `i` of the concat, if it is that of the cut; NULL: a value of its own.
 static const Node *cut_slice(const Uniter *u, const Cut *cut, uint32_t i)
 {
     const Node *slice = slice_of(u->graph, graph_node(u->graph, cut->concat)->in[i]);
@@ -332,7 +333,8 @@ static Val move_cast(Uniter *u, const Node *node)
 static bool rewrites_node(const Uniter *u, NodeId id)
 {
     const Node *node = graph_node(u->graph, id);
-    return u->needed[id] && u->work->rungs & RUNG_ELEMENTWISE && !graph_is_step(u->graph, val_of(id, 0)) &&
+    return u->needed[id] && u->work->rungs & RUNG_ELEMENTWISE &&
+           !graph_is_step(u->graph, val_of(id, 0)) &&
            (is_small_sum(u->graph, node) || is_moved_cast(u, node));
 }
 

@@ -1,7 +1,8 @@
 // link: pvdm_codegen pvdm_kernels32 pvdm32 z dl
 // Graphs through the back end: plans of all levels and of each rung alone are compiled by the C
-// compiler, run, and compared with the reference. One graph has every operation of ops.def (a new one
-// is tested because every_op.h has to make it), one has planes that go the same way side by side.
+// compiler, run, and compared with the reference. One graph has every operation of ops.def (a new
+// one is tested because every_op.h has to make it), one has planes that go the same way side by
+// side.
 #include "tests/unit/every_op.h"
 
 #include <dlfcn.h>
@@ -446,8 +447,8 @@ static void planes(Graph *graph, Vals *vals)
     for (int i = 0; i < PLANES; i++) {
         Dim cells[] = {dim_batch(1), dim_fixed(8), dim_fixed(heights[i] / 2), dim_fixed(2),
                        dim_fixed(3), dim_fixed(2)};
-        Val pooled = g_reduce(graph, OP_REDUCE_SUM,
-                              g_reshape(graph, plane_of(graph, joint[1], i), 6, cells), 1 << 3 | 1 << 5);
+        Val cut = g_reshape(graph, plane_of(graph, joint[1], i), 6, cells);
+        Val pooled = g_reduce(graph, OP_REDUCE_SUM, cut, 1 << 3 | 1 << 5);
         pooled = g_unary(graph, OP_TANH, pooled);
         keep(vals, simplify_val(graph, pooled));
         Val total = g_reduce(graph, OP_REDUCE_SUM, pooled, (1 << 6) - 1);
