@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Runs the programs of tests/simt of a build: run.py out/release [WORD...]
 
-Every test_* program, those with a seeded fault with --fault, and kernel_figures; WORDs choose by name.
+Every test_* program, those with a seeded fault with --fault, kernel_figures and models.py; WORDs choose
+by name.
 Two run at a time. Ends with `N passed, N failed, N skipped`.
 """
 import concurrent.futures
@@ -20,6 +21,8 @@ def run(program):
     """Returns what a program printed and its counts."""
     name = os.path.basename(program)
     command = [program]
+    if name == "models.py":
+        command = [sys.executable, program, os.path.join(os.path.abspath(sys.argv[1]), "pvdmc")]
     if name == "kernel_figures":
         command.append(ROOT)
     elif "_fault_" in name:
@@ -36,7 +39,7 @@ def run(program):
     if status != 0 and failed == 0:
         failed = 1
     line = f"  simt {name}: {passed} passed, {failed} failed ({time.time() - start:.1f} s)"
-    if failed or skipped or name == "kernel_figures":
+    if failed or skipped or name in ("kernel_figures", "models.py"):
         line = COUNTS.sub("", text).strip()[-6000:] + "\n" + line
     return line, (passed, failed, skipped)
 
@@ -51,12 +54,15 @@ def main():
              and os.path.isfile(os.path.join(folder, name))
              and os.access(os.path.join(folder, name), os.X_OK)
              and (len(sys.argv) < 3 or any(word in name for word in sys.argv[2:]))]
+    programs = [os.path.join(folder, name) for name in names]
+    if len(sys.argv) < 3 or any(word in "models.py" for word in sys.argv[2:]):
+        programs.insert(0, os.path.join(ROOT, "tests", "simt", "models.py"))
     total = [0, 0, 0]
     if len(sys.argv) < 3 and not any(name.startswith("test_") for name in names):
         print("the emulator's tests were not built: is there a C++ compiler?")
         total[2] += 1
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        for line, counts in pool.map(run, [os.path.join(folder, name) for name in names]):
+        for line, counts in pool.map(run, programs):
             print(line, flush=True)
             total = [a + b for a, b in zip(total, counts)]
     print("{} passed, {} failed, {} skipped".format(*total))

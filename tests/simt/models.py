@@ -1,0 +1,66 @@
+#!/usr/bin/env python3
+"""Static figures of every CUDA kernel of the models: models.py PVDMC [--update]
+
+Compiles the programs of models/ for sm_80 and sm_90a (`pvdmc --emit figures`, no GPU) and compares what
+the cubins say with models.txt: registers, occupancy, instruction classes of every kernel, launches and
+predicted operations and bytes of every model. pvdmc itself fails where a kernel warns, spills, uses
+atomics, does not fit a multiprocessor, or lacks the 16-byte accesses it should have. Figures belong to
+one version of NVRTC and are not compared under another. Ends with `N passed, N failed[, N skipped]`.
+"""
+import difflib
+import os
+import subprocess
+import sys
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(os.path.dirname(HERE))
+GOLDEN = os.path.join(HERE, "models.txt")
+MODELS = ["pvdm", "pvdm-tiny", "pvdm-concat", "planes-dit"]
+
+
+def figures(pvdmc, model):
+    """First line, kernel lines, use lines, whether all is well, messages."""
+    done = subprocess.run([pvdmc, os.path.join(ROOT, "models", model + ".model"), "--target", "cuda",
+                           "--emit", "figures"], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    if done.returncode == 3:
+        return None, [], [], False, done.stderr
+    lines = done.stdout.splitlines() or [""]
+    uses = [line[4:] for line in lines[1:] if line.startswith("use ")]
+    return (lines[0], [line for line in lines[1:] if not line.startswith("use ")], uses,
+            done.returncode == 0, done.stderr)
+
+
+def main():
+    pvdmc, passed, failed = sys.argv[1], 0, 0
+    kernels, uses, version = set(), [], ""
+    for model in MODELS:
+        first, lines, used, good, messages = figures(pvdmc, model)
+        if first is None:
+            print(f"skipped: {messages.strip()}\n0 passed, 0 failed, 1 skipped")
+            return 0
+        version = first
+        kernels |= set(lines)
+        uses += [f"{model}: {line}" for line in used]
+        passed, failed = passed + good, failed + (not good)
+        if not good:
+            print(f"FAIL {model}: {messages.strip()}")
+            print("\n".join(line for line in lines if "WRONG" in line)[:8000])
+    text = "\n".join([version.split(",")[0], *sorted(kernels), *uses, ""])
+    if "--update" in sys.argv:
+        with open(GOLDEN, "w") as file:
+            file.write(text)
+    golden = open(GOLDEN).read() if os.path.exists(GOLDEN) else ""
+    if golden.split("\n")[0] != text.split("\n")[0]:
+        print(f"figures are not compared: they are of '{golden.split(chr(10))[0]}', this is '{version}'")
+    elif golden == text:
+        passed += 1
+    else:
+        failed += 1
+        print("FAIL figures differ from tests/simt/models.txt (--update writes it):")
+        print("\n".join(difflib.unified_diff(golden.split("\n"), text.split("\n"), "then", "now",
+                                             lineterm="", n=0))[:12000])
+    print(f"{passed} passed, {failed} failed")
+    return 1 if failed else 0
+
+
+sys.exit(main())
