@@ -8,7 +8,7 @@
  * which writes zeros. Other layouts and storages go element by element.
  *
  * Definitions: those of mma_product.h, and
- *   CONV_MODE CONV_AXES CONV_STRIDED CONV_OUT_4 CONV_ACT CONV_PARTS   as in conv_f32.cu
+ *   CONV_MODE CONV_AXES CONV_STRIDED CONV_OUT_4 CONV_ACT   as in conv_f32.cu
  *   CONV_LAST     1
  *   CONV_X_8      1: images that are summed over are copied in chunks; wgrad: x
  *   CONV_W_8      1: w is; wgrad: y
@@ -120,28 +120,26 @@ struct Weights {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS, THREADS == 64 ? 6 : 2)
+extern "C" __global__ void __launch_bounds__(THREADS, THREADS == 64 ? 4 : 1)
     CX_NAME(const __grid_constant__ CxLaunch<ConvArgs> p)
 {
     CX_SHARED(shared);
-    uint4 *table = (uint4 *)(shared + STAGES * STAGE);
+    Problem &problem = *(Problem *)(shared + STAGES * STAGE);
+    uint4 *table = (uint4 *)(shared + STAGES * STAGE + PROBLEM_BYTES);
     u32 block, segment = cx_segment(p.head, &block);
     const ConvArgs &args = p.args[segment];
-    int tile = (int)block, part = 0, parts = 1;
-    if (CONV_PARTS) {
-        int tiles = tiles_of(args);
-        parts = (int)(p.head.first[segment + 1] - p.head.first[segment]) / tiles;
-        tile = (int)block % tiles;
-        part = (int)block / tiles;
+    if (threadIdx.x == 0) {
+        int blocks = (int)(p.head.first[segment + 1] - p.head.first[segment]);
+        set_part(problem, (int)block, blocks, tiles_of(args));
+        set_problem(problem, args, problem.tile);
     }
-    Problem problem;
-    set_problem(problem, args, tile);
-    if (CONV_STRIDED && problem.m0 >= problem.columns)
+    __syncthreads();
+    if (CONV_STRIDED && (CONV_LAST ? problem.m0 : problem.n0) >= problem.columns)
         return;
     make_taps(problem, args, table);
     int steps = cut(problem.channels * problem.taps, TILE_K);
-    int first = CONV_PARTS ? steps * part / parts : 0;
-    int end = CONV_PARTS ? steps * (part + 1) / parts : steps;
+    int first = steps * problem.part / problem.parts;
+    int end = steps * (problem.part + 1) / problem.parts;
     Operand<Images, TILE_M, true, CONV_X_8> x;
     Operand<Weights, TILE_N, CONV_MODE == 0, CONV_W_8> w;
     x.source.set(problem, table);
@@ -150,8 +148,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, THREADS == 64 ? 6 : 2)
     w.set(problem.n0);
     TileSums sums;
     tile_product<true, CONV_MODE == 0>(sums, x, w, shared, first, end);
-    if (CONV_PARTS && parts > 1) {
-        Keep keep = Keep::of(p.head.work[segment], parts, tile, part);
+    if (problem.parts > 1) {
+        Keep keep = Keep::of(p.head.work[segment], problem.parts, problem.tile, problem.part);
         tile_store(sums, keep, 0, 0, (float *)shared);
         return;
     }
@@ -159,8 +157,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, THREADS == 64 ? 6 : 2)
     tile_store(sums, out, problem.m0, problem.n0, (float *)shared);
 }
 
-#if CONV_PARTS
-extern "C" __global__ void __launch_bounds__(THREADS, THREADS == 64 ? 6 : 2)
+extern "C" __global__ void __launch_bounds__(THREADS, THREADS == 64 ? 4 : 1)
     CX_NAME_1(const __grid_constant__ CxLaunch<ConvArgs> p)
 {
     u32 block, segment = cx_segment(p.head, &block);
@@ -173,7 +170,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, THREADS == 64 ? 6 : 2)
     tile_collect(p.head.work[segment], (int)block / TILE_BLOCKS, (int)block % TILE_BLOCKS, out,
                  problem.m0, problem.n0);
 }
-#endif
 #else
 
 // Rows: output channels; the reduction: positions of all images.
@@ -260,19 +256,22 @@ struct Columns {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS, THREADS == 64 ? 6 : 2)
+extern "C" __global__ void __launch_bounds__(THREADS, THREADS == 64 ? 4 : 1)
     CX_NAME(const __grid_constant__ CxLaunch<ConvArgs> p)
 {
     CX_SHARED(shared);
+    Problem &problem = *(Problem *)(shared + STAGES * STAGE);
     u32 block, segment = cx_segment(p.head, &block);
     const ConvArgs &args = p.args[segment];
-    Problem problem;
-    int tiles = set_wgrad(problem, args, 0), tile = (int)block % tiles, part = (int)block / tiles;
-    int parts = (int)(p.head.first[segment + 1] - p.head.first[segment]) / tiles;
-    set_wgrad(problem, args, tile);
+    if (threadIdx.x == 0) {
+        int blocks = (int)(p.head.first[segment + 1] - p.head.first[segment]);
+        set_part(problem, (int)block, blocks, set_wgrad(problem, args, 0));
+        set_wgrad(problem, args, problem.tile);
+    }
+    __syncthreads();
     int steps = cut(problem.columns, TILE_K);
-    int first = CONV_PARTS ? steps * part / parts : 0;
-    int end = CONV_PARTS ? steps * (part + 1) / parts : steps;
+    int first = steps * problem.part / problem.parts;
+    int end = steps * (problem.part + 1) / problem.parts;
     Operand<Gradients, TILE_M, false, CONV_W_8> y;
     Operand<Columns, TILE_N, false, CONV_X_8> x;
     y.source.set(problem, args);
@@ -281,8 +280,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, THREADS == 64 ? 6 : 2)
     x.set(problem.n0);
     TileSums sums;
     tile_product<false, false>(sums, y, x, shared, first, end);
-    if (CONV_PARTS && parts > 1) {
-        Keep keep = Keep::of(p.head.work[segment], parts, tile, part);
+    if (problem.parts > 1) {
+        Keep keep = Keep::of(p.head.work[segment], problem.parts, problem.tile, problem.part);
         tile_store(sums, keep, 0, 0, (float *)shared);
         return;
     }
@@ -290,8 +289,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, THREADS == 64 ? 6 : 2)
     tile_store(sums, out, problem.m0, problem.n0, (float *)shared);
 }
 
-#if CONV_PARTS
-extern "C" __global__ void __launch_bounds__(THREADS, THREADS == 64 ? 6 : 2)
+extern "C" __global__ void __launch_bounds__(THREADS, THREADS == 64 ? 4 : 1)
     CX_NAME_1(const __grid_constant__ CxLaunch<ConvArgs> p)
 {
     u32 block, segment = cx_segment(p.head, &block);
@@ -302,5 +300,4 @@ extern "C" __global__ void __launch_bounds__(THREADS, THREADS == 64 ? 6 : 2)
     tile_collect(p.head.work[segment], (int)block / TILE_BLOCKS, (int)block % TILE_BLOCKS, out,
                  problem.m0, problem.n0);
 }
-#endif
 #endif

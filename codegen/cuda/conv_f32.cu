@@ -26,7 +26,6 @@
  *   CONV_W_4      1: 16 bytes at a time
  *   CONV_OUT_4    1: the result is written, and the residual read, so
  *   CONV_ACT      PvAct
- *   CONV_PARTS    1: there is a phase 1
  */
 #include "gemm_tile.h"
 typedef float Source, Weight, Result, Residual, Bias;
@@ -210,41 +209,38 @@ typedef Pointwise<X_ROWS, X_STRIDE> LoadX;
 typedef GatherRows<X_ROWS, X_STRIDE> LoadX;
 #endif
 
-extern "C" __global__ void __launch_bounds__(THREADS, 512 / THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 384 / THREADS)
     CX_NAME(const __grid_constant__ CxLaunch<ConvArgs> p)
 {
     CX_SHARED(shared);
-    float *buffers = (float *)shared;
-    uint4 *table = (uint4 *)(buffers + 2 * BUFFER);
+    Problem &problem = *(Problem *)(shared + 2 * BUFFER * 4);
+    uint4 *table = (uint4 *)(shared + 2 * BUFFER * 4 + PROBLEM_BYTES);
     u32 block, segment = cx_segment(p.head, &block);
     const ConvArgs &args = p.args[segment];
-    int tile = (int)block, part = 0, parts = 1;
-    if (CONV_PARTS) {
-        int tiles = tiles_of(args);
-        parts = (int)(p.head.first[segment + 1] - p.head.first[segment]) / tiles;
-        tile = (int)block % tiles;
-        part = (int)block / tiles;
+    if (threadIdx.x == 0) {
+        int blocks = (int)(p.head.first[segment + 1] - p.head.first[segment]);
+        set_part(problem, (int)block, blocks, tiles_of(args));
+        set_problem(problem, args, problem.tile);
     }
-    Problem problem;
-    set_problem(problem, args, tile);
+    __syncthreads();
     if (CONV_STRIDED && (CONV_LAST ? problem.m0 : problem.n0) >= problem.columns)
         return;
     make_taps(problem, args, table);
     int steps = cut(problem.channels * problem.taps, TILE_K);
-    int first = CONV_PARTS ? steps * part / parts : 0;
-    int end = CONV_PARTS ? steps * (part + 1) / parts : steps;
+    int first = steps * problem.part / problem.parts;
+    int end = steps * (problem.part + 1) / problem.parts;
     TileSums sums;
     LoadW w;
     LoadX x;
     w.set(problem, args, CONV_LAST ? problem.n0 : problem.m0, table);
     x.set(problem, CONV_LAST ? problem.m0 : problem.n0, table);
 #if CONV_LAST
-    tile_product(sums, x, w, buffers, first, end);
+    tile_product(sums, x, w, (float *)shared, first, end);
 #else
-    tile_product(sums, w, x, buffers, first, end);
+    tile_product(sums, w, x, (float *)shared, first, end);
 #endif
-    if (CONV_PARTS && parts > 1) {
-        Keep keep = Keep::of(p.head.work[segment], parts, tile, part);
+    if (problem.parts > 1) {
+        Keep keep = Keep::of(p.head.work[segment], problem.parts, problem.tile, problem.part);
         tile_store(sums, keep, 0, 0, (float *)shared);
         return;
     }
@@ -252,8 +248,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 512 / THREADS)
     tile_store(sums, out, problem.m0, problem.n0, (float *)shared);
 }
 
-#if CONV_PARTS
-extern "C" __global__ void __launch_bounds__(THREADS, 512 / THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 384 / THREADS)
     CX_NAME_1(const __grid_constant__ CxLaunch<ConvArgs> p)
 {
     u32 block, segment = cx_segment(p.head, &block);
@@ -266,7 +261,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 512 / THREADS)
     tile_collect(p.head.work[segment], (int)block / TILE_BLOCKS, (int)block % TILE_BLOCKS, out, problem.m0,
                  problem.n0);
 }
-#endif
 #endif
 
 /* ---- wgrad: rows are output channels, columns (channel, tap), the reduction runs over positions,
@@ -371,16 +365,19 @@ typedef ByImage<DenseK<TILE_N, ROW_B, true>> LoadX;
 typedef GatherK LoadX;
 #endif
 
-extern "C" __global__ void __launch_bounds__(THREADS, THREADS == 128 ? 3 : 2)
+extern "C" __global__ void __launch_bounds__(THREADS, 384 / THREADS)
     CX_NAME(const __grid_constant__ CxLaunch<ConvArgs> p)
 {
     CX_SHARED(shared);
+    Problem &problem = *(Problem *)(shared + 2 * BUFFER * 4);
     u32 block, segment = cx_segment(p.head, &block);
     const ConvArgs &args = p.args[segment];
-    Problem problem;
-    int tiles = set_wgrad(problem, args, 0), tile = (int)block % tiles, part = (int)block / tiles;
-    int parts = (int)(p.head.first[segment + 1] - p.head.first[segment]) / tiles;
-    set_wgrad(problem, args, tile);
+    if (threadIdx.x == 0) {
+        int blocks = (int)(p.head.first[segment + 1] - p.head.first[segment]);
+        set_part(problem, (int)block, blocks, set_wgrad(problem, args, 0));
+        set_wgrad(problem, args, problem.tile);
+    }
+    __syncthreads();
     int steps = (int)args.images * cut(problem.positions, TILE_K);
     TileSums sums;
     LoadY y;
@@ -395,11 +392,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, THREADS == 128 ? 3 : 2)
 #else
     x.set(problem, args);
 #endif
-    int first = CONV_PARTS ? steps * part / parts : 0;
-    int end = CONV_PARTS ? steps * (part + 1) / parts : steps;
+    int first = steps * problem.part / problem.parts;
+    int end = steps * (problem.part + 1) / problem.parts;
     tile_product(sums, y, x, (float *)shared, first, end);
-    if (CONV_PARTS && parts > 1) {
-        Keep keep = Keep::of(p.head.work[segment], parts, tile, part);
+    if (problem.parts > 1) {
+        Keep keep = Keep::of(p.head.work[segment], problem.parts, problem.tile, problem.part);
         tile_store(sums, keep, 0, 0, (float *)shared);
         return;
     }
@@ -407,8 +404,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, THREADS == 128 ? 3 : 2)
     tile_store(sums, out, problem.m0, problem.n0, (float *)shared);
 }
 
-#if CONV_PARTS
-extern "C" __global__ void __launch_bounds__(THREADS, THREADS == 128 ? 3 : 2)
+extern "C" __global__ void __launch_bounds__(THREADS, 384 / THREADS)
     CX_NAME_1(const __grid_constant__ CxLaunch<ConvArgs> p)
 {
     u32 block, segment = cx_segment(p.head, &block);
@@ -419,5 +415,4 @@ extern "C" __global__ void __launch_bounds__(THREADS, THREADS == 128 ? 3 : 2)
     tile_collect(p.head.work[segment], (int)block / TILE_BLOCKS, (int)block % TILE_BLOCKS, out, problem.m0,
                  problem.n0);
 }
-#endif
 #endif

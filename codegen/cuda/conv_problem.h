@@ -21,7 +21,17 @@ struct Problem {
     int tap_first[3], tap_step[3], tap_count[3];
     int out_first[3], out_step[3]; // coordinate in the result
     int m0, n0, group;
+    int tile, part, parts; // of the reduction
 };
+enum { PROBLEM_BYTES = 256 }; // room for it in shared memory, where a block keeps it
+static_assert(sizeof(Problem) <= PROBLEM_BYTES, "a problem has more fields");
+
+CX_FN void set_part(Problem &problem, int block, int blocks, int tiles)
+{
+    problem.tile = block % tiles;
+    problem.part = block / tiles;
+    problem.parts = blocks / tiles;
+}
 
 CX_FN int cut(int size, int tile)
 {

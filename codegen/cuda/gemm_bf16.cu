@@ -8,7 +8,7 @@
  *   GEMM_A_8 GEMM_B_8     1: it is copied in chunks
  *   GEMM_A GEMM_B GEMM_C GEMM_RESIDUAL GEMM_BIAS   PvStorage of each
  *   GEMM_C_4              1: c and the residual are accessed four elements at a time
- *   GEMM_ACT GEMM_SUM GEMM_PARTS                   as in gemm_f32.cu
+ *   GEMM_ACT GEMM_SUM                              as in gemm_f32.cu
  */
 #include "mma_product.h"
 typedef CxStored<GEMM_A>::Element AElement;
@@ -70,12 +70,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, THREADS == 64 ? 6 : 2)
     CX_SHARED(shared);
     u32 block, segment = cx_segment(p.head, &block);
     const GemmArgs &args = p.args[segment];
-    int blocks = (int)(p.head.first[segment + 1] - p.head.first[segment]);
-    Task task = task_of(args, (int)block, blocks);
+    Task &task = *(Task *)(shared + STAGES * STAGE);
+    if (threadIdx.x == 0) {
+        int blocks = (int)(p.head.first[segment + 1] - p.head.first[segment]);
+        task = task_of(args, (int)block, blocks);
+    }
+    __syncthreads();
     int steps = ((int)args.k + TILE_K - 1) / TILE_K;
     if (GEMM_SUM)
         steps *= (int)(args.batch0 * args.batch1);
-    Place place = place_of(args, task.tile);
+    const Place &place = task.place;
     Operand<Matrix<AElement>, TILE_M, GEMM_A_K, GEMM_A_8> a;
     Operand<Matrix<BElement>, TILE_N, GEMM_B_K, GEMM_B_8> b;
     a.source.set(args, (const AElement *)args.a + place.i0 * args.a0 + place.i1 * args.a1, args.m,
@@ -84,11 +88,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, THREADS == 64 ? 6 : 2)
                  args.b_n, args.b_k, args.b0, args.b1);
     a.set(place.m0);
     b.set(place.n0);
-    int first = GEMM_PARTS ? steps * task.part / task.parts : 0;
-    int end = GEMM_PARTS ? steps * (task.part + 1) / task.parts : steps;
+    int first = steps * task.part / task.parts;
+    int end = steps * (task.part + 1) / task.parts;
     TileSums sums;
     tile_product<GEMM_A_K, GEMM_B_K>(sums, a, b, shared, first, end);
-    if (GEMM_PARTS && task.parts > 1) {
+    if (task.parts > 1) {
         Keep keep = Keep::of(p.head.work[segment], task.parts, task.tile, task.part);
         tile_store(sums, keep, 0, 0, (float *)shared);
         return;
@@ -97,7 +101,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, THREADS == 64 ? 6 : 2)
     tile_store(sums, out, place.m0, place.n0, (float *)shared);
 }
 
-#if GEMM_PARTS
 extern "C" __global__ void __launch_bounds__(THREADS, THREADS == 64 ? 6 : 2)
     CX_NAME_1(const __grid_constant__ CxLaunch<GemmArgs> p)
 {
@@ -108,4 +111,3 @@ extern "C" __global__ void __launch_bounds__(THREADS, THREADS == 64 ? 6 : 2)
     Out out = Out::of(args, place);
     tile_collect(p.head.work[segment], tile, (int)block % TILE_BLOCKS, out, place.m0, place.n0);
 }
-#endif

@@ -11,7 +11,6 @@
  *   GEMM_C_4            1: c and the residual are accessed so
  *   GEMM_ACT            PvAct
  *   GEMM_SUM            1: sum_batch
- *   GEMM_PARTS          1: there is a phase 1
  *
  * 128 x 128 tiles (8 x 8 sums of 256 threads) have 64 FFMA for 4 LDS of 16 bytes.
  */
@@ -63,24 +62,28 @@ typedef DenseK<TILE_N, ROW_B, GEMM_B_4> LoadB;
 typedef DenseRows<TILE_N, ROW_B, GEMM_B_4> LoadB;
 #endif
 
-extern "C" __global__ void __launch_bounds__(THREADS, 512 / THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 384 / THREADS)
     CX_NAME(const __grid_constant__ CxLaunch<GemmArgs> p)
 {
     CX_SHARED(shared);
     u32 block, segment = cx_segment(p.head, &block);
     const GemmArgs &args = p.args[segment];
-    int blocks = (int)(p.head.first[segment + 1] - p.head.first[segment]);
-    Task task = task_of(args, (int)block, blocks);
+    Task &task = *(Task *)(shared + 2 * BUFFER * 4);
+    if (threadIdx.x == 0) {
+        int blocks = (int)(p.head.first[segment + 1] - p.head.first[segment]);
+        task = task_of(args, (int)block, blocks);
+    }
+    __syncthreads();
     int steps = ((int)args.k + TILE_K - 1) / TILE_K;
     if (GEMM_SUM)
         steps *= (int)(args.batch0 * args.batch1);
-    Place place = place_of(args, task.tile);
+    const Place &place = task.place;
     const float *a_base = (const float *)args.a + place.i0 * args.a0 + place.i1 * args.a1;
     const float *b_base = (const float *)args.b + place.i0 * args.b0 + place.i1 * args.b1;
     a_base += place.m0 * args.a_m;
     b_base += place.n0 * args.b_n;
-    int first = GEMM_PARTS ? steps * task.part / task.parts : 0;
-    int end = GEMM_PARTS ? steps * (task.part + 1) / task.parts : steps;
+    int first = steps * task.part / task.parts;
+    int end = steps * (task.part + 1) / task.parts;
     TileSums sums;
 #if GEMM_SUM
     Summed<LoadA> a;
@@ -96,7 +99,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 512 / THREADS)
     set_sum(b, args, args.b0, args.b1);
 #endif
     tile_product(sums, a, b, (float *)shared, first, end);
-    if (GEMM_PARTS && task.parts > 1) {
+    if (task.parts > 1) {
         Keep keep = Keep::of(p.head.work[segment], task.parts, task.tile, task.part);
         tile_store(sums, keep, 0, 0, (float *)shared);
         return;
@@ -105,8 +108,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 512 / THREADS)
     tile_store(sums, out, place.m0, place.n0, (float *)shared);
 }
 
-#if GEMM_PARTS
-extern "C" __global__ void __launch_bounds__(THREADS, 512 / THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 384 / THREADS)
     CX_NAME_1(const __grid_constant__ CxLaunch<GemmArgs> p)
 {
     u32 block, segment = cx_segment(p.head, &block);
@@ -116,4 +118,3 @@ extern "C" __global__ void __launch_bounds__(THREADS, 512 / THREADS)
     Out out = Out::of(args, place);
     tile_collect(p.head.work[segment], tile, (int)block % TILE_BLOCKS, out, place.m0, place.n0);
 }
-#endif

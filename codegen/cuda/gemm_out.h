@@ -1,6 +1,6 @@
 /* Tiles of a matrix product (GemmArgs) and its epilogue, whatever makes the sums. Included in a
- * kernel's namespace behind the header of a tile product. Definitions: GEMM_C_4, GEMM_ACT, GEMM_SUM,
- * GEMM_PARTS as in gemm_f32.cu; COut, Residual and Bias are types of elements (storage.h).
+ * kernel's namespace behind the header of a tile product. Definitions: GEMM_C_4, GEMM_ACT, GEMM_SUM
+ * as in gemm_f32.cu; COut, Residual and Bias are types of elements (storage.h).
  */
 
 // Where tile, part and batch element of a block lie.
@@ -20,23 +20,20 @@ CX_FN Place place_of(const GemmArgs &args, int tile)
     return place;
 }
 
-// The tile and the part of the reduction that a block makes.
+// The tile and the part of the reduction that a block makes; it keeps this in shared memory.
 struct Task {
     int tile, part, parts;
+    Place place;
 };
+enum { TASK_BYTES = 64 };
+static_assert(sizeof(Task) <= TASK_BYTES, "a task has more fields");
 
 CX_FN Task task_of(const GemmArgs &args, int block, int blocks)
 {
-    Task task = {block, 0, 1};
-    if (GEMM_PARTS) {
-        int tiles = ((int)args.m + TILE_M - 1) / TILE_M * (((int)args.n + TILE_N - 1) / TILE_N);
-        if (!GEMM_SUM)
-            tiles *= (int)(args.batch0 * args.batch1);
-        task.tile = block % tiles;
-        task.part = block / tiles;
-        task.parts = blocks / tiles;
-    }
-    return task;
+    int tiles = ((int)args.m + TILE_M - 1) / TILE_M * (((int)args.n + TILE_N - 1) / TILE_N);
+    if (!GEMM_SUM)
+        tiles *= (int)(args.batch0 * args.batch1);
+    return {block % tiles, block / tiles, blocks / tiles, place_of(args, block % tiles)};
 }
 
 // c of one batch element.

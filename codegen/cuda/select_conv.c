@@ -119,19 +119,18 @@ static const char *common_definitions(const CudaLaunch *launch, CudaChoice *choi
     bool flat = tile_is_one(launch, AT(in)) && tile_is_one(launch, AT(out)) && one->kernel[0] == 1;
     choice->baked[TILE_BAKED_MODE] = mode;
     choice->baked[TILE_BAKED_LAST] = last;
+    choice->shared[0] += TILE_PROBLEM_BYTES;
     choice->shared[0] += mode == CONV_WGRAD ? 0 : (uint32_t)volume(one->kernel) * 16;
-    bool parts = tile_parts(tile_conv_work(one, choice->baked), choice->baked) > 1;
-    choice->phases = parts ? 2 : 1;
+    choice->phases = 2;
     choice->shape = "pv_shape_conv";
     choice->name = arena_printf(launch->arena, "%s_%s%s%dx%d%s", name[mode],
                                 one->types ? "bf16_" : "", volume(one->kernel) == 1 ? "1x1_" : "",
                                 choice->baked[TILE_BAKED_M], choice->baked[TILE_BAKED_N],
                                 tile_act_name(one->act));
     return arena_printf(launch->arena,
-                        "CONV_MODE=%d CONV_LAST=%d CONV_AXES=%d CONV_STRIDED=%d CONV_ACT=%d "
-                        "CONV_PARTS=%d",
+                        "CONV_MODE=%d CONV_LAST=%d CONV_AXES=%d CONV_STRIDED=%d CONV_ACT=%d",
                         mode, last, flat ? 2 : 3, mode == CONV_DGRAD && volume(one->stride) > 1,
-                        (int)one->act, parts);
+                        (int)one->act);
 }
 
 enum { STORE_Y, STORE_X, STORE_W, STORE_BIAS, STORE_RESIDUAL }; // in `types`

@@ -51,16 +51,15 @@ static bool find_access(const CudaLaunch *launch, const GemmArgs *args, Access *
 static const char *common_definitions(const CudaLaunch *launch, CudaChoice *choice,
                                       const GemmArgs *one, const Access *access)
 {
-    bool parts = tile_parts(tile_gemm_work(one, choice->baked), choice->baked) > 1;
-    choice->phases = parts ? 2 : 1;
+    choice->phases = 2;
+    choice->shared[0] += TILE_TASK_BYTES;
     choice->shape = "pv_shape_gemm";
     choice->name = arena_printf(launch->arena, "gemm_%s%dx%d%s%s", one->types ? "bf16_" : "",
                                 choice->baked[TILE_BAKED_M], choice->baked[TILE_BAKED_N],
                                 tile_act_name(one->act), one->sum_batch ? "_sum" : "");
     return arena_printf(launch->arena,
-                        "GEMM_A_K=%d GEMM_B_K=%d GEMM_C_4=%d GEMM_ACT=%d GEMM_SUM=%d GEMM_PARTS=%d",
-                        access->a_k, access->b_k, access->c, (int)one->act, one->sum_batch != 0,
-                        parts);
+                        "GEMM_A_K=%d GEMM_B_K=%d GEMM_C_4=%d GEMM_ACT=%d GEMM_SUM=%d",
+                        access->a_k, access->b_k, access->c, (int)one->act, one->sum_batch != 0);
 }
 
 bool cuda_select_gemm(const CudaLaunch *launch, CudaChoice *choice)

@@ -7,7 +7,7 @@ PvCudaShape pv_shape_gemm, pv_shape_conv;    // named by select_gemm.c and selec
 static void tile_grid(const PvCudaKernel *kernel, TileWork work, PvCudaGrid *grid)
 {
     const int32_t *baked = kernel->baked;
-    int64_t parts = kernel->phases > 1 ? tile_parts(work, baked) : 1;
+    int64_t parts = tile_parts(work, baked);
     *grid = (PvCudaGrid){.blocks = {(uint32_t)(work.tiles * parts)}};
     if (parts > 1) {
         grid->blocks[1] = (uint32_t)(work.tiles * baked[TILE_BAKED_BLOCKS]);

@@ -107,6 +107,7 @@ CX_FN void tile_collect(const u8 *work, int tile, int block, Out &out, int m0, i
     const float *from =
         (const float *)(work + 256) + (long long)tile * parts * (TILE_M * TILE_N) + four;
     float sum[4] = {0.f, 0.f, 0.f, 0.f};
+    CX_UNROLL_BY(4)
     for (int part = 0; part < parts; part++) {
         float4 more = *(const float4 *)(from + (long long)part * (TILE_M * TILE_N));
 #ifdef FAULT_TILE_PARTS // the last part is forgotten

@@ -21,6 +21,7 @@ static const MmaTile tiles_mma[] = {
     {64, 64, 64, 32},            // 64 threads
 };
 enum { MMA_TILE_K = 32, MMA_STAGES = 3 };
+enum { TILE_TASK_BYTES = 64, TILE_PROBLEM_BYTES = 256 };   // in gemm_out.h, conv_problem.h
 
 static const Tile tiles_f32[] = {
     {128, 128, 8, 8, 8, 4},      // 256 threads
