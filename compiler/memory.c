@@ -93,8 +93,8 @@ static void count_values(const Work *work, Footprint *out)
         if (work->row_offset)
             continue;
         if (output->kind == OUT_GRAD)
-            out->gradients += work->entry->kind == ENTRY_GRAD ? param_bytes(module, output->param)
-                                                              : 0;
+            out->gradients +=
+                work->entry->kind == ENTRY_GRAD ? param_bytes(module, output->param) : 0;
         else if (output->kind != OUT_STATE)
             add_value(module, val_type(module->graph, output->val), 1, &out->values);
     }
@@ -118,7 +118,7 @@ Footprint plan_footprint(Work *const *plans, uint32_t count, uint32_t index)
                 other == stage)
                 mark_instances(plans[i], reads);
         count_stage(module, stage, reads, &out);
-        if (stage->source)     // read ahead: a batch that is ready, and one in the making
+        if (stage->source) // read ahead: a batch that is ready, and one in the making
             add_value(module, &stage->data_type, 2, &out.data);
     }
     count_values(work, &out);
@@ -145,8 +145,10 @@ const char *bytes_text(Arena *arena, double bytes)
         bytes /= 1000;
         unit++;
     }
-    return arena_printf(arena, unit == 0 || bytes >= 99.95 ? "%.0f %s" : bytes >= 9.995 ? "%.1f %s"
-                                                                                      : "%.2f %s",
+    return arena_printf(arena,
+                        unit == 0 || bytes >= 99.95 ? "%.0f %s"
+                        : bytes >= 9.995            ? "%.1f %s"
+                                                    : "%.2f %s",
                         bytes, units[unit]);
 }
 
@@ -161,7 +163,8 @@ bool check_budgets(Work *const *plans, uint32_t count)
         good = false;
         fprintf(stderr,
                 "pvdmc: error: the activations of %s take at least %s at batch %lld; the budget is "
-                "%s\n", work->entry->name, bytes_text(work->arena, (double)arena),
+                "%s\n",
+                work->entry->name, bytes_text(work->arena, (double)arena),
                 (long long)work->budget_batch, bytes_text(work->arena, (double)work->budget));
     }
     return good;
@@ -209,8 +212,7 @@ static void print_footprint(FILE *out, const Work *work, const Footprint *print)
     if (print->data.batch)
         fprintf(out, "  %-12s %s\n", "data ahead", affine_text(arena, print->data));
     fprintf(out, "  %-12s %s\n", "activations", affine_text(arena, print->activations));
-    fprintf(out, "  %-12s %s (packed %.1f%% + %.1f%%)\n", "  live",
-            affine_text(arena, print->live),
+    fprintf(out, "  %-12s %s (packed %.1f%% + %.1f%%)\n", "  live", affine_text(arena, print->live),
             share(print->live.fixed, print->activations.fixed),
             share(print->live.batch, print->activations.batch));
     if (work->row_bytes)
@@ -226,8 +228,7 @@ static void print_footprint(FILE *out, const Work *work, const Footprint *print)
         fprintf(out, "  %-12s %u kernels, %.3g GFLOP at batch 1 (%.1f%% more)\n", "computed anew",
                 work->repeats, 1e-9 * again, 100 * again / (flops - again));
     Affine all = {outside(print, 0) + print->activations.fixed, 0};
-    all.batch = outside(print, 1) - outside(print, 0) +
-                print->activations.batch;
+    all.batch = outside(print, 1) - outside(print, 0) + print->activations.batch;
     fprintf(out, "  %-12s %s\n", "all", affine_text(arena, all));
 }
 
@@ -237,18 +238,17 @@ void print_certificate(FILE *out, Work *const *plans, uint32_t count)
     for (uint32_t i = 0; i < count; i++) {
         const Work *work = plans[i];
         if (work->rungs != plans[0]->rungs || work->taps)
-            continue;          // a step of the ladder
+            continue; // a step of the ladder
         Footprint print = plan_footprint(plans, count, i);
         fprintf(out, "%s", work->entry->name);
         if (work->entry->variant_count > 1)
-            fprintf(out, ", variant %u of %u", work->variant_index + 1,
-                    work->entry->variant_count);
+            fprintf(out, ", variant %u of %u", work->variant_index + 1, work->entry->variant_count);
         fprintf(out, " (%s), %u launches\n",
-                work->row_offset                     ? "row of its table"
+                work->row_offset                      ? "row of its table"
                 : work->entry->kind == ENTRY_MINIMIZE ? "training"
-                : work->entry->kind == ENTRY_GRAD    ? "gradient"
-                : work->entry->kind == ENTRY_PROGRAM ? "program"
-                                                     : "sampling",
+                : work->entry->kind == ENTRY_GRAD     ? "gradient"
+                : work->entry->kind == ENTRY_PROGRAM  ? "program"
+                                                      : "sampling",
                 work->launch_count);
         print_footprint(out, work, &print);
     }

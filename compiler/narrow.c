@@ -95,7 +95,9 @@ Val narrow_batch(Graph *graph, const Node *node)
     if (axis < 0)
         return 0;
     switch ((unsigned)node->op) {
-    case OP_RESHAPE: case OP_TRANSPOSE: case OP_SLICE:
+    case OP_RESHAPE:
+    case OP_TRANSPOSE:
+    case OP_SLICE:
         row = narrow_movement(graph, node, axis);
         break;
     case OP_CONCAT:

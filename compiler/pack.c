@@ -42,7 +42,7 @@ int64_t live_bound(Arena *arena, const Interval *items, uint32_t count)
 
 typedef enum { BY_SIZE, BY_AREA, BY_START, BY_LIFE, BY_END, ORDERS } Order;
 
-static const Interval *sort_items;     // what the comparison looks at
+static const Interval *sort_items; // what the comparison looks at
 static Order sort_order;
 
 static int compare_items(const void *left, const void *right)
@@ -52,12 +52,23 @@ static int compare_items(const void *left, const void *right)
     int64_t x_life = x->last - x->first + 1, y_life = y->last - y->first + 1;
     double by = 0;
     switch (sort_order) {
-    case BY_SIZE: by = (double)(y->size - x->size); break;
-    case BY_AREA: by = (double)y->size * (double)y_life - (double)x->size * (double)x_life; break;
-    case BY_START: by = (double)(x->first - y->first); break;
-    case BY_LIFE: by = (double)(y_life - x_life); break;
-    case BY_END: by = (double)(y->last - x->last); break;
-    case ORDERS: break;
+    case BY_SIZE:
+        by = (double)(y->size - x->size);
+        break;
+    case BY_AREA:
+        by = (double)y->size * (double)y_life - (double)x->size * (double)x_life;
+        break;
+    case BY_START:
+        by = (double)(x->first - y->first);
+        break;
+    case BY_LIFE:
+        by = (double)(y_life - x_life);
+        break;
+    case BY_END:
+        by = (double)(y->last - x->last);
+        break;
+    case ORDERS:
+        break;
     }
     if (by == 0)
         by = (double)(y->size - x->size);

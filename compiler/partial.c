@@ -17,22 +17,22 @@
 
 #include "compiler/plan.h"
 
-enum { ROW_ALIGN = 16 };               // elements
+enum { ROW_ALIGN = 16 }; // elements
 
 typedef struct {
     Work *work;
     Graph *graph;
-    uint32_t total;            // nodes of the graph as it was
-    bool *needed;              // by node
-    bool *fixed;               // by node: depends on weights, constants and step values alone
-    bool *computes;            // by node: fixed, and something is computed
-    Val *map;                  // by val: what it becomes in the step
-    Output *rows;              // values of the table
+    uint32_t total; // nodes of the graph as it was
+    bool *needed;   // by node
+    bool *fixed;    // by node: depends on weights, constants and step values alone
+    bool *computes; // by node: fixed, and something is computed
+    Val *map;       // by val: what it becomes in the step
+    Output *rows;   // values of the table
     uint32_t row_count;
     size_t row_capacity;
-    int64_t *offset;           // of each, in elements
+    int64_t *offset; // of each, in elements
     size_t offset_capacity;
-    int64_t length;            // of the row, in elements
+    int64_t length; // of the row, in elements
 } Split;
 
 // ---- where samplers call ----
@@ -117,8 +117,8 @@ static void mark_fixed(Split *split)
         }
         split->fixed[id] = fixed;
         bool source = op_info[node->op].class == CLASS_SOURCE;
-        split->computes[id] = fixed && !step && !source &&
-                              (computes || !is_view(node->op) || scatters(split, node));
+        split->computes[id] =
+            fixed && !step && !source && (computes || !is_view(node->op) || scatters(split, node));
     }
 }
 
@@ -157,10 +157,10 @@ static void add_row(Split *split, Val val)
             return;
     if (!type_count(val_type(split->graph, val), &count) || count.batch)
         bug("a row of a table grows with the batch");
-    split->rows = grow_array(split->rows, &split->row_capacity, split->row_count,
-                             sizeof *split->rows);
-    split->offset = grow_array(split->offset, &split->offset_capacity, split->row_count,
-                               sizeof *split->offset);
+    split->rows =
+        grow_array(split->rows, &split->row_capacity, split->row_count, sizeof *split->rows);
+    split->offset =
+        grow_array(split->offset, &split->offset_capacity, split->row_count, sizeof *split->offset);
     split->rows[split->row_count] = (Output){OUT_NAMED, intern("row"), 0, val};
     split->offset[split->row_count++] = split->length;
     split->length += (count.n + ROW_ALIGN - 1) / ROW_ALIGN * ROW_ALIGN;
@@ -269,9 +269,13 @@ static void make_table(Split *split, Work *table, uint32_t row_index)
 {
     Work *work = split->work;
     Arena *arena = work->arena;
-    *table = (Work){.module = work->module, .entry = work->entry, .level = work->level,
-                    .entry_index = work->entry_index, .rungs = work->rungs,
-                    .row_input = row_index, .arena = arena_new()};
+    *table = (Work){.module = work->module,
+                    .entry = work->entry,
+                    .level = work->level,
+                    .entry_index = work->entry_index,
+                    .rungs = work->rungs,
+                    .row_input = row_index,
+                    .arena = arena_new()};
     table->variant = arena_alloc(arena, sizeof *table->variant);
     table->variant->outputs =
         arena_copy(arena, split->rows, split->row_count * sizeof *split->rows);

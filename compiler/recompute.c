@@ -28,38 +28,38 @@ enum { TYPICAL_BATCH = 4, LEAST_GAIN = 2000, MAX_REPEATS = 4096, MAX_TOGETHER = 
 typedef enum { ROUND_WISHES, ROUND_CHEAP, ROUND_BUDGET } Round;
 
 typedef struct {
-    uint32_t *reads, read_count;       // slots of bases that groups make, each once
-    uint32_t *results, result_count;   // slots in the arena
+    uint32_t *reads, read_count;     // slots of bases that groups make, each once
+    uint32_t *results, result_count; // slots in the arena
     double flops;
-    uint32_t rank;                     // place in the schedule without repeats
+    uint32_t rank; // place in the schedule without repeats
     bool repeatable, cheap, wished;
     bool refused;
 } Item;
 
 typedef struct {
     Work *work;
-    Item *items;               // by group
+    Item *items; // by group
     uint32_t groups;
-    int64_t batch;             // that the bytes are counted for
-    int64_t *bytes;            // by slot (local number, output)
-    uint32_t *maker;           // by slot: group + 1, 0 = not in the arena
+    int64_t batch;   // that the bytes are counted for
+    int64_t *bytes;  // by slot (local number, output)
+    uint32_t *maker; // by slot: group + 1, 0 = not in the arena
     uint32_t slots;
-    uint32_t capacity;         // of the schedule
-    uint32_t *saved;           // a schedule
+    uint32_t capacity; // of the schedule
+    uint32_t *saved;   // a schedule
     // of the present schedule
-    int32_t *first, *last;     // by slot: of the instance at hand
-    int64_t *live;             // by position
-    int32_t *next;             // by slot: first reader behind the peak
-    int32_t *again;            // by slot: first time behind the peak that it is made; -1: none
-    bool *at_peak;             // by slot: read or made there
-    bool *waits;               // by slot: live across the peak
+    int32_t *first, *last; // by slot: of the instance at hand
+    int64_t *live;         // by position
+    int32_t *next;         // by slot: first reader behind the peak
+    int32_t *again;        // by slot: first time behind the peak that it is made; -1: none
+    bool *at_peak;         // by slot: read or made there
+    bool *waits;           // by slot: live across the peak
 } Recompute;
 
 // Groups to repeat together in front of a position.
 typedef struct {
     uint32_t groups[MAX_TOGETHER], count;
     int32_t position;
-    int64_t gain;              // bytes at the peak
+    int64_t gain; // bytes at the peak
     double flops;
 } Choice;
 
@@ -69,8 +69,7 @@ static int64_t slot_bytes(const Recompute *r, Val val)
     Dim count;
     if (!type_count(type, &count))
         bug("a value's size is not linear in the batch");
-    return count.n * (int64_t)stored_size(r->work, val) *
-           (count.batch ? r->batch : 1);
+    return count.n * (int64_t)stored_size(r->work, val) * (count.batch ? r->batch : 1);
 }
 
 static uint32_t slot_of(const Work *work, Val val)
@@ -82,8 +81,8 @@ static uint32_t slot_of(const Work *work, Val val)
 static bool is_repeatable(const Work *work, const Group *group)
 {
     for (uint32_t i = 0; i < group->result_count; i++)
-        if (group->results[i] && (work->kept[local_of(work, group->results[i])] ||
-                                  within_of(work, group->results[i])))
+        if (group->results[i] &&
+            (work->kept[local_of(work, group->results[i])] || within_of(work, group->results[i])))
             return false;
     const bool *pieces = work->pieces[local_of(work, val_of(group->anchor, 0))];
     return !pieces || !pieces[graph_node(work->module->graph, group->anchor)->nin];
@@ -94,7 +93,10 @@ static bool is_cheap(const Work *work, const Group *group)
     if (group->kind == GROUP_ELEMENTWISE)
         return true;
     switch ((int)graph_node(work->module->graph, group->anchor)->op) {
-    case OP_GROUP_NORM: case OP_LAYER_NORM: case OP_CONCAT: case OP_RESHAPE:
+    case OP_GROUP_NORM:
+    case OP_LAYER_NORM:
+    case OP_CONCAT:
+    case OP_RESHAPE:
         return true;
     default:
         return false;
@@ -225,7 +227,7 @@ static bool bring(const Recompute *r, Choice *choice, uint32_t group, bool toget
     if (choice->count == MAX_TOGETHER)
         return false;
     choice->groups[choice->count++] = group;
-    bool later = false;        // it is made again anyway
+    bool later = false; // it is made again anyway
     for (uint32_t i = 0; i < item->result_count; i++) {
         uint32_t slot = item->results[i];
         later |= r->again[slot] >= 0;
@@ -250,7 +252,7 @@ static bool bring(const Recompute *r, Choice *choice, uint32_t group, bool toget
 static bool consider(const Recompute *r, uint32_t group, Round round, Choice *choice)
 {
     const Item *item = &r->items[group];
-    bool may = round == ROUND_WISHES ? item->wished
+    bool may = round == ROUND_WISHES  ? item->wished
                : round == ROUND_CHEAP ? item->cheap
                                       : item->repeatable;
     *choice = (Choice){.position = INT32_MAX};

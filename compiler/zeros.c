@@ -11,7 +11,7 @@
 enum { MAX_PARTS = 16 };
 
 typedef struct {
-    int64_t start[MAX_PARTS], size[MAX_PARTS];     // what is kept of the axis
+    int64_t start[MAX_PARTS], size[MAX_PARTS]; // what is kept of the axis
     uint32_t count;
     int64_t total;
 } Kept;

@@ -62,13 +62,13 @@ static json_t *plan_json(const PvExec *exec, const PvEntry *entry, const PvPlan 
                   "live_bytes_fixed", (json_int_t)plan->live_fixed, "live_bytes_sample",
                   (json_int_t)plan->live_batch, "launches", (int)plan->launch_count, "reads",
                   names_json(needed));
-    json_object_update_new(
-        json, json_pack("{s:I, s:I, s:I, s:f, s:f}", "arena_bytes_fixed",
-                        (json_int_t)plan->arena_fixed, "arena_bytes_sample",
-                        (json_int_t)plan->arena_batch, "workspace_bytes_thread",
-                        (json_int_t)plan->scratch_size, "packing_fixed",
-                        packing(plan->live_fixed, plan->arena_fixed), "packing_sample",
-                        packing(plan->live_batch, plan->arena_batch)));
+    json_object_update_new(json,
+                           json_pack("{s:I, s:I, s:I, s:f, s:f}", "arena_bytes_fixed",
+                                     (json_int_t)plan->arena_fixed, "arena_bytes_sample",
+                                     (json_int_t)plan->arena_batch, "workspace_bytes_thread",
+                                     (json_int_t)plan->scratch_size, "packing_fixed",
+                                     packing(plan->live_fixed, plan->arena_fixed), "packing_sample",
+                                     packing(plan->live_batch, plan->arena_batch)));
     if (plan->table)
         json_object_set_new(json, "table",
                             json_pack("{s:I, s:i}", "bytes_row", (json_int_t)plan->row_bytes,
@@ -150,10 +150,9 @@ static json_t *items_json(const PvMemoryItem *items, uint32_t count)
     json_t *json = json_array();
     for (uint32_t i = 0; i < count; i++)
         if (items[i].fixed || items[i].per_batch)
-            json_array_append_new(
-                json, json_pack("{s:s, s:I, s:I}", "what", items[i].what, "bytes_fixed",
-                                (json_int_t)items[i].fixed, "bytes_sample",
-                                (json_int_t)items[i].per_batch));
+            json_array_append_new(json, json_pack("{s:s, s:I, s:I}", "what", items[i].what,
+                                                  "bytes_fixed", (json_int_t)items[i].fixed,
+                                                  "bytes_sample", (json_int_t)items[i].per_batch));
     return json;
 }
 
@@ -390,7 +389,8 @@ static void print_items(const json_t *items)
     char text[2][32];
     json_array_foreach(items, i, item)
     {
-        bool fixed = number_of(item, "bytes_fixed") > 0, sample = number_of(item, "bytes_sample") > 0;
+        bool fixed = number_of(item, "bytes_fixed") > 0,
+             sample = number_of(item, "bytes_sample") > 0;
         printf("%s%s %s", i ? ", " : "      ", text_of(item, "what"),
                fixed ? size_of(item, "bytes_fixed", text[0]) : "");
         printf("%s%s%s", fixed && sample ? " + " : "",

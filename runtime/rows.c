@@ -13,15 +13,15 @@
 enum { MOST_ROWS = 4096 };
 
 typedef struct {
-    PvScalar *key;             // [scalar_count] of the table's plan
-    char *data;                // row_bytes, or
-    CUdeviceptr at;            // on the GPU
+    PvScalar *key;  // [scalar_count] of the table's plan
+    char *data;     // row_bytes, or
+    CUdeviceptr at; // on the GPU
 } Row;
 
 struct PvRows {
     PvRows *next;
-    const PvPlan *plan;        // the step's
-    CUdeviceptr current;       // on a GPU: what the step reads
+    const PvPlan *plan;  // the step's
+    CUdeviceptr current; // on a GPU: what the step reads
     Row *rows;
     size_t count, capacity, last;
 };
@@ -89,8 +89,8 @@ static Row *add_row(PvExec *exec, PvRows *rows, const PvExecStep *step, PvScalar
         free_rows(exec, rows);
     if (exec->gpu) {
         PvDevice *device = exec->gpu->device;
-        if ((!rows->current && !pv_device_alloc(device, bytes, "a row of a table", &rows->current,
-                                                error)) ||
+        if ((!rows->current &&
+             !pv_device_alloc(device, bytes, "a row of a table", &rows->current, error)) ||
             !pv_device_alloc(device, bytes, "a row of a table", &row.at, error) ||
             !make_row(exec, step, (void *)(uintptr_t)rows->current, error) ||
             !copy_row(exec, row.at, rows->current, bytes, error)) {

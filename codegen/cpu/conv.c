@@ -8,8 +8,8 @@
 //   wgrad    dw[o, (c, tap)] = sum over positions p of dy[o, p] x[c, p stride + tap - pad]
 //
 // The columns come from unfold.h. Convolutions that share their kernel (sibling segments, such as
-// planes of several sizes) are one product where all their columns fit into one block: rows of w are
-// packed once, and each panel of columns belongs to one of them. A sum is the same in both forms.
+// planes of several sizes) are one product where all their columns fit into one block: rows of w
+// are packed once, and each panel of columns belongs to one of them. Sums are the same ones.
 #include "codegen/cpu/pv_math.h"
 #include "codegen/cpu/product.h"
 #include "codegen/cpu/unfold.h"
@@ -32,8 +32,8 @@ typedef struct {
     int64_t out_row, residual_row;
     int32_t *out_offset, *residual_offset; // [columns]; the residual lies as the result but for
                                            // the steps from row to row and image to image
-    int64_t scatter_taps; // CONV_SCATTER: rows are (channel, tap)
-    PvReal *rows;         // CONV_WGRAD: [PV_WIDTH][PV_K_BLOCK]
+    int64_t scatter_taps;                  // CONV_SCATTER: rows are (channel, tap)
+    PvReal *rows;                          // CONV_WGRAD: [PV_WIDTH][PV_K_BLOCK]
     PvAct act;
 } ConvProduct;
 
@@ -127,9 +127,9 @@ static void conv_store(Product *base, int64_t m0, int64_t rows, int64_t n0, int6
     ConvProduct *product = (ConvProduct *)base;
     const int32_t *offset = product->out_offset + n0;
     const int32_t *residual_offset = product->residual_offset + n0;
-    bool dense = offset[columns - 1] - offset[0] == columns - 1 &&
-                 (!product->residual ||
-                  residual_offset[columns - 1] - residual_offset[0] == columns - 1);
+    bool dense =
+        offset[columns - 1] - offset[0] == columns - 1 &&
+        (!product->residual || residual_offset[columns - 1] - residual_offset[0] == columns - 1);
     for (int64_t i = 0; i < rows; i++) {
         int64_t row = m0 + i, tap = 0;
         if (product->kind == CONV_SCATTER) {
@@ -183,7 +183,7 @@ typedef struct {
     // steps
     int64_t source_group, w_group, bias_group, out_group, out_image;
     int64_t residual_group, residual_image;
-    int64_t extent[3], first[3], step[3];                            // of positions in the result
+    int64_t extent[3], first[3], step[3]; // of positions in the result
     // the table: (first + index * step) of each axis, in a grid of `table_extent`
     int64_t table_size[3], table_first[3], table_step[3], table_extent[3];
 } ConvLaunch;
@@ -285,7 +285,7 @@ static void conv_launch(const PvRun *run, ConvLaunch *launch)
 typedef struct {
     Product base;
     ConvProduct part[PV_MAX_SEGMENTS];
-    int64_t start[PV_MAX_SEGMENTS + 1];      // first column of each, a multiple of PV_LANES
+    int64_t start[PV_MAX_SEGMENTS + 1]; // first column of each, a multiple of PV_LANES
     int count;
     int64_t widths[PV_PANELS];
 } JointProduct;
@@ -384,10 +384,9 @@ static bool conv_launch_joint(const PvRun *run, ConvLaunch *launches, int count)
         return false;
     // every task packs the columns anew: fewer tasks than elsewhere
     ProductCut cut = pv_product_cut(launches->rows, PV_LANES, k_blocks, 2, run->threads);
-    joint.base = (Product){k_blocks, joint_begin, joint_pack_rows, joint_pack_columns, joint_store,
-                           NULL};
-#pragma omp parallel for schedule(dynamic)                                                         \
-    num_threads(run->threads) if (cut.row_blocks > 1)
+    joint.base =
+        (Product){k_blocks, joint_begin, joint_pack_rows, joint_pack_columns, joint_store, NULL};
+#pragma omp parallel for schedule(dynamic) num_threads(run->threads) if (cut.row_blocks > 1)
     for (int64_t task = 0; task < cut.row_blocks; task++) {
         JointProduct product = joint;
         product.base.widths = product.widths;
@@ -799,7 +798,7 @@ static void wgrad_one(const PvRun *run, const ConvArgs *args)
     }
     unfold_init(&product.unfold, PV_K_BLOCK);
     product.base = (Product){product.unfold.box_count, wgrad_begin, wgrad_pack_rows,
-                             wgrad_pack_columns, wgrad_store, NULL};
+                             wgrad_pack_columns,       wgrad_store, NULL};
     ProductCut cut = pv_product_cut(rows, channels * taps, 2, args->groups, run->threads);
     int64_t blocks = cut.row_blocks * cut.column_blocks, tasks = args->groups * blocks;
 #pragma omp parallel for schedule(dynamic) num_threads(run->threads) if (tasks > 1)
