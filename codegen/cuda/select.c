@@ -3,36 +3,6 @@
 
 #include "codegen/cuda/select.h"
 
-#ifndef HAVE_GEMM
-#define cuda_select_gemm no_family
-#endif
-#ifndef HAVE_CONV
-#define cuda_select_conv no_family
-#endif
-#ifndef HAVE_ATTENTION
-#define cuda_select_attention no_family
-#endif
-#ifndef HAVE_NORM
-#define cuda_select_norm no_family
-#endif
-#ifndef HAVE_MOVE
-#define cuda_select_move no_family
-#endif
-__attribute__((unused)) static bool no_family(const CudaLaunch *launch, CudaChoice *choice)
-{
-    (void)launch;
-    (void)choice;
-    return false;
-}
-
-#ifndef HAVE_RUNTIME
-const CudaRuntimeKernel *cuda_runtime_kernels(uint32_t *count)
-{
-    *count = 0;
-    return NULL;
-}
-#endif
-
 static const struct {
     const char *symbol;
     bool (*select)(const CudaLaunch *launch, CudaChoice *choice);
