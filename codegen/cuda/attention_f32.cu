@@ -6,9 +6,9 @@
  * and values while scores are made. A row's weights are written and read by one warp.
  *
  * Definitions: ATT_D, ATT_E (head dims, rounded up to 16), ATT_MASK, ATT_CAUSAL, ATT_TYPES.
- * Head dims up to 64: 128 threads, at most 168 registers, shared memory at most 73 KB: 2 blocks a
- * multiprocessor of sm_80, 3 of sm_90; up to 128: 256 threads, 80 KB, 2 blocks. 16 FFMA or more for
- * every LDS.128 of a tile's own.
+ * Head dims up to 64: 128 threads, at most 200 registers, shared memory at most 73 KB: 2 blocks a
+ * multiprocessor, 3 up to 32; up to 128: 256 threads, 80 KB, 2 blocks. 16 FFMA or more for every
+ * LDS.128 of a tile's own.
  */
 #include "storage.h"
 #include "attention_parts.h"

@@ -11,8 +11,8 @@
  *
  * Definitions: ATT_D, ATT_E (head dims, rounded up to 16), ATT_MASK, ATT_CAUSAL, ATT_TYPES,
  * ATT_GRAD_TYPES.
- * Head dims up to 64: 128 threads, at most 200 registers, shared memory at most 65 KB: 2 blocks a
- * multiprocessor of sm_80, 3 of sm_90; up to 128: 256 threads, 114 KB, 1 and 2 blocks.
+ * Head dims up to 64: 128 threads, at most 208 registers, shared memory at most 65 KB: 2 blocks a
+ * multiprocessor; up to 128: 256 threads, 114 KB, 1 block.
  */
 #include "storage.h"
 #include "attention_parts.h"

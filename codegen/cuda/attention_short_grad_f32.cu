@@ -7,7 +7,7 @@
  * and sums dv = P' do and dk = scale dS' q. Results take the places of what is not needed any more.
  *
  * Definitions: as there, and ATT_GRAD_TYPES. Shared memory: 4 ATT_WARPS 32 rows and twice the
- * scores, at most 104 KB.
+ * scores, at most 80 KB.
  */
 #include "storage.h"
 #include "attention_parts.h"

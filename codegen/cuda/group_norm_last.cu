@@ -8,7 +8,7 @@
  * chunk_of, here and in shape_norm.c.
  *
  * Definitions: NORM_ACT, NORM_TYPES, LAST_CHANNELS. Shared memory: 8 KB, 4 LAST_CHANNELS floats and
- * a chunk, at most 78 KB. All accesses of images have 16 bytes. Registers at most 64.
+ * a chunk, at most 78 KB. All accesses of images have 16 bytes. Registers at most 80.
  */
 #include "storage.h"
 #include "norm_parts.h"

@@ -3,7 +3,7 @@
  * The mean, then squares about it, then the result: three passes over a row that lies in registers
  * (row_parts.h).
  *
- * Definitions: NORM_ACT, NORM_TYPES, ROW_VECTORS. Registers at 16 elements at most 64: 4 blocks a
+ * Definitions: NORM_ACT, NORM_TYPES, ROW_VECTORS. Registers at 16 elements at most 80: 3 blocks a
  * multiprocessor.
  */
 #include "storage.h"

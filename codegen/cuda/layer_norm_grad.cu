@@ -133,7 +133,7 @@ CX_FN void store_sums(const ColumnSums &sums, float *to, int c, float *shared)
 }
 
 // Phase 0: a block a part.
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, KEPT * RUN <= 16 ? 2 : 1)
     CX_NAME(const __grid_constant__ CxLaunch<LayerNormGradArgs> p)
 {
     CX_SHARED(shared);

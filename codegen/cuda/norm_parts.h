@@ -51,7 +51,9 @@ template <int threads> CX_FN float block_max(float value, float *partial)
     CX_UNROLL
     for (int i = 1; i < threads / 32; i++)
         most = fmaxf(most, partial[i]);
+#ifndef FAULT_REDUCTION
     __syncthreads();
+#endif
     return most;
 }
 

@@ -7,7 +7,7 @@
 
 #define FIELD(field) (offsetof(AttentionArgs, field) / sizeof(int64_t))
 
-enum { MOST_SHORT = 32, MOST_DIM = 128, MOST_SHARED = 104 << 10 };
+enum { MOST_SHORT = 32, MOST_DIM = 128, MOST_SHARED = 80 << 10 };
 enum { LSE = 1, MASK = 5 }; // places in `types`
 
 typedef struct {

@@ -2,7 +2,7 @@
  *
  * The maximum, the sum of exponentials, the result: passes over a row in registers (row_parts.h).
  *
- * Definitions: NORM_TYPES, ROW_VECTORS. Registers at 16 elements at most 64: 4 blocks a
+ * Definitions: NORM_TYPES, ROW_VECTORS. Registers at 16 elements at most 80: 3 blocks a
  * multiprocessor.
  */
 #include "storage.h"

@@ -264,11 +264,14 @@ static LayerNormArgs add_rows(KernelCase &test, int64_t rows, int64_t c, bool af
 }
 
 static void check_layer_norm(const char *what, int64_t rows, int64_t c, bool affine, int64_t act,
-                             Storage storage = ST_F32)
+                             Storage storage = ST_F32, const char *fault = nullptr)
 {
     KernelCase test("pv_layer_norm", pv_layer_norm, what);
     test.segment(add_rows(test, rows, c, affine, act, storage));
-    test.run();
+    if (fault)
+        test.find_fault(fault);
+    else
+        test.run();
 }
 
 static LayerNormGradArgs add_row_grads(KernelCase &test, int64_t rows, int64_t c, bool affine,
@@ -306,7 +309,7 @@ static void check_layer_norm_grad(const char *what, int64_t rows, int64_t c, boo
 }
 
 static void check_softmax(const char *what, int64_t rows, int64_t c, bool in_place,
-                          Storage storage = ST_F32)
+                          Storage storage = ST_F32, const char *fault = nullptr)
 {
     KernelCase test("pv_softmax", pv_softmax, what);
     size_t count = (size_t)(rows * c);
@@ -314,7 +317,10 @@ static void check_softmax(const char *what, int64_t rows, int64_t c, bool in_pla
     int64_t y = in_place ? test.updated(count, bound, storage) : test.output(count, bound, storage);
     int64_t x = in_place ? y : test.input(count, 5, 0, storage);
     test.segment(SoftmaxArgs{y, x, rows, c, types_of(storage, 0x11)});
-    test.run();
+    if (fault)
+        test.find_fault(fault);
+    else
+        test.run();
 }
 
 static void rows_of_numbers(void)
@@ -334,6 +340,8 @@ static void rows_of_numbers(void)
     check_softmax("odd, in place", 3, 131, true);
     check_softmax("one column", 2, 1, false);
     check_softmax("a block a row", 2, 1030, true);
+    check_layer_norm("a block a row", 1, 1030, true, PV_ACT_NONE, ST_F32, "FAULT_REDUCTION");
+    check_softmax("a block a row", 1, 1030, true, ST_F32, "FAULT_REDUCTION");
     check_layer_norm("bf16", 9, 264, true, PV_ACT_SILU, ST_BF16);
     check_layer_norm("f16, odd", 2, 1029, true, PV_ACT_NONE, ST_F16);
     check_layer_norm_grad("bf16", 9, 264, true, true, ST_BF16);
