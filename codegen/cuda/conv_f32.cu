@@ -365,7 +365,7 @@ typedef ByImage<DenseK<TILE_N, ROW_B, true>> LoadX;
 typedef GatherK LoadX;
 #endif
 
-extern "C" __global__ void __launch_bounds__(THREADS, 384 / THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 256 / THREADS)
     CX_NAME(const __grid_constant__ CxLaunch<ConvArgs> p)
 {
     CX_SHARED(shared);
