@@ -114,7 +114,7 @@ typedef struct {
     int64_t out, x, op, kept, reduced;   // numbers of axes
     int64_t size[8], stride[8];
     int64_t residual;
-    int64_t types;                       // PvStorage of out (real), x, residual (real)
+    int64_t types;                       // PvStorage of out, x, residual: 4 bits each
 } ReduceArgs;
 
 // y[i...] = x[i...]: up to 8 axes, any strides (0 and negative too); the elements are `bytes` wide

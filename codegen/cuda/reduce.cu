@@ -7,7 +7,8 @@
  * are few, the elements are cut into parts, which phase 1 adds (reduce_plan.h). The order of sums
  * depends on the sizes alone. A NaN wins against maxima and minima.
  *
- * Definitions: REDUCE_OP 0 sum, 1 max, 2 min; REDUCE_INT; REDUCE_STORE (PvStorage of x); REDUCE_X, REDUCE_Y, REDUCE_W,
+ * Definitions: REDUCE_OP 0 sum, 1 max, 2 min; REDUCE_INT; REDUCE_STORE, REDUCE_OUT, REDUCE_ADDED
+ * (PvStorage of x, the result, the residual); REDUCE_X, REDUCE_Y, REDUCE_W,
  * REDUCE_ALONG; KEPT_COUNT, KEPT_ORDER, KEPT_BEGINS, KEPT_AXES; REDUCED_COUNT, REDUCED_ORDER,
  * REDUCED_BEGINS, REDUCED_AXES (move_layout.h).
  */
@@ -34,6 +35,8 @@ template <> struct ElementOf<PV_STORE_BF16> {
     typedef bf16 Element;
 };
 typedef ElementOf<REDUCE_STORE>::Element Element; // of x
+typedef ElementOf<REDUCE_OUT>::Element Result;
+typedef ElementOf<REDUCE_ADDED>::Element Added;   // of the residual
 template <int width> struct Pack {
     Value at[width];
 };
@@ -83,7 +86,7 @@ CX_FN void load(Pack<4> &pack, const Value *from)
     pack.at[2] = (Value)all.z;
     pack.at[3] = (Value)all.w;
 }
-#if REDUCE_STORE
+#if REDUCE_STORE || REDUCE_ADDED
 CX_FN void load(Pack<1> &pack, const bf16 *from)
 {
     pack.at[0] = (Value)cx_from_bf16(from[0]);
@@ -106,6 +109,19 @@ CX_FN void store(Value *to, const Pack<4> &pack)
     *(float4 *)to =
         make_float4((float)pack.at[0], (float)pack.at[1], (float)pack.at[2], (float)pack.at[3]);
 }
+#if REDUCE_OUT
+CX_FN void store(bf16 *to, const Pack<1> &pack)
+{
+    to[0] = cx_to_bf16((float)pack.at[0]);
+}
+CX_FN void store(bf16 *to, const Pack<4> &pack)
+{
+    uint2 all;
+    all.x = cx_pack((float)pack.at[0], (float)pack.at[1]);
+    all.y = cx_pack((float)pack.at[2], (float)pack.at[3]);
+    *(uint2 *)to = all;
+}
+#endif
 template <int width> CX_FN void clear(Pack<width> &pack)
 {
     CX_UNROLL
@@ -203,10 +219,10 @@ CX_FN void store_result(const ReduceArgs &a, int64_t at, Pack<COLUMNS> &sum)
 {
     if (REDUCE_OP == 0 && !REDUCE_INT && a.residual) {
         Pack<COLUMNS> residual;
-        load(residual, (const Value *)a.residual + at);
+        load(residual, (const Added *)a.residual + at);
         add(sum, residual);
     }
-    store((Value *)a.out + at, sum);
+    store((Result *)a.out + at, sum);
 }
 
 extern "C" __global__ void __launch_bounds__(REDUCE_THREADS)

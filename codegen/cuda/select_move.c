@@ -282,7 +282,7 @@ static bool select_reduce(const CudaLaunch *launch, bool integer, CudaChoice *ch
     uint32_t reduced_count = (uint32_t)cuda_number(launch, REDUCE(reduced));
     int op = (int)cuda_number(launch, REDUCE(op));
     size_t size = REDUCE(size), stride = REDUCE(stride);
-    int storage = (int)(cuda_number(launch, REDUCE(types)) >> 4 & 15);       // of x
+    int types = (int)cuda_number(launch, REDUCE(types));
     if (!agrees(launch, REDUCE(op)) || !agrees(launch, REDUCE(types)))
         return false;
     Axes kept = join_axes(launch, size, stride, stride, 0, kept_count, false);
@@ -298,8 +298,9 @@ static bool select_reduce(const CudaLaunch *launch, bool integer, CudaChoice *ch
                                 team.along ? "rows" : "columns", integer ? "_int" : "");
     choice->definitions = arena_printf(
         launch->arena,
-        "REDUCE_OP=%d REDUCE_INT=%d REDUCE_STORE=%d REDUCE_X=%d REDUCE_Y=%d REDUCE_W=%d "
-        "REDUCE_ALONG=%d %s %s", op, integer, storage, team.x, team.y, team.w, team.along, axes_text(launch, "KEPT", &kept, 0),
+        "REDUCE_OP=%d REDUCE_INT=%d REDUCE_STORE=%d REDUCE_OUT=%d REDUCE_ADDED=%d REDUCE_X=%d "
+        "REDUCE_Y=%d REDUCE_W=%d REDUCE_ALONG=%d %s %s", op, integer, types >> 4 & 15, types & 15,
+        types >> 8 & 15, team.x, team.y, team.w, team.along, axes_text(launch, "KEPT", &kept, 0),
         axes_text(launch, "REDUCED", &reduced, kept_count));
     choice->phases = team.y > 1 ? 2 : 1;
     uint32_t columns = team.along ? 1 : (uint32_t)team.w, bytes = integer ? 8 : 4;
