@@ -196,9 +196,15 @@ const char *intern(const char *text)
 uint64_t hash_bytes(const void *data, size_t size)
 {
     const unsigned char *bytes = data;
-    uint64_t hash = 0xcbf29ce484222325u;
-    for (size_t i = 0; i < size; i++)
-        hash = (hash ^ bytes[i]) * 0x100000001b3u;
+    uint64_t hash = 0xcbf29ce484222325u ^ size;
+    for (; size >= 8; bytes += 8, size -= 8) {
+        uint64_t word;
+        memcpy(&word, bytes, 8);
+        hash = (hash ^ word) * 0x9e3779b97f4a7c15u;
+        hash ^= hash >> 29;    // high bits reach the low ones of the next word
+    }
+    for (; size > 0; bytes++, size--)
+        hash = (hash ^ *bytes) * 0x100000001b3u;
     hash ^= hash >> 32;
     hash *= 0x9e3779b97f4a7c15u;
     return hash ^ (hash >> 29);
