@@ -233,6 +233,21 @@ void set_types(Lower *lower, size_t types, size_t first, uint32_t count, const s
 const Node *anchor_of(const Lower *lower, const Group *group);
 int64_t activation(Op op);                               // PvAct
 
+// Copies what `val` shows to `y`, whose axes lie at `stride`.
+void copy_val(Lower *lower, Val val, PlanArg y, const Dim *stride);
+void launch_fill(Lower *lower, PlanArg y, const Type *type, double value);   // all of `type`
+
+/* emit_move.c */
+void lower_concat(Lower *lower, const Group *group);
+void lower_pad(Lower *lower, const Group *group);
+void lower_window(Lower *lower, const Group *group);
+void lower_pick(Lower *lower, const Group *group);
+void lower_gather(Lower *lower, const Group *group);
+void lower_random(Lower *lower, const Group *group);
+void lower_reduce(Lower *lower, const Group *group);
+void lower_move(Lower *lower, const Group *group);       // in row-major order
+
+/* emit_contract.c, emit_composite.c */
 void lower_contract(Lower *lower, const Group *group);
 void lower_conv(Lower *lower, const Group *group);
 void lower_attention(Lower *lower, const Group *group);
