@@ -1,4 +1,4 @@
-/* T6, movement between storages: y[i...] = x[i...] where one side is stored as bf16, any strides.
+/* T6, movement between storages: y[i...] = x[i...] where the sides are stored unlike, any strides.
  *
  * One thread an element, in the order of y, so that stores are coalesced. Axes are in descending
  * strides of y and joined where both sides are one run.
@@ -10,29 +10,6 @@
 
 enum { COPY_THREADS = 256 };
 
-template <int storage> struct Stored {
-    typedef float Element;
-};
-template <> struct Stored<PV_STORE_BF16> {
-    typedef bf16 Element;
-};
-CX_FN float value_of(float stored)
-{
-    return stored;
-}
-CX_FN float value_of(bf16 stored)
-{
-    return cx_from_bf16(stored);
-}
-CX_FN void set(float *to, float value)
-{
-    *to = value;
-}
-CX_FN void set(bf16 *to, float value)
-{
-    *to = cx_to_bf16(value);
-}
-
 extern "C" __global__ void __launch_bounds__(COPY_THREADS)
     CX_NAME(const __grid_constant__ CxLaunch<CopyArgs> p)
 {
@@ -43,7 +20,7 @@ extern "C" __global__ void __launch_bounds__(COPY_THREADS)
     u32 item = block * COPY_THREADS + threadIdx.x;
     if (item >= y_axes.elements())
         return;
-    Stored<COPY_Y>::Element *y = (Stored<COPY_Y>::Element *)a.y;
-    const Stored<COPY_X>::Element *x = (const Stored<COPY_X>::Element *)a.x;
-    set(y + y_axes.offset(item), value_of(x[x_axes.offset(item)]));
+    CxStored<COPY_Y>::Element *y = (CxStored<COPY_Y>::Element *)a.y;
+    const CxStored<COPY_X>::Element *x = (const CxStored<COPY_X>::Element *)a.x;
+    cx_write(y + y_axes.offset(item), cx_read(x[x_axes.offset(item)]));
 }
