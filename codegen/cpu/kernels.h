@@ -1,10 +1,10 @@
 // The CPU kernel library: kernels that are not emitted from the graph. Each takes its arguments as
 // a struct of int64 laid over the resolved arguments of the launch: addresses, sizes, strides (in
 // elements), and numbers (reals as the bits of a double: pv_real). PvReal is float or double.
-// gemm.c conv.c attention.c norm.c move.c are compiled together with the emitted C, by `cc -O3
-// -march=... -fopenmp -ffp-contract=off -fno-math-errno -fno-trapping-math`: the last two change no
-// value, but without them loops with pv_log, pv_sqrt and pv_floor (pv_math.h) stay scalar. They
-// need no BLAS.
+// gemm.c conv.c conv_grad.c attention.c norm.c move.c are compiled together with the emitted C, by
+// `cc -O3 -march=... -fopenmp -ffp-contract=off -fno-math-errno -fno-trapping-math`: the last two
+// change no value, but without them loops with pv_log, pv_sqrt and pv_floor (pv_math.h) stay
+// scalar. They need no BLAS.
 //
 // A launch may have several segments (run->segments): pv_gemm, the convolutions, attention, norms,
 // softmax, pv_reduce, pv_copy and pv_fill take them; the others are given one.

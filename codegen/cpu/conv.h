@@ -1,0 +1,85 @@
+// What forward convolutions (conv.c) and their gradients (conv_grad.c) have in common: a product
+// whose columns come from unfold.h, and a launch of it over all boxes and groups.
+#ifndef PV_CONV_H
+#define PV_CONV_H
+
+#include "codegen/cpu/product.h"
+#include "codegen/cpu/unfold.h"
+
+// The three convolutions; forward, phases of dgrad and its scattered form differ in the rows.
+typedef enum { CONV_FORWARD, CONV_PHASE, CONV_SCATTER, CONV_WGRAD } ConvKind;
+
+typedef struct {
+    Product base;
+    ConvKind kind;
+    Unfold unfold;
+    const PvReal *w;          // of this group; wgrad: dy of this group
+    int64_t w_row, w_channel; // steps of row and of channel of k in w
+    int32_t *table;           // CONV_PHASE: place of a tap in the kernel; CONV_SCATTER: where
+                              // a tap's results go
+    int64_t k_total, k_step, k0, k;
+    // where results go: row * out_row + out_offset[column] of `out`
+    PvReal *out;
+    const PvReal *residual, *bias; // bias[row]
+    int64_t out_row, residual_row;
+    int32_t *out_offset, *residual_offset; // [columns]; the residual lies as the result but for
+                                           // the steps from row to row and image to image
+    int64_t scatter_taps;                  // CONV_SCATTER: rows are (channel, tap)
+    PvReal *rows;                          // CONV_WGRAD: [PV_WIDTH][PV_K_BLOCK]
+    PvAct act;
+} ConvProduct;
+
+// A product over all boxes and blocks of rows of all groups.
+typedef struct {
+    ConvProduct product;  // without what depends on group and box
+    int64_t groups, rows; // rows of each group
+    const PvReal *source, *w, *bias, *residual;
+    PvReal *out;
+    // steps
+    int64_t source_group, w_group, bias_group, out_group, out_image;
+    int64_t residual_group, residual_image;
+    int64_t extent[3], first[3], step[3]; // of positions in the result
+    // the table: (first + index * step) of each axis, in a grid of `table_extent`
+    int64_t table_size[3], table_first[3], table_step[3], table_extent[3];
+} ConvLaunch;
+
+// One product, in tasks.
+void pv_conv_launch(const PvRun *run, ConvLaunch *launch);
+// Those with one kernel as one product where that is possible, the others one by one.
+void pv_conv_launches(const PvRun *run, const ConvLaunch *launches, int count);
+
+// Offsets in the result of the columns of a box: positions first + step * p of images `image_step`
+// apart and of extents `extent`.
+PV_INLINE void out_offsets(int32_t *offset, const Box *box, const int64_t *extent,
+                           const int64_t *first, const int64_t *step, int64_t image_step)
+{
+    int64_t column = 0;
+    for (int64_t image = 0; image < box->count; image++) {
+        for (int64_t d = 0; d < box->size[0]; d++) {
+            for (int64_t h = 0; h < box->size[1]; h++) {
+                int64_t at = ((box->first[0] + d) * step[0] + first[0]) * extent[1] +
+                             (box->first[1] + h) * step[1] + first[1];
+                at = image * image_step + at * extent[2] + box->first[2] * step[2] + first[2];
+                for (int64_t w = 0; w < box->size[2]; w++)
+                    offset[column++] = (int32_t)(at + w * step[2]);
+            }
+        }
+    }
+}
+
+PV_INLINE int64_t volume(const int64_t *size)
+{
+    return size[0] * size[1] * size[2];
+}
+
+// A convolution that is a plain product for each image.
+PV_INLINE bool is_pointwise(const ConvArgs *args)
+{
+    for (int axis = 0; axis < 3; axis++) {
+        if (args->kernel[axis] != 1 || args->stride[axis] != 1 || args->pad[axis] != 0)
+            return false;
+    }
+    return args->groups == 1 && volume(args->in) >= PV_POINTWISE;
+}
+
+#endif
