@@ -272,9 +272,17 @@ typedef struct {
 } CFiles;
 // Writes the C files (and the data section) into `folder`. false: errno tells.
 bool emit_files(Codegen *cg, const char *folder, CFiles *files);
+void write_type(FILE *out, const Module *module, const Type *type);      // as a PvType
 void emit_cuda_tables(const Codegen *cg, FILE *out);     // emit_cuda.c: `cuda`, a PvCuda
 void emit_text(Codegen *cg, FILE *out);                  // all C text, for --emit c
 const char *kernel_name(const Codegen *cg, uint32_t kernel);
+
+/* emit_taps.c: taps of all plans, which are lowered and planned */
+typedef struct Taps Taps;
+Taps *taps_new(Codegen *cg);
+size_t taps_add(Taps *taps, const Work *work);           // where its PvTaps lie in the data section
+// Writes `tap_types` and ends. Where the names begin in the data section.
+size_t taps_write(Taps *taps, FILE *out);
 
 /* pack_plan.c: launches and arguments as bytes (runtime/unpack.h) */
 // *size bytes, malloc'ed. The arguments of launch i + 1 lie behind those of launch i.

@@ -39,7 +39,7 @@ static int machine_dtype(const Module *module, DType dtype)
     return (int)(dtype_is_float(dtype) ? module->real : dtype);
 }
 
-static void write_type(FILE *out, const Module *module, const Type *type)
+void write_type(FILE *out, const Module *module, const Type *type)
 {
     unsigned batch = 0;
     for (uint32_t i = 0; i < type->rank; i++)
@@ -174,11 +174,7 @@ typedef struct {
     uint32_t *by_node;         // origin + 1 of a node, with its last label
     uint32_t *table;           // by hash of the interned pointer's text
     uint32_t table_size;
-    const Type **types;        // of taps, each once
-    uint32_t type_count;
-    size_t type_capacity;
-    uint32_t *type_table;      // by hash of the interned type's address: index in types + 1
-    uint32_t type_table_size;
+    Taps *taps;
     const char **scalar_texts; // bodies of `scalars` functions, each once
     uint32_t scalar_count;
     size_t scalar_capacity;
@@ -296,68 +292,9 @@ static uint32_t find_scalars(Writer *writer, const Work *work)
     return i;
 }
 
-// Where an interned type stands in the table of types, or belongs. Its number is the order in which
-// it was first seen; the address decides only where the search begins.
-static uint32_t *find_type(const Writer *writer, const Type *type)
-{
-    uint32_t mask = writer->type_table_size - 1;
-    uint32_t at = (uint32_t)hash_bytes(&type, sizeof type) & mask;
-    while (writer->type_table[at] && writer->types[writer->type_table[at] - 1] != type)
-        at = (at + 1) & mask;
-    return &writer->type_table[at];
-}
-
-// The types of all taps. A model has few; taps, of which it has tens of thousands, point to them.
-static void write_types(Writer *writer)
-{
-    const Codegen *cg = writer->cg;
-    uint32_t taps = 0;
-    for (uint32_t i = 0; i < cg->plan_count; i++)
-        taps += cg->plans[i]->tap_count;
-    writer->type_table_size = 64;
-    while (writer->type_table_size < 2 * taps)
-        writer->type_table_size *= 2;
-    writer->type_table = arena_alloc(cg->arena, writer->type_table_size * sizeof(uint32_t));
-    for (uint32_t i = 0; i < cg->plan_count; i++)
-        for (uint32_t k = 0; k < cg->plans[i]->tap_count; k++) {
-            const Type *type = cg->plans[i]->tap_list[k].type;
-            uint32_t *slot = find_type(writer, type);
-            if (*slot)
-                continue;
-            writer->types = grow_array(writer->types, &writer->type_capacity, writer->type_count,
-                                       sizeof *writer->types);
-            writer->types[writer->type_count++] = type;
-            *slot = writer->type_count;
-        }
-    fprintf(writer->out, "static const PvType types[] = {\n");
-    for (uint32_t i = 0; i < writer->type_count; i++) {
-        fprintf(writer->out, "    ");
-        write_type(writer->out, cg->module, writer->types[i]);
-        fprintf(writer->out, ",\n");
-    }
-    fprintf(writer->out, "%s};\n", writer->type_count ? "" : "    {0}\n");
-}
-
-static void write_taps(Writer *writer, const Work *work, uint32_t number)
-{
-    if (!work->tap_count)
-        return;
-    fprintf(writer->out, "static const PvTap taps_%u[] = {\n", number);
-    for (uint32_t i = 0; i < work->tap_count; i++) {
-        const PlanTap *tap = &work->tap_list[i];
-        PvArg at = resolve_arg(work, &tap->at);
-        fprintf(writer->out, "    {");
-        write_string(writer->out, tap->name);
-        fprintf(writer->out, ", types + %u, {%lld, %lld, %d}, %d},\n",
-                *find_type(writer, tap->type) - 1, (long long)at.a, (long long)at.c, at.space,
-                tap->launch);
-    }
-    fprintf(writer->out, "};\n");
-}
-
 typedef struct {
     size_t packed, packed_bytes;       // in the data section
-    size_t edges;                      // there too
+    size_t edges, taps;                // there too
     uint32_t edge_count;
     double flops_fixed, flops_batch, bytes_fixed, bytes_batch;
     uint32_t scalars;
@@ -393,7 +330,8 @@ static PlanText write_plan_parts(Writer *writer, const Work *work, uint32_t numb
     PlanText text = {.scalars = find_scalars(writer, work)};
     store_launches(writer, work, &text);
     char name[32];
-    write_taps(writer, work, number);
+    if (work->tap_count)
+        text.taps = taps_add(writer->taps, work);
     snprintf(name, sizeof name, "streams_%u", number);
     write_numbers(writer->out, name, work->streams, work->stream_count);
     snprintf(name, sizeof name, "grads_%u", number);
@@ -422,7 +360,8 @@ static void write_plan(Writer *writer, const Work *work, uint32_t number, const 
             (long long)work->live_fixed, (long long)work->live_batch, (long long)work->scratch,
             work->scalar_count, text->scalars);
     if (work->tap_count)
-        fprintf(writer->out, "     taps_%u, %u, ", number, work->tap_count);
+        fprintf(writer->out, "     (const PvTap *)(pv_data + %zu), %u, ", text->taps,
+                work->tap_count);
     else
         fprintf(writer->out, "     0, 0, ");
     fprintf(writer->out, "streams_%u, %u, grads_%u, %u, reads_%u, %u, ", number,
@@ -445,7 +384,6 @@ static void write_plans(Writer *writer)
     PlanText *texts = calloc(cg->plan_count + 1, sizeof *texts);
     if (!texts)
         bug("out of memory");
-    write_types(writer);
     for (uint32_t i = 0; i < cg->plan_count; i++)
         texts[i] = write_plan_parts(writer, cg->plans[i], i);
     fprintf(writer->out, "static const PvPlan plans[] = {\n");
@@ -608,6 +546,7 @@ static void write_model(Writer *writer)
     const Codegen *cg = writer->cg;
     const Module *module = cg->module;
     FILE *out = writer->out;
+    size_t tap_names = taps_write(writer->taps, out);
     if (wants_cuda(cg))
         emit_cuda_tables(cg, out);
     write_kernel_table(cg, out);
@@ -626,13 +565,13 @@ static void write_model(Writer *writer)
     fprintf(out, "    kernels, %u, origins, %u, pv_data, %zu, %s, ", cg->kernel_count,
             writer->count, cg->data_size, wants_cuda(cg) ? "&cuda" : "0");
     write_string(out, cg->march);
-    fprintf(out, ", PV_FEATURES, labels\n};\n");
+    fprintf(out, ", PV_FEATURES, labels, pv_data + %zu, tap_types\n};\n", tap_names);
 }
 
 static void write_tables(Codegen *cg, FILE *out)
 {
     uint32_t nodes = graph_count(cg->module->graph) + 1;
-    Writer writer = {.cg = cg, .out = out};
+    Writer writer = {.cg = cg, .out = out, .taps = taps_new(cg)};
     writer.by_node = arena_alloc(cg->arena, nodes * sizeof(uint32_t));
     writer.table_size = 64;
     while (writer.table_size < 2 * nodes)
@@ -648,7 +587,6 @@ static void write_tables(Codegen *cg, FILE *out)
     write_model(&writer);
     free(writer.texts);
     free(writer.labels);
-    free(writer.types);
     free(writer.scalar_texts);
 }
 

@@ -143,8 +143,9 @@ static bool add_tap(Run *run, const PvPlan *plan, const char *path, PvError *err
     PvWords names = {0};
     bool found = false;
     for (uint32_t i = 0; i < plan->tap_count; i++) {
-        pv_words_add(&names, plan->taps[i].name);
-        if (strcmp(path, "all") != 0 && strcmp(path, plan->taps[i].name) != 0)
+        const char *name = run->session.model->tap_names + plan->taps[i].name;
+        pv_words_add(&names, name);
+        if (strcmp(path, "all") != 0 && strcmp(path, name) != 0)
             continue;
         run->taps[run->tap_count++] = i;
         found = true;
@@ -180,9 +181,10 @@ static bool find_taps(Run *run, PvError *error)
         free(list);
     }
     run->tap_tensors = pv_alloc((run->tap_count + 1u) * sizeof(void *));
+    const PvType *types = run->session.model->tap_types;
     for (uint32_t i = 0; i < run->tap_count; i++) {
         run->tap_tensors[i] =
-            pv_tensor_of(plan->taps[run->taps[i]].type, run->call->step.batch, error);
+            pv_tensor_of(&types[plan->taps[run->taps[i]].type], run->call->step.batch, error);
         if (!run->tap_tensors[i])
             return false;
     }
@@ -267,7 +269,8 @@ static bool write_results(Run *run, const PvPlan *plan, PvError *error)
     PvWriter *writer = pv_writer_new();
     PvTensorSet written = {0}; // names, so that a path taken twice is one
     for (uint32_t i = 0; i < run->tap_count; i++)
-        pv_set_add(&written, plan->taps[run->taps[i]].name, pv_tensor_hold(run->tap_tensors[i]));
+        pv_set_add(&written, model->tap_names + plan->taps[run->taps[i]].name,
+                   pv_tensor_hold(run->tap_tensors[i]));
     for (uint32_t i = 0; i < entry->output_count; i++)
         if (entry->outputs[i].kind == PV_OUT_NAMED || entry->outputs[i].kind == PV_OUT_GRAD_INPUT)
             pv_set_add(&written, entry->outputs[i].name, pv_tensor_hold(run->call->outputs[i]));

@@ -352,7 +352,7 @@ static bool copy_taps(PvGpu *gpu, const PvExecStep *step, const PvRecipe *recipe
         PvTensor *to = step->tap_tensors[i];
         int64_t from = resolve(gpu, recipe, &tap->at);
         if (tap->at.space == PV_VALUE)
-            pv_tap_number(to, tap->type, from);
+            pv_tap_number(to, from);
         else if (!pv_device_download(gpu->device, gpu->device->work, to->data, (CUdeviceptr)from,
                                      to->bytes, error))
             return false;

@@ -352,11 +352,11 @@ static void launch(PvExec *exec, const PvRun *run, const PvLaunch *at, double *s
     time->calls++;
 }
 
-void pv_tap_number(PvTensor *to, const PvType *type, int64_t number)
+void pv_tap_number(PvTensor *to, int64_t number)
 {
     double value;
     memcpy(&value, &number, sizeof value);
-    if (pv_dtype_is_real(type->dtype))
+    if (pv_dtype_is_real(to->dtype))
         pv_convert(to->data, to->dtype, &value, PV_F64, 1);
     else
         pv_convert(to->data, to->dtype, &number, PV_I64, 1);
@@ -374,7 +374,7 @@ static void copy_taps(const PvExec *exec, const PvExecStep *step, int32_t index)
         if (tap->at.space != PV_VALUE)
             memcpy(to->data, (const void *)(intptr_t)from, (size_t)to->bytes);
         else
-            pv_tap_number(to, tap->type, from);
+            pv_tap_number(to, from);
     }
 }
 

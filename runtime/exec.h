@@ -109,7 +109,7 @@ bool pv_stores_setting(const PvEntry *entry, const PvPlanLists *lists, const PvL
 // error.
 double *pv_exec_launch_times(PvExec *exec, const PvPlan *plan, PvError *error);
 // A tap of space PV_VALUE.
-void pv_tap_number(PvTensor *to, const PvType *type, int64_t number);
+void pv_tap_number(PvTensor *to, int64_t number);
 
 // ---- bytes ----
 

@@ -127,11 +127,12 @@ typedef struct {
     double bytes_fixed, bytes_batch; // predicted: what it must read and write at least
 } PvLaunch;
 
+// Models have tens of thousands, so they hold no addresses and lie among the constants.
 typedef struct {
-    const char *name;
-    const PvType *type;
     PvArg at;                        // where it lies right after launch number `launch`
     int32_t launch;                  // -1: before the first
+    uint32_t name;                   // begins at PvModel.tap_names + name
+    uint32_t type;                   // index in PvModel.tap_types
 } PvTap;
 
 // Launches and arguments are there as they are, or packed (unpack.h): then the lists are NULL, and
@@ -337,6 +338,8 @@ typedef struct {
     const char *march;               // what the kernels were compiled for
     uint64_t features;               // PV_FEATURES there: what the processor must have
     const char *const *labels;       // by origin: what the launch computes, "conv3x3 + silu + add"
+    const char *tap_names;
+    const PvType *tap_types;
 } PvModel;
 
 // Processor features that -march switched on where this is expanded (x86-64; elsewhere 0): bits in

@@ -172,11 +172,12 @@ static const PvArg scale_plain_args[] = {
 static const PvLaunch scale_launches[] = {{0, 0, 5, 1, 0, 0, 3, 0, 0}};
 static const PvLaunch scale_plain_launches[] = {
     {0, 0, 5, 1, 0, 0, 3, 0, 0}, {0, 5, 5, 1, 0, 0, 3, 0, 0}, {0, 10, 5, 1, 0, 0, 3, 0, 0}};
-static const PvType rows = ROWS;
+static const char tap_names[] = "scale.x\0net\0net#2";
+static const PvType tap_types[] = {ROWS};
 static const PvTap scale_taps[] = {
-    {"scale.x", &rows, AT(PV_IO, 0, 0), -1},
-    {"net", &rows, AT(PV_ARENA, 0, 0), 1},
-    {"net#2", &rows, AT(PV_ARENA, 0, 64), 0},
+    {AT(PV_IO, 0, 0), -1, 0, 0},
+    {AT(PV_ARENA, 0, 0), 1, 8, 0},
+    {AT(PV_ARENA, 0, 64), 0, 12, 0},
 };
 #define READS .instances = only_net, .instance_count = 1
 static const PvPlan scale_plans[] = {
@@ -389,6 +390,8 @@ const PvModel pv_model = {
     .origin_count = COUNT(origins),
     .cuda = SMALL_CUDA,
     .march = "test",
+    .tap_names = tap_names,
+    .tap_types = tap_types,
 };
 
 #endif
