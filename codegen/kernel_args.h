@@ -21,6 +21,25 @@ typedef enum { PV_ACT_NONE, PV_ACT_SILU, PV_ACT_GELU, PV_ACT_RELU } PvAct;
 // from the lowest four bits. Strides are in its elements. Sums are made in f32 in any case.
 typedef enum { PV_STORE_REAL, PV_STORE_BF16, PV_STORE_F16 } PvStorage;
 
+// GroupNorm taken apart. A norm table is PvReal [images, 2, c], scales a and then shifts d:
+//   y[image, channel, p] = act(x[image, channel, p] a[image, channel] + d[image, channel])
+//   a = rstd gamma (1 + scale),   d = (beta - mean rstd gamma) (1 + scale) + shift
+// An operand that is normalized as it is loaded; what a convolution sees outside the image stays 0.
+typedef struct {
+    int64_t table;                       // address of the first image's a; 0: the operand as it is
+    int64_t image, shift;                // strides: from image to image, from a to d
+    int64_t act;                         // PvAct
+} NormLoad;
+
+// A table of the result of a launch (after bias, activation and residual), made in the same launch.
+typedef struct {
+    int64_t table;                       // address, out; 0: none, and the other fields are 0
+    int64_t mean, rstd;                  // [images, groups] dense, out; addresses or 0: not wanted
+    int64_t gamma, beta;                 // [c]
+    int64_t scale, shift, mod_image;     // [images, c], addresses or 0; images mod_image apart
+    int64_t groups, eps;                 // of c / groups channels; bits of a double
+} NormStats;
+
 // C[i0, i1, m, n] = act(A[i0, i1, m, k] B[i0, i1, k, n] + bias) + residual.
 // C's last axis is dense (or c_n = 1 stride), and C may be the residual. One of a_m, a_k and one of b_k, b_n is 1.
 // sum_batch: the batch axes i0, i1 are summed into one C [m, n] (weight gradients; c0 = c1 = 0).
@@ -37,6 +56,8 @@ typedef struct {
     int64_t sum_batch;
     int64_t r0, r1, r_m;                 // strides of the residual, whose last axis is dense
     int64_t types;                       // PvStorage of c, a, b, bias, residual: 4 bits each
+    NormLoad norm;                       // of B: images are i0, channels k; i1 is one
+    NormStats stats;                     // of C: images are i0, channels m; i1 is one
 } GemmArgs;
 
 // Convolutions of 1 to 3 axes (missing axes: size 1, kernel 1, stride 1, pad 0) of images
@@ -53,6 +74,8 @@ typedef struct {
     int64_t residual_image, residual_channel;            // strides
     int64_t types;                       // PvStorage of y, x, w, bias, residual: 4 bits each
     int64_t w_last;                      // 1: w lies as [c_out, kd, kh, kw, c_in / groups]
+    NormLoad norm;                       // of x (fprop, wgrad)
+    NormStats stats;                     // of y (fprop)
 } ConvArgs;
 
 // Attention over batch0 x batch1 problems (images and heads). q [n, d], k [m, d], v [m, e],
@@ -85,6 +108,7 @@ typedef struct {
     int64_t eps;                         // bits of a double
     int64_t act;
     int64_t types;                       // PvStorage of y, mean, rstd, x, gamma, beta, scale, shift
+    int64_t table;                       // address of a norm table, out, or 0; y is then 0
 } GroupNormArgs;
 typedef struct {
     int64_t dx, dgamma, dbeta, dy, x, mean, rstd, gamma;   // dgamma, dbeta [c]
