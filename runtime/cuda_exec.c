@@ -12,8 +12,9 @@
 #include "runtime/random.h"
 
 enum { MOST_RECIPES = 64, IO_SPACING = 64 };
+enum { COUNTER_BYTES = PV_MAX_SEGMENTS * PV_COUNTERS * 4 };
 
-_Static_assert(sizeof(PvLaunchHead) == 112, "CxHead of cx_launch.h");
+_Static_assert(sizeof(PvLaunchHead) == 120, "CxHead of cx_launch.h");
 
 // The begin of a step's block: CxStep of cx_launch.h.
 typedef struct {
@@ -59,6 +60,15 @@ static uint32_t most_outputs(const PvModel *model)
     return most;
 }
 
+// What a kernel counts its blocks with; each launch leaves it as it was.
+static bool make_counters(PvGpu *gpu, PvError *error)
+{
+    static const uint32_t zeros[COUNTER_BYTES / 4];
+    return pv_device_alloc(gpu->device, COUNTER_BYTES, "counters", &gpu->counters, error) &&
+           pv_device_upload(gpu->device, gpu->device->work, gpu->counters, zeros, COUNTER_BYTES,
+                            error);
+}
+
 static bool make_fixed(PvGpu *gpu, PvError *error)
 {
     const PvModel *model = gpu->exec->model;
@@ -74,6 +84,7 @@ static bool make_fixed(PvGpu *gpu, PvError *error)
            pv_device_alloc(device, gpu->step_bytes, "step values", &gpu->step.at, error) &&
            pv_device_alloc(device, gpu->step_bytes, "step values", &gpu->side.at, error) &&
            pv_device_alloc(device, gpu->side_io_bytes, "settings", &gpu->side_io, error) &&
+           make_counters(gpu, error) &&
            pv_device_upload(device, device->work, gpu->consts, model->consts, model->const_bytes,
                             error) &&
            pv_device_wait(device, device->work, error);
@@ -110,6 +121,7 @@ void pv_gpu_free(PvGpu *gpu)
     pv_device_free(gpu->device, gpu->step.at, gpu->step_bytes);
     pv_device_free(gpu->device, gpu->side.at, gpu->step_bytes);
     pv_device_free(gpu->device, gpu->side_io, gpu->side_io_bytes);
+    pv_device_free(gpu->device, gpu->counters, COUNTER_BYTES);
     pv_device_free(gpu->device, gpu->arena, gpu->arena_bytes);
     pv_device_free(gpu->device, gpu->workspace, gpu->workspace_bytes);
     for (uint32_t i = 0; i < gpu->mark_count; i++)

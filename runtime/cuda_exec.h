@@ -30,7 +30,7 @@ typedef struct PvGpu {
     PvExec *exec;
     PvDevice *device;
     PvMirror params, grads;
-    CUdeviceptr consts, arena, workspace;
+    CUdeviceptr consts, arena, workspace, counters;
     int64_t arena_bytes, workspace_bytes;
     PvGpuStep step, side;           // of the work; of settings
     int64_t scalars_at, step_bytes; // in such a block
@@ -105,8 +105,9 @@ struct PvRecipe {
 typedef struct {
     uint32_t first[PV_MAX_SEGMENTS + 1], segments;
     uint64_t work[PV_MAX_SEGMENTS];
-    uint64_t step;
+    uint64_t step, counters;
 } PvLaunchHead;
+enum { PV_COUNTERS = 1024 }; // 32-bit words of a segment, which launches find and leave 0
 
 // Adds the phases of a launch. args: resolved, of all segments.
 // Workspace of a launch, as in pv_recipe_add.

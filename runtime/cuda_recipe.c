@@ -143,6 +143,7 @@ bool pv_recipe_finish(PvGpu *gpu, PvRecipe *recipe, PvError *error)
         memcpy(&head, at, sizeof head);
         for (uint32_t s = 0; s < head.segments; s++)
             head.work[s] += gpu->workspace;
+        head.counters = gpu->counters;
         memcpy(at, &head, sizeof head);
     }
     return true;

@@ -31,7 +31,9 @@ struct CxHead {
     u32 segments;
     u8 *work[8];          // of each segment: device memory of this launch, 256-byte aligned
     const CxStep *step;
+    u32 *counters;        // CX_COUNTERS of each segment: 0, and to be left so (atomicInc)
 };
+enum { CX_COUNTERS = 1024 };
 template <typename Args, int segments = CX_SEGMENTS> struct CxLaunch {
     CxHead head;
     Args args[segments];

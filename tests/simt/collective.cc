@@ -405,5 +405,22 @@ float simt_atomic_add_f32(float *address, float value)
 
 u32 simt_atomic_add_u32(u32 *address, u32 value)
 {
+    note_atomic(address);
     return __atomic_fetch_add(address, value, __ATOMIC_RELAXED);
+}
+
+u32 simt_atomic_inc(u32 *address, u32 last)
+{
+    note_atomic(address);
+    u32 seen = __atomic_load_n(address, __ATOMIC_RELAXED);
+    while (!__atomic_compare_exchange_n(address, &seen, seen >= last ? 0 : seen + 1, true,
+                                        __ATOMIC_RELAXED, __ATOMIC_RELAXED))
+        ;
+    return seen;
+}
+
+void simt_fence_device(void)
+{
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    note_fence();
 }

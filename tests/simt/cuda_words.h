@@ -93,11 +93,14 @@ void simt_wgmma_wait(int groups);
 void simt_yield(void);
 float simt_atomic_add_f32(float *address, float value);
 uint32_t simt_atomic_add_u32(uint32_t *address, uint32_t value);
+uint32_t simt_atomic_inc(uint32_t *address, uint32_t last);
+void simt_fence_device(void);
 }
 #define SIMT_SITE __LINE__
 
 #define __syncthreads() simt_barrier(0, 0, SIMT_SITE)
 #define __syncwarp(...) simt_warp_sync(0xffffffffu, SIMT_SITE)
+#define __threadfence() simt_fence_device()
 
 template <class T> T simt_shuffle_any(uint32_t mask, int kind, T value, int arg, int site)
 {
@@ -127,6 +130,11 @@ static inline float atomicAdd(float *address, float value)
 static inline uint32_t atomicAdd(uint32_t *address, uint32_t value)
 {
     return simt_atomic_add_u32(address, value);
+}
+// The old value; then one more, or 0 behind `last`.
+static inline uint32_t atomicInc(uint32_t *address, uint32_t last)
+{
+    return simt_atomic_inc(address, last);
 }
 static inline uint32_t __float_as_uint(float value)
 {

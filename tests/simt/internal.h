@@ -30,6 +30,18 @@ struct Clock {
     std::vector<u32> at;
 };
 
+// What hands data on from block to block (race mode): a thread's __threadfence, and then an atomic
+// of the same word by either side, and then a __threadfence of the other.
+struct Release { // an atomic behind a fence
+    u32 block;   // which
+    Clock fence; // what had happened before the fence
+};
+struct Acquire {       // a fence behind an atomic
+    const void *word;
+    size_t releases;   // that the atomic saw
+    u32 epoch, thread, clock; // when
+};
+
 struct Thread {
     SimtUint3 index;
     void *stack_pointer;
@@ -39,6 +51,8 @@ struct Thread {
     u32 clock;                    // its own time
     Clock seen;                   // of the others
     u32 fence_epoch, fence_clock; // its last fence.proxy.async
+    Clock device_fence;           // what was before its last __threadfence; epoch 0: none
+    std::vector<Acquire> atomics; // since then
 };
 
 struct WarpOp {
@@ -138,6 +152,7 @@ struct Block {
     u32 epoch, engine_clock;
     std::unordered_map<u32, MbarClock> mbar_clocks;
     std::vector<Granule> granules, static_granules; // dynamic and static shared memory
+    std::vector<Acquire> acquired;
     u32 linear, launch;                             // number of the block, of the launch
 };
 extern SIMT_LOCAL Block *block; // of this host thread; null: it never launched anything
@@ -176,6 +191,8 @@ void check_shared(u32 offset, u32 bytes, u32 thread, u32 clock, const Clock &see
                   bool async_read);
 void check_shared_by(Thread *thread, u32 offset, u32 bytes, bool write);
 void check_global(const u8 *address, size_t bytes, bool write);
+void note_fence(void);                      // __threadfence by the running thread
+void note_atomic(const void *address);      // an atomic by it, right before
 
 /* collective.cc */
 enum { OP_SYNC, OP_SHUFFLE, OP_VOTE, OP_LDMATRIX, OP_STMATRIX, OP_MMA, OP_WGMMA };

@@ -505,6 +505,8 @@ bool KernelCase::launch(Built *built)
         head.work[i] = grids[i].workspace ? (u8 *)allocate((size_t)grids[i].workspace) : nullptr;
         memcpy((char *)block.data() + sizeof head + i * words * 8, segments[i].data(), words * 8);
     }
+    std::vector<uint32_t> zeros(PV_MAX_SEGMENTS * CX_COUNTERS), counts = zeros;
+    head.counters = (u32 *)device_memory(zeros.data(), zeros.size() * 4);
     head.segments = count;
     head.step = (const CxStep *)step;
     bool ended = true;
@@ -527,6 +529,15 @@ bool KernelCase::launch(Built *built)
     for (uint32_t i = 0; i < count; i++)
         if (head.work[i])
             release(head.work[i]);
+    if (device_wanted())
+        device_read(counts.data(), head.counters, counts.size() * 4);
+    else
+        memcpy(counts.data(), head.counters, counts.size() * 4);
+    release(head.counters);
+    if (ended && counts != zeros) {
+        fail(what, "counters are not 0 again");
+        ended = false;
+    }
     return ended;
 }
 

@@ -183,6 +183,8 @@ static void start_threads(SimtDim size)
         thread->seen.epoch = 0;
         thread->clock = 1;
         thread->fence_epoch = thread->fence_clock = 0;
+        thread->device_fence.epoch = 0;
+        thread->atomics.clear();
     }
 }
 
@@ -192,6 +194,7 @@ static int run_one_block(SimtDim size)
     reset_units();
     block->random = (simt_config.seed + ((u64)block->linear << 32)) * 0x9E3779B97F4A7C15ull + 1;
     block->epoch = 1;
+    block->acquired.clear();
     block->engine_clock = 0;
     block->progress = 1;
     block->spin_seen = 0;
@@ -245,6 +248,21 @@ static bool start_grid(const Grid *grid)
     return true;
 }
 
+// The block that is the n-th to run: in order, in reverse, or in steps of a number that has no
+// factor in common with how many there are.
+static unsigned block_in_turn(unsigned n, unsigned blocks)
+{
+    if (simt_config.order == SIMT_REVERSE)
+        return blocks - 1 - n;
+    if (simt_config.order != SIMT_RANDOM_ORDER)
+        return n;
+    u64 mixed = (simt_config.seed + 1ull) * 0x9E3779B97F4A7C15ull >> 20;
+    u64 step = mixed % blocks;
+    while (std::__gcd<u64>(step, blocks) != 1)
+        step++;
+    return (unsigned)((n * step + mixed / blocks) % blocks);
+}
+
 // Runs blocks until none is left.
 static void run_blocks(Grid *grid)
 {
@@ -254,6 +272,7 @@ static void run_blocks(Grid *grid)
     }
     unsigned number;
     while (!grid->failed && (number = grid->next++) < grid->blocks) {
+        number = block_in_turn(number, grid->blocks);
         unsigned row = number / grid->size.x;
         simt_block.block_index = {number % grid->size.x, row % grid->size.y, row / grid->size.y};
         block->linear = number;

@@ -59,6 +59,57 @@ extern "C" __global__ void overlapping_blocks(float *out)
 }
 CX_ENTRY(overlapping_blocks)
 
+// Each block writes a row, and the last one adds them: out[0 .. 63]; out[1023] counts.
+enum { NO_FENCE = 1, NO_BARRIER, NO_ACQUIRE, NO_WAIT };
+template <int wrong> CX_FN void last_adds(float *out)
+{
+    CX_SHARED(shared);
+    u32 *last = (u32 *)shared, t = threadIdx.x;
+    out[64 * (blockIdx.x + 1) + t] = 1.f;
+    if (wrong != NO_BARRIER)
+        __syncthreads();
+    if (t == 0) {
+        if (wrong != NO_FENCE)
+            __threadfence();
+        *last = atomicInc((u32 *)out + 1023, gridDim.x - 1) == gridDim.x - 1;
+        if (wrong != NO_ACQUIRE)
+            __threadfence();
+    }
+    __syncthreads();
+    if (wrong != NO_WAIT && !*last)
+        return;
+    float sum = 23.f;
+    for (u32 i = 0; i < gridDim.x; i++)
+        sum += out[64 * (i + 1) + t];
+    if (*last)
+        out[t] = sum;
+}
+extern "C" __global__ void last_block(float *out)
+{
+    last_adds<0>(out);
+}
+CX_ENTRY(last_block)
+extern "C" __global__ void last_without_fence(float *out)
+{
+    last_adds<NO_FENCE>(out);
+}
+CX_ENTRY(last_without_fence)
+extern "C" __global__ void last_without_barrier(float *out)
+{
+    last_adds<NO_BARRIER>(out);
+}
+CX_ENTRY(last_without_barrier)
+extern "C" __global__ void last_without_acquire(float *out)
+{
+    last_adds<NO_ACQUIRE>(out);
+}
+CX_ENTRY(last_without_acquire)
+extern "C" __global__ void not_last(float *out)
+{
+    last_adds<NO_WAIT>(out);
+}
+CX_ENTRY(not_last)
+
 extern "C" __global__ void uninitialised(float *out)
 {
     CX_SHARED(shared);

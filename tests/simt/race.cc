@@ -5,9 +5,12 @@
  * two bytes of shared memory the last write and the reads since are kept with their vector clocks;
  * an access that is not ordered after a conflicting one by a barrier, a warp-wide synchronisation
  * or an mbarrier is a race whatever the schedule was. What the asynchronous proxy (TMA, wgmma)
- * reads must moreover have been fenced by its writer. Global memory has one rule: within a launch
- * no block may read or write what another one writes. This file must be compiled without the
- * instrumentation.
+ * reads must moreover have been fenced by its writer. Global memory: within a launch no block may
+ * read or write what another one writes, unless it was handed on: written, then (in the order that
+ * barriers make) a __threadfence, then an atomic by the thread that fenced; an atomic of the same
+ * word by a thread of the other block, its __threadfence, then the access. Blocks run one after the
+ * other here, so what an atomic sees of another is a matter of turn. This file must be compiled
+ * without the instrumentation.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -20,10 +23,12 @@
 
 SIMT_LOCAL Place place;
 static std::unordered_map<u64, int> told; // one report a kind and place
+static std::unordered_map<const void *, std::vector<Release>> releases; // of this launch, by word
 
 void start_checks_of_launch(void)
 {
     told.clear();
+    releases.clear();
 }
 
 /* ---- clocks ---- */
@@ -205,18 +210,71 @@ void check_shared_by(Thread *thread, u32 offset, u32 bytes, bool write)
 
 /* ---- global memory ---- */
 
-// A registered allocation; `tags` has, for every two bytes, who last wrote (high) and read (low).
+void note_fence(void)
+{
+    if (!simt_config.race)
+        return;
+    Thread *thread = block->current;
+    for (Acquire &acquire : thread->atomics) {
+        acquire.epoch = block->epoch;
+        acquire.thread = thread->linear;
+        acquire.clock = clock_of(thread);
+        block->acquired.push_back(acquire);
+    }
+    thread->atomics.clear();
+    thread->device_fence.epoch = 0;
+    clock_release(thread->device_fence, thread);
+}
+
+void note_atomic(const void *address)
+{
+    if (!simt_config.race || !block || !block->current)
+        return;
+    Thread *thread = block->current;
+    std::vector<Release> &here = releases[address];
+    thread->atomics.push_back({address, here.size(), 0, 0, 0});
+    if (thread->device_fence.epoch)
+        here.push_back({block->linear, thread->device_fence});
+}
+
+// When an access took place in its block: 24 bits of the epoch, 10 of the thread, 30 of its clock.
+static u64 moment(Thread *thread)
+{
+    return (u64)block->epoch << 40 | (u64)thread->linear << 30 | clock_of(thread);
+}
+
+// What block `writer` wrote at that moment was handed on to the running thread.
+static bool handed_on(u32 writer, u64 written)
+{
+    Thread *thread = block->current;
+    u32 epoch = (u32)(written >> 40), by = written >> 30 & 1023, clock = written & 0x3fffffff;
+    for (const Acquire &acquire : block->acquired) {
+        if (!ordered(acquire.epoch, acquire.thread, acquire.clock, thread->linear,
+                     seen_by(thread)))
+            continue;
+        const std::vector<Release> &seen = releases[acquire.word];
+        for (size_t i = 0; i < acquire.releases; i++)
+            if (seen[i].block == writer &&
+                (epoch < seen[i].fence.epoch ||
+                 (epoch == seen[i].fence.epoch && clock <= seen[i].fence.at[by])))
+                return true;
+    }
+    return false;
+}
+
+// A registered allocation; `tags` has, for every two bytes, who last wrote (high) and read (low),
+// `moments` when it was written.
 struct Allocation {
     u8 *raw, *start;
     size_t bytes;
-    std::vector<u64> tags;
+    std::vector<u64> tags, moments;
 };
 static std::vector<Allocation> allocations;
 static const size_t GUARD = 4096;
 
 void simt_register_memory(void *memory, size_t bytes)
 {
-    allocations.push_back({nullptr, (u8 *)memory, bytes, {}});
+    allocations.push_back({nullptr, (u8 *)memory, bytes, {}, {}});
 }
 
 void simt_forget_memory(void *memory)
@@ -267,8 +325,10 @@ static void check_allocation(Allocation &a, const u8 *address, size_t bytes, boo
                a.bytes, place.pc);
         return;
     }
-    if (a.tags.empty())
+    if (a.tags.empty()) {
         a.tags.assign(a.bytes / 2 + 1, 0);
+        a.moments.assign(a.bytes / 2 + 1, 0);
+    }
     u64 tag = ((u64)block->launch << 24 | (block->linear + 1)) & 0x7fffffff;
     size_t first = (size_t)(address - a.start) / 2;
     size_t end = ((size_t)(address - a.start) + bytes + 1) / 2;
@@ -276,6 +336,8 @@ static void check_allocation(Allocation &a, const u8 *address, size_t bytes, boo
         u32 writer = (u32)(a.tags[i] >> 32), reader = (u32)a.tags[i];
         bool written = writer && writer >> 24 == tag >> 24 && writer != tag;
         bool read = reader && reader >> 24 == tag >> 24 && reader != tag;
+        if (written && !(write && read) && handed_on((writer & 0xffffff) - 1, a.moments[i]))
+            written = false;
         if (written || (write && read)) {
             simt_stats.races++;
             report("INTER-BLOCK conflict: %s of global byte %zu %s by block %u, pc %p", verb, i * 2,
@@ -283,6 +345,8 @@ static void check_allocation(Allocation &a, const u8 *address, size_t bytes, boo
                    place.pc);
         }
         a.tags[i] = write ? tag << 32 | reader : (u64)writer << 32 | tag;
+        if (write)
+            a.moments[i] = moment(block->current);
     }
 }
 

@@ -33,9 +33,14 @@ int main()
     CHECK(misaligned, 1, 32, 1024, "cp.async misaligned");
     CHECK(unwaited_copy, 1, 32, 1024, "cp.async still in flight");
     CHECK(reverse, 1, 32, 0, "");
+    CHECK(last_block, 3, 64, 64, "");
     if (SIMT_RACE) {
         CHECK(warp_synchronous, 1, 32, 128, "RACE");
         CHECK(overlapping_blocks, 2, 32, 0, "INTER-BLOCK conflict");
+        CHECK(last_without_fence, 3, 64, 64, "INTER-BLOCK conflict");
+        CHECK(last_without_barrier, 3, 64, 64, "INTER-BLOCK conflict");
+        CHECK(last_without_acquire, 3, 64, 64, "INTER-BLOCK conflict");
+        CHECK(not_last, 3, 64, 64, "INTER-BLOCK conflict");
         CHECK(uninitialised, 1, 32, 128, "read of uninitialised shared memory");
         CHECK(beyond_shared, 1, 32, 128, "OUT OF BOUNDS shared write at byte 128 of 128");
         CHECK(beyond_global, 1, 32, 0, "OUT OF BOUNDS global write, byte 4096 of 4096");
