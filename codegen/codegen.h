@@ -50,6 +50,19 @@ typedef struct {
     bool ptx;
 } Targets;
 
+/* memo.c: what was made from equal bytes before */
+typedef struct {
+    unsigned char *at;
+    size_t count, capacity;
+} Bytes;
+typedef struct {
+    struct MemoItem *items;
+    uint32_t count, size;      // size: of the table, a power of two
+} Memo;
+void bytes_add(Arena *arena, Bytes *bytes, const void *data, size_t size);
+// The value of a key, of value_size bytes; zeroed if it was not there (*found: false).
+void *memo_find(Arena *arena, Memo *memo, const Bytes *key, size_t value_size, bool *found);
+
 typedef struct {
     Module *module;
     Sources *sources;
@@ -61,6 +74,9 @@ typedef struct {
     size_t kernel_capacity;
     uint32_t *kernel_table;  // hash table of kernel + 1
     uint32_t kernel_table_size;
+    Memo elementwise;        // kernels by what their texts are made from
+    Memo choices;            // CUDA kernels of the library by arguments
+    Bytes key;               // of a memo, while it is made
     CudaKernel *cuda_kernels;
     uint32_t cuda_kernel_count;
     size_t cuda_kernel_capacity;

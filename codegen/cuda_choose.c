@@ -69,26 +69,72 @@ static bool choose(Codegen *cg, uint32_t kernel, const PlanArg *args, uint32_t s
     return cuda_select(&launch, choice);
 }
 
+// What a choice may depend on: of an address, only that it is one, how its elements are stored,
+// and its alignment.
+static PlanArg plain_arg(const PlanArg *arg)
+{
+    PlanArg plain;
+    memset(&plain, 0, sizeof plain);   // padding too: it is part of a key
+    plain.a = arg->space == PV_VALUE ? arg->a : arg->a & (CUDA_KNOWN_ALIGNMENT - 1);
+    plain.c = arg->space == PV_VALUE ? arg->c : arg->c & (CUDA_KNOWN_ALIGNMENT - 1);
+    plain.space = arg->space == PV_VALUE ? PV_VALUE : PV_ARENA;
+    plain.store = arg->store;
+    return plain;
+}
+
+static void add_args(Codegen *cg, const PlanArg *args, uint32_t count)
+{
+    for (uint32_t i = 0; i < count; i++) {
+        PlanArg plain = plain_arg(&args[i]);
+        bytes_add(cg->arena, &cg->key, &plain, sizeof plain);
+    }
+}
+
+typedef struct {
+    bool there;                // there is a kernel for this
+    uint32_t number;           // in Codegen.cuda_kernels, + 1; 0: not there yet
+    CudaChoice choice;
+} Chosen;
+
+// The choice for a launch of `segments` segments, `count` arguments each, the last of which may
+// stand apart (`more`; else NULL).
+static Chosen *find_choice(Codegen *cg, uint32_t kernel, const PlanArg *args, uint32_t segments,
+                           uint32_t count, const PlanArg *more)
+{
+    const char *symbol = cg->kernels[kernel].symbol;
+    Arena *arena = cg->arena;
+    cg->key.count = 0;
+    add_args(cg, args, (segments - (more != NULL)) * count);
+    if (more)
+        add_args(cg, more, count);
+    bytes_add(arena, &cg->key, &segments, sizeof segments);
+    bytes_add(arena, &cg->key, symbol, strlen(symbol));
+    bool found;
+    Chosen *chosen = memo_find(arena, &cg->choices, &cg->key, sizeof *chosen, &found);
+    if (!found) {
+        const PlanArg *plain = arena_copy(arena, cg->key.at, segments * count * sizeof *plain);
+        chosen->there = choose(cg, kernel, plain, segments, count, &chosen->choice);
+    }
+    return chosen;
+}
+
 bool cuda_takes_segment(Codegen *cg, uint32_t kernel, const PlanArg *args, uint32_t segments,
                         uint32_t count, const PlanArg *more)
 {
     if (!wants_cuda(cg) || cg->kernels[kernel].cuda)
         return true;
-    PlanArg *all = arena_alloc(cg->arena, (size_t)(segments + 1) * count * sizeof *all);
-    memcpy(all, args, (size_t)segments * count * sizeof *all);
-    memcpy(all + (size_t)segments * count, more, count * sizeof *all);
-    CudaChoice choice;
-    return choose(cg, kernel, all, segments + 1, count, &choice);
+    return find_choice(cg, kernel, args, segments + 1, count, more)->there;
 }
 
 // 0: there is none, which the last step of a compilation tells.
 static uint32_t choose_kernel(Codegen *cg, const Work *work, const PlanLaunch *launch)
 {
     uint32_t count = launch->arg_count / launch->segments;
-    CudaChoice choice;
-    if (!choose(cg, launch->kernel, &work->args[launch->arg], launch->segments, count, &choice))
-        return 0;
-    return cuda_kernel_add(cg, &choice, NULL, count);
+    Chosen *chosen = find_choice(cg, launch->kernel, &work->args[launch->arg], launch->segments,
+                                 count, NULL);
+    if (chosen->there && !chosen->number)
+        chosen->number = cuda_kernel_add(cg, &chosen->choice, NULL, count);
+    return chosen->number;
 }
 
 // Renumbers kernels without those that no launch names.

@@ -13,7 +13,7 @@
 enum { THREADS = 256, MOST_LOADS = 24 };       // of four elements: what registers hold
 
 // Every address of the pointer at which a thread begins is a multiple of four elements, or of 16.
-static bool by_fours(const Kern *kern, const Pointer *pointer)
+bool cuda_by_fours(const Kern *kern, const Pointer *pointer)
 {
     int64_t bytes = 4 * (int64_t)pointer_size(kern, pointer);
     bytes = bytes > 16 ? 16 : bytes;
@@ -25,15 +25,20 @@ static bool by_fours(const Kern *kern, const Pointer *pointer)
     return true;
 }
 
+bool cuda_inner_fours(const Kern *kern)
+{
+    return kern->size[kern->rank - 1].n % 4 == 0;
+}
+
 // Elements a thread: 4, or 1.
 static uint32_t choose_width(const Kern *kern)
 {
     uint32_t fours = 0, loads = 0;
     for (uint32_t i = 0; i < kern->pointer_count; i++) {
-        fours += by_fours(kern, &kern->pointers[i]);
+        fours += cuda_by_fours(kern, &kern->pointers[i]);
         loads += !kern->pointers[i].result && kern->pointers[i].inner != INNER_FIXED;
     }
-    return kern->size[kern->rank - 1].n % 4 == 0 && fours > 0 && loads <= MOST_LOADS ? 4 : 1;
+    return cuda_inner_fours(kern) && fours > 0 && loads <= MOST_LOADS ? 4 : 1;
 }
 
 // The type of elements in memory: u16 words if they are stored as bf16.
@@ -92,7 +97,7 @@ static void write_loads(const Kern *kern, FILE *out, uint32_t width)
         if (pointer->result || pointer->inner == INNER_FIXED)
             continue;
         fprintf(out, "    %s v%u[%u];\n", type, i, width);
-        if (width == 4 && by_fours(kern, pointer)) {
+        if (width == 4 && cuda_by_fours(kern, pointer)) {
             fprintf(out, "    cx_load4(v%u, r%u + i);\n", i, i);
             continue;
         }
@@ -107,7 +112,7 @@ static void write_loads(const Kern *kern, FILE *out, uint32_t width)
     }
 }
 
-static void write_elements(Kern *kern, FILE *out, uint32_t width)
+static void write_elements(const Kern *kern, FILE *out, uint32_t width)
 {
     uint32_t results = kern->group->result_count;
     for (uint32_t i = 0; i < results; i++)
@@ -125,7 +130,7 @@ static void write_elements(Kern *kern, FILE *out, uint32_t width)
         fprintf(out, "        y%u[e] = t%u;\n", i, member_of(kern, kern->group->results[i]));
     fprintf(out, "    }\n");
     for (uint32_t i = 0; i < results; i++) {
-        if (width == 4 && by_fours(kern, &kern->pointers[i]))
+        if (width == 4 && cuda_by_fours(kern, &kern->pointers[i]))
             fprintf(out, "    cx_store4(r%u + i, y%u);\n", i, i);
         else
             fprintf(out, "    CX_UNROLL\n    for (int e = 0; e < %u; e++)\n"
@@ -138,13 +143,13 @@ static void count_accesses(const Kern *kern, uint32_t width, CudaChoice *choice)
 {
     for (uint32_t i = 0; width == 4 && i < kern->pointer_count; i++) {
         const Pointer *pointer = &kern->pointers[i];
-        if (by_fours(kern, pointer))
+        if (cuda_by_fours(kern, pointer))
             *(pointer->result ? &choice->stores_16 : &choice->loads_16) +=
                 (uint32_t)pointer_size(kern, pointer) / 4;
     }
 }
 
-char *cuda_elementwise_text(Kern *kern, uint32_t args, CudaChoice *choice)
+char *cuda_elementwise_text(const Kern *kern, uint32_t args, CudaChoice *choice)
 {
     uint32_t width = choose_width(kern);
     char *text = NULL;

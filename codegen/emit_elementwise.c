@@ -126,7 +126,7 @@ const char *storage_type(DType dtype)
     return dtype == DT_BOOL ? "uint8_t" : c_type(dtype);
 }
 
-static void write_pointers(Kern *kern, FILE *out)
+static void write_pointers(const Kern *kern, FILE *out)
 {
     for (uint32_t i = 0; i < kern->pointer_count; i++) {
         const Pointer *pointer = &kern->pointers[i];
@@ -157,42 +157,74 @@ static void write_load(const Kern *kern, FILE *out, const char *indent, uint32_t
     fprintf(out, "%s;\n", pointer->dtype == DT_BOOL ? " != 0" : "");
 }
 
-static void name_operand(Kern *kern, const Node *reader, Val val, char *name, size_t size)
+// Number of a constant that is an argument.
+static uint32_t real_argument(Kern *kern, double value)
 {
-    const Graph *graph = kern->lower->graph;
-    const Node *node = val_get(graph, val);
-    if (node->op == OP_CONST && !dtype_is_float(node->type[0]->dtype)) {
-        snprintf(name, size, "INT64_C(%lld)", (long long)node->attr->real);
-    } else if (node->op == OP_CONST && is_plain(node->attr->real)) {
-        snprintf(name, size, "(PvReal)%g", node->attr->real);
-    } else if (node->op == OP_CONST) {
-        uint32_t i = 0;
-        while (i < kern->real_count && kern->reals[i] != node->attr->real)
-            i++;
-        if (i == MAX_POINTERS)
-            bug("an elementwise kernel with more than %d constants", MAX_POINTERS);
-        if (i == kern->real_count)
-            kern->reals[kern->real_count++] = node->attr->real;
-        snprintf(name, size, "c%u", i);
-    } else if (reader->op == OP_SWAP_PAIRS ||
-               !group_inlines(kern->lower->work, kern->number, val)) {
-        const Pointer *pointer = find_pointer(kern, val, reader->op == OP_SWAP_PAIRS);
-        snprintf(name, size, "x%u", (unsigned)(pointer - kern->pointers));
-    } else {
-        snprintf(name, size, "t%u", member_of(kern, val));
+    uint32_t i = 0;
+    while (i < kern->real_count && kern->reals[i] != value)
+        i++;
+    if (i == MAX_POINTERS)
+        bug("an elementwise kernel with more than %d constants", MAX_POINTERS);
+    if (i == kern->real_count)
+        kern->reals[kern->real_count++] = value;
+    return i;
+}
+
+static Operand find_operand(Kern *kern, const Node *reader, Val val)
+{
+    const Node *node = val_get(kern->lower->graph, val);
+    if (node->op == OP_CONST && !dtype_is_float(node->type[0]->dtype))
+        return (Operand){FROM_INTEGER, 0, node->attr->real};
+    if (node->op == OP_CONST && is_plain(node->attr->real))
+        return (Operand){FROM_REAL, 0, node->attr->real};
+    if (node->op == OP_CONST)
+        return (Operand){FROM_ARGUMENT, real_argument(kern, node->attr->real), 0};
+    bool swap = reader->op == OP_SWAP_PAIRS;
+    if (swap || !group_inlines(kern->lower->work, kern->number, val))
+        return (Operand){FROM_POINTER,
+                         (uint32_t)(find_pointer(kern, val, swap) - kern->pointers), 0};
+    return (Operand){FROM_MEMBER, member_of(kern, val), 0};
+}
+
+// Of all members; collects the constants.
+static void find_operands(Kern *kern)
+{
+    const Group *group = kern->group;
+    if (kern->operand_members < group->member_count) {
+        kern->operand_members = 2 * group->member_count;
+        kern->operands = arena_alloc(kern->lower->work->arena, kern->operand_members *
+                                                                   MAX_OPERANDS *
+                                                                   sizeof *kern->operands);
+    }
+    for (uint32_t i = 0; i < group->member_count; i++) {
+        const Node *node = graph_node(kern->lower->graph, group->members[i]);
+        for (uint32_t k = 0; k < node->nin && k < MAX_OPERANDS; k++)
+            kern->operands[i * MAX_OPERANDS + k] = find_operand(kern, node, node->in[k]);
     }
 }
 
-void write_statements(Kern *kern, FILE *out, const char *indent)
+static void name_operand(const Operand *operand, char *name, size_t size)
+{
+    static const char *const letters[] = {
+        [FROM_POINTER] = "x", [FROM_MEMBER] = "t", [FROM_ARGUMENT] = "c"};
+    if (operand->from == FROM_INTEGER)
+        snprintf(name, size, "INT64_C(%lld)", (long long)operand->value);
+    else if (operand->from == FROM_REAL)
+        snprintf(name, size, "(PvReal)%g", operand->value);
+    else
+        snprintf(name, size, "%s%u", letters[operand->from], operand->index);
+}
+
+void write_statements(const Kern *kern, FILE *out, const char *indent)
 {
     const Graph *graph = kern->lower->graph;
     const Group *group = kern->group;
     for (uint32_t i = 0; i < group->member_count; i++) {
         const Node *node = graph_node(graph, group->members[i]);
-        char names[3][40];
-        const char *args[3] = {names[0], names[1], names[2]};
-        for (uint32_t k = 0; k < node->nin && k < 3; k++)
-            name_operand(kern, node, node->in[k], names[k], sizeof names[k]);
+        char names[MAX_OPERANDS][40];
+        const char *args[MAX_OPERANDS] = {names[0], names[1], names[2]};
+        for (uint32_t k = 0; k < node->nin && k < MAX_OPERANDS; k++)
+            name_operand(&kern->operands[i * MAX_OPERANDS + k], names[k], sizeof names[k]);
         fprintf(out, "%sconst %s t%u = ", indent, c_type(node->type[0]->dtype), i);
         if (node->op == OP_SWAP_PAIRS)
             fprintf(out, "%s", args[0]);
@@ -211,7 +243,7 @@ uint32_t member_of(const Kern *kern, Val result)
 }
 
 // The statements of element i; `neighbour` is the index of the one it changes places with.
-static void write_body(Kern *kern, FILE *out, const char *neighbour)
+static void write_body(const Kern *kern, FILE *out, const char *neighbour)
 {
     const Group *group = kern->group;
     const char *indent = "            ";
@@ -257,7 +289,7 @@ static bool has_swap(const Kern *kern)
 
 // The inner loop. With a swap it goes by pairs, so that vectors are shuffled and not gathered; the
 // axis is even, and so is a block.
-static void write_loop(Kern *kern, FILE *out)
+static void write_loop(const Kern *kern, FILE *out)
 {
     if (!has_swap(kern)) {
         fprintf(out, "#pragma omp simd\n        for (int64_t i = begin; i < end; i++) {\n");
@@ -273,14 +305,8 @@ static void write_loop(Kern *kern, FILE *out)
     fprintf(out, "          }\n        }\n");
 }
 
-static void write_kernel(Kern *kern, FILE *out)
+static void write_kernel(const Kern *kern, FILE *out)
 {
-    char *loop = NULL;
-    size_t loop_size = 0;
-    FILE *loop_out = open_memstream(&loop, &loop_size);
-    write_loop(kern, loop_out);        // first: it collects the constants
-    fclose(loop_out);
-
     uint32_t arg = kern->pointer_count, inner = kern->rank - 1;
     fprintf(out, "(const PvRun *run, const int64_t *args)\n{\n"
                  "  for (uint32_t left = run->segments; left > 0; left--) {\n");
@@ -309,8 +335,8 @@ static void write_kernel(Kern *kern, FILE *out)
     fprintf(out, "        const int64_t end = begin + %d < n%u ? begin + %d : n%u;\n", BLOCK, inner,
             BLOCK, inner);
     write_rows(kern, out);
-    fprintf(out, "%s    }\n    args += %u;\n  }\n}\n", loop, arg);
-    free(loop);
+    write_loop(kern, out);
+    fprintf(out, "    }\n    args += %u;\n  }\n}\n", arg);
 }
 
 // "add_silu": the last operations, in order.
@@ -381,7 +407,7 @@ static uint32_t count_args(const Kern *kern)
     return count;
 }
 
-static uint32_t add_cuda(Kern *kern, const char *title, uint32_t args)
+static uint32_t add_cuda(const Kern *kern, const char *title, uint32_t args)
 {
     CudaChoice choice;
     char *text = cuda_elementwise_text(kern, args, &choice);
@@ -389,6 +415,71 @@ static uint32_t add_cuda(Kern *kern, const char *title, uint32_t args)
     uint32_t number = cuda_kernel_add(kern->lower->cg, &choice, text, args);
     free(text);
     return number;
+}
+
+// ---- kernels by what they are made from ----
+
+// Everything that the texts are made from, as numbers: groups of equal keys share a kernel, and
+// only the first is written out.
+static void make_key(const Kern *kern, Bytes *key)
+{
+    Arena *arena = kern->lower->cg->arena;
+    const Group *group = kern->group;
+    const uint32_t head[] = {kern->rank, kern->pointer_count, group->result_count,
+                             group->member_count, kern->real_count, cuda_inner_fours(kern)};
+    key->count = 0;
+    bytes_add(arena, key, head, sizeof head);
+    for (uint32_t i = 0; i < kern->pointer_count; i++) {
+        const Pointer *pointer = &kern->pointers[i];
+        uint32_t outer = 0;
+        for (uint32_t axis = 0; axis + 1 < kern->rank; axis++)
+            outer |= (uint32_t)(pointer->stride[axis].n != 0) << axis;
+        const uint8_t words[] = {(uint8_t)pointer->dtype, pointer->swap, pointer->result,
+                                 (uint8_t)pointer->inner, pointer->place.store, (uint8_t)outer,
+                                 cuda_by_fours(kern, pointer), 0};
+        bytes_add(arena, key, words, sizeof words);
+    }
+    for (uint32_t i = 0; i < group->member_count; i++) {
+        const Node *node = graph_node(kern->lower->graph, group->members[i]);
+        const uint32_t words[] = {(uint32_t)node->op, (uint32_t)node->type[0]->dtype, node->nin,
+                                  (uint32_t)val_type(kern->lower->graph, node->in[0])->dtype};
+        bytes_add(arena, key, words, sizeof words);
+        for (uint32_t k = 0; k < node->nin && k < MAX_OPERANDS; k++)
+            bytes_add(arena, key, &kern->operands[i * MAX_OPERANDS + k], sizeof(Operand));
+    }
+    for (uint32_t i = 0; i < group->result_count; i++) {
+        uint32_t member = member_of(kern, group->results[i]);
+        bytes_add(arena, key, &member, sizeof member);
+    }
+}
+
+static uint32_t write_texts(const Kern *kern, uint32_t args)
+{
+    Lower *lower = kern->lower;
+    char *text = NULL;
+    size_t size = 0;
+    FILE *out = open_memstream(&text, &size);
+    if (!out)
+        bug("out of memory");
+    write_kernel(kern, out);
+    if (fclose(out) != 0)
+        bug("out of memory");
+    const char *title = kernel_title(kern);
+    uint32_t cuda = wants_cuda(lower->cg) ? add_cuda(kern, title, args) : 0;
+    uint32_t kernel = kernel_emitted(lower->cg, title, text, cuda);
+    free(text);
+    return kernel;
+}
+
+static uint32_t find_kernel(Kern *kern, uint32_t args)
+{
+    Codegen *cg = kern->lower->cg;
+    make_key(kern, &cg->key);
+    bool found;
+    uint32_t *kernel = memo_find(cg->arena, &cg->elementwise, &cg->key, sizeof *kernel, &found);
+    if (!found)
+        *kernel = write_texts(kern, args);
+    return *kernel;
 }
 
 void lower_elementwise(Lower *lower, const Group *group, uint32_t number)
@@ -402,16 +493,9 @@ void lower_elementwise(Lower *lower, const Group *group, uint32_t number)
     kern->pointer_count = kern->real_count = kern->rank = 0;
     add_pointers(kern);
     join_axes(kern);
-    char *text = NULL;
-    size_t text_size = 0;
-    FILE *out = open_memstream(&text, &text_size);
-    write_kernel(kern, out);
-    fclose(out);
+    find_operands(kern);
     uint32_t arg = 0, count = count_args(kern), inner = kern->rank - 1;
-    const char *title = kernel_title(kern);
-    uint32_t cuda = wants_cuda(lower->cg) ? add_cuda(kern, title, count) : 0;
-    uint32_t kernel = kernel_emitted(lower->cg, title, text, cuda);
-    free(text);
+    uint32_t kernel = find_kernel(kern, count);
     launch_begin_kernel(lower, kernel, count);
     for (uint32_t i = 0; i < kern->pointer_count; i++)
         set_arg(lower, arg++, kern->pointers[i].place);

@@ -22,6 +22,10 @@ typedef struct {
     uint32_t loads_16, stores_16;    // instructions of 16 bytes that it must have at least
 } CudaChoice;
 
+// Addresses are given modulo this, without their buffers: launches that differ in nothing else ask
+// once (codegen/cuda_choose.c).
+enum { CUDA_KNOWN_ALIGNMENT = 256 };
+
 typedef struct {
     Arena *arena;
     const char *symbol;          // "pv_conv"
