@@ -270,6 +270,16 @@ void lower_attention(Lower *lower, const Group *group);
 void lower_attention_grad(Lower *lower, const Group *group);
 void lower_norm(Lower *lower, const Group *group);       // norms, their gradients, softmax
 
+// Where what an OP_GROUP_NORM_TABLE reads and writes lies.
+typedef struct {
+    const Node *node;
+    PlanArg table, mean, rstd, gamma, beta, scale, shift;
+    Dim mod_image;
+} NormTablePlaces;
+// results: table, mean, rstd; the latter two may be 0. It may need copies, which are launches.
+NormTablePlaces norm_table_places(Lower *lower, const Node *node, const Val *results);
+void set_norm_stats(Lower *lower, size_t first, const NormTablePlaces *at);    // from a NormStats on
+
 /* emit_segments.c: launches of sibling groups, joined */
 // Those of group number groups[i] are launches first[i] .. first[i + 1] - 1, the last of all.
 void join_segments(Lower *lower, const uint32_t *groups, const uint32_t *first, uint32_t count);

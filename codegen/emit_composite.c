@@ -320,6 +320,89 @@ static PlanArg optional_result(Lower *lower, const Group *group, uint32_t out)
     return group->results[out] ? result_place(lower, group->results[out]) : arg_none();
 }
 
+// Where scale and shift lie: channels densely, images as far apart in both.
+static Dim modulation_places(Lower *lower, Val scale, Val shift, PlanArg *scale_at,
+                             PlanArg *shift_at)
+{
+    View from = view_of(lower->work, scale), also = view_of(lower->work, shift);
+    const Type *type = val_type(lower->graph, scale);
+    if (dim_equal(from.stride[1], dim_fixed(1)) && dim_equal(also.stride[1], dim_fixed(1)) &&
+        dim_equal(from.stride[0], also.stride[0])) {
+        *scale_at = view_place(lower, &from, type->dtype);
+        *shift_at = view_place(lower, &also, type->dtype);
+        return from.stride[0];
+    }
+    Dim stride[MAX_RANK];
+    dense_strides(type, stride);
+    *scale_at = dense_place(lower, scale);
+    *shift_at = dense_place(lower, shift);
+    return stride[0];
+}
+
+NormTablePlaces norm_table_places(Lower *lower, const Node *node, const Val *results)
+{
+    NormTablePlaces at = {.node = node, .table = result_place(lower, results[0])};
+    at.mean = results[1] ? result_place(lower, results[1]) : arg_none();
+    at.rstd = results[2] ? result_place(lower, results[2]) : arg_none();
+    at.gamma = dense_place(lower, node->in[1]);
+    at.beta = dense_place(lower, node->in[2]);
+    at.scale = at.shift = arg_none();
+    at.mod_image = dim_fixed(0);
+    if (node->nin == 5)
+        at.mod_image = modulation_places(lower, node->in[3], node->in[4], &at.scale, &at.shift);
+    return at;
+}
+
+void set_norm_stats(Lower *lower, size_t first, const NormTablePlaces *at)
+{
+    set_arg(lower, first + ARG(NormStats, table), at->table);
+    set_arg(lower, first + ARG(NormStats, mean), at->mean);
+    set_arg(lower, first + ARG(NormStats, rstd), at->rstd);
+    set_arg(lower, first + ARG(NormStats, gamma), at->gamma);
+    set_arg(lower, first + ARG(NormStats, beta), at->beta);
+    set_arg(lower, first + ARG(NormStats, scale), at->scale);
+    set_arg(lower, first + ARG(NormStats, shift), at->shift);
+    set_dim(lower, first + ARG(NormStats, mod_image), at->mod_image);
+    set_int(lower, first + ARG(NormStats, groups), at->node->attr->n[0]);
+    set_real(lower, first + ARG(NormStats, eps), at->node->attr->real);
+}
+
+// What a group norm, or the launch that makes only its table, is given of x.
+static void set_normed(Lower *lower, const Node *node, PlanArg x, const Dim *x_stride)
+{
+    const Type *type = val_type(lower->graph, node->in[0]);
+    set_arg(lower, ARG(GroupNormArgs, x), x);
+    set_dim(lower, ARG(GroupNormArgs, images), type->dim[0]);
+    set_dim(lower, ARG(GroupNormArgs, c), type->dim[1]);
+    set_dim(lower, ARG(GroupNormArgs, positions), dims_between(type, 2, type->rank));
+    set_int(lower, ARG(GroupNormArgs, groups), node->attr->n[0]);
+    set_dim(lower, ARG(GroupNormArgs, x_image), x_stride[0]);
+    set_dim(lower, ARG(GroupNormArgs, x_channel), channel_step(x_stride, type));
+    set_int(lower, ARG(GroupNormArgs, x_position), 1);
+    set_int(lower, ARG(GroupNormArgs, y_position), 1);
+    set_real(lower, ARG(GroupNormArgs, eps), node->attr->real);
+}
+
+static void lower_norm_table(Lower *lower, const Group *group)
+{
+    const Node *node = anchor_of(lower, group);
+    Dim x_stride[2];
+    PlanArg x = image_place(lower, node->in[0], x_stride);
+    NormTablePlaces at = norm_table_places(lower, node, group->results);
+    launch_begin(lower, "pv_group_norm", sizeof(GroupNormArgs) / 8);
+    set_normed(lower, node, x, x_stride);
+    set_arg(lower, ARG(GroupNormArgs, mean), at.mean);
+    set_arg(lower, ARG(GroupNormArgs, rstd), at.rstd);
+    set_arg(lower, ARG(GroupNormArgs, gamma), at.gamma);
+    set_arg(lower, ARG(GroupNormArgs, beta), at.beta);
+    set_arg(lower, ARG(GroupNormArgs, scale), at.scale);
+    set_arg(lower, ARG(GroupNormArgs, shift), at.shift);
+    set_arg(lower, ARG(GroupNormArgs, table), at.table);
+    set_dim(lower, ARG(GroupNormArgs, mod_image), at.mod_image);
+    set_types(lower, ARG(GroupNormArgs, types), ARG(GroupNormArgs, y), 8, NULL, 0);
+    need_scratch(lower, pv_norm_scratch(node->type[0]->dim[2].n, real_size(lower)));
+}
+
 static void lower_group_norm(Lower *lower, const Group *group)
 {
     const Node *node = anchor_of(lower, group);
@@ -340,26 +423,17 @@ static void lower_group_norm(Lower *lower, const Group *group)
     PlanArg y = result_place(lower, group->results[0]);
     PlanArg mean = optional_result(lower, group, 1), rstd = optional_result(lower, group, 2);
     launch_begin(lower, "pv_group_norm", sizeof(GroupNormArgs) / 8);
+    set_normed(lower, node, x, x_stride);
     set_arg(lower, ARG(GroupNormArgs, y), y);
     set_arg(lower, ARG(GroupNormArgs, mean), mean);
     set_arg(lower, ARG(GroupNormArgs, rstd), rstd);
-    set_arg(lower, ARG(GroupNormArgs, x), x);
     set_arg(lower, ARG(GroupNormArgs, gamma), gamma);
     set_arg(lower, ARG(GroupNormArgs, beta), beta);
     set_arg(lower, ARG(GroupNormArgs, scale), scale);
     set_arg(lower, ARG(GroupNormArgs, shift), shift);
-    set_dim(lower, ARG(GroupNormArgs, images), type->dim[0]);
-    set_dim(lower, ARG(GroupNormArgs, c), type->dim[1]);
-    set_dim(lower, ARG(GroupNormArgs, positions), dims_between(type, 2, type->rank));
-    set_int(lower, ARG(GroupNormArgs, groups), node->attr->n[0]);
-    set_dim(lower, ARG(GroupNormArgs, x_image), x_stride[0]);
     set_dim(lower, ARG(GroupNormArgs, y_image), y_stride[0]);
     set_dim(lower, ARG(GroupNormArgs, mod_image), mod_stride);
-    set_dim(lower, ARG(GroupNormArgs, x_channel), channel_step(x_stride, type));
     set_dim(lower, ARG(GroupNormArgs, y_channel), channel_step(y_stride, type));
-    set_int(lower, ARG(GroupNormArgs, x_position), 1);
-    set_int(lower, ARG(GroupNormArgs, y_position), 1);
-    set_real(lower, ARG(GroupNormArgs, eps), node->attr->real);
     set_int(lower, ARG(GroupNormArgs, act), activation(group->act));
     set_types(lower, ARG(GroupNormArgs, types), ARG(GroupNormArgs, y), 8, NULL, 0);
     need_scratch(lower, pv_norm_scratch(type->dim[1].n, real_size(lower)));
@@ -491,6 +565,9 @@ void lower_norm(Lower *lower, const Group *group)
     switch ((int)anchor_of(lower, group)->op) {
     case OP_GROUP_NORM:
         lower_group_norm(lower, group);
+        return;
+    case OP_GROUP_NORM_TABLE:
+        lower_norm_table(lower, group);
         return;
     case OP_GROUP_NORM_GRAD:
         lower_group_norm_grad(lower, group);

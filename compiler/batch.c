@@ -98,7 +98,8 @@ static bool takes_segments(Op op)
 {
     switch ((int)op) {
     case OP_CONTRACT: case OP_CONV: case OP_CONV_DGRAD: case OP_CONV_WGRAD: case OP_ATTENTION:
-    case OP_ATTENTION_GRAD: case OP_GROUP_NORM: case OP_GROUP_NORM_GRAD: case OP_LAYER_NORM:
+    case OP_ATTENTION_GRAD: case OP_GROUP_NORM: case OP_GROUP_NORM_TABLE:
+    case OP_GROUP_NORM_GRAD: case OP_LAYER_NORM:
     case OP_LAYER_NORM_GRAD: case OP_SOFTMAX: case OP_REDUCE_SUM: case OP_REDUCE_MAX:
     case OP_REDUCE_MIN: case OP_CONCAT: case OP_RESHAPE:
         return true;
@@ -133,6 +134,8 @@ static bool same_operands(const Graph *graph, const Node *x, const Node *y)
         return shape_equal(x_type, y_type);
     case OP_GROUP_NORM: case OP_GROUP_NORM_GRAD:
         return dim_equal(x_type->dim[1], y_type->dim[1]);
+    case OP_GROUP_NORM_TABLE:
+        return dim_equal(x_type->dim[2], y_type->dim[2]);
     case OP_ATTENTION: case OP_ATTENTION_GRAD:
         return dim_equal(x_type->dim[x_type->rank - 1], y_type->dim[y_type->rank - 1]);
     case OP_LAYER_NORM: case OP_LAYER_NORM_GRAD: case OP_SOFTMAX:

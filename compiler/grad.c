@@ -665,6 +665,7 @@ static void visit(Grad *grad, NodeId id, Val dy)
         grad_attention(grad, node, id, dy);
         break;
     case OP_LAYER_NORM_GRAD:
+    case OP_GROUP_NORM_TABLE:
     case OP_GROUP_NORM_GRAD:
     case OP_ATTENTION_GRAD:
         bug("a second derivative, of %s", op_info[node->op].name);

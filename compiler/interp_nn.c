@@ -269,6 +269,29 @@ void interp_group_norm(Task *task)
     }
 }
 
+void interp_group_norm_table(Task *task)
+{
+    const Tensor *x = task->in[0];
+    bool modulated = task->node->nin == 5;
+    int64_t groups = task->node->attr->n[0], c = x->dim[1], per = c / groups;
+    int64_t positions = x->count / (x->dim[0] * c);
+    for (int64_t i = 0; i < x->dim[0] * c; i++) {
+        int64_t image = i / c, channel = i % c, group = image * groups + channel / per;
+        Cell *mean = task->out[1]->at + group, *rstd = task->out[2]->at + group;
+        if (channel % per == 0)
+            statistics(x->at + i * positions, per * positions, task->node->attr->real, mean, rstd);
+        double a = rstd->f * task->in[1]->at[channel].f;
+        double d = task->in[2]->at[channel].f - mean->f * a;
+        if (modulated) {
+            int64_t at = (task->in[3]->dim[0] == 1 ? 0 : image * c) + channel;
+            a *= 1 + task->in[3]->at[at].f;
+            d = d * (1 + task->in[3]->at[at].f) + task->in[4]->at[at].f;
+        }
+        task->out[0]->at[2 * image * c + channel].f = a;
+        task->out[0]->at[(2 * image + 1) * c + channel].f = d;
+    }
+}
+
 // The gradient of both norms on one normalised run of `size` elements, whose channel is
 // first + i / positions:  dx = rstd (g - mean(g) - xhat mean(g xhat)), g = dy gamma.
 static void norm_grad(const Task *task, int64_t run, int64_t size, int64_t first, int64_t positions)

@@ -72,8 +72,10 @@ static bool can_read(const Node *node, uint32_t index, const View *view, const T
     switch ((int)node->op) {
     case OP_CONV: case OP_CONV_DGRAD:
         return index == 0 && dense_behind(view, type, 2);
-    case OP_CONV_WGRAD: case OP_GROUP_NORM_GRAD: case OP_GROUP_NORM:
-        return index < (node->op == OP_GROUP_NORM ? 1u : 2u) && dense_behind(view, type, 2);
+    case OP_GROUP_NORM: case OP_GROUP_NORM_TABLE:
+        return index == 0 && dense_behind(view, type, 2);
+    case OP_CONV_WGRAD: case OP_GROUP_NORM_GRAD:
+        return index < 2 && dense_behind(view, type, 2);
     case OP_CONTRACT:
         return last_is_dense(view, type);
     case OP_ATTENTION:

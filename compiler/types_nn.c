@@ -246,6 +246,33 @@ uint32_t group_norm_rule(Rule *rule)
     return 3;
 }
 
+// Scale and shift of a norm of x [b, c, ...]: one for each channel, and image or not.
+static bool want_modulation(const Rule *rule, uint32_t i, const Type *x)
+{
+    const Type *type = rule_in(rule, i);
+    bool fits = type->rank == x->rank && dim_equal(type->dim[1], x->dim[1]) &&
+                (dim_is_one(type->dim[0]) || dim_equal(type->dim[0], x->dim[0]));
+    for (uint32_t axis = 2; fits && axis < type->rank; axis++)
+        fits = dim_is_one(type->dim[axis]);
+    return fits || rule_fail(rule, "%s: operand %u is %s, of %s", op_info[rule->op].name, i,
+                             type_text(type), type_text(x));
+}
+
+uint32_t group_norm_table_rule(Rule *rule)
+{
+    const Type *x = rule_in(rule, 0);
+    if (rule->nin != 3 && rule->nin != 5)
+        return rule_fail(rule, "group_norm_table with %u operands", rule->nin);
+    if (!rule_reals(rule, 0, rule->nin - 1) || !group_statistics(rule, x, &rule->out[1]) ||
+        !want_channels(rule, 1, x, 1) || !want_channels(rule, 2, x, 1) ||
+        (rule->nin == 5 && (!want_modulation(rule, 3, x) || !want_modulation(rule, 4, x) ||
+                            !want_shape(rule, 4, rule_in(rule, 3)))))
+        return 0;
+    rule->out[0] = type_make(x->dtype, 3, (Dim[]){x->dim[0], dim_fixed(2), x->dim[1]});
+    rule->out[2] = rule->out[1];
+    return 3;
+}
+
 uint32_t group_norm_grad_rule(Rule *rule)
 {
     const Type *x = rule_in(rule, 1);

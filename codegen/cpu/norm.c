@@ -6,7 +6,7 @@
 //   dx = rstd (g dy - (sum(g dy) + xhat sum(g dy xhat)) / N),  dgamma = sum(dy xhat),
 //   dbeta = sum(dy);
 // sums over images go in their order, sums over rows in a fixed number of parts.
-#include "codegen/cpu/pv_math.h"
+#include "codegen/cpu/norm_load.h"
 #include "codegen/cpu/sums.h"
 
 enum { ROW_BLOCK = 16, GROUPS_FOR_THREADS = 16 };
@@ -88,28 +88,42 @@ static void activate(PvReal *y, int64_t count, PvAct act)
 
 // ---- GroupNorm ----
 
+// Mean and 1 / sqrt(variance + eps) of `channels` channels, x_channel apart.
+static void group_statistics(const PvReal *x, int64_t x_channel, int64_t channels,
+                             int64_t positions, PvReal eps, PvReal *mean, PvReal *rstd)
+{
+    // channels that follow one another are one run
+    int64_t count = channels * positions, runs = x_channel == positions ? 1 : channels;
+    double sum = 0, squares = 0;
+    for (int64_t i = 0; i < runs; i++)
+        sum += sum_of(x + i * x_channel, count / runs);
+    *mean = (PvReal)(sum / (double)count);
+    for (int64_t i = 0; i < runs; i++)
+        squares += squares_of(x + i * x_channel, *mean, count / runs);
+    *rstd = (PvReal)(1 / sqrt(squares / (double)count + (double)eps));
+}
+
+static void store_statistics(int64_t mean_at, int64_t rstd_at, int64_t number, PvReal mean,
+                             PvReal rstd)
+{
+    if (mean_at)
+        ((PvReal *)mean_at)[number] = mean;
+    if (rstd_at)
+        ((PvReal *)rstd_at)[number] = rstd;
+}
+
 static void group_norm_task(const GroupNormArgs *args, int64_t image, int64_t group)
 {
-    int64_t channels = args->c / args->groups, count = channels * args->positions;
+    int64_t channels = args->c / args->groups;
     const PvReal *x =
         (const PvReal *)args->x + image * args->x_image + group * channels * args->x_channel;
     PvReal *y = (PvReal *)args->y + image * args->y_image + group * channels * args->y_channel;
     const PvReal *gamma = (const PvReal *)args->gamma, *beta = (const PvReal *)args->beta;
     const PvReal *scale = (const PvReal *)args->scale, *shift = (const PvReal *)args->shift;
-    // channels that follow one another are one run
-    int64_t runs = args->x_channel == args->positions ? 1 : channels, length = count / runs;
-    double sum = 0, squares = 0;
-    for (int64_t i = 0; i < runs; i++)
-        sum += sum_of(x + i * args->x_channel, length);
-    PvReal mean = (PvReal)(sum / (double)count);
-    for (int64_t i = 0; i < runs; i++)
-        squares += squares_of(x + i * args->x_channel, mean, length);
-    double variance = squares / (double)count;
-    PvReal rstd = (PvReal)(1 / sqrt(variance + (double)pv_real(args->eps)));
-    if (args->mean)
-        ((PvReal *)args->mean)[image * args->groups + group] = mean;
-    if (args->rstd)
-        ((PvReal *)args->rstd)[image * args->groups + group] = rstd;
+    PvReal mean, rstd;
+    group_statistics(x, args->x_channel, channels, args->positions, pv_real(args->eps), &mean,
+                     &rstd);
+    store_statistics(args->mean, args->rstd, image * args->groups + group, mean, rstd);
     for (int64_t i = 0; i < channels; i++) {
         int64_t c = group * channels + i, at = image * args->mod_image + c;
         PvReal factor = gamma ? rstd * gamma[c] : rstd, offset = beta ? beta[c] : 0;
@@ -130,8 +144,47 @@ static void group_norm_task(const GroupNormArgs *args, int64_t image, int64_t gr
     }
 }
 
+// The part of a table that belongs to a group of an image of x.
+static void norm_table_task(const NormStats *stats, const NormSource *x, int64_t image,
+                            int64_t group)
+{
+    int64_t channels = x->c / stats->groups, first = group * channels;
+    const PvReal *gamma = (const PvReal *)stats->gamma, *beta = (const PvReal *)stats->beta;
+    const PvReal *scale = (const PvReal *)stats->scale, *shift = (const PvReal *)stats->shift;
+    PvReal *a = (PvReal *)stats->table + image * 2 * x->c, *d = a + x->c, mean, rstd;
+    group_statistics(x->at + image * x->image + first * x->channel, x->channel, channels,
+                     x->positions, pv_real(stats->eps), &mean, &rstd);
+    store_statistics(stats->mean, stats->rstd, image * stats->groups + group, mean, rstd);
+    for (int64_t c = first; c < first + channels; c++) {
+        int64_t at = image * stats->mod_image + c;
+        PvReal factor = rstd * gamma[c], offset = pv_fma(-mean, factor, beta[c]);
+        if (scale) {
+            factor *= 1 + scale[at];
+            offset = pv_fma(offset, 1 + scale[at], shift[at]);
+        }
+        a[c] = factor;
+        d[c] = offset;
+    }
+}
+
+void pv_norm_table(const PvRun *run, const NormStats *stats, const NormSource *x)
+{
+    int64_t tasks = x->images * stats->groups;
+#pragma omp parallel for schedule(static) num_threads(run->threads) if (tasks > 1)
+    for (int64_t task = 0; task < tasks; task++)
+        norm_table_task(stats, x, task / stats->groups, task % stats->groups);
+}
+
 static void group_norm_one(const PvRun *run, const GroupNormArgs *args)
 {
+    if (args->table) {
+        NormStats stats = {args->table, args->mean,  args->rstd,      args->gamma,  args->beta,
+                           args->scale, args->shift, args->mod_image, args->groups, args->eps};
+        NormSource x = {(const PvReal *)args->x, args->images,  args->c,
+                        args->positions,         args->x_image, args->x_channel};
+        pv_norm_table(run, &stats, &x);
+        return;
+    }
     int64_t tasks = args->images * args->groups;
 #pragma omp parallel for schedule(static) num_threads(run->threads) if (tasks > 1)
     for (int64_t task = 0; task < tasks; task++)

@@ -141,6 +141,9 @@ static inline void every_composite(Graph *graph, Vals *vals)
     y = keep(vals, make(graph, OP_GROUP_NORM, (Val[]){x, g, g}, 3, groups, NULL));
     keep(vals, make(graph, OP_GROUP_NORM_GRAD, (Val[]){y, x, y + 1, y + 2, g}, 5, groups_grad,
                     NULL));
+    keep(vals, make(graph, OP_GROUP_NORM_TABLE, (Val[]){x, g, g}, 3, groups, NULL));
+    Val rate = input(graph, 12, shape(DT_F32, 2, 1, 6));
+    keep(vals, make(graph, OP_GROUP_NORM_TABLE, (Val[]){x, g, g, rate, rate}, 5, groups, NULL));
     Val q = input(graph, 8, shape(DT_F32, 3, -1, 5, 4));
     Val k = input(graph, 9, shape(DT_F32, 3, -1, 7, 4));
     Val v = input(graph, 10, shape(DT_F32, 3, -1, 7, 2));
