@@ -167,31 +167,58 @@ typedef struct { int64_t y, count, stream, kind, lo, hi; } RandomArgs;
 // Parameters, gradients, moments, averages and sums lie alike in flat buffers of PvReal, 256-byte
 // aligned. Work is cut into pieces of at most 16,384 elements that never cross a parameter; a piece
 // begins at a multiple of 16 elements; pieces of an instance follow each other. One block a piece.
-// The numbers of an update are computed by the host in double and rounded to PvReal once.
 typedef struct {
     int64_t first;                       // element of the flat buffers
     int32_t count, instance;
 } OptimizerChunk;
 
-// In device memory. Kernels that change parameters or averages do nothing when bad_step is not 0.
+// The numbers of an update, in device memory, so that its launches are the same from step to step.
+// The host computes them in double; kernels round them to PvReal.
+typedef struct {
+    int64_t step;                        // > 0
+    int64_t updates;                     // this one counted in
+    double scale, clip;                  // scale: 1 / micro-steps; clip: 0, or the largest norm
+    double lr, weight_decay, momentum;   // momentum: of SGD; 0 in its first update
+    double decay, beta1, rest1, beta2, rest2, rate, root2, eps;  // of AdamW
+    double rest;                         // of the averages
+} OptimizerNumbers;
+
+// Loss scaling of one minimize, in device memory: gradients are those of loss * scale. An update
+// whose norm is not finite though the loss is, is left out, and the scale halved; after 2000 updates
+// without one it is doubled.
+typedef struct {
+    double scale;
+    int64_t good;                        // updates since the scale last changed
+    int64_t skipped;                     // updates left out so far
+} LossScale;
+enum { LOSS_SCALE_GROWTH = 2000 };
+
+// In device memory. Kernels that change parameters or averages do nothing when bad_step or skip is
+// not 0.
 typedef struct {
     double norm, loss;                   // of the last update
     int64_t bad_step;                    // first update whose loss or norm was not finite; 0: none
+    int64_t skip;                        // 1: the last update was left out
+    LossScale scale;                     // after it
 } OptimizerResult;
 
 // "square_sums", two phases: sums of g^2 of each piece in double (workspace, 8 bytes a piece); then,
-// in one block and a fixed order, the sum of each instance S_i and of all S:
-//     factor[i] = scale * min(1, clip > 0 ? clip / (sqrt(S_i) scale + 1e-6) : 1)
-//     result: norm = sqrt(S) scale, loss = sum of losses * scale; where one of them is not finite and
-//     bad_step is 0: bad_step = step.
+// in one block and a fixed order, the sum of each instance S_i and of all S; with s = numbers.scale,
+// divided by loss_scale.scale if there is one:
+//     factor[i] = s * min(1, clip > 0 ? clip / (sqrt(S_i) s + 1e-6) : 1)
+//     result: norm = sqrt(S) s, loss = sum of losses * numbers.scale; where one of them is not finite
+//     and bad_step is 0: bad_step = step.
+// With loss scaling a norm that is not finite sets `skip` instead, unless the scale is 1 or less; and
+// rate and root2 are computed here, since only the device knows how many updates were made:
+//     n = updates - skipped,  rate = lr / (1 - beta1^n),  root2 = sqrt(1 - beta2^n)
 typedef struct {
     int64_t chunks, chunk_count;         // OptimizerChunk [chunk_count]
     int64_t gradients;
     int64_t losses, loss_count;          // PvReal [loss_count]
     int64_t factor, instances;           // out: double [instances]
     int64_t result;                      // OptimizerResult, in and out
-    int64_t step;                        // > 0
-    int64_t scale, clip;                 // bits of doubles
+    int64_t numbers;                     // OptimizerNumbers
+    int64_t loss_scale;                  // LossScale, in and out; or 0
 } SquareSumsArgs;
 
 // "adamw": s = g factor[instance];  m = m beta1 + s rest1;  v = v beta2 + s s rest2;
@@ -200,18 +227,16 @@ typedef struct {
 typedef struct {
     int64_t chunks, chunk_count, params, gradients, m, v;
     int64_t average;                     // address or 0
-    int64_t factor, result;              // as square_sums left them
-    int64_t decay, beta1, rest1, beta2, rest2, rate, root2, eps, rest;   // bits of doubles
+    int64_t factor, result, numbers;     // as square_sums left them
 } AdamwArgs;
 
-// "sgd": s = g factor[instance] + decay p;  where momentum is not 0: s = first ? s : momentum m + s,
-// m = s;  p -= lr s;  then the average as above.
+// "sgd": s = g factor[instance] + weight_decay p;  where m is not 0: s = momentum m + s, m = s;
+// p -= lr s;  then the average as above. m begins as zeros.
 typedef struct {
-    int64_t chunks, chunk_count, params, gradients, m;
+    int64_t chunks, chunk_count, params, gradients;
+    int64_t m;                           // address or 0
     int64_t average;                     // address or 0
-    int64_t factor, result;
-    int64_t first;
-    int64_t lr, momentum, decay, rest;   // bits of doubles
+    int64_t factor, result, numbers;
 } SgdArgs;
 
 // "accumulate": sum = first ? g : sum + g
@@ -221,8 +246,7 @@ typedef struct {
 
 // "average": average -= rest (average - p)
 typedef struct {
-    int64_t chunks, chunk_count, average, params, result;
-    int64_t rest;                        // bits of a double
+    int64_t chunks, chunk_count, average, params, result, numbers;
 } AverageArgs;
 
 #endif

@@ -222,6 +222,7 @@ static PvRecipe *find_recipe(PvGpu *gpu, const PvPlan *plan, int64_t batch, bool
     for (PvRecipe **link = &gpu->recipes; *link; link = &(*link)->next) {
         PvRecipe *recipe = *link;
         if (recipe->plan != plan || recipe->batch != batch || recipe->settings != settings ||
+            recipe->io_count != io_count ||
             (io_count > 0 && memcmp(recipe->io, io, io_count * sizeof *io) != 0))
             continue;
         *link = recipe->next;
@@ -244,6 +245,34 @@ static void drop_oldest(PvGpu *gpu)
     pv_recipe_free(gpu, *link);
     *link = NULL;
     gpu->recipe_count--;
+}
+
+// An empty one of these.
+static PvRecipe *new_recipe(const PvPlan *plan, int64_t batch, bool settings, const uint64_t *io,
+                            uint32_t io_count)
+{
+    PvRecipe *recipe = pv_alloc(sizeof *recipe);
+    recipe->plan = plan;
+    recipe->batch = batch;
+    recipe->settings = settings;
+    recipe->io = pv_alloc((io_count + 1u) * sizeof *io);
+    memcpy(recipe->io, io, io_count * sizeof *io);
+    recipe->io_count = io_count;
+    return recipe;
+}
+
+// Puts it first, if it was filled; else frees it and gives NULL.
+static PvRecipe *keep_recipe(PvGpu *gpu, PvRecipe *recipe, bool filled)
+{
+    if (!filled) {
+        pv_recipe_free(gpu, recipe);
+        return NULL;
+    }
+    drop_oldest(gpu);
+    recipe->next = gpu->recipes;
+    gpu->recipes = recipe;
+    gpu->recipe_count++;
+    return recipe;
 }
 
 static bool fill_recipe(PvGpu *gpu, PvRecipe *recipe, const PvEntry *entry, PvError *error)
@@ -273,22 +302,8 @@ static PvRecipe *take_recipe(PvGpu *gpu, const PvExecStep *step, bool settings, 
     PvRecipe *recipe = find_recipe(gpu, step->plan, step->step->batch, settings, io, io_count);
     if (recipe)
         return recipe;
-    recipe = pv_alloc(sizeof *recipe);
-    recipe->plan = step->plan;
-    recipe->batch = step->step->batch;
-    recipe->settings = settings;
-    recipe->io = pv_alloc((io_count + 1u) * sizeof *io);
-    memcpy(recipe->io, io, io_count * sizeof *io);
-    recipe->io_count = io_count;
-    if (!fill_recipe(gpu, recipe, step->entry, error)) {
-        pv_recipe_free(gpu, recipe);
-        return NULL;
-    }
-    drop_oldest(gpu);
-    recipe->next = gpu->recipes;
-    gpu->recipes = recipe;
-    gpu->recipe_count++;
-    return recipe;
+    recipe = new_recipe(step->plan, step->step->batch, settings, io, io_count);
+    return keep_recipe(gpu, recipe, fill_recipe(gpu, recipe, step->entry, error));
 }
 
 // ---- launches ----
@@ -499,10 +514,13 @@ static int capture(PvGpu *gpu, PvRecipe *recipe)
     return result;
 }
 
-// Replays the recipe's graph, which is captured the first time. *done: it is queued.
+// Replays the graph of a recipe that ran before, which is captured the first time. *done: it is
+// queued; else it is to be launched kernel by kernel.
 static bool replay(PvGpu *gpu, PvRecipe *recipe, bool *done, PvError *error)
 {
     *done = false;
+    if (recipe->runs == 0 || gpu->no_graphs)
+        return true;
     if (!recipe->graph) {
         int result = capture(gpu, recipe);
         if (result != PV_CUDA_OK) {
@@ -561,8 +579,8 @@ bool pv_gpu_run(PvGpu *gpu, const PvExecStep *step, PvError *error)
         return false;
     pv_device_doing(gpu->device, step->entry->name);
     bool timed = gpu->exec->times || gpu->exec->profiling, done = false;
-    if (recipe->runs > 0 && !gpu->no_graphs && !timed && step->tap_count == 0 &&
-        !draws_are_given(step) && !replay(gpu, recipe, &done, error))
+    if (!timed && step->tap_count == 0 && !draws_are_given(step) &&
+        !replay(gpu, recipe, &done, error))
         return false;
     Watch watch = {gpu->device->work, recipe->runs == 0 || gpu->device->synchronous, timed};
     if (!done && !run_items(gpu, step, recipe, &watch, error))
@@ -646,20 +664,67 @@ PvMemoryItem pv_gpu_workspace(PvGpu *gpu, const PvPlan *plan)
     return item;
 }
 
-bool pv_gpu_call(PvGpu *gpu, const char *name, const void *args, size_t bytes, PvError *error)
+// Adds a kernel of PvCuda by name.
+static bool add_call(PvGpu *gpu, PvRecipe *recipe, const PvGpuCall *call, PvError *error)
 {
     const PvModel *model = gpu->exec->model;
     uint32_t index = 0;
-    while (index < model->cuda->kernel_count && strcmp(model->cuda->kernel_names[index], name) != 0)
+    while (index < model->cuda->kernel_count &&
+           strcmp(model->cuda->kernel_names[index], call->name) != 0)
         index++;
     if (index == model->cuda->kernel_count)
-        return pv_error(error, PV_MACHINE, "this executable has no kernel '%s' for GPUs", name);
+        return pv_error(error, PV_MACHINE, "this executable has no kernel '%s' for GPUs",
+                        call->name);
+    return pv_recipe_add(gpu, recipe, &gpu->step, model->kernel_count + index, 0, 1, call->args,
+                         (uint32_t)(call->bytes / sizeof(int64_t)), error);
+}
+
+bool pv_gpu_call(PvGpu *gpu, const char *name, const void *args, size_t bytes, PvError *error)
+{
     PvRecipe *made = pv_alloc(sizeof *made);
-    uint32_t count = (uint32_t)(bytes / sizeof(int64_t));
+    PvGpuCall call = {name, args, bytes};
     Watch watch = {gpu->device->work, gpu->device->synchronous, false};
-    bool good = pv_recipe_add(gpu, made, &gpu->step, model->kernel_count + index, 0, 1, args, count,
-                              error) &&
-                pv_recipe_finish(gpu, made, error) && run_items(gpu, NULL, made, &watch, error);
+    bool good = add_call(gpu, made, &call, error) && pv_recipe_finish(gpu, made, error) &&
+                run_items(gpu, NULL, made, &watch, error);
     pv_recipe_free(gpu, made);
     return good;
+}
+
+static bool fill_calls(PvGpu *gpu, PvRecipe *recipe, const PvGpuCall *calls, uint32_t count,
+                       PvError *error)
+{
+    for (uint32_t i = 0; i < count; i++)
+        if (!add_call(gpu, recipe, &calls[i], error))
+            return false;
+    return pv_recipe_finish(gpu, recipe, error);
+}
+
+bool pv_gpu_calls(PvGpu *gpu, const PvGpuCall *calls, uint32_t count, PvError *error)
+{
+    uint64_t key[128];
+    uint32_t used = 0;
+    if (count == 0)
+        return true;
+    for (uint32_t i = 0; i < count; i++) {
+        size_t words = calls[i].bytes / sizeof *key;
+        if (used + 1 + words > sizeof key / sizeof *key)
+            return pv_error(error, PV_MACHINE, "too many kernels of the optimizer at once");
+        key[used++] = (uint64_t)(uintptr_t)calls[i].name;
+        memcpy(&key[used], calls[i].args, calls[i].bytes);
+        used += (uint32_t)words;
+    }
+    PvRecipe *recipe = find_recipe(gpu, NULL, 0, false, key, used);
+    if (!recipe) {
+        recipe = new_recipe(NULL, 0, false, key, used);
+        recipe = keep_recipe(gpu, recipe, fill_calls(gpu, recipe, calls, count, error));
+    }
+    bool done = false;
+    pv_device_doing(gpu->device, "the optimizer");
+    if (!recipe || !replay(gpu, recipe, &done, error))
+        return false;
+    Watch watch = {gpu->device->work, recipe->runs == 0 || gpu->device->synchronous, false};
+    if (!done && !run_items(gpu, NULL, recipe, &watch, error))
+        return false;
+    recipe->runs++;
+    return true;
 }

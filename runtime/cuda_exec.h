@@ -64,6 +64,13 @@ bool pv_gpu_draw(PvGpu *gpu, const PvStep *step, uint32_t stream, int kind, int6
                  CUdeviceptr to, PvError *error);
 // Queues a kernel of PvCuda by name.
 bool pv_gpu_call(PvGpu *gpu, const char *name, const void *args, size_t bytes, PvError *error);
+// Queues several, one after the other: a recipe of their own, replayed when the same come again.
+typedef struct {
+    const char *name;
+    const void *args;
+    size_t bytes;
+} PvGpuCall;
+bool pv_gpu_calls(PvGpu *gpu, const PvGpuCall *calls, uint32_t count, PvError *error);
 
 // ---- cuda_module.c ----
 
@@ -87,7 +94,8 @@ typedef struct {
 
 struct PvRecipe {
     PvRecipe *next;
-    const PvPlan *plan; // with batch, settings and io: what it was made for
+    const PvPlan *plan; // with batch, settings and io: what it was made for. NULL: calls of
+                        // pv_gpu_calls; io is then what they are called with
     int64_t batch;
     bool settings;
     uint64_t *io;

@@ -2,7 +2,9 @@
 //
 // The norm of the gradients, the factor of each instance and whether all is finite stay on the
 // device: the kernels that change parameters look there, and do nothing once an update was not
-// finite. So the host can queue the next step at once, and reads the numbers when it likes.
+// finite. So the host can queue the next step at once, and reads the numbers when it likes. What
+// changes from update to update (learning rate, powers of beta ...) is sent to a fixed address
+// before, so that the launches of an update are one graph, replayed.
 #include "runtime/cuda_optimizer.h"
 
 #include <math.h>
@@ -10,13 +12,6 @@
 #include <string.h>
 
 #include "codegen/kernel_args.h"
-
-static int64_t bits(double value)
-{
-    int64_t number;
-    memcpy(&number, &value, sizeof number);
-    return number;
-}
 
 static PvMirror mirror(const char *what, char *host)
 {
@@ -44,6 +39,7 @@ PvGpuOptimizer *pv_gpu_optimizer_new(PvGpu *gpu, PvOptimizer *optimizer, PvError
     const OptimizerResult none = {0};
     if (pv_device_alloc(gpu->device, factors, "factors", &own->factor, error) &&
         pv_device_alloc(gpu->device, sizeof none, "results", &own->result, error) &&
+        pv_device_alloc(gpu->device, sizeof(OptimizerNumbers), "numbers", &own->numbers, error) &&
         pv_device_upload(gpu->device, gpu->device->work, own->result, &none, sizeof none, error))
         return own;
     pv_gpu_optimizer_free(own);
@@ -74,6 +70,7 @@ void pv_gpu_optimizer_free(PvGpuOptimizer *own)
     pv_device_free(device, own->factor,
                    (int64_t)(own->optimizer->model->instance_count * sizeof(double)));
     pv_device_free(device, own->result, sizeof(OptimizerResult));
+    pv_device_free(device, own->numbers, sizeof(OptimizerNumbers));
     free(own->marks);
     free(own);
 }
@@ -126,29 +123,34 @@ static void mark(PvGpuOptimizer *own, uint32_t turn, const bool *present)
 
 // ---- what is computed ----
 
-static bool add_gradients(PvGpuOptimizer *own, bool first, PvError *error)
+// Adds the gradients of what own->marks marks to their sums, as one of `calls`.
+static bool add_gradients(PvGpuOptimizer *own, bool first, AccumulateArgs *args, PvGpuCall *calls,
+                          uint32_t *count, PvError *error)
 {
     const PvChunkList *list = marked_chunks(own, error);
     if (!list || list->count == 0)
         return list != NULL;
-    AccumulateArgs args = {.chunks = (int64_t)list->at,
-                           .chunk_count = list->count,
-                           .sum = (int64_t)own->sum.base,
-                           .gradients = (int64_t)own->gpu->grads.base,
-                           .first = first};
-    return pv_gpu_call(own->gpu, "accumulate", &args, sizeof args, error);
+    *args = (AccumulateArgs){.chunks = (int64_t)list->at,
+                             .chunk_count = list->count,
+                             .sum = (int64_t)own->sum.base,
+                             .gradients = (int64_t)own->gpu->grads.base,
+                             .first = first};
+    calls[(*count)++] = (PvGpuCall){"accumulate", args, sizeof *args};
+    return true;
 }
 
 bool pv_gpu_accumulate(PvGpuOptimizer *own, uint32_t turn, const bool *present, bool *seen,
                        PvError *error)
 {
-    uint32_t count = own->optimizer->model->param_count;
+    uint32_t count = own->optimizer->model->param_count, call_count = 0;
+    AccumulateArgs args[2];
+    PvGpuCall calls[2];
     if (!pv_mirror_to_device(own->gpu->device, &own->sum, NULL, error))
         return false;
     mark(own, turn, present);
     for (uint32_t p = 0; p < count; p++)
         own->marks[p] &= !seen[p];
-    if (!add_gradients(own, true, error))
+    if (!add_gradients(own, true, &args[0], calls, &call_count, error))
         return false;
     mark(own, turn, present);
     for (uint32_t p = 0; p < count; p++) {
@@ -156,7 +158,8 @@ bool pv_gpu_accumulate(PvGpuOptimizer *own, uint32_t turn, const bool *present, 
         own->marks[p] &= seen[p];
         seen[p] |= taken;
     }
-    return add_gradients(own, false, error);
+    return add_gradients(own, false, &args[1], calls, &call_count, error) &&
+           pv_gpu_calls(own->gpu, calls, call_count, error);
 }
 
 static int64_t gradients(const PvGpuOptimizer *own, const PvGpuUpdate *update)
@@ -164,88 +167,115 @@ static int64_t gradients(const PvGpuOptimizer *own, const PvGpuUpdate *update)
     return (int64_t)(update->sums ? own->sum.base : own->gpu->grads.base);
 }
 
-static bool measure(PvGpuOptimizer *own, const PvGpuUpdate *update, const PvChunkList *list,
-                    PvError *error)
+// The launches of an update.
+typedef struct {
+    SquareSumsArgs sums;
+    AdamwArgs adamw;
+    SgdArgs sgd;
+    AverageArgs average;
+    PvGpuCall calls[3];
+    uint32_t count;
+} Launches;
+
+static void add_launch(Launches *launches, const char *name, const void *args, size_t bytes)
 {
-    SquareSumsArgs args = {.chunks = (int64_t)list->at,
-                           .chunk_count = list->count,
-                           .gradients = gradients(own, update),
-                           .losses = (int64_t)update->losses,
-                           .loss_count = update->loss_count,
-                           .factor = (int64_t)own->factor,
-                           .instances = own->optimizer->model->instance_count,
-                           .result = (int64_t)own->result,
-                           .step = update->step,
-                           .scale = bits(update->scale),
-                           .clip = bits(update->settings->clip)};
-    return pv_gpu_call(own->gpu, "square_sums", &args, sizeof args, error);
+    launches->calls[launches->count++] = (PvGpuCall){name, args, bytes};
 }
 
-// n: updates so far; average: address of the averages, or 0.
-static bool step_adamw(PvGpuOptimizer *own, const PvGpuUpdate *update, const PvChunkList *list,
-                       int64_t n, int64_t average, double rest, PvError *error)
+static void measure(PvGpuOptimizer *own, const PvGpuUpdate *update, const PvChunkList *list,
+                    Launches *launches)
 {
-    const PvOptimizerSettings *settings = update->settings;
-    double bias1 = 1 - pow(settings->beta1, (double)n), bias2 = 1 - pow(settings->beta2, (double)n);
+    launches->sums = (SquareSumsArgs){.chunks = (int64_t)list->at,
+                                      .chunk_count = list->count,
+                                      .gradients = gradients(own, update),
+                                      .losses = (int64_t)update->losses,
+                                      .loss_count = update->loss_count,
+                                      .factor = (int64_t)own->factor,
+                                      .instances = own->optimizer->model->instance_count,
+                                      .result = (int64_t)own->result,
+                                      .numbers = (int64_t)own->numbers};
+    add_launch(launches, "square_sums", &launches->sums, sizeof launches->sums);
+}
+
+// average: address of the averages, or 0.
+static bool step_adamw(PvGpuOptimizer *own, const PvGpuUpdate *update, const PvChunkList *list,
+                       int64_t average, Launches *launches, PvError *error)
+{
     if (!pv_mirror_to_device(own->gpu->device, &own->v, NULL, error))
         return false;
-    AdamwArgs args = {.chunks = (int64_t)list->at,
-                      .chunk_count = list->count,
-                      .params = (int64_t)own->gpu->params.base,
-                      .gradients = gradients(own, update),
-                      .m = (int64_t)own->m.base,
-                      .v = (int64_t)own->v.base,
-                      .average = average,
-                      .factor = (int64_t)own->factor,
-                      .result = (int64_t)own->result,
-                      .decay = bits(1 - settings->lr * settings->weight_decay),
-                      .beta1 = bits(settings->beta1),
-                      .rest1 = bits(1 - settings->beta1),
-                      .beta2 = bits(settings->beta2),
-                      .rest2 = bits(1 - settings->beta2),
-                      .rate = bits(settings->lr / bias1),
-                      .root2 = bits(sqrt(bias2)),
-                      .eps = bits(settings->eps),
-                      .rest = bits(rest)};
+    launches->adamw = (AdamwArgs){.chunks = (int64_t)list->at,
+                                  .chunk_count = list->count,
+                                  .params = (int64_t)own->gpu->params.base,
+                                  .gradients = gradients(own, update),
+                                  .m = (int64_t)own->m.base,
+                                  .v = (int64_t)own->v.base,
+                                  .average = average,
+                                  .factor = (int64_t)own->factor,
+                                  .result = (int64_t)own->result,
+                                  .numbers = (int64_t)own->numbers};
     own->v.device_new = true;
-    return pv_gpu_call(own->gpu, "adamw", &args, sizeof args, error);
+    add_launch(launches, "adamw", &launches->adamw, sizeof launches->adamw);
+    return true;
 }
 
-static bool step_sgd(PvGpuOptimizer *own, const PvGpuUpdate *update, const PvChunkList *list,
-                     int64_t n, int64_t average, double rest, PvError *error)
+static void step_sgd(PvGpuOptimizer *own, const PvGpuUpdate *update, const PvChunkList *list,
+                     int64_t average, Launches *launches)
 {
-    const PvOptimizerSettings *settings = update->settings;
-    SgdArgs args = {.chunks = (int64_t)list->at,
-                    .chunk_count = list->count,
-                    .params = (int64_t)own->gpu->params.base,
-                    .gradients = gradients(own, update),
-                    .m = (int64_t)own->m.base,
-                    .average = average,
-                    .factor = (int64_t)own->factor,
-                    .result = (int64_t)own->result,
-                    .first = n == 1,
-                    .lr = bits(settings->lr),
-                    .momentum = bits(settings->momentum),
-                    .decay = bits(settings->weight_decay),
-                    .rest = bits(rest)};
-    return pv_gpu_call(own->gpu, "sgd", &args, sizeof args, error);
+    launches->sgd = (SgdArgs){.chunks = (int64_t)list->at,
+                              .chunk_count = list->count,
+                              .params = (int64_t)own->gpu->params.base,
+                              .gradients = gradients(own, update),
+                              .m = update->settings->momentum != 0 ? (int64_t)own->m.base : 0,
+                              .average = average,
+                              .factor = (int64_t)own->factor,
+                              .result = (int64_t)own->result,
+                              .numbers = (int64_t)own->numbers};
+    add_launch(launches, "sgd", &launches->sgd, sizeof launches->sgd);
 }
 
 // The averages by themselves, of all that the minimize moves.
-static bool step_average(PvGpuOptimizer *own, const PvGpuUpdate *update, double rest,
+static bool step_average(PvGpuOptimizer *own, const PvGpuUpdate *update, Launches *launches,
                          PvError *error)
 {
     mark(own, update->turn, NULL);
     const PvChunkList *list = marked_chunks(own, error);
     if (!list || list->count == 0)
         return list != NULL;
-    AverageArgs args = {.chunks = (int64_t)list->at,
-                        .chunk_count = list->count,
-                        .average = (int64_t)own->ema.base,
-                        .params = (int64_t)own->gpu->params.base,
-                        .result = (int64_t)own->result,
-                        .rest = bits(rest)};
-    return pv_gpu_call(own->gpu, "average", &args, sizeof args, error);
+    launches->average = (AverageArgs){.chunks = (int64_t)list->at,
+                                      .chunk_count = list->count,
+                                      .average = (int64_t)own->ema.base,
+                                      .params = (int64_t)own->gpu->params.base,
+                                      .result = (int64_t)own->result,
+                                      .numbers = (int64_t)own->numbers};
+    add_launch(launches, "average", &launches->average, sizeof launches->average);
+    return true;
+}
+
+// n: this is the n-th update; rest: of the averages.
+static bool send_numbers(PvGpuOptimizer *own, const PvGpuUpdate *update, int64_t n, double rest,
+                         PvError *error)
+{
+    const PvOptimizerSettings *settings = update->settings;
+    const OptimizerNumbers numbers = {
+        .step = update->step,
+        .updates = n,
+        .scale = update->scale,
+        .clip = settings->clip,
+        .lr = settings->lr,
+        .weight_decay = settings->weight_decay,
+        .momentum = n > 1 ? settings->momentum : 0,
+        .decay = 1 - settings->lr * settings->weight_decay,
+        .beta1 = settings->beta1,
+        .rest1 = 1 - settings->beta1,
+        .beta2 = settings->beta2,
+        .rest2 = 1 - settings->beta2,
+        .rate = settings->lr / (1 - pow(settings->beta1, (double)n)),
+        .root2 = sqrt(1 - pow(settings->beta2, (double)n)),
+        .eps = settings->eps,
+        .rest = rest,
+    };
+    PvDevice *device = own->gpu->device;
+    return pv_device_upload(device, device->work, own->numbers, &numbers, sizeof numbers, error);
 }
 
 // Does the update reach everything that the minimize moves?
@@ -271,17 +301,26 @@ bool pv_gpu_update(PvGpuOptimizer *own, const PvGpuUpdate *update, PvError *erro
     }
     mark(own, update->turn, update->present);
     const PvChunkList *list = marked_chunks(own, error);
+    int64_t n = ++optimizer->updates[update->turn];
     if (!list || !pv_gpu_place(own->gpu, error) ||
-        !pv_mirror_to_device(device, &own->m, NULL, error) || !measure(own, update, list, error))
+        !pv_mirror_to_device(device, &own->m, NULL, error) ||
+        !send_numbers(own, update, n, rest, error))
         return false;
     bool together = update->average && list->count > 0 && reaches_all(own, update);
-    int64_t n = ++optimizer->updates[update->turn], average = together ? (int64_t)own->ema.base : 0;
+    int64_t average = together ? (int64_t)own->ema.base : 0;
+    Launches launches = {.count = 0};
+    measure(own, update, list, &launches);
+    if (list->count > 0 && adam) {
+        if (!step_adamw(own, update, list, average, &launches, error))
+            return false;
+    } else if (list->count > 0) {
+        step_sgd(own, update, list, average, &launches);
+    }
+    if (update->average && !together && !step_average(own, update, &launches, error))
+        return false;
     own->gpu->params.device_new = own->m.device_new = true;
     own->ema.device_new |= update->average;
-    if (list->count > 0 && !(adam ? step_adamw(own, update, list, n, average, rest, error)
-                                  : step_sgd(own, update, list, n, average, rest, error)))
-        return false;
-    return !update->average || together || step_average(own, update, rest, error);
+    return pv_gpu_calls(own->gpu, launches.calls, launches.count, error);
 }
 
 // ---- the host's copies ----

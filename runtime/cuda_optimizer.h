@@ -18,8 +18,10 @@ typedef struct PvGpuOptimizer {
     PvGpu *gpu;
     PvOptimizer *optimizer;
     PvMirror m, v, ema, sum;
-    CUdeviceptr factor; // double [instances]
-    CUdeviceptr result; // OptimizerResult
+    CUdeviceptr factor;  // double [instances]
+    CUdeviceptr result;  // OptimizerResult
+    CUdeviceptr numbers; // OptimizerNumbers
+    CUdeviceptr scales;  // LossScale [minimizes], with loss scaling; else 0
     PvChunkList *lists;
     bool *marks; // [param_count], scratch
 } PvGpuOptimizer;

@@ -2,18 +2,16 @@
  *
  * A block takes a piece (OptimizerChunk) of at most 16,384 elements; a thread moves 16 bytes of
  * every buffer at a time, and the elements that are left at a piece's end one by one. The formulas
- * stand in kernel_args.h. Nothing is changed once a step's loss or norm was not finite. The norm is
- * summed in f64 in a fixed order.
+ * stand in kernel_args.h. Nothing is changed once a step's loss or norm was not finite; with loss
+ * scaling, in steps that are left out. The norm is summed in f64 in a fixed order.
  *
  * Definitions: RUNTIME_KERNEL 0 square_sums, 1 adamw, 2 sgd, 3 accumulate, 4 average.
  */
 enum { RUNTIME_THREADS = 256 };
 
-CX_FN double number(int64_t bits)
+CX_FN const OptimizerNumbers &numbers_at(int64_t address)
 {
-    double value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
+    return *(const OptimizerNumbers *)address;
 }
 
 struct Four {
@@ -70,7 +68,8 @@ struct Piece {
 
 CX_FN bool is_bad(int64_t result)
 {
-    return ((const OptimizerResult *)result)->bad_step != 0;
+    const OptimizerResult *of = (const OptimizerResult *)result;
+    return of->bad_step != 0 || of->skip != 0;
 }
 CX_FN float factor_of(int64_t factor, const Piece &piece)
 {
@@ -136,6 +135,30 @@ extern "C" __global__ void __launch_bounds__(RUNTIME_THREADS)
         ((double *)p.head.work[0])[blockIdx.x] = sum;
 }
 
+// A step with a loss that is finite: is it left out? The scale for the next one, and the numbers
+// that hang on how many updates were made.
+CX_FN void rescale(LossScale &scaling, OptimizerNumbers &numbers, OptimizerResult &result)
+{
+    result.skip = !isfinite(result.norm);
+#ifdef FAULT_SCALE // the scale stays
+    return;
+#endif
+    scaling.good = result.skip ? 0 : scaling.good + 1;
+    if (result.skip) {
+        scaling.skipped++;
+        scaling.scale *= 0.5;
+    } else if (scaling.good == LOSS_SCALE_GROWTH) {
+        scaling.good = 0;
+        scaling.scale *= 2;
+    }
+    double n = (double)(numbers.updates - scaling.skipped);
+    if (n > 0) {
+        numbers.rate = numbers.lr / (1 - pow(numbers.beta1, n));
+        numbers.root2 = sqrt(1 - pow(numbers.beta2, n));
+    }
+    result.scale = scaling;
+}
+
 // One block: the sum of each instance, whose pieces follow each other, then of all.
 extern "C" __global__ void __launch_bounds__(RUNTIME_THREADS)
     CX_NAME_1(const __grid_constant__ CxLaunch<SquareSumsArgs> p)
@@ -144,7 +167,11 @@ extern "C" __global__ void __launch_bounds__(RUNTIME_THREADS)
     const SquareSumsArgs &a = p.args[0];
     const OptimizerChunk *chunks = (const OptimizerChunk *)a.chunks;
     const double *sums = (const double *)p.head.work[0];
-    double scale = number(a.scale), clip = number(a.clip), all = 0, loss = 0;
+    OptimizerNumbers &numbers = *(OptimizerNumbers *)a.numbers;
+    LossScale *scaling = (LossScale *)a.loss_scale;
+    double scale = numbers.scale, clip = numbers.clip, all = 0, loss = 0;
+    if (scaling)
+        scale /= scaling->scale;
     for (int64_t instance = 0; instance < a.instances; instance++) {
         double own = 0;
         for (int64_t i = threadIdx.x; i < a.chunk_count; i += RUNTIME_THREADS)
@@ -159,14 +186,17 @@ extern "C" __global__ void __launch_bounds__(RUNTIME_THREADS)
     double own = 0;
     for (int64_t i = threadIdx.x; i < a.loss_count; i += RUNTIME_THREADS)
         own += (double)((const float *)a.losses)[i];
-    loss = block_sum(own, (double *)shared) * scale;
+    loss = block_sum(own, (double *)shared) * numbers.scale;
     if (threadIdx.x != 0)
         return;
     OptimizerResult *result = (OptimizerResult *)a.result;
     result->norm = sqrt(all) * scale;
     result->loss = loss;
-    if (!isfinite(result->norm + loss) && result->bad_step == 0)
-        result->bad_step = a.step;
+    result->skip = 0;
+    if (scaling && isfinite(loss) && (isfinite(result->norm) || scaling->scale > 1))
+        rescale(*scaling, numbers, *result);
+    else if (!isfinite(result->norm + loss) && result->bad_step == 0)
+        result->bad_step = numbers.step;
 }
 #endif
 
@@ -202,11 +232,12 @@ extern "C" __global__ void __launch_bounds__(RUNTIME_THREADS)
     if (is_bad(a.result))
         return;
     const Piece piece(a.chunks);
-    Adamw body = {piece.of(a.params),  piece.of(a.m),         piece.of(a.v),
-                  piece.of(a.average), piece.of(a.gradients), factor_of(a.factor, piece),
-                  cx_real(a.decay),    cx_real(a.beta1),      cx_real(a.rest1),
-                  cx_real(a.beta2),    cx_real(a.rest2),      cx_real(a.rate),
-                  cx_real(a.root2),    cx_real(a.eps),        cx_real(a.rest)};
+    const OptimizerNumbers &numbers = numbers_at(a.numbers);
+    Adamw body = {piece.of(a.params),    piece.of(a.m),         piece.of(a.v),
+                  piece.of(a.average),   piece.of(a.gradients), factor_of(a.factor, piece),
+                  (float)numbers.decay,  (float)numbers.beta1,  (float)numbers.rest1,
+                  (float)numbers.beta2,  (float)numbers.rest2,  (float)numbers.rate,
+                  (float)numbers.root2,  (float)numbers.eps,    (float)numbers.rest};
     piece.walk(body);
 }
 #endif
@@ -216,20 +247,18 @@ struct Sgd {
     float *p, *m, *average;
     const float *gradients;
     float factor, lr, momentum, decay, rest;
-    bool first;
 
     template <int width> CX_MEMBER void update(int i)
     {
         Four g = load<width>(gradients, i), at = load<width>(p, i);
-        Four kept = load<width>(first ? nullptr : m, i);
+        Four kept = load<width>(m, i);
         CX_UNROLL
         for (int j = 0; j < width; j++) {
             float s = g.at[j] * factor + decay * at.at[j];
-            kept.at[j] = first ? s : momentum * kept.at[j] + s;
-            at.at[j] -= lr * (momentum != 0.f ? kept.at[j] : s);
+            kept.at[j] = m ? momentum * kept.at[j] + s : s;
+            at.at[j] -= lr * kept.at[j];
         }
-        if (momentum != 0.f)
-            store<width>(m, i, kept);
+        store<width>(m, i, kept);
         store<width>(p, i, at);
         follow<width>(average, i, at, rest);
     }
@@ -242,17 +271,16 @@ extern "C" __global__ void __launch_bounds__(RUNTIME_THREADS)
     if (is_bad(a.result))
         return;
     const Piece piece(a.chunks);
-    float momentum = cx_real(a.momentum);
+    const OptimizerNumbers &numbers = numbers_at(a.numbers);
     Sgd body = {piece.of(a.params),
-                piece.of(momentum != 0.f ? a.m : 0),
+                piece.of(a.m),
                 piece.of(a.average),
                 piece.of(a.gradients),
                 factor_of(a.factor, piece),
-                cx_real(a.lr),
-                momentum,
-                cx_real(a.decay),
-                cx_real(a.rest),
-                a.first != 0 || momentum == 0.f};
+                (float)numbers.lr,
+                (float)numbers.momentum,
+                (float)numbers.weight_decay,
+                (float)numbers.rest};
     piece.walk(body);
 }
 #endif
@@ -302,7 +330,7 @@ extern "C" __global__ void __launch_bounds__(RUNTIME_THREADS)
     if (is_bad(a.result))
         return;
     const Piece piece(a.chunks);
-    Average body = {piece.of(a.average), piece.of(a.params), cx_real(a.rest)};
+    Average body = {piece.of(a.average), piece.of(a.params), (float)numbers_at(a.numbers).rest};
     piece.walk(body);
 }
 #endif

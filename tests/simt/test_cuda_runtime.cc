@@ -11,9 +11,19 @@ static int64_t bits(double value)
     memcpy(&result, &value, sizeof result);
     return result;
 }
-static float real(int64_t value)
+
+// The numbers of an update, in device memory; `written`: the kernel may write them.
+static int64_t place(KernelCase &test, const OptimizerNumbers &numbers, bool written = false)
 {
-    return cx_real(value);
+    const size_t words = sizeof numbers / sizeof(int64_t);
+    int64_t at = written ? test.output(words, 0, ST_I64) : test.integers(words, 0, 1);
+    for (size_t i = 0; i < words; i++)
+        test.set_integer(at, (int64_t)i, ((const int64_t *)&numbers)[i]);
+    return at;
+}
+static const OptimizerNumbers &numbers_at(int64_t address)
+{
+    return *(const OptimizerNumbers *)address;
 }
 
 // Pieces of flat buffers: two parameters of one instance, two of another.
@@ -57,10 +67,11 @@ static int64_t factors(KernelCase &test)
     test.set_integer(at, 1, bits(0.125));
     return at;
 }
-static int64_t result_of(KernelCase &test, int64_t bad_step)
+static int64_t result_of(KernelCase &test, int64_t bad_step, int64_t skip = 0)
 {
-    int64_t at = test.integers(3, 0, 1);
+    int64_t at = test.integers(sizeof(OptimizerResult) / 8, 0, 1);
     test.set_integer(at, 2, bad_step);
+    test.set_integer(at, 3, skip);
     return at;
 }
 static void finish(KernelCase &test, const char *fault)
@@ -76,9 +87,10 @@ static void finish(KernelCase &test, const char *fault)
 static void square_sums(const PvRun *, const int64_t *raw)
 {
     const SquareSumsArgs *a = (const SquareSumsArgs *)raw;
-    double sum[8] = {0}, all = 0, loss = 0, scale, clip;
-    memcpy(&scale, &a->scale, 8);
-    memcpy(&clip, &a->clip, 8);
+    OptimizerNumbers &numbers = *(OptimizerNumbers *)a->numbers;
+    LossScale *scaling = (LossScale *)a->loss_scale;
+    double sum[8] = {0}, all = 0, loss = 0, clip = numbers.clip;
+    double scale = numbers.scale / (scaling ? scaling->scale : 1);
     const float *g = (const float *)a->gradients;
     walk(a->chunks, a->chunk_count,
          [&](int64_t i, int instance) { sum[instance] += (double)g[i] * (double)g[i]; });
@@ -91,46 +103,67 @@ static void square_sums(const PvRun *, const int64_t *raw)
         loss += (double)((const float *)a->losses)[i];
     OptimizerResult *result = (OptimizerResult *)a->result;
     result->norm = sqrt(all) * scale;
-    result->loss = loss * scale;
-    if (!isfinite(result->norm + result->loss) && result->bad_step == 0)
-        result->bad_step = a->step;
+    result->loss = loss * numbers.scale;
+    bool fine = isfinite(result->norm), known = isfinite(result->loss);
+    result->skip = scaling && known && !fine && scaling->scale > 1;
+    if (!(fine && known) && !result->skip && result->bad_step == 0)
+        result->bad_step = numbers.step;
+    if (!scaling || !(known && (fine || result->skip)))
+        return;
+    scaling->skipped += result->skip;
+    scaling->good = fine ? scaling->good + 1 : 0;
+    scaling->scale *= fine ? scaling->good == 2000 ? 2 : 1 : 0.5;
+    scaling->good %= 2000;
+    int made = (int)(numbers.updates - scaling->skipped);
+    if (made > 0) {
+        numbers.rate = numbers.lr / (1 - pow(numbers.beta1, made));
+        numbers.root2 = sqrt(1 - pow(numbers.beta2, made));
+    }
+    result->scale = *scaling;
 }
 
-static void follow(int64_t average, int64_t i, float p, int64_t rest)
+static void follow(int64_t average, int64_t i, float p, int64_t numbers)
 {
     if (average)
-        ((float *)average)[i] -= real(rest) * (((float *)average)[i] - p);
+        ((float *)average)[i] -= (float)numbers_at(numbers).rest * (((float *)average)[i] - p);
+}
+static bool changes_nothing(int64_t result)
+{
+    const OptimizerResult *of = (const OptimizerResult *)result;
+    return of->bad_step || of->skip;
 }
 
 static void adamw(const PvRun *, const int64_t *raw)
 {
     const AdamwArgs *a = (const AdamwArgs *)raw;
+    const OptimizerNumbers &of = numbers_at(a->numbers);
     float *p = (float *)a->params, *m = (float *)a->m, *v = (float *)a->v;
-    if (((const OptimizerResult *)a->result)->bad_step)
+    if (changes_nothing(a->result))
         return;
     walk(a->chunks, a->chunk_count, [&](int64_t i, int instance) {
         float s = ((const float *)a->gradients)[i] * (float)((const double *)a->factor)[instance];
-        m[i] = m[i] * real(a->beta1) + s * real(a->rest1);
-        v[i] = v[i] * real(a->beta2) + s * s * real(a->rest2);
-        p[i] = p[i] * real(a->decay) -
-               real(a->rate) * (m[i] / (sqrtf(v[i]) / real(a->root2) + real(a->eps)));
-        follow(a->average, i, p[i], a->rest);
+        m[i] = m[i] * (float)of.beta1 + s * (float)of.rest1;
+        v[i] = v[i] * (float)of.beta2 + s * s * (float)of.rest2;
+        p[i] = p[i] * (float)of.decay -
+               (float)of.rate * (m[i] / (sqrtf(v[i]) / (float)of.root2 + (float)of.eps));
+        follow(a->average, i, p[i], a->numbers);
     });
 }
 
 static void sgd(const PvRun *, const int64_t *raw)
 {
     const SgdArgs *a = (const SgdArgs *)raw;
-    float *p = (float *)a->params, *m = (float *)a->m, momentum = real(a->momentum);
-    if (((const OptimizerResult *)a->result)->bad_step)
+    const OptimizerNumbers &of = numbers_at(a->numbers);
+    float *p = (float *)a->params, *m = (float *)a->m;
+    if (changes_nothing(a->result))
         return;
     walk(a->chunks, a->chunk_count, [&](int64_t i, int instance) {
         float s = ((const float *)a->gradients)[i] * (float)((const double *)a->factor)[instance] +
-                  real(a->decay) * p[i];
-        if (momentum != 0.f)
-            s = m[i] = a->first ? s : momentum * m[i] + s;
-        p[i] -= real(a->lr) * s;
-        follow(a->average, i, p[i], a->rest);
+                  (float)of.weight_decay * p[i];
+        if (m)
+            s = m[i] = (float)of.momentum * m[i] + s;
+        p[i] -= (float)of.lr * s;
+        follow(a->average, i, p[i], a->numbers);
     });
 }
 
@@ -146,17 +179,18 @@ static void accumulate(const PvRun *, const int64_t *raw)
 static void average(const PvRun *, const int64_t *raw)
 {
     const AverageArgs *a = (const AverageArgs *)raw;
-    if (((const OptimizerResult *)a->result)->bad_step)
+    if (changes_nothing(a->result))
         return;
     walk(a->chunks, a->chunk_count,
-         [&](int64_t i, int) { follow(a->average, i, ((const float *)a->params)[i], a->rest); });
+         [&](int64_t i, int) { follow(a->average, i, ((const float *)a->params)[i], a->numbers); });
 }
 
 /* ---- cases ---- */
 
 // Gradients and losses are small multiples of 1/8, so that sums are exact in any order.
+// `bad`: one of the losses. scaling: of the loss; no scale: none. gradient: one of them.
 static void check_sums(const char *what, double clip, float bad, int64_t bad_step,
-                       const char *fault = nullptr)
+                       const char *fault = nullptr, LossScale scaling = {}, float gradient = 0)
 {
     KernelCase test("square_sums", square_sums, what);
     Pieces pieces(test);
@@ -165,6 +199,7 @@ static void check_sums(const char *what, double clip, float bad, int64_t bad_ste
     args.gradients = pieces.input(test);
     for (int64_t i = 0; i < pieces.elements; i++)
         test.set(args.gradients, (size_t)i, (float)(i % 17 - 8) / 8);
+    test.set(args.gradients, 5, gradient);
     args.losses = test.input(300);
     args.loss_count = 300;
     for (size_t i = 0; i < 300; i++)
@@ -172,17 +207,26 @@ static void check_sums(const char *what, double clip, float bad, int64_t bad_ste
     test.set(args.losses, 299, bad);
     args.factor = test.output(2, 0, ST_I64);
     args.instances = 2;
-    args.result = test.output(3, 0, ST_I64);
+    args.result = test.output(sizeof(OptimizerResult) / 8, 0, ST_I64);
     test.set_integer(args.result, 2, bad_step);
-    args.step = 12;
-    args.scale = bits(0.25);
-    args.clip = bits(clip);
+    test.set_integer(args.result, 3, 0); // skip
+    OptimizerNumbers numbers = {};
+    numbers.step = 12, numbers.updates = scaling.skipped + 2; // powers of few bits
+    numbers.scale = 0.25, numbers.clip = clip;
+    numbers.lr = 0.125, numbers.beta1 = 0.5, numbers.beta2 = 0.75;
+    args.numbers = place(test, numbers, true);
+    if (scaling.scale != 0) {
+        args.loss_scale = test.output(3, 0, ST_I64);
+        test.set_integer(args.loss_scale, 0, bits(scaling.scale));
+        test.set_integer(args.loss_scale, 1, scaling.good);
+        test.set_integer(args.loss_scale, 2, scaling.skipped);
+    }
     test.segment(args);
     finish(test, fault);
 }
 
 static void check_adamw(const char *what, bool with_average, int64_t bad_step,
-                        const char *fault = nullptr)
+                        const char *fault = nullptr, int64_t skip = 0)
 {
     KernelCase test("adamw", adamw, what);
     Pieces pieces(test);
@@ -195,15 +239,17 @@ static void check_adamw(const char *what, bool with_average, int64_t bad_step,
         test.set(args.v, (size_t)i, 0.01f + (float)(i % 31) / 31);
     args.average = with_average ? pieces.updated(test) : 0;
     args.factor = factors(test);
-    args.result = result_of(test, bad_step);
-    args.decay = bits(1 - 1e-4), args.beta1 = bits(0.9), args.rest1 = bits(1 - 0.9);
-    args.beta2 = bits(0.999), args.rest2 = bits(1 - 0.999), args.rate = bits(0.01 / 0.19);
-    args.root2 = bits(sqrt(0.002)), args.eps = bits(1e-8), args.rest = bits(0.01);
+    args.result = result_of(test, bad_step, skip);
+    OptimizerNumbers numbers = {};
+    numbers.decay = 1 - 1e-4, numbers.beta1 = 0.9, numbers.rest1 = 1 - 0.9;
+    numbers.beta2 = 0.999, numbers.rest2 = 1 - 0.999, numbers.rate = 0.01 / 0.19;
+    numbers.root2 = sqrt(0.002), numbers.eps = 1e-8, numbers.rest = 0.01;
+    args.numbers = place(test, numbers);
     test.segment(args);
     finish(test, fault);
 }
 
-static void check_sgd(const char *what, double momentum, bool first, bool with_average)
+static void check_sgd(const char *what, double momentum, bool moments, bool with_average)
 {
     KernelCase test("sgd", sgd, what);
     Pieces pieces(test);
@@ -211,13 +257,14 @@ static void check_sgd(const char *what, double momentum, bool first, bool with_a
     args.chunks = pieces.chunks, args.chunk_count = pieces.chunk_count;
     args.gradients = pieces.input(test);
     args.params = pieces.updated(test);
-    args.m = momentum != 0 ? pieces.updated(test) : 0;
+    args.m = moments ? pieces.updated(test) : 0;
     args.average = with_average ? pieces.updated(test) : 0;
     args.factor = factors(test);
     args.result = result_of(test, 0);
-    args.first = first;
-    args.lr = bits(0.1), args.momentum = bits(momentum), args.decay = bits(0.01);
-    args.rest = bits(0.05);
+    OptimizerNumbers numbers = {};
+    numbers.lr = 0.1, numbers.momentum = momentum, numbers.weight_decay = 0.01;
+    numbers.rest = 0.05;
+    args.numbers = place(test, numbers);
     test.segment(args);
     test.run();
 }
@@ -244,7 +291,9 @@ static void check_average(void)
     args.average = pieces.updated(test);
     args.params = pieces.input(test);
     args.result = result_of(test, 0);
-    args.rest = bits(0.001);
+    OptimizerNumbers numbers = {};
+    numbers.rest = 0.001;
+    args.numbers = place(test, numbers);
     test.segment(args);
     test.run();
 }
@@ -255,16 +304,24 @@ int main(void)
     check_sums("clipped", 1.5, 0.125f, 0);
     check_sums("a loss that is no number", 1.5, INFINITY, 0);
     check_sums("after a bad step", 1.5, INFINITY, 3);
+    check_sums("scaled", 1.5, 0.125f, 0, nullptr, {1024, 7, 3});
+    check_sums("scaled, grown", 0, 0.125f, 0, nullptr, {1024, 1999, 3});
+    check_sums("scaled, left out", 1.5, 0.125f, 0, nullptr, {1024, 7, 3}, INFINITY);
+    check_sums("scaled, no number", 0, 0.125f, 0, nullptr, {65536, 0, 0}, NAN);
+    check_sums("scaled by 1", 0, 0.125f, 0, nullptr, {1, 7, 3}, INFINITY);
+    check_sums("scaled, a bad loss", 0, NAN, 0, nullptr, {1024, 7, 3});
     check_adamw("with an average", true, 0);
+    check_adamw("left out", true, 0, nullptr, 1);
     check_adamw("without an average", false, 0);
     check_adamw("after a bad step", true, 3);
     check_sgd("plain", 0, false, true);
-    check_sgd("first step", 0.9, true, false);
-    check_sgd("momentum", 0.9, false, true);
+    check_sgd("first step", 0, true, false);
+    check_sgd("momentum", 0.9, true, true);
     check_accumulate("first", true);
     check_accumulate("more", false);
     check_average();
     check_sums("clipped", 1.5, 0.125f, 0, "FAULT_SUM");
+    check_sums("scaled", 1.5, 0.125f, 0, "FAULT_SCALE", {1024, 7, 3});
     check_adamw("with an average", true, 0, "FAULT_REST");
     return finish_cases();
 }

@@ -113,12 +113,7 @@ CX_ENTRY(normal)
 
 // ---- the optimizer ----
 
-static double real(int64_t bits)
-{
-    double value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
+#define NUMBERS(args) (*(const OptimizerNumbers *)(args).numbers)
 #define OPTIMIZER(name, Args)                                                                      \
     extern "C" __global__ void name(const __grid_constant__ CxLaunch<Args> p);                     \
     CX_ENTRY(name)                                                                                 \
@@ -142,7 +137,7 @@ OPTIMIZER(square_sums_1, SquareSumsArgs)
     OptimizerResult *result = (OptimizerResult *)args.result;
     const OptimizerChunk *chunks = (const OptimizerChunk *)args.chunks;
     const double *sums = (const double *)p.head.work[0];
-    double all = 0, loss = 0, scale = real(args.scale), clip = real(args.clip);
+    double all = 0, loss = 0, scale = NUMBERS(args).scale, clip = NUMBERS(args).clip;
     for (int64_t k = 0; k < args.instances; k++) {
         double of = 0;
         for (int64_t c = 0; c < args.chunk_count; c++)
@@ -156,7 +151,7 @@ OPTIMIZER(square_sums_1, SquareSumsArgs)
     result->norm = sqrt(all) * scale;
     result->loss = loss * scale;
     if (result->bad_step == 0 && !(isfinite(result->norm) && isfinite(result->loss)))
-        result->bad_step = args.step;
+        result->bad_step = NUMBERS(args).step;
 }
 
 static void average(int64_t to, int64_t params, int64_t i, double rest)
@@ -173,14 +168,14 @@ OPTIMIZER(adamw, AdamwArgs)
     float factor = (float)((const double *)args.factor)[CHUNK(args).instance];
     for (int64_t i = CHUNK(args).first; i < CHUNK(args).first + CHUNK(args).count; i++) {
         float slope = F(args.gradients)[i] * factor;
-        float mean = F(args.m)[i] * (float)real(args.beta1) + slope * (float)real(args.rest1);
-        float square = F(args.v)[i] * (float)real(args.beta2) + slope * slope * (float)real(args.rest2);
+        float mean = F(args.m)[i] * (float)NUMBERS(args).beta1 + slope * (float)NUMBERS(args).rest1;
+        float square = F(args.v)[i] * (float)NUMBERS(args).beta2 + slope * slope * (float)NUMBERS(args).rest2;
         F(args.m)[i] = mean;
         F(args.v)[i] = square;
-        F(args.params)[i] = F(args.params)[i] * (float)real(args.decay) -
-                            (float)real(args.rate) *
-                                (mean / (sqrtf(square) / (float)real(args.root2) + (float)real(args.eps)));
-        average(args.average, args.params, i, real(args.rest));
+        F(args.params)[i] = F(args.params)[i] * (float)NUMBERS(args).decay -
+                            (float)NUMBERS(args).rate *
+                                (mean / (sqrtf(square) / (float)NUMBERS(args).root2 + (float)NUMBERS(args).eps));
+        average(args.average, args.params, i, NUMBERS(args).rest);
     }
 }
 
@@ -197,5 +192,5 @@ OPTIMIZER(average_all, AverageArgs)
     if (((const OptimizerResult *)args.result)->bad_step)
         return;
     for (int64_t i = CHUNK(args).first; i < CHUNK(args).first + CHUNK(args).count; i++)
-        average(args.average, args.params, i, real(args.rest));
+        average(args.average, args.params, i, NUMBERS(args).rest);
 }

@@ -19,6 +19,7 @@ static const PvCudaKernel small_kernels[];
 #define SMALL_CUDA_OF(i) &small_kernels[i]
 #include "small_model.h"
 
+#include "codegen/kernel_args.h"
 #include "runtime/command.h"
 #include "runtime/cuda_exec.h"
 #include "runtime/file.h"
@@ -353,13 +354,49 @@ static void graphs_are_replayed(void **state)
     pv_exec_free(exec);
 }
 
+// The optimizer's launches: those that come again with the same arguments are one graph.
+static void calls_are_replayed(void **state)
+{
+    (void)state;
+    PvError error = {0};
+    setenv("PVDM_CUDA_DRIVER", driver, 1);
+    PvDevice *device = pv_device_open(0, &error);
+    PvExec *exec = pv_exec_new(&pv_model, 1, &error);
+    if (!device || !pv_exec_use(exec, device, &error))
+        fail_msg("%s", error.text);
+    struct {
+        OptimizerChunk chunk;
+        float gradients[3], sum[3];
+    } host = {{0, 3, 0}, {1, 2, 4}, {10, 20, 30}};
+    CUdeviceptr at = 0;
+    assert_true(pv_device_alloc(device, sizeof host, "a test", &at, &error));
+    assert_true(pv_device_upload(device, device->work, at, &host, sizeof host, &error));
+    AccumulateArgs args[2] = {{.chunks = (int64_t)at,
+                               .chunk_count = 1,
+                               .sum = (int64_t)(at + sizeof host.chunk + sizeof host.gradients),
+                               .gradients = (int64_t)(at + sizeof host.chunk)}};
+    args[1] = args[0];
+    const PvGpuCall calls[] = {{"accumulate", &args[0], sizeof args[0]},
+                               {"accumulate", &args[1], sizeof args[1]}};
+    for (int i = 0; i < 4; i++)
+        assert_true(pv_gpu_calls(exec->gpu, calls, 2, &error));
+    assert_int_equal(exec->gpu->graphs, 1);
+    assert_int_equal(exec->gpu->replays, 3);
+    assert_true(pv_gpu_calls(exec->gpu, calls, 1, &error)); // others
+    assert_int_equal(exec->gpu->replays, 3);
+    assert_true(pv_device_download(device, device->work, &host, at, sizeof host, &error));
+    assert_true(host.sum[0] == 10 + 9 * 1 && host.sum[2] == 30 + 9 * 4);
+    pv_device_free(device, at, sizeof host);
+    pv_exec_free(exec);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(programs_agree),          cmocka_unit_test(samplers_agree),
         cmocka_unit_test(training_agrees),         cmocka_unit_test(what_is_not_finite_is_told),
         cmocka_unit_test(what_is_missing_is_told), cmocka_unit_test(faults_are_named),
-        cmocka_unit_test(graphs_are_replayed),
+        cmocka_unit_test(graphs_are_replayed),     cmocka_unit_test(calls_are_replayed),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
