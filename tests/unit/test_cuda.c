@@ -297,7 +297,7 @@ static void what_is_missing_is_told(void **state)
     refuses("PVDM_FAKE_ARCH=90", gpu, 3,
             "compute capability 9.0); this executable has the emulator");
     refuses("PVDM_FAKE_MEMORY=600", gpu, 3, "not enough memory on GPU 0");
-    refuses("PVDM_FAKE_MEMORY=2100", gpu, 3, "are free on the GPU; no batch fits");
+    refuses("PVDM_FAKE_MEMORY=34868", gpu, 3, "are free on the GPU; no batch fits");
     refuses("", "run scale --device cuda:7", 3, "there is no GPU 7; this machine has 1");
     refuses("", "run scale --device gpu", 2, "--device is cpu, cuda or cuda:N, not 'gpu'");
     must("PVDM_CUDA_DRIVER=/nowhere/libcuda.so", "run scale --weights net=@/w.st --in @/x.st");
