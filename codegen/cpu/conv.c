@@ -169,6 +169,8 @@ static void conv_open(const ConvLaunch *launch, ConvProduct *product, int64_t gr
     product->table = (int32_t *)scratch;
     table_fill(launch, product->table);
     unfold->source = launch->source + group * launch->source_group;
+    if (unfold->norm)
+        unfold->norm += group * launch->norm_group;
     unfold_open(unfold, box);
     product->w = launch->w + group * launch->w_group;
     product->bias = launch->bias ? launch->bias + group * launch->bias_group : NULL;
@@ -387,6 +389,7 @@ static void conv_plain(const PvRun *run, const ConvArgs *args)
         .bias_axis = 1,
         .residual = args->residual,
         .act = args->act,
+        .norm = args->norm,
     };
     pv_gemm_one(run, &gemm);
 }
@@ -405,7 +408,11 @@ static ConvLaunch forward_launch(const ConvArgs *args)
                     .act = (PvAct)args->act,
                     .unfold = {.image_step = args->x_image,
                                .channel_step = args->x_channel,
-                               .images = args->images}},
+                               .images = args->images,
+                               .norm = (const PvReal *)args->norm.table,
+                               .norm_image = args->norm.image,
+                               .norm_shift = args->norm.shift,
+                               .norm_act = (PvAct)args->norm.act}},
         .groups = args->groups,
         .rows = rows,
         .source = (const PvReal *)args->x,
@@ -414,6 +421,7 @@ static ConvLaunch forward_launch(const ConvArgs *args)
         .residual = (const PvReal *)args->residual,
         .out = (PvReal *)args->y,
         .source_group = channels * args->x_channel,
+        .norm_group = channels,
         .w_group = rows * channels * taps,
         .bias_group = rows,
         .out_group = rows * args->y_channel,
@@ -445,4 +453,10 @@ void pv_conv(const PvRun *run, const int64_t *raw)
             launch[count++] = forward_launch(&args[i]);
     }
     pv_conv_launches(run, launch, count);
+    for (uint32_t i = 0; i < run->segments; i++) {
+        NormSource y = {(const PvReal *)args[i].y, args[i].images,  args[i].c_out,
+                        volume(args[i].out),       args[i].y_image, args[i].y_channel};
+        if (args[i].stats.table)
+            pv_norm_table(run, &args[i].stats, &y);
+    }
 }

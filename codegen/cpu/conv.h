@@ -36,7 +36,7 @@ typedef struct {
     const PvReal *source, *w, *bias, *residual;
     PvReal *out;
     // steps
-    int64_t source_group, w_group, bias_group, out_group, out_image;
+    int64_t source_group, norm_group, w_group, bias_group, out_group, out_image;
     int64_t residual_group, residual_image;
     int64_t extent[3], first[3], step[3]; // of positions in the result
     // the table: (first + index * step) of each axis, in a grid of `table_extent`

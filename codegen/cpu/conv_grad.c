@@ -230,6 +230,8 @@ static void wgrad_task(const ConvProduct *shape, const ConvArgs *args, int64_t g
     unfold->patch = (PvReal *)(scratch + pv_product_bytes(columns * (int64_t)sizeof(PvReal),
                                                           sizeof(PvReal), true));
     unfold->source = (const PvReal *)args->x + group * channels * args->x_channel;
+    if (unfold->norm)
+        unfold->norm += group * channels;
     product.w = (const PvReal *)args->y + group * rows * args->y_channel;
     product.out = (PvReal *)args->w + group * rows * product.out_row;
     product.residual =
@@ -241,7 +243,7 @@ static void wgrad_one(const PvRun *run, const ConvArgs *args)
 {
     int64_t rows = args->c_out / args->groups, channels = args->c_in / args->groups;
     int64_t outside = volume(args->out), taps = volume(args->kernel);
-    if (is_pointwise(args)) {
+    if (is_pointwise(args) && !args->norm.table) {
         GemmArgs gemm = {
             .c = args->w,
             .a = args->y,
@@ -272,7 +274,11 @@ static void wgrad_one(const PvRun *run, const ConvArgs *args)
         .out_row = channels * taps,
         .unfold = {.image_step = args->x_image,
                    .channel_step = args->x_channel,
-                   .images = args->images},
+                   .images = args->images,
+                   .norm = (const PvReal *)args->norm.table,
+                   .norm_image = args->norm.image,
+                   .norm_shift = args->norm.shift,
+                   .norm_act = (PvAct)args->norm.act},
     };
     for (int axis = 0; axis < 3; axis++) {
         product.unfold.in[axis] = args->in[axis];

@@ -3,8 +3,8 @@
 // Small matrices cost no more than their panels: every batch element is a task of its own. With
 // sum_batch the batch axes are a part of k, (i0, i1, k) in this order, so blocks of k run across
 // batch elements. Goto's algorithm with the roles that suit a tile of few rows and wide columns.
+#include "codegen/cpu/norm_load.h"
 #include "codegen/cpu/product.h"
-#include "codegen/cpu/pv_math.h"
 
 ProductCut pv_product_cut(int64_t m, int64_t n, int64_t k_blocks, int64_t batches, int threads)
 {
@@ -116,6 +116,7 @@ typedef struct {
     const PvReal *a, *b; // of this batch element, or with sum_batch of the first
     PvReal *c;
     const PvReal *residual;
+    const PvReal *norm;      // of the image's table; NULL: none
     int64_t k_total, k_step; // of k with the summed batches; block length
     int64_t k0, k;           // present block
 } GemmProduct;
@@ -168,6 +169,9 @@ static void gemm_pack_columns(Product *base, int64_t n0, int64_t columns, PvReal
     const GemmArgs *args = product->args;
     gemm_pack(product, PV_LANES, product->b + n0 * args->b_n, args->b_n, args->b_k, args->b0,
               args->b1, columns, panel);
+    if (product->norm)
+        normalize_panel(panel, product->k, product->norm + product->k0,
+                        product->norm + args->norm.shift + product->k0, (PvAct)args->norm.act);
 }
 
 static void gemm_store(Product *base, int64_t m0, int64_t rows, int64_t n0, int64_t columns,
@@ -211,11 +215,18 @@ void pv_gemm_one(const PvRun *run, const GemmArgs *args)
             .b = (const PvReal *)args->b + i0 * args->b0 + i1 * args->b1,
             .c = (PvReal *)args->c + c,
             .residual = args->residual ? (const PvReal *)args->residual + residual : NULL,
+            .norm = args->norm.table
+                        ? (const PvReal *)args->norm.table + i0 * args->norm.image
+                        : NULL,
             .k_total = k_total,
             .k_step = pv_ceil_div(k_total, k_blocks),
         };
         pv_product_block(&product.base, m0, pv_least(m0 + cut.rows, args->m), n0,
                          pv_least(n0 + cut.columns, args->n), pv_thread_scratch(run));
+    }
+    if (args->stats.table) {
+        NormSource c = {(const PvReal *)args->c, args->batch0, args->m, args->n, args->c0, args->c_m};
+        pv_norm_table(run, &args->stats, &c);
     }
 }
 

@@ -3,11 +3,12 @@
 // Positions are cut into boxes (images, depth, height, width). For a box and the channels at hand
 // the part of x that it sees is copied once, with its zero border, into a patch in scratch; a
 // column of the implicit matrix is then one offset into the patch, a row another, and panels are
-// packed by adding the two. Without padding x itself serves as the patch.
+// packed by adding the two. Without padding x itself serves as the patch. An operand that is to be
+// normalized (norm_load.h) is normalized as the patch is filled, and its border stays 0.
 #ifndef PV_UNFOLD_H
 #define PV_UNFOLD_H
 
-#include "codegen/cpu/tile.h"
+#include "codegen/cpu/norm_load.h"
 
 typedef struct {
     int64_t image, count;      // images
@@ -23,7 +24,10 @@ typedef struct {
     int64_t in[3], out[3], taps[3], step[3], low[3];
     int64_t images, tap_count;
     int64_t box[3], box_images, boxes[3], box_count; // size and number of boxes
-    bool padded;
+    bool padded;                                     // there is a patch
+    const PvReal *norm;                              // a of the first image, NULL: none
+    int64_t norm_image, norm_shift;                  // from image to image, from a to d
+    PvAct norm_act;
     // of the box at hand; all of them in scratch
     Box at;
     PvReal *patch;
@@ -53,7 +57,7 @@ static void unfold_cut(Unfold *unfold, int64_t columns)
 static void unfold_init(Unfold *unfold, int64_t columns)
 {
     unfold->tap_count = unfold->taps[0] * unfold->taps[1] * unfold->taps[2];
-    unfold->padded = false;
+    unfold->padded = unfold->norm != NULL;
     for (int axis = 0; axis < 3; axis++) {
         int64_t last = (unfold->out[axis] - 1) * unfold->step[axis] + unfold->taps[axis] - 1;
         if (unfold->low[axis] > 0 || last - unfold->low[axis] >= unfold->in[axis])
@@ -140,6 +144,61 @@ static void patch_row(PvReal *to, const PvReal *row, int64_t first, int64_t size
         to[i] = 0;
 }
 
+enum { NORM_RUN = 1024 };
+
+// Rows h0 .. h1 - 1 of a plane that is normalized on the way; all of them lie inside it. Narrow rows
+// are normalized together, since they follow one another in x.
+static void patch_rows_normed(const Unfold *unfold, PvReal *to, const PvReal *plane, int64_t h0,
+                              int64_t h1, int64_t first, int64_t size, PvReal a, PvReal d)
+{
+    PvReal run[NORM_RUN];
+    int64_t width = unfold->in[2], together = pv_least(h1 - h0, NORM_RUN / width);
+    if (together <= 1 || width >= 4 * PV_WIDTH) {
+        for (int64_t h = h0; h < h1; h++, to += size) {
+            patch_row(to, plane + h * width, first, size, width);
+            int64_t low = pv_most(0, -first), high = pv_least(size, width - first);
+            if (high > low)
+                normalize_run(to + low, to + low, high - low, a, d, unfold->norm_act);
+        }
+        return;
+    }
+    for (int64_t h = h0; h < h1; h += together) {
+        int64_t rows = pv_least(together, h1 - h);
+        normalize_run(run, plane + h * width, rows * width, a, d, unfold->norm_act);
+        for (int64_t i = 0; i < rows; i++, to += size)
+            patch_row(to, run + i * width, first, size, width);
+    }
+}
+
+// One channel of one image of the patch, which begins at position `first`.
+static PvReal *patch_channel(const Unfold *unfold, PvReal *to, int64_t image, int64_t c,
+                             const int64_t *first, const int64_t *size)
+{
+    const PvReal *from = unfold->source + image * unfold->image_step + c * unfold->channel_step;
+    const PvReal *norm =
+        unfold->norm ? unfold->norm + image * unfold->norm_image + c : NULL;
+    for (int64_t d = first[0]; d < first[0] + size[0]; d++) {
+        bool there = d >= 0 && d < unfold->in[0];
+        const PvReal *plane = there ? from + d * unfold->in[1] * unfold->in[2] : NULL;
+        int64_t h = first[1], end = first[1] + size[1];
+        int64_t low = there ? pv_least(end, pv_most(h, 0)) : end;
+        int64_t high = pv_most(low, pv_least(end, unfold->in[1]));
+        for (; h < low; h++, to += size[2])
+            patch_row(to, NULL, first[2], size[2], 0);
+        if (norm && high > low) {
+            patch_rows_normed(unfold, to, plane, low, high, first[2], size[2], norm[0],
+                              norm[unfold->norm_shift]);
+            to += (high - low) * size[2];
+            h = high;
+        }
+        for (; h < high; h++, to += size[2])
+            patch_row(to, plane + h * unfold->in[2], first[2], size[2], unfold->in[2]);
+        for (; h < end; h++, to += size[2])
+            patch_row(to, NULL, first[2], size[2], 0);
+    }
+    return to;
+}
+
 // Makes channels c0 .. c1 - 1 of the box ready.
 static void unfold_fill(Unfold *unfold, int64_t c0, int64_t c1)
 {
@@ -151,19 +210,9 @@ static void unfold_fill(Unfold *unfold, int64_t c0, int64_t c1)
     for (int axis = 0; axis < 3; axis++)
         first[axis] = box->first[axis] * unfold->step[axis] - unfold->low[axis];
     PvReal *to = unfold->patch;
-    for (int64_t c = c0; c < c1; c++) {
-        for (int64_t image = 0; image < box->count; image++) {
-            const PvReal *from = unfold->source + (box->image + image) * unfold->image_step +
-                                 c * unfold->channel_step;
-            for (int64_t d = first[0]; d < first[0] + size[0]; d++) {
-                for (int64_t h = first[1]; h < first[1] + size[1]; h++, to += size[2]) {
-                    bool inside = d >= 0 && d < unfold->in[0] && h >= 0 && h < unfold->in[1];
-                    patch_row(to, inside ? from + (d * unfold->in[1] + h) * unfold->in[2] : NULL,
-                              first[2], size[2], inside ? unfold->in[2] : 0);
-                }
-            }
-        }
-    }
+    for (int64_t c = c0; c < c1; c++)
+        for (int64_t image = 0; image < box->count; image++)
+            to = patch_channel(unfold, to, box->image + image, c, first, size);
     unfold->base = unfold->patch;
     unfold->base_first = c0;
 }
