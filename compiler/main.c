@@ -170,25 +170,38 @@ static bool pass_layout(Build *build)
     return true;
 }
 
+typedef struct {
+    Work **plans;
+    void (*pass)(Work *work);
+} PlanPass;
+
+static void run_plan_pass(void *context, uint32_t index)
+{
+    const PlanPass *plan_pass = context;
+    plan_pass->pass(plan_pass->plans[index]);
+}
+
+// For passes that write nothing but their plan.
+static bool each_plan(const Build *build, void (*pass)(Work *work))
+{
+    PlanPass plan_pass = {build->cg->plans, pass};
+    in_parallel(build->cg->plan_count, run_plan_pass, &plan_pass);
+    return true;
+}
+
 static bool pass_fuse(Build *build)
 {
-    for (uint32_t i = 0; i < build->cg->plan_count; i++)
-        fuse_groups(build->cg->plans[i]);
-    return true;
+    return each_plan(build, fuse_groups);
 }
 
 static bool pass_schedule(Build *build)
 {
-    for (uint32_t i = 0; i < build->cg->plan_count; i++)
-        schedule_groups(build->cg->plans[i]);
-    return true;
+    return each_plan(build, schedule_groups);
 }
 
 static bool pass_batch(Build *build)
 {
-    for (uint32_t i = 0; i < build->cg->plan_count; i++)
-        batch_groups(build->cg->plans[i]);
-    return true;
+    return each_plan(build, batch_groups);
 }
 
 static bool pass_lower(Build *build)
@@ -202,8 +215,7 @@ static bool pass_lower(Build *build)
 
 static bool pass_plan(Build *build)
 {
-    for (uint32_t i = 0; i < build->cg->plan_count; i++)
-        plan_memory(build->cg->plans[i]);
+    each_plan(build, plan_memory);
     return build->options.memory == 0 ||
            check_budgets(build->cg->plans, build->cg->plan_count);
 }

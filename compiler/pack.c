@@ -42,16 +42,19 @@ int64_t live_bound(Arena *arena, const Interval *items, uint32_t count)
 
 typedef enum { BY_SIZE, BY_AREA, BY_START, BY_LIFE, BY_END, ORDERS } Order;
 
-static const Interval *sort_items; // what the comparison looks at
-static Order sort_order;
+typedef struct {
+    const Interval *items;
+    Order by;
+} Sorting;
 
-static int compare_items(const void *left, const void *right)
+static int compare_items(const void *left, const void *right, void *how)
 {
+    const Sorting *sorting = how;
     uint32_t i = *(const uint32_t *)left, k = *(const uint32_t *)right;
-    const Interval *x = &sort_items[i], *y = &sort_items[k];
+    const Interval *x = &sorting->items[i], *y = &sorting->items[k];
     int64_t x_life = x->last - x->first + 1, y_life = y->last - y->first + 1;
     double by = 0;
-    switch (sort_order) {
+    switch (sorting->by) {
     case BY_SIZE:
         by = (double)(y->size - x->size);
         break;
@@ -77,33 +80,39 @@ static int compare_items(const void *left, const void *right)
     return by < 0 ? -1 : by > 0;
 }
 
-// Places the items in that order; `placed` is scratch: numbers of placed items by offset.
-static int64_t pack_in_order(Interval *items, const uint32_t *order, uint32_t *placed,
+// An item that has its place; what is asked of all of them for each further one, side by side.
+typedef struct {
+    int64_t offset, end;
+    int32_t first, last;
+} Placed;
+
+// Places the items in that order; `placed` is scratch: the items so far, by offset.
+static int64_t pack_in_order(Interval *items, const uint32_t *order, Placed *placed,
                              uint32_t count)
 {
     int64_t total = 0;
     for (uint32_t n = 0; n < count; n++) {
         Interval *item = &items[order[n]];
+        const int64_t size = item->size;
+        const int32_t first = item->first, last = item->last;
         int64_t end = 0, best = -1, best_gap = INT64_MAX;
-        for (uint32_t i = 0; i < n; i++) {
-            const Interval *other = &items[placed[i]];
-            if (other->last < item->first || other->first > item->last)
+        for (const Placed *other = placed; other < placed + n; other++) {
+            if (other->last < first || other->first > last)
                 continue;
             int64_t gap = other->offset - end;
-            if (gap >= item->size && gap < best_gap) {
+            if (gap >= size && gap < best_gap) {
                 best = end;
                 best_gap = gap;
             }
-            end = max64(end, other->offset + other->size);
+            end = max64(end, other->end);
         }
         item->offset = best >= 0 ? best : end;
-        total = max64(total, item->offset + item->size);
+        total = max64(total, item->offset + size);
         uint32_t at = n;
-        while (at > 0 && items[placed[at - 1]].offset > item->offset) {
-            placed[at] = placed[at - 1];
+        while (at > 0 && placed[at - 1].offset > item->offset)
             at--;
-        }
-        placed[at] = order[n];
+        memmove(&placed[at + 1], &placed[at], (n - at) * sizeof *placed);
+        placed[at] = (Placed){item->offset, item->offset + size, first, last};
     }
     return total;
 }
@@ -112,7 +121,8 @@ static int64_t pack_in_order(Interval *items, const uint32_t *order, uint32_t *p
 typedef struct {
     Interval *items;
     uint32_t count;
-    uint32_t *order, *placed, *best_order;
+    uint32_t *order, *next_order, *best_order;
+    Placed *placed;
     int64_t *best_offset;
     int64_t bound, best;
 } Packing;
@@ -137,14 +147,14 @@ static void promote(Packing *p)
     for (uint32_t n = 0; n < p->count; n++) {
         const Interval *item = &p->items[p->order[n]];
         if (item->offset + item->size > p->bound)
-            p->placed[front++] = p->order[n];
+            p->next_order[front++] = p->order[n];
     }
     for (uint32_t n = 0; n < p->count; n++) {
         const Interval *item = &p->items[p->order[n]];
         if (item->offset + item->size <= p->bound)
-            p->placed[front + back++] = p->order[n];
+            p->next_order[front + back++] = p->order[n];
     }
-    memcpy(p->order, p->placed, p->count * sizeof *p->order);
+    memcpy(p->order, p->next_order, p->count * sizeof *p->order);
 }
 
 static bool near_bound(const Packing *p)
@@ -158,6 +168,7 @@ int64_t pack_intervals(Arena *arena, Interval *items, uint32_t count)
         return 0;
     Packing p = {.items = items, .count = count, .best = INT64_MAX};
     p.order = arena_alloc(arena, count * sizeof *p.order);
+    p.next_order = arena_alloc(arena, count * sizeof *p.next_order);
     p.placed = arena_alloc(arena, count * sizeof *p.placed);
     p.best_order = arena_alloc(arena, count * sizeof *p.best_order);
     p.best_offset = arena_alloc(arena, count * sizeof *p.best_offset);
@@ -165,9 +176,8 @@ int64_t pack_intervals(Arena *arena, Interval *items, uint32_t count)
     for (Order by = BY_SIZE; by < ORDERS && p.best > p.bound; by++) {
         for (uint32_t i = 0; i < count; i++)
             p.order[i] = i;
-        sort_items = items;
-        sort_order = by;
-        qsort(p.order, count, sizeof *p.order, compare_items);
+        Sorting sorting = {items, by};
+        qsort_r(p.order, count, sizeof *p.order, compare_items, &sorting);
         try_order(&p);
     }
     int64_t visits = (int64_t)count * count / 2 + 1;

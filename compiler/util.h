@@ -24,6 +24,9 @@ uint64_t hash_bytes(const void *data, size_t size);
 // Makes room for one more element of a malloc'ed array: grow(&items, &capacity, count, size).
 void *grow_array(void *items, size_t *capacity, size_t count, size_t element_size);
 
+// run(context, i) for each i < count, several at once; returns when all are done (parallel.c).
+void in_parallel(uint32_t count, void (*run)(void *context, uint32_t index), void *context);
+
 // A broken invariant of the compiler: says where, and aborts.
 _Noreturn void bug_at(const char *file, int line, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
