@@ -17,14 +17,23 @@ typedef struct {
     const char *symbol;      // "k12", "pv_conv"
     const char *text;        // emitted: everything behind the symbol; NULL: library
     uint32_t cuda;           // Codegen.cuda_kernels, + 1; 0: none
+    uint32_t cuda_90a;       // the same, instead of it on sm_90a
 } Kernel;
+
+// Architectures that a kernel is compiled for. The emulator has all.
+typedef enum {
+    CUDA_ON_ALL,
+    CUDA_ON_90A,             // that alone
+    CUDA_BESIDE_90A,         // all but that: another kernel takes its place there
+} CudaPlaces;
 
 typedef struct {
     const char *symbol;      // phase p > 0 is SYMBOL_p
     const char *text;        // emitted, with CX_NAME as its name; NULL: choice.file
     CudaChoice choice;       // emitted: file is NULL, definitions are ""
-    uint32_t segments;       // it takes: 1 or PV_MAX_SEGMENTS
+    uint32_t segments;       // it takes
     uint32_t module;         // program that holds it
+    CudaPlaces places;
 } CudaKernel;
 
 // Programs, one for each module and architecture.
@@ -144,7 +153,7 @@ size_t data_add(Codegen *cg, const void *bytes, size_t size);
 size_t data_table(Codegen *cg, const Node *table);       // of op `table`, in machine types
 uint32_t kernel_library(Codegen *cg, const char *symbol);
 uint32_t kernel_emitted(Codegen *cg, const char *name, const char *text, uint32_t cuda);
-uint32_t kernel_with_cuda(Codegen *cg, uint32_t kernel, uint32_t cuda);
+uint32_t kernel_with_cuda(Codegen *cg, uint32_t kernel, uint32_t cuda, uint32_t cuda_90a);
 uint32_t stream_index(const Codegen *cg, const char *name);
 // Output index (space PV_IO, behind the inputs) of an output; UINT32_MAX: it is not in PV_IO.
 uint32_t output_index(const Codegen *cg, uint32_t entry, const Output *output);

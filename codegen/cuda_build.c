@@ -94,6 +94,11 @@ static const char *arch_name(Arena *arena, const CudaArch *arch)
     return arena_printf(arena, "sm_%u%s", arch->number, arch->specific ? "a" : "");
 }
 
+static bool is_90a(const CudaArch *arch)
+{
+    return arch->number == 90 && arch->specific;
+}
+
 // The architecture whose compilation gives PTX: the oldest that is not specific; -1: a compilation
 // of its own.
 static int ptx_source(const Targets *targets)
@@ -119,6 +124,8 @@ static uint32_t add_items(const Build *build, const CudaProgram *program, Item *
     for (uint32_t i = 0; i < archs; i++) {
         bool alone = i == targets->arch_count, ptx = alone || (targets->ptx && (int)i == source);
         CudaArch arch = alone ? (CudaArch){80, false} : targets->archs[i];
+        if (program->places == (is_90a(&arch) ? CUDA_BESIDE_90A : CUDA_ON_90A))
+            continue;
         const char *name = alone ? "compute_80" : arch_name(arena, &arch);
         Item *cubin = NULL, *text = NULL;
         uint32_t module = (uint32_t)(program - build->programs);
@@ -422,12 +429,25 @@ int build_cuda(Codegen *cg, const char *home, const char *folder, const LinkOpti
     return result;
 }
 
+static bool alike(const CudaImage *a, const CudaImage *b)
+{
+    return a->arch == b->arch && a->specific == b->specific && a->ptx == b->ptx;
+}
+
+static bool is_first(const Codegen *cg, uint32_t image)
+{
+    uint32_t first = 0;
+    while (!alike(&cg->cuda_images[first], &cg->cuda_images[image]))
+        first++;
+    return first == image;
+}
+
 // Of all modules' images like this one.
 static void print_bytes(const Codegen *cg, const CudaImage *like)
 {
     double bytes = 0;
     for (uint32_t i = 0; i < cg->cuda_image_count; i++)
-        if (cg->cuda_images[i].arch == like->arch && cg->cuda_images[i].ptx == like->ptx)
+        if (alike(&cg->cuda_images[i], like))
             bytes += (double)cg->cuda_images[i].size;
     if (like->arch == PV_ARCH_SIMT)
         printf("  simt %.2f MB", bytes * 1e-6);
@@ -453,7 +473,7 @@ void print_cuda_stats(const Codegen *cg)
            cg->cuda_cached, cg->cuda_jobs, cg->cuda_seconds, cg->cuda_job_seconds);
     printf("CUDA: bytes");
     for (uint32_t i = 0; i < cg->cuda_image_count; i++)
-        if (cg->cuda_images[i].module == 0)
+        if (is_first(cg, i))
             print_bytes(cg, &cg->cuda_images[i]);
     printf("\n");
 }

@@ -19,7 +19,7 @@ typedef struct {
     const char *text;
     NvrtcHeader *headers;        // what it includes, directly or not
     uint32_t header_count;
-    uint32_t kernels;
+    CudaPlaces places;
 } CudaProgram;
 
 /* cuda_program.c */

@@ -2,7 +2,9 @@
 //
 // Emitted kernels get theirs when they are lowered. For launches of the kernel library a template
 // is chosen from the arguments, once launches are known. Kernels are distinct by both sides, so a
-// launch names one number for all targets; those that no launch names any more are dropped.
+// launch names one number for all targets; those that no launch names any more are dropped. Where
+// sm_90a has a kernel of its own for a launch, both are named: programs for sm_90a hold the one,
+// those for other GPUs the other, and the emulator's both.
 #include <stdlib.h>
 #include <string.h>
 
@@ -13,6 +15,8 @@ uint32_t cuda_kernel_add(Codegen *cg, const CudaChoice *choice, const char *text
 {
     CudaKernel kernel = {.choice = *choice,
                          .segments = args > CUDA_SEGMENT_ARGS ? 1 : PV_MAX_SEGMENTS};
+    if (choice->segments)
+        kernel.segments = choice->segments;
     if (text) {
         kernel.symbol = arena_printf(cg->arena, "%s_%012llx", choice->name,
                                      (unsigned long long)hash_bytes(text, strlen(text)) >> 16);
@@ -59,14 +63,15 @@ static PlanArg *common_args(Codegen *cg, const PlanArg *args, uint32_t segments,
     return common;
 }
 
-static bool choose(Codegen *cg, uint32_t kernel, const PlanArg *args, uint32_t segments,
-                   uint32_t count, CudaChoice *choice)
+// What a selecting function is told of a launch, `count` arguments a segment.
+static CudaLaunch describe(Codegen *cg, uint32_t kernel, const PlanArg *args, uint32_t segments,
+                           uint32_t count)
 {
     CudaLaunch launch = {.arena = cg->arena, .symbol = cg->kernels[kernel].symbol, .args = args,
                          .arg_count = count, .all = args, .segments = segments};
     if (segments > 1)
         launch.args = common_args(cg, args, segments, count);
-    return cuda_select(&launch, choice);
+    return launch;
 }
 
 // What a choice may depend on: of an address, only that it is one, how its elements are stored,
@@ -90,10 +95,19 @@ static void add_args(Codegen *cg, const PlanArg *args, uint32_t count)
     }
 }
 
+static bool for_90a(const Targets *targets)
+{
+    bool there = targets->simt;
+    for (uint32_t i = 0; i < targets->arch_count; i++)
+        there |= targets->archs[i].number == 90 && targets->archs[i].specific;
+    return there;
+}
+
 typedef struct {
     bool there;                // there is a kernel for this
-    uint32_t number;           // in Codegen.cuda_kernels, + 1; 0: not there yet
-    CudaChoice choice;
+    bool there_90a;            // and one for sm_90a, which is asked for
+    uint32_t number, number_90a;       // in Codegen.cuda_kernels, + 1; 0: not there yet
+    CudaChoice choice, choice_90a;
 } Chosen;
 
 // The choice for a launch of `segments` segments, `count` arguments each, the last of which may
@@ -113,7 +127,10 @@ static Chosen *find_choice(Codegen *cg, uint32_t kernel, const PlanArg *args, ui
     Chosen *chosen = memo_find(arena, &cg->choices, &cg->key, sizeof *chosen, &found);
     if (!found) {
         const PlanArg *plain = arena_copy(arena, cg->key.at, segments * count * sizeof *plain);
-        chosen->there = choose(cg, kernel, plain, segments, count, &chosen->choice);
+        CudaLaunch launch = describe(cg, kernel, plain, segments, count);
+        chosen->there = cuda_select(&launch, &chosen->choice);
+        chosen->there_90a = chosen->there && for_90a(&cg->targets) &&
+                            cuda_select_90a(&launch, &chosen->choice_90a);
     }
     return chosen;
 }
@@ -126,7 +143,8 @@ bool cuda_takes_segment(Codegen *cg, uint32_t kernel, const PlanArg *args, uint3
     return find_choice(cg, kernel, args, segments + 1, count, more)->there;
 }
 
-// 0: there is none, which the last step of a compilation tells.
+// The kernel of the library with what computes this launch on GPUs. No kernel at all is told by the
+// last step of a compilation.
 static uint32_t choose_kernel(Codegen *cg, const Work *work, const PlanLaunch *launch)
 {
     uint32_t count = launch->arg_count / launch->segments;
@@ -134,7 +152,9 @@ static uint32_t choose_kernel(Codegen *cg, const Work *work, const PlanLaunch *l
                                  count, NULL);
     if (chosen->there && !chosen->number)
         chosen->number = cuda_kernel_add(cg, &chosen->choice, NULL, count);
-    return chosen->number;
+    if (chosen->there_90a && !chosen->number_90a)
+        chosen->number_90a = cuda_kernel_add(cg, &chosen->choice_90a, NULL, count);
+    return kernel_with_cuda(cg, launch->kernel, chosen->number, chosen->number_90a);
 }
 
 // Renumbers kernels without those that no launch names.
@@ -156,6 +176,19 @@ static void drop_unused(Codegen *cg)
             cg->plans[i]->launches[k].kernel = number[cg->plans[i]->launches[k].kernel];
 }
 
+// Which architectures need which kernel. The runtime's own are needed everywhere.
+static void set_places(Codegen *cg)
+{
+    for (uint32_t i = 0; i < cg->kernel_count; i++)
+        if (cg->kernels[i].cuda_90a) {
+            cg->cuda_kernels[cg->kernels[i].cuda_90a - 1].places = CUDA_ON_90A;
+            cg->cuda_kernels[cg->kernels[i].cuda - 1].places = CUDA_BESIDE_90A;
+        }
+    for (uint32_t i = 0; i < cg->kernel_count; i++)
+        if (cg->kernels[i].cuda && !cg->kernels[i].cuda_90a)
+            cg->cuda_kernels[cg->kernels[i].cuda - 1].places = CUDA_ON_ALL;
+}
+
 void choose_cuda_kernels(Codegen *cg)
 {
     for (uint32_t i = 0; i < cg->plan_count; i++) {
@@ -163,11 +196,11 @@ void choose_cuda_kernels(Codegen *cg)
         for (uint32_t k = 0; k < work->launch_count; k++) {
             PlanLaunch *launch = &work->launches[k];
             if (!cg->kernels[launch->kernel].cuda)
-                launch->kernel =
-                    kernel_with_cuda(cg, launch->kernel, choose_kernel(cg, work, launch));
+                launch->kernel = choose_kernel(cg, work, launch);
         }
     }
     drop_unused(cg);
+    set_places(cg);
 }
 
 CudaModuleKernel cuda_kernel_text(Codegen *cg, const CudaKernel *kernel)

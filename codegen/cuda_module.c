@@ -23,7 +23,8 @@ CudaModuleKernel cuda_module_kernel(Arena *arena, const CudaChoice *choice)
     return (CudaModuleKernel){.symbol = cuda_choice_symbol(arena, choice),
                               .file = choice->file,
                               .definitions = choice->definitions,
-                              .phases = choice->phases};
+                              .phases = choice->phases,
+                              .maps = choice->maps > 0};
 }
 
 // "NAME" or "NAME_2"
@@ -85,10 +86,13 @@ char *cuda_module_text(const CudaModuleKernel *kernels, uint32_t count)
     FILE *out = open_memstream(&text, &size);
     if (!out)
         bug("out of memory");
-    bool emitted = false;
-    for (uint32_t i = 0; i < count; i++)
+    bool emitted = false, maps = false;
+    for (uint32_t i = 0; i < count; i++) {
         emitted |= kernels[i].file == NULL;
-    fprintf(out, "#include \"cx_launch.h\"\n%s", emitted ? "#include \"cx_math.h\"\n" : "");
+        maps |= kernels[i].maps;
+    }
+    fprintf(out, "#include \"cx_launch.h\"\n%s%s", emitted ? "#include \"cx_math.h\"\n" : "",
+            maps ? "#include \"cx_hopper.h\"\n" : "");
     for (uint32_t i = 0; i < count; i++)
         write_kernel(out, &kernels[i]);
     if (fclose(out) != 0)

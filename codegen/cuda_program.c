@@ -3,7 +3,8 @@
 // A program costs the compiler its headers once, so it holds several kernels; the cache has an
 // object a program, so a new kernel should leave most programs as they are. Kernels are sorted by
 // template and name, and a program ends behind a kernel whose hash says so, or when it is full:
-// what stands in a program depends on its neighbourhood alone.
+// what stands in a program depends on its neighbourhood alone. Kernels of a program are for the same
+// architectures.
 #include <dirent.h>
 #include <errno.h>
 #include <stdlib.h>
@@ -87,6 +88,8 @@ static void add_includes(const CudaSources *sources, CudaProgram *program, const
 static int compare_kernels(const void *x, const void *y)
 {
     const CudaKernel *a = *(const CudaKernel *const *)x, *b = *(const CudaKernel *const *)y;
+    if (a->places != b->places)
+        return a->places < b->places ? -1 : 1;
     int by_file = strcmp(a->choice.file ? a->choice.file : "", b->choice.file ? b->choice.file : "");
     return by_file ? by_file : strcmp(a->symbol, b->symbol);
 }
@@ -96,7 +99,8 @@ static uint32_t cut(CudaKernel *const *order, uint32_t first, uint32_t count)
 {
     for (uint32_t i = first; i < count; i++) {
         const char *symbol = order[i]->symbol;
-        if (i - first + 1 == MOST_KERNELS || hash_bytes(symbol, strlen(symbol)) % ENDS == 0)
+        if (i - first + 1 == MOST_KERNELS || hash_bytes(symbol, strlen(symbol)) % ENDS == 0 ||
+            (i + 1 < count && order[i + 1]->places != order[i]->places))
             return i - first + 1;
     }
     return count - first;
@@ -121,6 +125,7 @@ CudaProgram *cuda_make_programs(Codegen *cg, const CudaSources *sources, uint32_
         }
         char *text = cuda_module_text(parts, size);
         program->name = arena_printf(cg->arena, "%s.cu", order[i]->symbol);
+        program->places = order[i]->places;
         program->text = arena_copy(cg->arena, text, strlen(text) + 1);
         free(text);
         program->headers =

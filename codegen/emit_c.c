@@ -522,6 +522,15 @@ static bool has_function(const Codegen *cg, const Kernel *kernel)
     return cg->targets.cpu || strcmp(kernel->symbol, "pv_random") == 0;
 }
 
+// A pointer into the table of CUDA kernels: index + 1, or 0.
+static void write_cuda_kernel(FILE *out, uint32_t kernel)
+{
+    if (kernel)
+        fprintf(out, "cuda_kernels + %u", kernel - 1);
+    else
+        fprintf(out, "0");
+}
+
 static void write_kernel_table(const Codegen *cg, FILE *out)
 {
     for (uint32_t i = 0; i < cg->kernel_count; i++)
@@ -533,10 +542,10 @@ static void write_kernel_table(const Codegen *cg, FILE *out)
         const Kernel *kernel = &cg->kernels[i];
         fprintf(out, "    {\"%s\", %s, ", kernel->name,
                 has_function(cg, kernel) ? kernel->symbol : "0");
-        if (kernel->cuda)
-            fprintf(out, "cuda_kernels + %u},\n", kernel->cuda - 1);
-        else
-            fprintf(out, "0},\n");
+        write_cuda_kernel(out, kernel->cuda);
+        fprintf(out, ", ");
+        write_cuda_kernel(out, kernel->cuda_90a);
+        fprintf(out, "},\n");
     }
     fprintf(out, "%s};\n", cg->kernel_count ? "" : "    {0}\n");
 }

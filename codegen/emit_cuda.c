@@ -37,7 +37,9 @@ static void write_kernel(const CudaKernel *kernel, FILE *out)
     fprintf(out, ", {");
     for (uint32_t i = 0; i < PV_CUDA_BAKED; i++)
         fprintf(out, "%s%d", i ? ", " : "", choice->baked[i]);
-    fprintf(out, "}, %s},\n", choice->shape);
+    fprintf(out, "}, %s, %u, ", choice->shape, choice->maps);
+    write_list(out, choice->resident, choice->phases);
+    fprintf(out, "},\n");
 }
 
 void emit_cuda_tables(const Codegen *cg, FILE *out)

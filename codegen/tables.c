@@ -99,12 +99,13 @@ static uint32_t *grow_table(Arena *arena, uint32_t size)
 static uint64_t kernel_hash(const Kernel *kernel)
 {
     const char *text = kernel->text ? kernel->text : kernel->symbol;
-    return hash_bytes(text, strlen(text)) + kernel->cuda * UINT64_C(0x9e3779b97f4a7c15);
+    return hash_bytes(text, strlen(text)) +
+           (kernel->cuda + 7 * kernel->cuda_90a) * UINT64_C(0x9e3779b97f4a7c15);
 }
 
 static bool same_kernel(const Kernel *x, const Kernel *y)
 {
-    if (x->cuda != y->cuda || !x->text != !y->text)
+    if (x->cuda != y->cuda || x->cuda_90a != y->cuda_90a || !x->text != !y->text)
         return false;
     return strcmp(x->text ? x->text : x->symbol, y->text ? y->text : y->symbol) == 0;
 }
@@ -154,10 +155,11 @@ uint32_t kernel_emitted(Codegen *cg, const char *name, const char *text, uint32_
     return add_kernel(cg, (Kernel){.name = name, .text = text, .cuda = cuda});
 }
 
-uint32_t kernel_with_cuda(Codegen *cg, uint32_t kernel, uint32_t cuda)
+uint32_t kernel_with_cuda(Codegen *cg, uint32_t kernel, uint32_t cuda, uint32_t cuda_90a)
 {
     Kernel changed = cg->kernels[kernel];
     changed.cuda = cuda;
+    changed.cuda_90a = cuda_90a;
     return add_kernel(cg, changed);
 }
 

@@ -36,11 +36,15 @@ enum {
 enum {
     PV_CUDA_CAPABILITY_MAJOR = 75, // cuDeviceGetAttribute
     PV_CUDA_CAPABILITY_MINOR = 76,
+    PV_CUDA_MULTIPROCESSORS = 16,
     PV_CUDA_DYNAMIC_SHARED = 8,      // cuFuncSetAttribute
     PV_CUDA_STREAM_NON_BLOCKING = 1, // cuStreamCreate
     PV_CUDA_EVENT_DEFAULT = 0,       // cuEventCreate
     PV_CUDA_EVENT_NO_TIMING = 2,
     PV_CUDA_CAPTURE_THREAD_LOCAL = 1, // cuStreamBeginCapture
+    PV_CUDA_MAP_BF16 = 9,             // cuTensorMapEncodeTiled
+    PV_CUDA_MAP_SWIZZLE_128 = 3,
+    PV_CUDA_MAP_L2_256 = 3,           // sectors of L2 that a miss brings
 };
 enum { PV_CUDA_OLDEST = 12000 }; // version of the interface that the driver must have
 
@@ -79,6 +83,10 @@ enum { PV_CUDA_OLDEST = 12000 }; // version of the interface that the driver mus
     F(cuModuleLoadData, module_load, (CUmodule * module, const void *image))                       \
     F(cuModuleUnload, module_unload, (CUmodule module))                                            \
     F(cuModuleGetFunction, module_function, (CUfunction * fn, CUmodule module, const char *name))  \
+    F(cuTensorMapEncodeTiled, encode_map,                                                          \
+      (void *map, int type, unsigned rank, void *address, const uint64_t *sizes,                   \
+       const uint64_t *strides, const uint32_t *box, const uint32_t *steps, int interleave,        \
+       int swizzle, int l2, int fill))                                                             \
     F(cuFuncSetAttribute, function_attribute, (CUfunction fn, int attribute, int value))           \
     F(cuLaunchKernel, launch,                                                                      \
       (CUfunction fn, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,         \

@@ -98,6 +98,8 @@ PvGpu *pv_gpu_new(PvExec *exec, PvDevice *device, PvError *error)
     gpu->device = device;
     gpu->params = (PvMirror){.what = "parameters", .host = exec->params};
     gpu->grads = (PvMirror){.what = "gradients", .host = exec->grads};
+    const char *wgmma = getenv("PVDM_WGMMA");
+    gpu->general = wgmma && strcmp(wgmma, "0") == 0;
     gpu->no_graphs = device->synchronous;
     gpu->modules = pv_alloc((model->cuda->modules + 1u) * sizeof(CUmodule));
     gpu->functions =
@@ -635,7 +637,7 @@ static int64_t workspace_at(PvGpu *gpu, const PvPlan *plan, const PvPlanLists *l
     int64_t most = 0, args[UINT16_MAX];
     for (uint32_t i = 0; i < plan->launch_count; i++) {
         const PvLaunch *at = &lists->launches[i];
-        const PvCudaKernel *cuda = gpu->exec->model->kernels[at->kernel].cuda;
+        const PvCudaKernel *cuda = pv_gpu_kernel(gpu, at->kernel, NULL);
         if (!cuda || at->segments < 1 || at->segments > PV_MAX_SEGMENTS)
             continue;
         for (uint32_t k = 0; k < at->arg_count; k++) {

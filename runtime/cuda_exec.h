@@ -38,6 +38,7 @@ typedef struct PvGpu {
     CUdeviceptr side_io;            // outputs of settings
     int64_t side_io_bytes;
     CUmodule *modules;         // [PvCuda.modules], NULL: not loaded yet
+    bool general;              // PVDM_WGMMA=0: kernels for sm_90a alone are left aside
     PvGpuFunctions *functions; // [kernel_count + PvCuda.kernel_count]
     PvRecipe *recipes;         // the last used first
     uint32_t recipe_count;
@@ -76,9 +77,9 @@ bool pv_gpu_calls(PvGpu *gpu, const PvGpuCall *calls, uint32_t count, PvError *e
 
 // "sm_80, sm_90a, PTX of 80": what the images of a model are for. malloc'ed.
 char *pv_cuda_targets(const PvCuda *cuda);
-// Every program has an image that this GPU takes.
+// Every kernel has an image that this GPU takes.
 bool pv_cuda_check(const PvModel *model, const PvDevice *device, PvError *error);
-// Kernel `index`: of the model, and behind those of PvCuda.
+// What computes kernel `index` on this GPU: of the model, and behind those of PvCuda.
 const PvCudaKernel *pv_gpu_kernel(const PvGpu *gpu, uint32_t index, const char **name);
 const PvGpuFunctions *pv_gpu_functions(PvGpu *gpu, uint32_t index, PvError *error);
 
@@ -116,6 +117,12 @@ typedef struct {
     uint64_t step, counters;
 } PvLaunchHead;
 enum { PV_COUNTERS = 1024 }; // 32-bit words of a segment, which launches find and leave 0
+
+// What follows the arguments of kernels with tensor maps, one a segment: CxMaps.
+typedef struct {
+    _Alignas(64) uint64_t map[PV_CUDA_MAPS][16];
+    uint32_t number[PV_CUDA_NUMBERS];
+} PvLaunchMaps;
 
 // Adds the phases of a launch. args: resolved, of all segments.
 // Workspace of a launch, as in pv_recipe_add.

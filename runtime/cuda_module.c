@@ -3,6 +3,7 @@
 //
 // An image for one capability alone (sm_90a) is taken where it fits exactly; else the newest binary
 // of the same major capability that is not newer than the GPU; else PTX, which the driver compiles.
+// Some kernels of the model have another one for sm_90a, which stands in programs of its own.
 #include <stdlib.h>
 #include <string.h>
 
@@ -56,21 +57,35 @@ char *pv_cuda_targets(const PvCuda *cuda)
     return text;
 }
 
+// Which of its two kernels an architecture runs; NULL: neither.
+static const PvCudaKernel *choose_kernel(const PvCuda *cuda, const PvKernel *kernel, uint32_t arch,
+                                         bool general)
+{
+    const PvCudaKernel *both[] = {general ? NULL : kernel->cuda_90a, kernel->cuda};
+    for (size_t i = 0; i < 2; i++)
+        if (both[i] && choose_image(cuda, both[i]->module, arch))
+            return both[i];
+    return NULL;
+}
+
 bool pv_cuda_check(const PvModel *model, const PvDevice *device, PvError *error)
 {
     const PvCuda *cuda = model->cuda;
-    for (uint32_t module = 0; module < cuda->modules; module++) {
-        if (choose_image(cuda, module, device->arch))
-            continue;
-        char *targets = pv_cuda_targets(cuda);
-        pv_error(error, PV_MACHINE,
-                 "no kernels for GPU %d (%s, compute capability %u.%u); this executable has %s",
-                 device->index, device->name, device->arch / 10, device->arch % 10, targets);
-        pv_error_hint(error, "compile the model for sm_%u, or with PTX", device->arch);
-        free(targets);
-        return false;
-    }
-    return true;
+    bool good = true;
+    for (uint32_t i = 0; good && i < model->kernel_count; i++)
+        good = !model->kernels[i].cuda ||
+               choose_kernel(cuda, &model->kernels[i], device->arch, false);
+    for (uint32_t i = 0; good && i < cuda->kernel_count; i++)
+        good = choose_image(cuda, cuda->kernels[i].module, device->arch) != NULL;
+    if (good)
+        return true;
+    char *targets = pv_cuda_targets(cuda);
+    pv_error(error, PV_MACHINE,
+             "no kernels for GPU %d (%s, compute capability %u.%u); this executable has %s",
+             device->index, device->name, device->arch / 10, device->arch % 10, targets);
+    pv_error_hint(error, "compile the model for sm_%u, or with PTX", device->arch);
+    free(targets);
+    return false;
 }
 
 const PvCudaKernel *pv_gpu_kernel(const PvGpu *gpu, uint32_t index, const char **name)
@@ -80,7 +95,9 @@ const PvCudaKernel *pv_gpu_kernel(const PvGpu *gpu, uint32_t index, const char *
     uint32_t at = own ? index - model->kernel_count : index;
     if (name)
         *name = own ? model->cuda->kernel_names[at] : model->kernels[at].name;
-    return own ? &model->cuda->kernels[at] : model->kernels[at].cuda;
+    if (own)
+        return &model->cuda->kernels[at];
+    return choose_kernel(model->cuda, &model->kernels[at], gpu->device->arch, gpu->general);
 }
 
 // A driver that is older than the compiler of the images.

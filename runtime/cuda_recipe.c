@@ -4,7 +4,8 @@
 // structs of as many segments as the kernel is compiled for. The blocks of the segments follow one
 // another in the grid; a launch of several phases has a block of parameters for each, since their
 // numbers of blocks differ. The workspace of a launch lies in one buffer that all launches share,
-// because they run one after the other.
+// because they run one after the other. Kernels with tensor maps have them behind the arguments of
+// all segments: addresses and sizes are known here, so a map is encoded once.
 #include <stdlib.h>
 #include <string.h>
 
@@ -64,6 +65,42 @@ static PvLaunchHead make_head(const PvCudaGrid *grids, uint32_t segments, uint32
     return head;
 }
 
+// Maps and numbers of all segments, as they follow the arguments.
+static bool encode_maps(PvGpu *gpu, const PvCudaKernel *cuda, uint32_t segments,
+                        const PvCudaGrid *grids, PvLaunchMaps *maps, PvError *error)
+{
+    static const uint32_t ones[5] = {1, 1, 1, 1, 1};
+    const PvDriver *driver = gpu->device->driver;
+    memset(maps, 0, PV_MAX_SEGMENTS * sizeof *maps);
+    for (uint32_t s = 0; s < segments; s++) {
+        memcpy(maps[s].number, grids[s].numbers, sizeof maps[s].number);
+        for (uint32_t i = 0; i < cuda->maps; i++) {
+            const PvTensorMap *map = &grids[s].maps[i];
+            int result = driver->encode_map(maps[s].map[i], PV_CUDA_MAP_BF16, map->rank,
+                                            (void *)(uintptr_t)map->address, map->size, map->stride,
+                                            map->box, ones, 0, PV_CUDA_MAP_SWIZZLE_128,
+                                            PV_CUDA_MAP_L2_256, 0);
+            if (result != PV_CUDA_OK)
+                return pv_driver_error(driver, error, result,
+                                       "tensor map %u of the kernel %s is refused", i,
+                                       cuda->symbol);
+        }
+    }
+    return true;
+}
+
+// Bytes of a parameter in front of its maps, and of the whole.
+static size_t maps_at(const PvCudaKernel *cuda, uint32_t args_each)
+{
+    size_t end = sizeof(PvLaunchHead) + (size_t)cuda->segments * args_each * sizeof(int64_t);
+    return cuda->maps ? (size_t)round_up((int64_t)end, _Alignof(PvLaunchMaps)) : end;
+}
+static size_t param_bytes(const PvCudaKernel *cuda, uint32_t args_each)
+{
+    return maps_at(cuda, args_each) + (cuda->maps ? cuda->segments * sizeof(PvLaunchMaps) : 0);
+}
+
+// room: of everything behind the head.
 static void add_item(PvRecipe *recipe, const PvGpuItem *item, const PvLaunchHead *head,
                      const int64_t *args, size_t arg_bytes, size_t room)
 {
@@ -104,23 +141,34 @@ bool pv_recipe_add(PvGpu *gpu, PvRecipe *recipe, const PvGpuStep *step, uint32_t
         arg_count % segments != 0)
         return no_kernel(gpu, kernel, "has more segments than it was compiled for", error);
     uint32_t each = arg_count / segments;
-    size_t room = (size_t)cuda->segments * each * sizeof *args;
+    size_t room = param_bytes(cuda, each) - sizeof(PvLaunchHead);
     if (sizeof(PvLaunchHead) + room > most_params(gpu))
         return no_kernel(gpu, kernel, "has more parameters than a launch may have", error);
     PvCudaGrid grids[PV_MAX_SEGMENTS];
     int64_t work = pv_launch_workspace(cuda, segments, args, arg_count, grids);
     if (work > recipe->workspace)
         recipe->workspace = work;
+    PvLaunchMaps maps[PV_MAX_SEGMENTS];
+    if (cuda->maps && !encode_maps(gpu, cuda, segments, grids, maps, error))
+        return false;
     for (uint32_t phase = 0; phase < cuda->phases; phase++) {
         uint64_t blocks;
         PvLaunchHead head = make_head(grids, segments, phase, step, &blocks);
+        uint64_t most = (uint64_t)cuda->resident[phase] * gpu->device->multiprocessors;
+        if (most > 0 && blocks > most)
+            blocks = most;
         if (blocks > INT32_MAX)
             return no_kernel(gpu, kernel, "needs more blocks than a launch may have", error);
         PvGpuItem item = {
             functions->phase[phase], kernel, launch, (uint32_t)blocks, cuda->threads[phase],
             cuda->shared[phase],     0};
-        if (blocks > 0)
-            add_item(recipe, &item, &head, args, arg_count * sizeof *args, room);
+        if (blocks == 0)
+            continue;
+        add_item(recipe, &item, &head, args, arg_count * sizeof *args, room);
+        if (cuda->maps)
+            memcpy(recipe->params + recipe->items[recipe->item_count - 1].params +
+                       maps_at(cuda, each),
+                   maps, cuda->segments * sizeof *maps);
     }
     return true;
 }

@@ -38,7 +38,7 @@ static int64_t block_bytes(int64_t bytes)
 static bool find_device(PvDevice *device, PvError *error)
 {
     const PvDriver *driver = device->driver;
-    int count = 0, major = 0, minor = 0, index = device->index;
+    int count = 0, major = 0, minor = 0, multiprocessors = 0, index = device->index;
     int result = driver->device_count(&count);
     if (result == PV_CUDA_OK && index >= count)
         return pv_error(error, PV_MACHINE, "there is no GPU %d; this machine has %d, from 0 on",
@@ -52,10 +52,14 @@ static bool find_device(PvDevice *device, PvError *error)
     if (result == PV_CUDA_OK)
         result = driver->device_attribute(&minor, PV_CUDA_CAPABILITY_MINOR, device->number);
     if (result == PV_CUDA_OK)
+        result =
+            driver->device_attribute(&multiprocessors, PV_CUDA_MULTIPROCESSORS, device->number);
+    if (result == PV_CUDA_OK)
         result = driver->context_retain(&device->context, device->number);
     if (result == PV_CUDA_OK)
         result = driver->context_set(device->context);
     device->arch = (uint32_t)(10 * major + minor);
+    device->multiprocessors = (uint32_t)multiprocessors;
     return result == PV_CUDA_OK || pv_driver_error(driver, error, result, "GPU %d", index);
 }
 

@@ -20,6 +20,7 @@ typedef struct PvDevice {
     int index;
     char name[128];
     uint32_t arch; // compute capability * 10
+    uint32_t multiprocessors;
     CUstream work, copies, side;
     char *doing;                // "denoise": what was queued last, for errors
     bool synchronous;           // PVDM_CUDA_SYNC=1: wait after each kernel, capture no graphs

@@ -86,15 +86,29 @@ typedef void PvKernelFn(const PvRun *run, const int64_t *args);
 
 // ---- the CUDA side of a kernel ----
 
-enum { PV_MAX_PHASES = 4, PV_MAX_SEGMENTS = 8, PV_CUDA_BAKED = 6 };
+enum { PV_MAX_PHASES = 4, PV_MAX_SEGMENTS = 8, PV_CUDA_BAKED = 6, PV_CUDA_MAPS = 2,
+       PV_CUDA_NUMBERS = 16 };
 
 typedef struct PvCudaKernel PvCudaKernel;
 
+// A tensor map of bf16: which boxes of a tensor the copy engine brings to shared memory, where their
+// rows of at most 128 bytes are swizzled. What a box has outside the tensor is 0. Axes: densest first.
+typedef struct {
+    uint64_t address;                // a multiple of 16
+    uint32_t rank;                   // 1 .. 5
+    uint64_t size[5];
+    uint64_t stride[4];              // bytes, of axes 1 ..; multiples of 16
+    uint32_t box[5];                 // 1 .. 256 elements; of axis 0 at most 64, in eights
+} PvTensorMap;
+
 // What one segment of a launch needs: blocks of each phase, and device memory that lives as long as
-// the launch. Phases run one after the other; one of 0 blocks in all is left out.
+// the launch. Phases run one after the other; one of 0 blocks in all is left out. Kernels with
+// tensor maps are given the maps and numbers of each segment (CxMaps of codegen/cuda/cx_launch.h).
 typedef struct {
     uint32_t blocks[PV_MAX_PHASES];
     int64_t workspace;               // bytes
+    PvTensorMap maps[PV_CUDA_MAPS];
+    uint32_t numbers[PV_CUDA_NUMBERS];
 } PvCudaGrid;
 typedef void PvCudaShape(const PvCudaKernel *kernel, const int64_t *args, PvCudaGrid *grid);
 
@@ -107,6 +121,9 @@ struct PvCudaKernel {
     uint32_t shared[PV_MAX_PHASES];  // bytes of dynamic shared memory
     int32_t baked[PV_CUDA_BAKED];    // tile sizes and the like, as its shape function reads them
     PvCudaShape *shape;
+    uint32_t maps;                   // tensor maps of a segment: 0 or PV_CUDA_MAPS
+    uint32_t resident[PV_MAX_PHASES];    // not 0: its blocks take turns, and at most so many of them
+                                     // for each multiprocessor are launched
 };
 
 typedef struct {
@@ -114,6 +131,8 @@ typedef struct {
     PvKernelFn *fn;                  // NULL: not in this executable; pv_random always is, since the
                                      // runtime knows draws by it
     const PvCudaKernel *cuda;        // NULL: not in this executable
+    const PvCudaKernel *cuda_90a;    // taken instead of it where its program has an image that this
+                                     // GPU takes; NULL: there is none
 } PvKernel;
 
 typedef struct {

@@ -1,158 +1,223 @@
-/* T1, fprop with bias: a 3 x 3 convolution, padding 1, stride 1, as an implicit product on wgmma,
- * sm_90a.
+/* T1: convolutions of one to three axes with stride 1, and their gradients, in bf16 with f32 sums
+ * (ConvArgs), on the tile product of wgmma_product.h. Channels last, in eights; any sizes.
  *
- * Persistent and warp-specialised: one TMA thread fills a ring of stages, two consumer warpgroups
- * multiply 64 x 128 outputs each. It needs no im2col map: a tile of 128 pixels is whole rows of the
- * image, so a tiled map {C, W, H, N} with the box {64, W, rows, images} at (c, s - 1, h + r - 1, n)
- * reads exactly the shifted tile, and TMA fills the halo with zeros. Full barriers are released by
- * bytes, empty ones by one thread a warpgroup. The result leaves by TMA from a swizzled tile.
+ * It needs no im2col map. The positions of a tile are a box of the images, a tensor {channels, w, h,
+ * d, images}: read at (channel, w + s - pad, h + r - pad, ...) the box is the tile as tap (r, s)
+ * sees it, and TMA fills what lies outside with zeros, which is the padding, the end of the channels
+ * and the end of the images alike. fprop sums over (tap, channel); dgrad is fprop on y at (pad - s,
+ * pad - r) with w read MN-major; wgrad has a tile for every tap and sums over boxes of 64 positions,
+ * both operands MN-major.
+ *
+ * Definitions: those of wgmma_product.h, and
+ *   CONV_MODE     0 fprop, 1 dgrad, 2 wgrad
+ *   CONV_ACT      PvAct
+ *   CONV_RESULT CONV_RESIDUAL CONV_BIAS   PvStorage of each
  */
-#include "cx_hopper.h"
-#ifndef CONV_H
-#define CONV_H 32
-#define CONV_W 32
-#define CONV_C 128
-#define CONV_K 128
-#endif
-#define TILE_M   128
-#define TILE_N   128
-#define TILE_K   64
-#define STAGES   4
-#define PIXELS   (CONV_W * CONV_H)
-#define ROWS     (PIXELS >= TILE_M ? TILE_M / CONV_W : CONV_H) // of a box
-#define IMAGES   (PIXELS >= TILE_M ? 1 : TILE_M / PIXELS)      // of a box
-#define STEPS    (9 * (CONV_C / TILE_K))
-#define A_BYTES  (TILE_M * TILE_K * 2)
-#define STAGE    (A_BYTES + TILE_N * TILE_K * 2)
-#define EPILOGUE (STAGES * STAGE)
-#define PANEL    (64 * 128) // bytes: 64 rows of 128, the unit of the swizzle
-#define BARRIERS (EPILOGUE + TILE_M * TILE_N * 2)
-#define FULL(i)  (barriers + (i)*8)
-#define EMPTY(i) (barriers + (STAGES + (i)) * 8)
-CX_CONSTANT(conv3x3_wgmma__shared, BARRIERS + 1024)
-CX_CONSTANT(conv3x3_wgmma__rows, ROWS)
-CX_CONSTANT(conv3x3_wgmma__images, IMAGES)
+typedef CxStored<CONV_RESULT>::Element Result;
+typedef CxStored<CONV_RESIDUAL>::Element Residual;
+typedef CxStored<CONV_BIAS>::Element Bias;
+typedef CxMapLaunch<ConvArgs, WG_SEGMENTS> Launch;
+#include "wgmma_product.h"
 
-CX_FN void produce(const cx_tmap *x, const cx_tmap *w, u32 ring, u32 barriers, int tiles,
-                   int n_tiles)
+// Axis 0 of the arguments is d.
+CX_FN int axis_of(int axis)
 {
-    int turn = 0;
-    CX_NO_UNROLL
-    for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-        int pixel = tile / n_tiles * TILE_M, k0 = tile % n_tiles * TILE_N;
-        int image = pixel / PIXELS, h = pixel % PIXELS / CONV_W;
-        CX_NO_UNROLL
-        for (int step = 0; step < STEPS; step++, turn++) {
-            int s = turn % STAGES, tap = step / (CONV_C / TILE_K);
-            int channel = step % (CONV_C / TILE_K) * TILE_K;
-            u32 stage = ring + s * STAGE;
-#ifndef FAULT_EMPTY // without it stages are overwritten while they are multiplied
-            if (turn >= STAGES)
-                cx_mbar_wait(EMPTY(s), (turn / STAGES - 1) & 1);
-#endif
-            cx_mbar_expect(FULL(s), STAGE);
-            cx_tma_load4(stage, x, FULL(s), channel, tap % 3 - 1, h + tap / 3 - 1, image);
-            cx_tma_load2(stage + A_BYTES, w, FULL(s), tap * CONV_C + channel, k0);
-        }
-    }
+    return 2 - axis;
 }
 
-// Registers -> swizzled tile -> memory, for the 64 x 128 outputs of a warpgroup at (pixel, k0).
-CX_FN void store_tile(const cx_tmap *y, const float *bias, const float *d, u8 *tile,
-                      u32 tile_address, int pixel, int k0)
+// First position of box `number`, by axis.
+CX_FN void set_box(const WgmmaPlan &plan, int number, int *at)
 {
-    int t = threadIdx.x & 127, lane = t & 31, row = (t >> 5) * 16 + (lane >> 2);
-    if (t == 0)
-        cx_tma_store_wait(); // the store of the tile before has read this buffer
-    if (threadIdx.x < 128)
-        cx_barrier(1, 128);
-    else
-        cx_barrier(2, 128);
     CX_UNROLL
-    for (int j = 0; j < TILE_N / 8; j++) {
-        int column = k0 + j * 8 + (lane & 3) * 2;
-        float b0 = bias[column], b1 = bias[column + 1];
-        u8 *to =
-            tile + (j >> 3) * PANEL + row * 128 + (((j & 7) ^ (row & 7)) << 4) + (lane & 3) * 4;
-        *(u32 *)to = cx_pack(d[4 * j] + b0, d[4 * j + 1] + b1);
-        *(u32 *)(to + 8 * 128) = cx_pack(d[4 * j + 2] + b0, d[4 * j + 3] + b1);
-    }
-#ifndef FAULT_FENCE
-    cx_fence_async();
-#endif
-    if (threadIdx.x < 128)
-        cx_barrier(1, 128);
-    else
-        cx_barrier(2, 128);
-    if (t == 0) {
-        CX_UNROLL
-        for (int h = 0; h < TILE_N / 64; h++)
-            cx_tma_store2(y, tile_address + h * PANEL, k0 + h * 64, pixel);
-        cx_tma_store_commit();
+    for (int axis = 0; axis < WGMMA_AXES; axis++) {
+        at[axis] = number % (int)plan.boxes[axis] << plan.box[axis];
+        number /= (int)plan.boxes[axis];
     }
 }
 
-extern "C" __global__ void __launch_bounds__(384, 1)
-    conv3x3_wgmma(const __grid_constant__ cx_tmap x, // [N, H, W, C], box {64, W, ROWS, IMAGES}
-                  const __grid_constant__ cx_tmap w, // [K, 9 C], box {64, 128}
-                  const __grid_constant__ cx_tmap y, // [N H W, K], box {64, 64}
-                  const float *__restrict__ bias,    // [K]
-                  int m_tiles, int n_tiles)
+CX_FN void set_tap(const ConvArgs &args, int tap, int *at)
+{
+    CX_UNROLL
+    for (int axis = 0; axis < WGMMA_IMAGE; axis++) {
+        int size = (int)args.kernel[axis_of(axis)];
+        at[axis] = tap % size;
+        tap /= size;
+    }
+}
+
+// Where a tile lies: the box or the tap, and its first row and column.
+struct TilePlace {
+    int at[WGMMA_AXES]; // fprop, dgrad: the box; wgrad: the tap
+    int tap, m0, n0;    // wgrad: the tap's number, first row; first column
+
+    CX_FN TilePlace of(const ConvArgs &args, const WgmmaPlan &plan, int tile)
+    {
+        TilePlace place;
+        place.n0 = tile % (int)plan.n_tiles * TILE_N;
+        tile /= (int)plan.n_tiles;
+        place.tap = tile / (int)plan.m_tiles;
+        place.m0 = tile % (int)plan.m_tiles * TILE_M;
+        if (CONV_MODE == 2)
+            set_tap(args, place.tap, place.at);
+        else
+            set_box(plan, tile, place.at);
+        return place;
+    }
+};
+
+struct Loads {
+    const cx_tmap *a, *b;
+    const ConvArgs *args;
+    const WgmmaPlan *plan;
+    TilePlace place;
+
+    __device__ void tile(const Launch &p, const Turn &turn)
+    {
+        a = &p.maps[turn.segment].map[0];
+        b = &p.maps[turn.segment].map[1];
+        args = &p.args[turn.segment];
+        plan = &plan_of(p, turn.segment);
+        place = TilePlace::of(*args, *plan, turn.tile);
+    }
+    // Panels of 64 channels of a box, of wgrad.
+    __device__ void panels(u32 to, const cx_tmap *map, u32 full, int channel, const int *at,
+                           int count)
+    {
+        CX_UNROLL
+        for (int i = 0; i < count; i++)
+            cx_tma_load5(to + (u32)(i * PANEL), map, full, channel + i * 64, at[WGMMA_W],
+                         at[WGMMA_H], at[WGMMA_D], at[WGMMA_IMAGE]);
+    }
+    __device__ void step(u32 stage, u32 full, int step)
+    {
+        u32 to_b = stage + STAGE_A;
+#if CONV_MODE == 2
+        int at[WGMMA_AXES];
+        set_box(*plan, step, at);
+        panels(stage, a, full, place.m0, at, TILE_M / 64);
+        CX_UNROLL
+        for (int axis = 0; axis < WGMMA_IMAGE; axis++)
+            at[axis] += place.at[axis] - (int)args->pad[axis_of(axis)];
+        panels(to_b, b, full, place.n0, at, TILE_N / 64);
+#else
+        int tap = step / (int)plan->chunks, channel = step % (int)plan->chunks * WGMMA_TILE_K;
+        int at[WGMMA_AXES];
+        set_tap(*args, tap, at);
+        CX_UNROLL
+        for (int axis = 0; axis < WGMMA_IMAGE; axis++) {
+            int by = at[axis] - (int)args->pad[axis_of(axis)];
+            at[axis] = place.at[axis] + (CONV_MODE == 0 ? by : -by);
+        }
+        cx_tma_load5(stage, a, full, channel, at[WGMMA_W], at[WGMMA_H], at[WGMMA_D],
+                     place.at[WGMMA_IMAGE]);
+#if CONV_MODE == 0
+        cx_tma_load3(to_b, b, full, channel, tap, place.n0);
+#else
+        CX_UNROLL
+        for (int i = 0; i < TILE_N / 64; i++)
+            cx_tma_load3(to_b + (u32)(i * PANEL), b, full, place.n0 + i * 64, tap, channel);
+#endif
+#endif
+    }
+};
+
+// Rows of a tile by their number in it, columns by their number in the result.
+struct Out {
+    Result *to;
+    const Residual *residual;
+    const Bias *bias;
+    const ConvArgs *args;
+    const WgmmaPlan *plan;
+    TilePlace place;
+    int n, columns;
+    float added[4]; // bias of the columns at hand
+
+    CX_FN Out of(const ConvArgs &args, const WgmmaPlan &plan, int tile)
+    {
+        Out out;
+        out.args = &args;
+        out.plan = &plan;
+        out.place = TilePlace::of(args, plan, tile);
+        out.to = (Result *)(CONV_MODE == 0 ? args.y : CONV_MODE == 1 ? args.x : args.w);
+        out.residual = (const Residual *)args.residual;
+        out.bias = CONV_MODE == 2 ? nullptr : (const Bias *)args.bias;
+        out.columns = (int)(CONV_MODE == 0 ? args.c_out : args.c_in);
+        return out;
+    }
+    __device__ void column(int n_)
+    {
+        n = n_;
+        CX_UNROLL
+        for (int e = 0; e < 4; e++)
+            added[e] = bias && n < columns ? cx_read(bias[n + e]) : 0.f;
+    }
+    // Element of row m, column n; *from: of the residual. false: there is no such row.
+    __device__ bool find(int m, long long *at, long long *from)
+    {
+#if CONV_MODE == 2
+        int taps = (int)args->kernel[0] * (int)args->kernel[1] * (int)args->kernel[2];
+        m += place.m0;
+        *at = *from = ((long long)m * taps + place.tap) * columns + n;
+        return m < (int)args->c_out;
+#else
+        const int64_t *size = CONV_MODE == 0 ? args->out : args->in;
+        bool inside = true;
+        int position = 0, scale = 1;
+        CX_UNROLL
+        for (int axis = 0; axis < WGMMA_IMAGE; axis++) {
+            int extent = (int)size[axis_of(axis)];
+            int index = place.at[axis] + (m & ((1 << plan->box[axis]) - 1));
+            m >>= plan->box[axis];
+#ifdef FAULT_CONV_OUTSIDE // positions of the box behind the image are written too
+            inside = inside && (axis != WGMMA_H || index < extent);
+#else
+            inside = inside && index < extent;
+#endif
+            position += index * scale;
+            scale *= extent;
+        }
+        int image = place.at[WGMMA_IMAGE] + m;
+        long long offset =
+            (long long)position * (CONV_MODE == 0 ? args->y_position : args->x_position) + n;
+        *at = image * (CONV_MODE == 0 ? args->y_image : args->x_image) + offset;
+        *from = image * args->residual_image + offset;
+        return inside && image < (int)args->images;
+#endif
+    }
+    __device__ void put(int m, const float *sum)
+    {
+        long long at, from;
+        if (n >= columns || !find(m, &at, &from))
+            return;
+        float value[4], more[4];
+        load_four<true>(more, residual + from, residual ? 4 : 0);
+        CX_UNROLL
+        for (int e = 0; e < 4; e++)
+            value[e] = activate<CONV_ACT>(sum[e] + added[e]) + more[e];
+        store_four<true>(to + at, value, 4);
+    }
+};
+
+// The results of a tile, its first row and column.
+struct Tile {
+    Out out;
+    int m0, n0;
+
+    CX_FN Tile of(const Launch &p, u32 segment, int number)
+    {
+        Out out = Out::of(p.args[segment], plan_of(p, segment), number);
+        return {out, 0, out.place.n0};
+    }
+};
+
+extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, WG_GROUPS == 1 ? 2 : 1)
+    CX_NAME(const __grid_constant__ Launch p)
 {
     CX_SHARED(shared);
-    u32 ring = cx_shared_address(shared), barriers = ring + BARRIERS;
-    int t = threadIdx.x, group = t >> 7, tiles = m_tiles * n_tiles;
-    if (t == 0) {
-        for (int i = 0; i < STAGES; i++) {
-            cx_mbar_init(FULL(i), 1);
-            cx_mbar_init(EMPTY(i), 2);
-        }
-        cx_fence_mbar_init();
-    }
-    __syncthreads();
-    if (group == 2) {
-        cx_registers_fewer(40);
-        if (t == 256)
-            produce(&x, &w, ring, barriers, tiles, n_tiles);
-        return;
-    }
-    cx_registers_more(232);
-    u32 tile_offset = EPILOGUE + group * 2 * PANEL;
-    int turn = 0;
-    for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-        float d[TILE_N / 2];
-        CX_UNROLL
-        for (int i = 0; i < TILE_N / 2; i++)
-            d[i] = 0.f;
-        for (int step = 0; step < STEPS; step++, turn++) {
-            int s = turn % STAGES;
-            u32 a = ring + s * STAGE + group * PANEL, b = ring + s * STAGE + A_BYTES;
-            cx_mbar_wait(FULL(s), (turn / STAGES) & 1);
-            cx_wgmma_fence();
-            CX_UNROLL
-            for (int j = 0; j < TILE_K / 16; j++)
-                cx_wgmma128(d, cx_operand128(a + j * 32, 16, 1024),
-                            cx_operand128(b + j * 32, 16, 1024), 1, 0, 0);
-            cx_wgmma_commit();
-#ifdef FAULT_EARLY // frees the stage while wgmma still reads it
-            if ((t & 127) == 0)
-                cx_mbar_arrive(EMPTY(s));
-            cx_wgmma_wait(0);
-#else
-            cx_wgmma_wait(1); // the step before is done: its stage is free
-            if (step > 0 && (t & 127) == 0)
-                cx_mbar_arrive(EMPTY((turn - 1) % STAGES));
-#endif
-        }
-        cx_wgmma_wait(0);
-#ifndef FAULT_EARLY
-        if ((t & 127) == 0)
-            cx_mbar_arrive(EMPTY((turn - 1) % STAGES));
-#endif
-        store_tile(&y, bias, d, shared + tile_offset, ring + tile_offset,
-                   tile / n_tiles * TILE_M + group * 64, tile % n_tiles * TILE_N);
-    }
-    if ((t & 127) == 0)
-        cx_tma_store_wait();
+    run_turns<Loads, Tile>(p, shared);
 }
-CX_ENTRY(conv3x3_wgmma)
+
+extern "C" __global__ void __launch_bounds__(THREADS) CX_NAME_1(const __grid_constant__ Launch p)
+{
+    add_parts<Tile>(p);
+}

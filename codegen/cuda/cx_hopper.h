@@ -52,6 +52,21 @@ CX_FN void cx_tma_load2(u32 dst, const cx_tmap *map, u32 bar, int c0, int c1)
                  "l"(map), "r"(bar), "r"(c0), "r"(c1)
                  : "memory");
 }
+CX_FN void cx_tma_load3(u32 dst, const cx_tmap *map, u32 bar, int c0, int c1, int c2)
+{
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+                 "[%0], [%1, {%3, %4, %5}], [%2];" ::"r"(dst),
+                 "l"(map), "r"(bar), "r"(c0), "r"(c1), "r"(c2)
+                 : "memory");
+}
+CX_FN void cx_tma_load5(u32 dst, const cx_tmap *map, u32 bar, int c0, int c1, int c2, int c3,
+                        int c4)
+{
+    asm volatile("cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+                 "[%0], [%1, {%3, %4, %5, %6, %7}], [%2];" ::"r"(dst),
+                 "l"(map), "r"(bar), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(c4)
+                 : "memory");
+}
 CX_FN void cx_tma_load4(u32 dst, const cx_tmap *map, u32 bar, int c0, int c1, int c2, int c3)
 {
     asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
@@ -99,6 +114,16 @@ CX_FN void cx_wgmma_commit()
     do {                                                                                           \
         int start_[2] = {c0, c1};                                                                  \
         simt_tma_load((dst), (map), (bar), start_, 2, SIMT_SITE);                                  \
+    } while (0)
+#define cx_tma_load3(dst, map, bar, c0, c1, c2)                                                    \
+    do {                                                                                           \
+        int start_[3] = {c0, c1, c2};                                                              \
+        simt_tma_load((dst), (map), (bar), start_, 3, SIMT_SITE);                                  \
+    } while (0)
+#define cx_tma_load5(dst, map, bar, c0, c1, c2, c3, c4)                                            \
+    do {                                                                                           \
+        int start_[5] = {c0, c1, c2, c3, c4};                                                      \
+        simt_tma_load((dst), (map), (bar), start_, 5, SIMT_SITE);                                  \
     } while (0)
 #define cx_tma_load4(dst, map, bar, c0, c1, c2, c3)                                                \
     do {                                                                                           \

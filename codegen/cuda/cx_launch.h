@@ -39,6 +39,17 @@ template <typename Args, int segments = CX_SEGMENTS> struct CxLaunch {
     Args args[segments];
 };
 
+// Kernels that read by tensor maps: those of each segment, and what its shape function computed.
+struct CxMaps {
+    cx_tmap map[2];
+    u32 number[16];
+};
+template <typename Args, int segments> struct CxMapLaunch {
+    CxHead head;
+    Args args[segments];
+    CxMaps maps[segments];
+};
+
 CX_FN u32 cx_segment(const CxHead &head, u32 *block)
 {
     u32 segment = 0;

@@ -20,6 +20,9 @@ typedef struct {
     uint32_t threads[PV_MAX_PHASES], shared[PV_MAX_PHASES];
     int32_t baked[PV_CUDA_BAKED];
     uint32_t loads_16, stores_16;    // instructions of 16 bytes that it must have at least
+    uint32_t segments;               // that it takes; 0: 1 or PV_MAX_SEGMENTS, by its arguments
+    uint32_t maps;                   // as in PvCudaKernel
+    uint32_t resident[PV_MAX_PHASES];
 } CudaChoice;
 
 // Addresses are given modulo this, without their buffers: launches that differ in nothing else ask
@@ -55,6 +58,9 @@ static inline bool cuda_is_aligned(const CudaLaunch *launch, size_t index, int64
 
 // false: there is none for these arguments (a bug of the compiler: templates are general).
 bool cuda_select(const CudaLaunch *launch, CudaChoice *choice);             // select.c: by symbol
+
+// A kernel for sm_90a that computes it faster than cuda_select's. false: there is none.
+bool cuda_select_90a(const CudaLaunch *launch, CudaChoice *choice);         // select_wgmma.c
 
 bool cuda_select_gemm(const CudaLaunch *launch, CudaChoice *choice);        // select_gemm.c
 bool cuda_select_conv(const CudaLaunch *launch, CudaChoice *choice);        // select_conv.c: all three

@@ -180,11 +180,18 @@ template <class... A> constexpr SimtParameters simt_parameters(void (*)(A...))
     return {sizeof...(A), {sizeof(A)...}};
 }
 
+// An argument that may lie anywhere, as a value that is as aligned as its type wants.
+template <class A> A simt_argument(const void *from)
+{
+    A value;
+    memcpy((void *)&value, from, sizeof value);
+    return value;
+}
 // Calls a kernel with arguments in cuLaunchKernel's convention.
 template <class... A, size_t... I>
 void simt_call_indexed(void (*kernel)(A...), void **args, std::index_sequence<I...>)
 {
-    kernel(*(A *)args[I]...);
+    kernel(simt_argument<A>(args[I])...);
 }
 template <class... A> void simt_call(void (*kernel)(A...), void **args)
 {

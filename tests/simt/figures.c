@@ -28,13 +28,6 @@ static const Row rows[] = {
     {"attention.cu", "HEAD_DIM=32", 128, 20480, true, "HMMA LDSM LDGSTS MUFU", "HGMMA"},
     {"attention.cu", "HEAD_DIM=64", 128, 40960, true, "HMMA LDSM LDGSTS MUFU", "HGMMA"},
     {"attention.cu", "HEAD_DIM=128", 128, 81920, true, "HMMA LDSM LDGSTS MUFU", "HGMMA"},
-    {"conv_wgmma.cu", "", 384, 164864, false, "HGMMA UTMALDG UTMASTG SYNCS", "HMMA LDGSTS"},
-    {"conv_wgmma_modes.cu", "CONV_MODE=0", 384, 163968, false, "HGMMA UTMALDG UTMASTG SYNCS",
-     "HMMA"},
-    {"conv_wgmma_modes.cu", "CONV_MODE=1", 384, 163968, false, "HGMMA UTMALDG UTMASTG SYNCS",
-     "HMMA"},
-    {"conv_wgmma_modes.cu", "CONV_MODE=2", 384, 163968, false, "HGMMA UTMALDG UTMASTG SYNCS",
-     "HMMA"},
 };
 enum { ROWS = sizeof rows / sizeof *rows, MOST_JOBS = 2 * ROWS, MOST_TEXT = 1 << 16, LINE = 512 };
 static const char *const headers[] = {"cx.h", "cx_hopper.h", "cx_wgmma.h", "mma_tile.h"};

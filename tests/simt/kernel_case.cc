@@ -436,7 +436,7 @@ bool KernelCase::build(bool race, const char *fault, Built *built)
     }
     *built = Built();
     if (!kernel_choose(symbol.c_str(), args.data(), (uint32_t)words, (uint32_t)segments.size(),
-                       &built->choice)) {
+                       on_90a, &built->choice)) {
         fail(what, "no kernel was chosen");
         return false;
     }
@@ -483,6 +483,25 @@ bool KernelCase::build(bool race, const char *fault, Built *built)
     return true;
 }
 
+// Maps and numbers of all segments, as CxMaps. "" or what is wrong.
+static std::string encode_maps(const std::vector<PvCudaGrid> &grids, std::vector<CxMaps> *maps)
+{
+    for (size_t s = 0; s < grids.size(); s++) {
+        memcpy((*maps)[s].number, grids[s].numbers, sizeof grids[s].numbers);
+        for (int i = 0; i < PV_CUDA_MAPS; i++) {
+            const PvTensorMap &map = grids[s].maps[i];
+            void *to = &(*maps)[s].map[i], *address = (void *)(uintptr_t)map.address;
+            int wrong = device_wanted()
+                            ? device_encode_map(to, &map)
+                            : simt_tensor_map_tiled(to, 2, (int)map.rank, address, map.size,
+                                                    map.stride, map.box, nullptr, 3);
+            if (wrong)
+                return "tensor map " + std::to_string(i) + " is refused: " + std::to_string(wrong);
+        }
+    }
+    return "";
+}
+
 // All phases, as the runtime launches them. false: a launch did not end.
 bool KernelCase::launch(Built *built)
 {
@@ -491,7 +510,7 @@ bool KernelCase::launch(Built *built)
     PvCudaKernel kernel = {};
     kernel.symbol = choice.symbol;
     kernel.phases = choice.phases;
-    kernel.segments = count == 1 ? 1 : PV_MAX_SEGMENTS;
+    kernel.segments = choice.segments ? choice.segments : count == 1 ? 1 : PV_MAX_SEGMENTS;
     memcpy(kernel.threads, choice.threads, sizeof kernel.threads);
     memcpy(kernel.shared, choice.shared, sizeof kernel.shared);
     memcpy(kernel.baked, choice.baked, sizeof kernel.baked);
@@ -499,12 +518,21 @@ bool KernelCase::launch(Built *built)
     CxHead head = {};
     std::vector<PvCudaGrid> grids(count);
     size_t words = segments[0].size();
-    std::vector<int64_t> block(sizeof head / 8 + 2 + words * kernel.segments);
+    size_t maps_at = (sizeof head + words * kernel.segments * 8 + 63) / 64 * 64;
+    std::vector<CxMaps> maps(kernel.segments);
+    std::vector<int64_t> block((maps_at + maps.size() * sizeof(CxMaps)) / 8);
     for (uint32_t i = 0; i < count; i++) {
         built->shape(&kernel, segments[i].data(), &grids[i]);
         head.work[i] = grids[i].workspace ? (u8 *)allocate((size_t)grids[i].workspace) : nullptr;
         memcpy((char *)block.data() + sizeof head + i * words * 8, segments[i].data(), words * 8);
     }
+    std::string refused = choice.maps ? encode_maps(grids, &maps) : "";
+    if (!refused.empty()) {
+        fail(what, refused);
+        return false;
+    }
+    if (choice.maps)
+        memcpy((char *)block.data() + maps_at, maps.data(), maps.size() * sizeof(CxMaps));
     std::vector<uint32_t> zeros(PV_MAX_SEGMENTS * CX_COUNTERS), counts = zeros;
     head.counters = (u32 *)device_memory(zeros.data(), zeros.size() * 4);
     head.segments = count;
@@ -515,15 +543,18 @@ bool KernelCase::launch(Built *built)
             head.first[i + 1] = head.first[i] + grids[i].blocks[phase];
         memcpy(block.data(), &head, sizeof head);
         void *params[] = {block.data()};
-        if (head.first[count] > 0 && device_wanted()) {
-            std::string wrong =
-                device_launch(built->function[phase], head.first[count], choice.threads[phase],
-                              choice.shared[phase], block.data());
+        uint32_t blocks = head.first[count];
+        if (choice.resident[phase]) // few, so that they take turns
+            blocks = std::min(blocks, 3u);
+        if (blocks > 0 && device_wanted()) {
+            std::string wrong = device_launch(built->function[phase], blocks,
+                                              choice.threads[phase], choice.shared[phase],
+                                              block.data());
             ended = wrong.empty();
             if (!ended)
                 fail(what, wrong);
-        } else if (head.first[count] > 0)
-            ended = simt_launch(choice.symbol, built->phase[phase], SimtDim(head.first[count]),
+        } else if (blocks > 0)
+            ended = simt_launch(choice.symbol, built->phase[phase], SimtDim(blocks),
                                 SimtDim(choice.threads[phase]), choice.shared[phase], params) == 0;
     }
     for (uint32_t i = 0; i < count; i++)
@@ -563,9 +594,17 @@ bool KernelCase::try_mode(Built *built, int order, int async, int race, unsigned
     return false;
 }
 
+// Some devices cannot run kernels for sm_90a.
+static bool cannot_run(bool on_90a)
+{
+    return on_90a && device_wanted() && !device_runs_90a();
+}
+
 void KernelCase::run()
 {
     Built built;
+    if (cannot_run(on_90a))
+        return;
     run_reference();
     if (!build(true, nullptr, &built))
         return;
@@ -579,6 +618,8 @@ void KernelCase::run()
 void KernelCase::run_fast()
 {
     Built built;
+    if (cannot_run(on_90a))
+        return;
     run_reference();
     if (build(false, nullptr, &built))
         passed += try_mode(&built, SIMT_IN_ORDER, SIMT_EAGER, 0, 1, false);

@@ -58,6 +58,7 @@ public:
     // Field `index` of the struct (ARG-like: offsetof / 8) grows with the batch, which is 1 here.
     void depends_on_batch(size_t index);
 
+    bool on_90a = false;         // the kernel for sm_90a alone, not the one for every GPU
     int threads = 2;             // of the reference
     const void *step = nullptr;  // CxStep, in device_memory
     PvStep *host_step = nullptr; // the same for the reference

@@ -15,6 +15,7 @@ extern "C" {
 
 bool device_wanted(void); // PVDM_CASES is set; the first call opens the driver, or ends the program
 bool device_emulates(void); // it takes the emulator's programs
+bool device_runs_90a(void);
 void *device_alloc(size_t bytes);
 void device_free(void *memory);
 void device_write(void *to, const void *from, size_t bytes);
@@ -24,6 +25,8 @@ void device_read(void *to, const void *from, size_t bytes);
 // What is wrong, or "".
 std::string device_load(const KernelChoice &choice, const char *root, const std::string &image,
                         void **phase);
+// Fills a CUtensorMap; 0, or the driver's error.
+int device_encode_map(void *to, const PvTensorMap *map);
 // One phase, to its end. What is wrong, or "".
 std::string device_launch(void *phase, uint32_t blocks, uint32_t threads, uint32_t shared,
                           void *param);

@@ -22,7 +22,7 @@ static bool runtime_kernel(const char *name, CudaChoice *choice)
 }
 
 bool kernel_choose(const char *symbol, const PvArg *args, uint32_t arg_count, uint32_t segments,
-                   KernelChoice *out)
+                   bool on_90a, KernelChoice *out)
 {
     Arena *arena = arena_new();
     PlanArg *all = arena_alloc(arena, arg_count * segments * sizeof *all);
@@ -41,14 +41,19 @@ bool kernel_choose(const char *symbol, const PvArg *args, uint32_t arg_count, ui
                          .arg_count = arg_count,
                          .all = all,
                          .segments = segments};
-    bool found = cuda_select(&launch, &choice) || runtime_kernel(symbol, &choice);
+    bool found = on_90a ? cuda_select_90a(&launch, &choice)
+                        : cuda_select(&launch, &choice) || runtime_kernel(symbol, &choice);
     if (found) {
         CudaModuleKernel kernel = cuda_module_kernel(arena, &choice);
         *out = (KernelChoice){.symbol = strdup(kernel.symbol),
                               .file = strdup(choice.file),
                               .shape = strdup(choice.shape),
                               .text = cuda_module_text(&kernel, 1),
-                              .phases = choice.phases};
+                              .phases = choice.phases,
+                              .segments = choice.segments,
+                              .maps = choice.maps,
+                              .on_90a = on_90a};
+        memcpy(out->resident, choice.resident, sizeof out->resident);
         memcpy(out->threads, choice.threads, sizeof out->threads);
         memcpy(out->shared, choice.shared, sizeof out->shared);
         memcpy(out->baked, choice.baked, sizeof out->baked);
@@ -129,6 +134,12 @@ static const char *judge_job(const KernelChoice *choice, const NvrtcJob *job, bo
                      blocks ? "it uses local memory" : "it does not fit a multiprocessor");
             return text;
         }
+        if (choice->on_90a && phase == 0 &&
+            (!cubin_count(kernel, "HGMMA") || !cubin_count(kernel, "UTMALDG") ||
+             cubin_count(kernel, "HMMA"))) {
+            snprintf(text, sizeof text, "%s: it lacks HGMMA or UTMALDG, or has HMMA", kernel->name);
+            return text;
+        }
     }
     return count > 0 ? NULL : "its cubin could not be read";
 }
@@ -155,11 +166,12 @@ const char *kernel_compiles(const KernelChoice *choice, const char *root, const 
     if (nvrtc_open())
         return NULL;
     NvrtcJob jobs[2];
-    for (int i = 0; i < 2; i++)
-        kernel_job(choice, root, i ? "sm_90a" : "sm_80", &jobs[i]);
-    nvrtc_compile(jobs, 2, 2);
+    int count = choice->on_90a ? 1 : 2;
+    for (int i = 0; i < count; i++)
+        kernel_job(choice, root, i == 0 ? "sm_90a" : "sm_80", &jobs[i]);
+    nvrtc_compile(jobs, count, count);
     const char *wrong = NULL;
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < count; i++) {
         if (!wrong)
             wrong = judge_job(choice, &jobs[i], figures);
         nvrtc_free_job(&jobs[i]);

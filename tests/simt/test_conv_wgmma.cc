@@ -1,29 +1,122 @@
-// kernel: conv_wgmma.cu  CONV_H=8 CONV_W=8 CONV_C=64 CONV_K=128
-// kernel: conv_wgmma.cu  CONV_H=8 CONV_W=32 CONV_C=128 CONV_K=256
-// fault: FAULT_EMPTY
-// fault: FAULT_EARLY
-// fault: FAULT_FENCE
-#include "conv_reference.h"
+// cases
+// conv_wgmma.cu against plain loops: odd sizes, boxes larger than images, segments, parts.
+#include <stddef.h>
+#include "conv_case.h"
 
-extern "C" void conv3x3_wgmma__simt(void **args);
-extern "C" const int conv3x3_wgmma__shared, conv3x3_wgmma__rows, conv3x3_wgmma__images;
+struct Shape {
+    const char *what;
+    int64_t images, c_in, c_out;
+    int64_t in[3], kernel[3], pad[3];
+    Storage result, residual; // ST_I64: no residual
+    bool bias;
+    bool many; // the choice is made for four times as many images
+};
 
-int main(int argc, char **argv)
+static const char *const symbol[] = {"pv_conv", "pv_conv_dgrad", "pv_conv_wgrad"};
+
+static ConvArgs conv_args(const Shape &shape, int mode)
 {
-    begin(argc, argv);
-    int N = PIXELS >= 128 ? 1 : 4, m_tiles = N * PIXELS / 128, n_tiles = K / 128;
-    Tensor x = make_tensor((size_t)N * PIXELS * C, 1, 0), w = make_tensor((size_t)K * 9 * C, 1, 0);
-    Tensor y = make_tensor((size_t)N * PIXELS * K, 0, 0);
-    float *bias = make_vector(K, 1, 0);
-    Floats expected = reference_fprop(N, x.value, w.value, bias);
-    Map x_map = image_map(x.device, N, C, 128), w_map = matrix_map(w.device, K, 9 * C, 128);
-    Map y_map = matrix_map(y.device, N * PIXELS, K, 64);
-    void *args[] = {&x_map, &w_map, &y_map, &bias, &m_tiles, &n_tiles};
-    run_modes("conv3x3_wgmma", 4e-3, [&] {
-        poison(y.device, expected.size());
-        simt_launch("conv3x3_wgmma", conv3x3_wgmma__simt, SimtDim(1), SimtDim(384),
-                    (size_t)conv3x3_wgmma__shared, args);
-        return relative_error(y.device, expected);
-    });
-    return finish();
+    ConvArgs args = {};
+    args.images = shape.images, args.c_in = shape.c_in, args.c_out = shape.c_out;
+    args.groups = 1;
+    int64_t inside = 1, outside = 1;
+    for (int axis = 0; axis < 3; axis++) {
+        args.in[axis] = shape.in[axis], args.kernel[axis] = shape.kernel[axis];
+        args.stride[axis] = 1, args.pad[axis] = shape.pad[axis];
+        args.out[axis] = shape.in[axis] + 2 * shape.pad[axis] - shape.kernel[axis] + 1;
+        inside *= args.in[axis], outside *= args.out[axis];
+    }
+    args.x_channel = args.y_channel = args.residual_channel = 1;
+    args.x_position = shape.c_in, args.y_position = shape.c_out;
+    args.x_image = inside * shape.c_in, args.y_image = outside * shape.c_out;
+    args.residual_image = mode == 1 ? args.x_image : args.y_image;
+    args.w_last = 1;
+    int at = mode == 0 ? 0 : mode == 1 ? 1 : 2;
+    for (int i = 0; i < 3; i++)
+        args.types |= (int64_t)(i != at || shape.result == ST_BF16) << 4 * i;
+    if (shape.residual == ST_BF16)
+        args.types |= (int64_t)PV_STORE_BF16 << 16;
+    return args;
+}
+
+static void add_conv(KernelCase &test, const Shape &shape, int mode)
+{
+    ConvArgs args = conv_args(shape, mode);
+    size_t x = (size_t)(args.x_image * args.images), y = (size_t)(args.y_image * args.images);
+    size_t w = (size_t)(args.c_out * args.c_in * args.kernel[0] * args.kernel[1] * args.kernel[2]);
+    size_t written = mode == 0 ? y : mode == 1 ? x : w;
+    int64_t out = test.output(written, 5e-3, shape.result);
+    args.x = mode == 1 ? out : test.input(x, 1, 0, ST_BF16);
+    args.y = mode == 0 ? out : test.input(y, 1, 0, ST_BF16);
+    args.w = mode == 2 ? out : test.input(w, 1, 0, ST_BF16);
+    if (shape.bias && mode < 2)
+        args.bias = test.input((size_t)(mode == 1 ? args.c_in : args.c_out));
+    if (shape.residual != ST_I64)
+        args.residual = test.input(written, 1, 0, shape.residual);
+    test.segment(args);
+}
+
+// Plain loops, then the residual.
+static void expect(int mode, const int64_t *raw)
+{
+    plain_conv(symbol[mode], raw);
+    const ConvArgs &args = *(const ConvArgs *)raw;
+    int64_t count = mode == 0   ? args.images * args.y_image
+                    : mode == 1 ? args.images * args.x_image
+                                : args.c_in * args.c_out * args.kernel[0] * args.kernel[1] *
+                                      args.kernel[2];
+    float *to = (float *)(mode == 0 ? args.y : mode == 1 ? args.x : args.w);
+    for (int64_t i = 0; args.residual && i < count; i++)
+        to[i] += ((const float *)args.residual)[i];
+}
+
+static void check(int mode, const std::vector<Shape> &shapes, const char *fault = nullptr)
+{
+    KernelCase test(symbol[mode], [mode](const PvRun *, const int64_t *args) { expect(mode, args); },
+                    shapes[0].what);
+    test.on_90a = true;
+    for (const Shape &shape : shapes)
+        add_conv(test, shape, mode);
+    if (shapes[0].many)
+        test.depends_on_batch(offsetof(ConvArgs, images) / sizeof(int64_t));
+    if (fault)
+        test.find_fault(fault);
+    else
+        test.run();
+}
+
+int main(void)
+{
+    const Storage H = ST_BF16, F = ST_F32, NONE = ST_I64;
+    Shape odd = {"odd sizes", 2, 56, 104, {1, 9, 7}, {1, 3, 3}, {0, 1, 1}, H, H, true, false};
+    Shape small = {"images smaller than a tile", 5, 64, 64, {1, 4, 4}, {1, 3, 3}, {0, 1, 1}, H, NONE,
+                   false, false};
+    Shape wide = {"part of a row", 1, 64, 136, {1, 3, 140}, {1, 3, 3}, {0, 1, 1}, H, F, true, false};
+    Shape point = {"1 x 1", 1, 64, 128, {1, 16, 17}, {1, 1, 1}, {0, 0, 0}, F, NONE, true, false};
+    Shape solid = {"3 axes", 1, 64, 48, {3, 5, 6}, {3, 3, 3}, {1, 1, 1}, H, NONE, true, false};
+    Shape larger = {"4 x 4, padding 2", 1, 48, 64, {1, 6, 8}, {1, 4, 4}, {0, 2, 2}, H, NONE, false, false};
+    for (int mode = 0; mode < 3; mode++) {
+        for (const Shape &shape : {odd, small, wide, point, solid, larger})
+            check(mode, {shape});
+        std::vector<Shape> planes(3, odd);
+        planes[0].what = "three planes";
+        planes[1].in[1] = 4;
+        planes[2].in[2] = 16;
+        check(mode, planes);
+    }
+    // the larger tiles: 256 x 128, 128 x 128, and of wgrad 128 x 256 and 64 x 128
+    Shape plane = {"256 x 128", 1, 64, 128, {1, 33, 256}, {1, 1, 1}, {0, 0, 0}, H, H, true, true};
+    check(0, {plane});
+    plane.what = "128 x 128";
+    plane.in[2] = 272;
+    check(0, {plane});
+    Shape deep = {"128 x 256", 1, 256, 128, {1, 28, 32}, {1, 3, 3}, {0, 1, 1}, F, F, false, true};
+    check(2, {deep});
+    deep.what = "64 x 128";
+    deep.c_in = 128, deep.c_out = 64;
+    check(2, {deep});
+    check(0, {odd}, "FAULT_CONV_OUTSIDE");
+    check(1, {odd}, "FAULT_WGMMA_EARLY");
+    check(0, {wide}, "FAULT_WGMMA_EMPTY");
+    return finish_cases();
 }

@@ -101,10 +101,14 @@ static void k_step(const PvRun *run, const int64_t *args)
 #define SMALL_CUDA_OF(i) NULL
 #endif
 static const PvKernel kernels[] = {
-    {"scale", k_scale, SMALL_CUDA_OF(0)},           {"sum", k_sum, SMALL_CUDA_OF(1)},
-    {"total_grad", k_total_grad, SMALL_CUDA_OF(2)}, {"noise", k_noise, SMALL_CUDA_OF(3)},
-    {"fit", k_fit, SMALL_CUDA_OF(4)},               {"store", k_store, SMALL_CUDA_OF(5)},
-    {"paint", k_paint, SMALL_CUDA_OF(6)},           {"step", k_step, SMALL_CUDA_OF(7)},
+    {"scale", k_scale, SMALL_CUDA_OF(0), NULL},
+    {"sum", k_sum, SMALL_CUDA_OF(1), NULL},
+    {"total_grad", k_total_grad, SMALL_CUDA_OF(2), NULL},
+    {"noise", k_noise, SMALL_CUDA_OF(3), NULL},
+    {"fit", k_fit, SMALL_CUDA_OF(4), NULL},
+    {"store", k_store, SMALL_CUDA_OF(5), NULL},
+    {"paint", k_paint, SMALL_CUDA_OF(6), NULL},
+    {"step", k_step, SMALL_CUDA_OF(7), NULL},
 };
 
 static const PvParam params[] = {

@@ -41,7 +41,7 @@ static void block_a_chunk(const PvCudaKernel *kernel, const int64_t *args, PvCud
 
 #define KERNEL(name, phases, shape)                                                                \
     {                                                                                              \
-        name, 0, phases, 1, {1, 1}, {0}, {0}, shape                                                \
+        name, 0, phases, 1, {1, 1}, {0}, {0}, shape, 0, {0}                                        \
     }
 static const PvCudaKernel small_kernels[] = {
     KERNEL("scale", 1, one_block),      KERNEL("sum", 1, one_block),

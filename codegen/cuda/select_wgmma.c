@@ -1,0 +1,261 @@
+// Which launches have a kernel of their own for sm_90a, conv_wgmma.cu or gemm_wgmma.cu: those whose
+// operands are bf16 and lie so that TMA can read them, 16 bytes dense, and whose sizes do not leave
+// its tiles mostly empty. All others keep the kernel for every GPU.
+#include <stddef.h>
+#include <string.h>
+
+#include "codegen/cuda/select.h"
+#include "codegen/cuda/tile_plan.h"
+#include "codegen/cuda/tile_select.h"
+#include "codegen/cuda/wgmma_plan.h"
+
+#define CONV(field) (offsetof(ConvArgs, field) / sizeof(int64_t))
+#define GEMM(field) (offsetof(GemmArgs, field) / sizeof(int64_t))
+enum { CONV_Y, CONV_X, CONV_W, CONV_BIAS, CONV_RESIDUAL };       // in `types`
+enum { GEMM_C, GEMM_A, GEMM_B, GEMM_BIAS, GEMM_RESIDUAL };
+enum { SEGMENTS = 4 };                   // parameters of a launch stay within 4 KB
+enum { MULTIPROCESSORS = 132, LARGEST = 1 << 30 };
+
+typedef struct {
+    int m, n, groups, stages;
+    double cost;                         // of a sum, predicted: small tiles read more than L2 gives
+} WgmmaTile;
+
+static const WgmmaTile tiles[] = {
+    {256, 128, 2, 4, 1.0}, {128, 256, 2, 4, 1.0}, {128, 128, 2, 5, 1.2},
+    {256, 64, 2, 4, 1.35}, {128, 64, 2, 6, 1.6},  {64, 128, 1, 3, 1.6},
+};
+
+// The tile with the lowest predicted cost for m x n sums of `batches` products of `steps` steps.
+// A grid that does not fill the machine can be cut into parts, down to a few steps.
+static const WgmmaTile *tile_of(int64_t m, int64_t n, int64_t batches, int64_t steps)
+{
+    const WgmmaTile *best = NULL;
+    double least = 0;
+    for (size_t i = 0; i < sizeof tiles / sizeof *tiles; i++) {
+        const WgmmaTile *tile = &tiles[i];
+        int64_t count = tile_count(m, tile->m) * tile_count(n, tile->n) * batches;
+        double turns = (double)tile_count(count, MULTIPROCESSORS);
+        if (count < MULTIPROCESSORS)
+            turns = 1. / (double)(steps >= 8 ? steps / 4 < MULTIPROCESSORS / count
+                                                   ? steps / 4 : MULTIPROCESSORS / count : 1);
+        double cost = turns * tile->m * tile->n * tile->cost;
+        if (!best || cost < least) {
+            best = tile;
+            least = cost;
+        }
+    }
+    return best;
+}
+
+// Padding to `tile` adds at most a half.
+static bool fills(int64_t size, int64_t tile)
+{
+    return 2 * tile * tile_count(size, tile) <= 3 * size;
+}
+
+// Bytes of shared memory of wgmma_product.h.
+static uint32_t tile_shared(const WgmmaTile *tile)
+{
+    int chunk = tile->n < 128 ? tile->n : 128;
+    return (uint32_t)(tile->stages * (tile->m + tile->n) * 128 +
+                      tile->groups * 4 * 8 * (chunk + 8) * (int)sizeof(float) + 16 * tile->stages);
+}
+
+static const char *choose_tile(const CudaLaunch *launch, CudaChoice *choice, const WgmmaTile *tile,
+                               bool a_mn, bool b_mn)
+{
+    choice->phases = 2;
+    choice->threads[0] = (uint32_t)(128 * (tile->groups + 1));
+    choice->threads[1] = 256;
+    choice->shared[0] = tile_shared(tile);
+    choice->baked[TILE_BAKED_M] = tile->m;
+    choice->baked[TILE_BAKED_N] = tile->n;
+    choice->segments = SEGMENTS;
+    choice->maps = PV_CUDA_MAPS;
+    choice->resident[0] = tile->groups == 1 ? 2 : 1;
+    return arena_printf(launch->arena,
+                        "TILE_M=%d TILE_N=%d WG_GROUPS=%d WG_STAGES=%d WG_SEGMENTS=%d WG_A_MN=%d "
+                        "WG_B_MN=%d",
+                        tile->m, tile->n, tile->groups, tile->stages, SEGMENTS, a_mn, b_mn);
+}
+
+static bool is_bf16(int64_t types, int number)
+{
+    return tile_storage(types, number) == PV_STORE_BF16;
+}
+
+// An address that elements of a storage can be accessed at, four at a time; none is fine.
+static bool takes_fours(const CudaLaunch *launch, size_t address, int64_t types, int number)
+{
+    return cuda_is_aligned(launch, address, tile_storage(types, number) ? 8 : 16);
+}
+
+// ---- convolutions ----
+
+static int64_t volume(const int64_t *size)
+{
+    return size[0] * size[1] * size[2];
+}
+
+// What must hold of the numbers of every segment.
+static bool takes_sizes(const ConvArgs *args, const ConvArgs *first, int mode)
+{
+    bool last = args->w_last || volume(args->kernel) == 1;
+    int64_t channels = mode == CONV_DGRAD ? args->c_out : args->c_in;
+    int64_t rows = mode == CONV_FPROP ? args->c_out : args->c_in;
+    if (!last || args->groups != 1 || volume(args->stride) != 1 || args->types != first->types ||
+        args->act != first->act || args->c_in % 8 || args->c_out % 8)
+        return false;
+    if (volume(args->in) >= LARGEST || volume(args->out) >= LARGEST ||
+        volume(args->kernel) >= 1 << 16)
+        return false;
+    if (mode == CONV_WGRAD)
+        return fills(args->c_out, 64) && fills(args->c_in, 64);
+    return fills(channels, 64) && fills(rows, 64);
+}
+
+// Images [.., channels] that TMA reads, or that are written four channels at a time.
+static bool takes_images(const CudaLaunch *launch, size_t channel, size_t position, size_t image)
+{
+    return tile_is_one(launch, channel) && tile_multiple(launch, position, 8) &&
+           tile_multiple(launch, image, 8);
+}
+
+static bool takes_conv(const CudaLaunch *launch, const ConvArgs *one, int mode)
+{
+    int first = mode == CONV_DGRAD ? CONV_Y : CONV_X;    // operands
+    int second = mode == CONV_WGRAD ? CONV_Y : CONV_W;
+    static const size_t address[] = {CONV(y), CONV(x), CONV(w)};
+    int result = mode == CONV_FPROP ? CONV_Y : mode == CONV_DGRAD ? CONV_X : CONV_W;
+    for (uint32_t i = 0; i == 0 || i < launch->segments; i++) {
+        ConvArgs args;
+        tile_numbers(launch, i, 1, (int64_t *)&args);
+        if (!takes_sizes(&args, one, mode))
+            return false;
+    }
+    if (!is_bf16(one->types, first) || !is_bf16(one->types, second) ||
+        tile_has_f16(one->types) || !cuda_is_aligned(launch, address[first], 16) ||
+        !cuda_is_aligned(launch, address[second], 16) ||
+        cuda_is_there(launch, CONV(norm.table)) || cuda_is_there(launch, CONV(stats.table)) ||
+        !takes_fours(launch, address[result], one->types, result) ||
+        !takes_fours(launch, CONV(residual), one->types, CONV_RESIDUAL))
+        return false;
+    if (mode != CONV_WGRAD && cuda_is_there(launch, CONV(residual)) &&
+        !(tile_is_one(launch, CONV(residual_channel)) &&
+          tile_multiple(launch, CONV(residual_image), 4)))
+        return false;
+    return takes_images(launch, CONV(x_channel), CONV(x_position), CONV(x_image)) &&
+           takes_images(launch, CONV(y_channel), CONV(y_position), CONV(y_image));
+}
+
+static bool select_conv(const CudaLaunch *launch, CudaChoice *choice, int mode)
+{
+    static const char *const names[] = {"conv", "conv_dgrad", "conv_wgrad"};
+    ConvArgs one, usual;
+    tile_numbers(launch, 0, 1, (int64_t *)&one);
+    tile_numbers(launch, 0, TILE_USUAL_BATCH, (int64_t *)&usual);
+    if (!takes_conv(launch, &one, mode))
+        return false;
+    int64_t positions = volume(mode == CONV_DGRAD ? one.in : one.out) * usual.images;
+    int64_t taps = volume(one.kernel), n = mode == CONV_FPROP ? one.c_out : one.c_in;
+    int64_t channels = mode == CONV_DGRAD ? one.c_out : one.c_in;
+    positions *= launch->segments > 1 ? launch->segments : 1;
+    const WgmmaTile *tile =
+        mode == CONV_WGRAD
+            ? tile_of(one.c_out, n, taps, tile_count(positions, WGMMA_TILE_K))
+            : tile_of(positions, n, 1, taps * tile_count(channels, WGMMA_TILE_K));
+    int result = mode == CONV_FPROP ? CONV_Y : mode == CONV_DGRAD ? CONV_X : CONV_W;
+    const char *product =
+        choose_tile(launch, choice, tile, mode == CONV_WGRAD, mode != CONV_FPROP);
+    choice->baked[TILE_BAKED_MODE] = mode;
+    choice->file = "conv_wgmma.cu";
+    choice->shape = "pv_shape_conv_wgmma";
+    choice->name = arena_printf(launch->arena, "%s_wgmma_%dx%d%s", names[mode], tile->m, tile->n,
+                                tile_act_name(one.act));
+    choice->definitions = arena_printf(
+        launch->arena, "%s CONV_MODE=%d CONV_ACT=%d CONV_RESULT=%d CONV_RESIDUAL=%d CONV_BIAS=%d",
+        product, mode, (int)one.act, tile_storage(one.types, result),
+        tile_storage(one.types, CONV_RESIDUAL), tile_storage(one.types, CONV_BIAS));
+    return true;
+}
+
+// ---- products ----
+
+// An operand that TMA reads: where it begins, what lies between its rows and matrices.
+static bool takes_operand(const CudaLaunch *launch, size_t address, size_t stride, size_t batch0,
+                          size_t batch1)
+{
+    return cuda_is_aligned(launch, address, 16) && tile_multiple(launch, stride, 8) &&
+           tile_multiple(launch, batch0, 8) && tile_multiple(launch, batch1, 8);
+}
+
+static bool takes_gemm(const CudaLaunch *launch, const GemmArgs *one, bool a_k, bool b_k)
+{
+    for (uint32_t i = 0; i == 0 || i < launch->segments; i++) {
+        GemmArgs args;
+        tile_numbers(launch, i, TILE_USUAL_BATCH, (int64_t *)&args);
+        int64_t outer_a = a_k ? args.a_m : args.a_k, outer_b = b_k ? args.b_n : args.b_k;
+        if (args.types != one->types || args.act != one->act || outer_a <= 0 || outer_b <= 0 ||
+            args.sum_batch != one->sum_batch || args.a0 < 0 || args.a1 < 0 || args.b0 < 0 ||
+            args.b1 < 0 || !fills(args.n, 64) || !fills(args.k, 64) || !fills(args.m, 64) ||
+            args.m >= LARGEST || args.n >= LARGEST || args.k >= LARGEST)
+            return false;
+    }
+    bool residual = cuda_is_there(launch, GEMM(residual));
+    if (cuda_is_there(launch, GEMM(norm.table)) || cuda_is_there(launch, GEMM(stats.table)))
+        return false;
+    return is_bf16(one->types, GEMM_A) && is_bf16(one->types, GEMM_B) &&
+           !tile_has_f16(one->types) && (a_k || tile_is_one(launch, GEMM(a_m))) &&
+           (b_k || tile_is_one(launch, GEMM(b_n))) &&
+           takes_operand(launch, GEMM(a), a_k ? GEMM(a_m) : GEMM(a_k), GEMM(a0), GEMM(a1)) &&
+           takes_operand(launch, GEMM(b), b_k ? GEMM(b_n) : GEMM(b_k), GEMM(b0), GEMM(b1)) &&
+           takes_fours(launch, GEMM(c), one->types, GEMM_C) && tile_multiple(launch, GEMM(c_m), 4) &&
+           tile_multiple(launch, GEMM(c0), 4) && tile_multiple(launch, GEMM(c1), 4) &&
+           tile_multiple(launch, GEMM(n), 4) &&
+           (!residual ||
+            (takes_fours(launch, GEMM(residual), one->types, GEMM_RESIDUAL) &&
+             tile_multiple(launch, GEMM(r_m), 4) && tile_multiple(launch, GEMM(r0), 4) &&
+             tile_multiple(launch, GEMM(r1), 4)));
+}
+
+static bool select_gemm(const CudaLaunch *launch, CudaChoice *choice)
+{
+    GemmArgs one, usual;
+    tile_numbers(launch, 0, 1, (int64_t *)&one);
+    tile_numbers(launch, 0, TILE_USUAL_BATCH, (int64_t *)&usual);
+    bool a_k = tile_is_one(launch, GEMM(a_k)), b_k = tile_is_one(launch, GEMM(b_k));
+    if (!takes_gemm(launch, &one, a_k, b_k))
+        return false;
+    int64_t batches = usual.batch0 * usual.batch1, steps = tile_count(usual.k, WGMMA_TILE_K);
+    if (one.sum_batch) {
+        steps *= batches;
+        batches = 1;
+    }
+    batches *= launch->segments > 1 ? launch->segments : 1;
+    const WgmmaTile *tile = tile_of(usual.m, usual.n, batches, steps);
+    const char *product = choose_tile(launch, choice, tile, !a_k, !b_k);
+    choice->baked[WGMMA_BAKED_A_MN] = !a_k;
+    choice->baked[WGMMA_BAKED_B_MN] = !b_k;
+    choice->file = "gemm_wgmma.cu";
+    choice->shape = "pv_shape_gemm_wgmma";
+    choice->name = arena_printf(launch->arena, "gemm_wgmma_%dx%d%s%s", tile->m, tile->n,
+                                tile_act_name(one.act), one.sum_batch ? "_sum" : "");
+    choice->definitions = arena_printf(
+        launch->arena, "%s GEMM_C_4=1 GEMM_ACT=%d GEMM_SUM=%d GEMM_C=%d GEMM_RESIDUAL=%d GEMM_BIAS=%d",
+        product, (int)one.act, one.sum_batch != 0, tile_storage(one.types, GEMM_C),
+        tile_storage(one.types, GEMM_RESIDUAL), tile_storage(one.types, GEMM_BIAS));
+    return true;
+}
+
+bool cuda_select_90a(const CudaLaunch *launch, CudaChoice *choice)
+{
+    static const char *const convolutions[] = {"pv_conv", "pv_conv_dgrad", "pv_conv_wgrad"};
+    *choice = (CudaChoice){.definitions = "", .phases = 1};
+    if (launch->segments > SEGMENTS)
+        return false;
+    for (int mode = CONV_FPROP; mode <= CONV_WGRAD; mode++)
+        if (strcmp(launch->symbol, convolutions[mode]) == 0)
+            return select_conv(launch, choice, mode);
+    return strcmp(launch->symbol, "pv_gemm") == 0 && select_gemm(launch, choice);
+}
