@@ -15,12 +15,22 @@
 #include "codegen/nvrtc.h"
 
 typedef struct Row {
-    const char *file, *options; // options: definitions, separated by blanks
+    const char *file, *options; // options: definitions, separated by blanks; of a template that plans
+                                // choose they begin with its name
     int threads, shared;        // of a launch; bytes of dynamic shared memory
     bool sm_80;                 // else sm_90a only
     const char *needs, *forbids;
 } Row;
 
+#define TILE(m, n, groups, stages, a_mn, b_mn)                                                     \
+    "TILE_M=" #m " TILE_N=" #n " WG_GROUPS=" #groups " WG_STAGES=" #stages " WG_A_MN=" #a_mn        \
+    " WG_B_MN=" #b_mn " WG_SEGMENTS=4"
+#define CONV_TILE(m, n, groups, stages, a_mn, b_mn)                                                \
+    TILE(m, n, groups, stages, a_mn, b_mn)                                                         \
+    " CONV_ACT=1 CONV_RESULT=1 CONV_RESIDUAL=1 CONV_BIAS=0"
+#define GEMM_TILE(m, n, groups, stages, a_mn, b_mn)                                                \
+    TILE(m, n, groups, stages, a_mn, b_mn)                                                         \
+    " GEMM_ACT=0 GEMM_C=1 GEMM_RESIDUAL=1 GEMM_BIAS=0 GEMM_SUM=0 GEMM_C_4=1"
 static const Row rows[] = {
     {"groupnorm.cu", "", 256, 16416, true, "LDG STG LDS STS SHFL", "HMMA"},
     {"gemm_mma.cu", "", 256, 49152, true, "HMMA LDSM LDGSTS", "HGMMA"},
@@ -28,9 +38,25 @@ static const Row rows[] = {
     {"attention.cu", "HEAD_DIM=32", 128, 20480, true, "HMMA LDSM LDGSTS MUFU", "HGMMA"},
     {"attention.cu", "HEAD_DIM=64", 128, 40960, true, "HMMA LDSM LDGSTS MUFU", "HGMMA"},
     {"attention.cu", "HEAD_DIM=128", 128, 81920, true, "HMMA LDSM LDGSTS MUFU", "HGMMA"},
+    // tile, groups of warps and stages as select_wgmma.c has them
+    {"conv_wgmma.cu", "CX_NAME=fprop CONV_MODE=0 " CONV_TILE(256, 128, 2, 4, 0, 0), 384, 231488,
+     false, "HGMMA UTMALDG SYNCS", "HMMA LDGSTS"},
+    {"conv_wgmma.cu", "CX_NAME=dgrad CONV_MODE=1 " CONV_TILE(128, 128, 2, 5, 0, 1), 384, 198736,
+     false, "HGMMA UTMALDG SYNCS", "HMMA LDGSTS"},
+    {"conv_wgmma.cu", "CX_NAME=wgrad CONV_MODE=2 " CONV_TILE(128, 256, 2, 4, 1, 1), 384, 231488,
+     false, "HGMMA UTMALDG SYNCS", "HMMA LDGSTS"},
+    {"conv_wgmma.cu", "CX_NAME=wgrad CONV_MODE=2 " CONV_TILE(64, 128, 1, 3, 1, 1), 256, 91184, false,
+     "HGMMA UTMALDG SYNCS", "HMMA LDGSTS"},
+    {"gemm_wgmma.cu", "CX_NAME=gemm " GEMM_TILE(256, 128, 2, 4, 0, 0), 384, 231488, false,
+     "HGMMA UTMALDG SYNCS", "HMMA LDGSTS"},
+    {"gemm_wgmma.cu", "CX_NAME=gemm " GEMM_TILE(256, 64, 2, 4, 0, 1), 384, 182336, false,
+     "HGMMA UTMALDG SYNCS", "HMMA LDGSTS"},
 };
 enum { ROWS = sizeof rows / sizeof *rows, MOST_JOBS = 2 * ROWS, MOST_TEXT = 1 << 16, LINE = 512 };
-static const char *const headers[] = {"cx.h", "cx_hopper.h", "cx_wgmma.h", "mma_tile.h"};
+static const char *const headers[] = {"cx.h",         "cx_hopper.h", "cx_wgmma.h",
+                                      "mma_tile.h",   "storage.h",   "cx_launch.h",
+                                      "tile_out.h",   "gemm_out.h",  "wgmma_product.h",
+                                      "wgmma_plan.h", "../kernel_args.h"};
 enum { HEADERS = sizeof headers / sizeof *headers };
 
 static int passed, failed;
@@ -101,6 +127,17 @@ static void describe(const Row *row, const char *arch, const CubinKernel *kernel
     snprintf(line + at, (size_t)(LINE - at), "\n");
 }
 
+// The first phase of a kernel among the functions of a cubin; false: it cannot be read.
+static bool read_kernel(const NvrtcJob *job, int *arch, CubinKernel *kernel)
+{
+    CubinKernel found[2];
+    int count = cubin_read(job->cubin, job->cubin_bytes, arch, found, 2);
+    for (int i = 0; i < count && i < 2; i++)
+        if (i == 0 || strlen(found[i].name) < strlen(kernel->name))
+            *kernel = found[i];
+    return count == 1 || count == 2;
+}
+
 // Checks one compiled job and appends its line to `out`.
 static void check_job(const Row *row, const NvrtcJob *job, char *out)
 {
@@ -110,7 +147,7 @@ static void check_job(const Row *row, const NvrtcJob *job, char *out)
     const char *wrong = NULL, *limit;
     if (!job->done || nvrtc_log_warns(job->log))
         wrong = job->log;
-    else if (cubin_read(job->cubin, job->cubin_bytes, &arch, &kernel, 1) != 1)
+    else if (!read_kernel(job, &arch, &kernel))
         wrong = "its cubin could not be read";
     if (!wrong) {
         int blocks = cubin_occupancy(&kernel, arch, row->threads, row->shared, &limit);
@@ -192,27 +229,43 @@ static void compare(const char *root, const char *figures, bool update)
     free(golden);
 }
 
+// The text of a row, behind its definitions and what the programs of plans include.
+static char *row_text(const char *root, const Row *row)
+{
+    if (!*row->options)
+        return read_kernel_file(root, row->file);
+    char *text = calloc(MOST_TEXT, 1);
+    assert(text);
+    strcat(text, "#include \"cx_launch.h\"\n#include \"cx_hopper.h\"\n");
+    for (const char *at = row->options; *at;) {
+        size_t length = strcspn(at, " "), name = strcspn(at, "=");
+        snprintf(text + strlen(text), MOST_TEXT - strlen(text), "#define %.*s %.*s\n", (int)name, at,
+                 (int)(length - name - 1), at + name + 1);
+        at += length + (at[length] == ' ');
+    }
+    if (strncmp(row->options, "CX_NAME=", 8) == 0)
+        strcat(text, "#define CX_JOIN(name) name##_1\n#define CX_NEXT(name) CX_JOIN(name)\n"
+                     "#define CX_NAME_1 CX_NEXT(CX_NAME)\n");
+    char *file = read_kernel_file(root, row->file);
+    assert(strlen(text) + strlen(file) < MOST_TEXT);
+    strcat(text, file);
+    free(file);
+    return text;
+}
+
 // Fills the jobs of all rows and architectures; returns how many there are.
 static int make_jobs(const char *root, const NvrtcHeader *texts, NvrtcJob *jobs, const Row **row_of)
 {
-    static char defines[ROWS][64];
-    static const char *options[ROWS][2];
     int count = 0;
-    for (int i = 0; i < ROWS; i++) {
-        if (*rows[i].options) {
-            snprintf(defines[i], sizeof defines[i], "-D%s", rows[i].options);
-            options[i][0] = defines[i];
-        }
+    for (int i = 0; i < ROWS; i++)
         for (int hopper = !rows[i].sm_80; hopper < 2; hopper++) {
             row_of[count] = &rows[i];
             jobs[count++] = (NvrtcJob){.name = rows[i].file,
-                                       .text = read_kernel_file(root, rows[i].file),
+                                       .text = row_text(root, &rows[i]),
                                        .arch = hopper ? "sm_90a" : "sm_80",
-                                       .options = options[i],
                                        .headers = texts,
                                        .header_count = HEADERS};
         }
-    }
     return count;
 }
 
@@ -231,7 +284,8 @@ int main(int argc, char **argv)
         return 0;
     }
     for (int i = 0; i < HEADERS; i++)
-        texts[i] = (NvrtcHeader){headers[i], read_kernel_file(argv[1], headers[i])};
+        texts[i] = (NvrtcHeader){headers[i][0] == '.' ? headers[i] + 3 : headers[i],
+                                 read_kernel_file(argv[1], headers[i])};
     int count = make_jobs(argv[1], texts, jobs, row_of);
     nvrtc_compile(jobs, count, 2);
     nvrtc_version(&major, &minor);

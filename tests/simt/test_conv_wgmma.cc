@@ -81,6 +81,8 @@ static void check(int mode, const std::vector<Shape> &shapes, const char *fault 
         test.depends_on_batch(offsetof(ConvArgs, images) / sizeof(int64_t));
     if (fault)
         test.find_fault(fault);
+    else if (shapes[0].many)
+        test.run_fast();
     else
         test.run();
 }
@@ -91,7 +93,7 @@ int main(void)
     Shape odd = {"odd sizes", 2, 56, 104, {1, 9, 7}, {1, 3, 3}, {0, 1, 1}, H, H, true, false};
     Shape small = {"images smaller than a tile", 5, 64, 64, {1, 4, 4}, {1, 3, 3}, {0, 1, 1}, H, NONE,
                    false, false};
-    Shape wide = {"part of a row", 1, 64, 136, {1, 3, 140}, {1, 3, 3}, {0, 1, 1}, H, F, true, false};
+    Shape wide = {"part of a row", 1, 64, 88, {1, 2, 140}, {1, 3, 3}, {0, 1, 1}, H, F, true, false};
     Shape point = {"1 x 1", 1, 64, 128, {1, 16, 17}, {1, 1, 1}, {0, 0, 0}, F, NONE, true, false};
     Shape solid = {"3 axes", 1, 64, 48, {3, 5, 6}, {3, 3, 3}, {1, 1, 1}, H, NONE, true, false};
     Shape larger = {"4 x 4, padding 2", 1, 48, 64, {1, 6, 8}, {1, 4, 4}, {0, 2, 2}, H, NONE, false, false};
