@@ -60,7 +60,8 @@ static const CudaKernel *find_kernel(const Codegen *cg, const char *name, uint32
 }
 
 // What is wrong with a function; NULL: nothing.
-static const char *judge(const CudaKernel *kernel, const CubinKernel *figures, int blocks)
+static const char *judge(const CudaKernel *kernel, uint32_t phase, const CubinKernel *figures,
+                         int blocks)
 {
     if (figures->stack != 0 || cubin_count(figures, "LDL") || cubin_count(figures, "STL"))
         return "local memory";
@@ -68,6 +69,10 @@ static const char *judge(const CudaKernel *kernel, const CubinKernel *figures, i
         return "atomics";
     if (blocks == 0)
         return "does not fit";
+    if (kernel->places == CUDA_ON_90A && phase == 0 &&
+        (!cubin_count(figures, "HGMMA") || !cubin_count(figures, "UTMALDG") ||
+         cubin_count(figures, "HMMA")))
+        return "is not wgmma on what TMA loads";
     if (cubin_count(figures, "LDG.128") < (int)kernel->choice.loads_16)
         return "lacks loads of 16 bytes";
     if (cubin_count(figures, "STG.128") < (int)kernel->choice.stores_16)
@@ -84,7 +89,7 @@ static bool describe(const Codegen *cg, const CubinKernel *figures, const char *
     const char *limit;
     int threads = (int)choice->threads[phase], shared = (int)choice->shared[phase];
     int blocks = cubin_occupancy(figures, arch, threads, shared, &limit);
-    const char *wrong = judge(kernel, figures, blocks);
+    const char *wrong = judge(kernel, phase, figures, blocks);
     char text[LINE];
     int at = snprintf(text, sizeof text, "%s", choice->name);
     if (phase > 0)
@@ -135,8 +140,13 @@ static int compare_uses(const void *x, const void *y)
 static void print_uses(const Codegen *cg, FILE *out)
 {
     Use *uses = arena_alloc(cg->arena, (cg->kernel_count + 1) * sizeof *uses);
-    for (uint32_t i = 0; i < cg->kernel_count; i++)
-        uses[i].name = cg->cuda_kernels[cg->kernels[i].cuda - 1].choice.name;
+    for (uint32_t i = 0; i < cg->kernel_count; i++) {
+        const Kernel *kernel = &cg->kernels[i];
+        uses[i].name = cg->cuda_kernels[kernel->cuda - 1].choice.name;
+        if (kernel->cuda_90a)
+            uses[i].name = arena_printf(cg->arena, "%s (sm_90a: %s)", uses[i].name,
+                                        cg->cuda_kernels[kernel->cuda_90a - 1].choice.name);
+    }
     for (uint32_t i = 0; i < cg->plan_count; i++)
         for (uint32_t k = 0; !cg->plans[i]->taps && k < cg->plans[i]->launch_count; k++) {
             const PlanLaunch *launch = &cg->plans[i]->launches[k];

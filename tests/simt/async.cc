@@ -201,6 +201,10 @@ u32 swizzled(u32 address, int swizzle)
 // and are not written.
 static void move_chunk(const TmaOp *op, const TensorMap &map, u8 *row, u32 byte, u8 *shared)
 {
+    long first = ((long)op->start[0]) * map.element_bytes + (long)byte;
+    long end = std::min(first + 16, (long)map.size[0] * map.element_bytes);
+    if (row && simt_config.race && std::max(first, 0l) < end)
+        check_global(row + std::max(first, 0l), (size_t)(end - std::max(first, 0l)), op->store);
     for (u32 i = 0; i < 16; i += map.element_bytes) {
         long x = (long)op->start[0] + (long)((byte + i) / map.element_bytes);
         bool inside = row && x >= 0 && x < (long)map.size[0];
@@ -211,8 +215,6 @@ static void move_chunk(const TmaOp *op, const TensorMap &map, u8 *row, u32 byte,
             memset(shared + i, 0, map.element_bytes);
         else if (inside)
             memcpy(global, shared + i, map.element_bytes);
-        if (op->store && inside && simt_config.race)
-            check_global(global, map.element_bytes, true);
     }
 }
 
@@ -276,6 +278,8 @@ static u32 walk_box(TmaOp *op, const TensorMap &map)
 void execute_tma(TmaOp *op)
 {
     TensorMap map;
+    Thread *running = block->current;
+    block->current = &block->threads[op->issuer]; // whose memory accesses these are
     memcpy(&map, op->map, sizeof map);
     if (simt_config.race)
         block->engine_clock++;
@@ -291,6 +295,7 @@ void execute_tma(TmaOp *op)
         if (!op->store)
             complete_bytes(op->mbar, bytes);
     }
+    block->current = running;
     delete op;
 }
 

@@ -262,6 +262,10 @@ CUresult cuTensorMapEncodeTiled(void *map, int type, unsigned rank, void *base,
     if (type < 0 || type > 9 || rank < 1 || rank > 5 || interleave || swizzle < 0 || swizzle > 3 ||
         fill)
         return refuse(CUDA_ERROR_INVALID_VALUE, "a tensor map of a kind that is not modelled");
+    if ((uintptr_t)map & 63)
+        return refuse(CUDA_ERROR_INVALID_VALUE, "a tensor map that is not aligned to 64 bytes");
+    if (sizes[0] == 0 || sizes[0] > 1ull << 32)
+        return refuse(CUDA_ERROR_INVALID_VALUE, "a tensor map with impossible sizes");
     size_t end = (size_t)element_bytes[type] * sizes[0];
     for (unsigned i = 1; i < rank; i++) {
         if (strides[i - 1] >= 1ull << 40 || sizes[i] == 0 || sizes[i] > 1ull << 32)

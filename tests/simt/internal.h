@@ -145,6 +145,7 @@ struct Block {
     SimtDim index_size = {0, 0, 0};  // of the blocks that the threads' indices were made for
     int open_barriers;               // that have arrivals
     bool used_copies, used_matrices; // cp.async and TMA, wgmma
+    std::vector<float> matrices;     // what wgmma works in
     u64 random;
     u64 progress, spin_seen; // spinning threads look again when there was progress
     bool failed;

@@ -1,5 +1,5 @@
 /* Kernels that are wrong, each in a way that a GPU may forgive; the last one is right. */
-#include "cx.h"
+#include "cx_hopper.h"
 
 // Relies on lanes that run in lockstep.
 extern "C" __global__ void warp_synchronous(float *out)
@@ -109,6 +109,45 @@ extern "C" __global__ void not_last(float *out)
     last_adds<NO_WAIT>(out);
 }
 CX_ENTRY(not_last)
+
+// A box of 4 rows comes by TMA, is changed, and goes back.
+template <bool fenced> CX_FN void by_tma(const cx_tmap *map, int row)
+{
+    CX_SHARED(shared);
+    u32 at = cx_shared_address(shared), bar = at + 512, t = threadIdx.x;
+    if (t == 0) {
+        cx_mbar_init(bar, 1);
+        cx_fence_mbar_init();
+        cx_mbar_expect(bar, 512);
+        cx_tma_load2(at, map, bar, 0, row);
+    }
+    __syncthreads();
+    cx_mbar_wait(bar, 0);
+    ((float *)shared)[t] += 26.f;
+    if (fenced)
+        cx_fence_async();
+    __syncthreads();
+    if (t == 0) {
+        cx_tma_store2(map, at, 0, row);
+        cx_tma_store_commit();
+        cx_tma_store_wait();
+    }
+}
+extern "C" __global__ void box_there_and_back(float *, const __grid_constant__ cx_tmap map)
+{
+    by_tma<true>(&map, 0);
+}
+CX_ENTRY(box_there_and_back)
+extern "C" __global__ void box_without_fence(float *, const __grid_constant__ cx_tmap map)
+{
+    by_tma<false>(&map, 0);
+}
+CX_ENTRY(box_without_fence)
+extern "C" __global__ void box_beyond_memory(float *, const __grid_constant__ cx_tmap map)
+{
+    by_tma<true>(&map, 30);
+}
+CX_ENTRY(box_beyond_memory)
 
 extern "C" __global__ void uninitialised(float *out)
 {

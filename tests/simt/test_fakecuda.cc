@@ -426,7 +426,7 @@ static void touch_device_memory(void) // ends by a signal
 
 static void tensor_maps(void)
 {
-    alignas(64) char map[128];
+    alignas(64) char map[192];
     uint64_t sizes[] = {64, 16}, strides[] = {128};
     uint32_t box[] = {64, 8}, steps[] = {1, 1};
     start();
@@ -442,6 +442,16 @@ static void tensor_maps(void)
     sizes[1] = 16;
     strides[0] = 120;
     IS(cu.tensor_map(map, 9, 2, base, sizes, strides, box, steps, 0, 3, 0, 0), 1);
+    strides[0] = 128;
+    IS(cu.tensor_map(map + 16, 9, 2, base, sizes, strides, box, steps, 0, 3, 0, 0), 1);
+    box[1] = 257;
+    IS(cu.tensor_map(map, 9, 2, base, sizes, strides, box, steps, 0, 3, 0, 0), 1);
+    box[1] = 8, box[0] = 60; // not in 16 bytes
+    IS(cu.tensor_map(map, 9, 2, base, sizes, strides, box, steps, 0, 3, 0, 0), 1);
+    box[0] = 64, sizes[0] = 0;
+    IS(cu.tensor_map(map, 9, 2, base, sizes, strides, box, steps, 0, 3, 0, 0), 1);
+    sizes[0] = 64;
+    GOOD(cu.tensor_map(map, 9, 2, base, sizes, strides, box, steps, 0, 3, 0, 0));
 }
 
 // Runs a scenario in a process with these settings (NAME=VALUE, separated by spaces).

@@ -6,7 +6,11 @@ static void check(const char *name, SimtKernel kernel, unsigned blocks, unsigned
                   size_t shared, const char *expected)
 {
     float *out = make_vector(1024, 0, 0);
-    void *args[] = {&out};
+    alignas(64) char map[128]; // [34, 32], two rows more than there are
+    uint64_t sizes[] = {32, 34}, strides[] = {128};
+    uint32_t box[] = {32, 4};
+    simt_tensor_map_tiled(map, 4, 2, out, sizes, strides, box, nullptr, 0);
+    void *args[] = {&out, map};
     simt_reset();
     simt_config = {SIMT_IN_ORDER, SIMT_LATE, SIMT_RACE, 1, 0};
     simt_launch(name, kernel, SimtDim(blocks), SimtDim(threads), shared, args);
@@ -34,7 +38,10 @@ int main()
     CHECK(unwaited_copy, 1, 32, 1024, "cp.async still in flight");
     CHECK(reverse, 1, 32, 0, "");
     CHECK(last_block, 3, 64, 64, "");
+    CHECK(box_there_and_back, 1, 128, 1024, "");
     if (SIMT_RACE) {
+        CHECK(box_without_fence, 1, 128, 1024, "fence.proxy.async");
+        CHECK(box_beyond_memory, 1, 128, 1024, "OUT OF BOUNDS global read");
         CHECK(warp_synchronous, 1, 32, 128, "RACE");
         CHECK(overlapping_blocks, 2, 32, 0, "INTER-BLOCK conflict");
         CHECK(last_without_fence, 3, 64, 64, "INTER-BLOCK conflict");

@@ -139,7 +139,13 @@ static void exchange(Warpgroup &group, const WgmmaOp *op, float (*d)[MAX_N], boo
 
 static void execute(Warpgroup &group, WgmmaOp *op)
 {
-    static float a[TILE_M][TILE_K], b[MAX_N][TILE_K], b_rows[TILE_K][MAX_N], d[TILE_M][MAX_N];
+    struct Room { // of this host thread's block
+        float a[TILE_M][TILE_K], b[MAX_N][TILE_K], b_rows[TILE_K][MAX_N], d[TILE_M][MAX_N];
+    };
+    block->matrices.resize(sizeof(Room) / sizeof(float));
+    Room &room = *(Room *)block->matrices.data();
+    float(*a)[TILE_K] = room.a, (*b)[TILE_K] = room.b;
+    float(*b_rows)[MAX_N] = room.b_rows, (*d)[MAX_N] = room.d;
     Thread *reader = &block->threads[(&group - block->warpgroups) * 128];
     if (op->a_in_registers)
         read_registers(op, a);
@@ -152,7 +158,7 @@ static void execute(Warpgroup &group, WgmmaOp *op)
     exchange(group, op, d, true);
     for (int row = 0; row < TILE_M; row++) {
         if (!op->accumulate)
-            memset(d[row], 0, sizeof d[row]);
+            memset(d[row], 0, sizeof room.d[row]);
         for (int k = 0; k < TILE_K; k++)
             for (int n = 0; n < op->n; n++)
                 d[row][n] += a[row][k] * b_rows[k][n];
