@@ -1,8 +1,9 @@
-// Compiled objects of the kernel library, kept from one run of pvdmc to the next.
+// Compiled objects, kept from one run of pvdmc to the next.
 //
-// The library is the same C for every model, so its objects are stored under a hash of all that
-// they depend on: the source and every header it may include, the compiler's words and its
-// --version, and, since -march=native is among the words, the processor. They lie in
+// The kernel library is the same C for every model, and much of the emitted text is that of an
+// earlier run. Objects are stored under a hash of all that they depend on: the source and every
+// header it may include, the compiler's words and its --version, and, since -march=native is among
+// the words, the processor. They lie in
 // $XDG_CACHE_HOME/pvdmc, or ~/.cache/pvdmc. An object is put there by renaming a finished file, so
 // several compilations may run at once, and ends with a hash of its bytes, so a damaged file counts
 // as none. Nothing here fails: without a usable folder everything is compiled. Objects that nothing

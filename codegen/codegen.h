@@ -14,7 +14,7 @@
 // What launches name. The same CPU kernel with different CUDA kernels is several of these.
 typedef struct {
     const char *name;        // what it computes: "add_silu", "conv"
-    const char *symbol;      // "k12", "pv_conv"
+    const char *symbol;      // "add_silu_5f0c6d0b3f21", "pv_conv"
     const char *text;        // emitted: everything behind the symbol; NULL: library
     uint32_t cuda;           // Codegen.cuda_kernels, + 1; 0: none
     uint32_t cuda_90a;       // the same, instead of it on sm_90a
@@ -304,6 +304,7 @@ void emit_samplers(Codegen *cg, FILE *out);
 typedef struct {
     const char **paths;      // C files
     uint32_t count;
+    const char *bytes;       // for the assembler: data and images
 } CFiles;
 // Writes the C files (and the data section) into `folder`. false: errno tells.
 bool emit_files(Codegen *cg, const char *folder, CFiles *files);
@@ -324,7 +325,7 @@ size_t taps_write(Taps *taps, FILE *out);
 void *pack_plan(const PvLaunch *launches, uint32_t launch_count, const PvArg *args,
                 uint32_t kernel_count, size_t *size);
 
-/* cache.c: objects of the kernel library from earlier runs */
+/* cache.c: objects from earlier runs */
 typedef struct Cache Cache;
 // `cc`: the compiler and its flags, whole; `include`: the folder of headers. NULL: no cache.
 Cache *cache_open(Arena *arena, const char *include, const char *const *cc, uint32_t count);

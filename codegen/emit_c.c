@@ -4,7 +4,8 @@
 // Tables that hold names are C initialisers. Launches and arguments, which are many and hold only
 // numbers, go packed into the data section, with the constant tables; the C compiler then takes no
 // longer for a large model than for a small one. Kernels are spread over several files, compiled at
-// once.
+// once; no file names a folder or a number that another kernel may shift, so that its object can be
+// that of an earlier run (cache.c). The bytes stand in a file of their own, for the assembler.
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,7 +14,8 @@
 
 #include "codegen/codegen.h"
 
-enum { KERNELS_A_FILE = 32, MAX_KERNEL_FILES = 8 };
+enum { MOST_KERNELS = 48, ENDS = 24 };     // of a file; one kernel in so many ends one
+#define BYTES_FILE "bytes.s"
 
 static void write_string(FILE *out, const char *text)
 {
@@ -147,23 +149,6 @@ static void write_options(const Codegen *cg, FILE *out)
 
 // ---- plans ----
 
-// "unet.model:20 unet.out.2": the base name of the file, the line, the path.
-static const char *origin_text(const Codegen *cg, NodeId node)
-{
-    const Origin *origin = node ? graph_origin(cg->module->graph, node) : NULL;
-    if (!origin || (!origin->span.file && !origin->path))
-        return "";
-    if (!origin->span.file || !cg->sources)
-        return origin->path ? origin->path : "";
-    const SourceFile *file = sources_get(cg->sources, origin->span.file);
-    uint32_t line = 1;
-    for (uint32_t i = 0; i < origin->span.begin && i < file->size; i++)
-        line += file->text[i] == '\n';
-    const char *slash = strrchr(file->path, '/');
-    return intern(arena_printf(cg->arena, "%s:%u%s%s", slash ? slash + 1 : file->path, line,
-                               origin->path ? " " : "", origin->path ? origin->path : ""));
-}
-
 typedef struct {
     Codegen *cg;
     FILE *out;
@@ -174,11 +159,41 @@ typedef struct {
     uint32_t *by_node;         // origin + 1 of a node, with its last label
     uint32_t *table;           // by hash of the interned pointer's text
     uint32_t table_size;
+    Memo lines;                // by place in the sources
     Taps *taps;
     const char **scalar_texts; // bodies of `scalars` functions, each once
     uint32_t scalar_count;
     size_t scalar_capacity;
 } Writer;
+
+static uint32_t line_of(Writer *writer, Span span)
+{
+    const uint32_t place[] = {span.file, span.begin};
+    Codegen *cg = writer->cg;
+    bool found;
+    cg->key.count = 0;
+    bytes_add(cg->arena, &cg->key, place, sizeof place);
+    uint32_t *line = memo_find(cg->arena, &writer->lines, &cg->key, sizeof *line, &found), column;
+    if (!found)
+        sources_place(cg->sources, span.file, span.begin, line, &column);
+    return *line;
+}
+
+// "unet.model:20 unet.out.2": the base name of the file, the line, the path.
+static const char *origin_text(Writer *writer, NodeId node)
+{
+    const Codegen *cg = writer->cg;
+    const Origin *origin = node ? graph_origin(cg->module->graph, node) : NULL;
+    if (!origin || (!origin->span.file && !origin->path))
+        return "";
+    if (!origin->span.file || !cg->sources)
+        return origin->path ? origin->path : "";
+    const SourceFile *file = sources_get(cg->sources, origin->span.file);
+    const char *slash = strrchr(file->path, '/');
+    return intern(arena_printf(cg->arena, "%s:%u%s%s", slash ? slash + 1 : file->path,
+                               line_of(writer, origin->span), origin->path ? " " : "",
+                               origin->path ? origin->path : ""));
+}
 
 // Makes the table of origins twice as large.
 static void grow_origins(Writer *writer)
@@ -199,7 +214,7 @@ static uint32_t find_origin(Writer *writer, NodeId node, const char *label)
     uint32_t last = writer->by_node[node];
     if (last && writer->labels[last - 1] == label)
         return last - 1;
-    const char *text = last ? writer->texts[last - 1] : origin_text(writer->cg, node);
+    const char *text = last ? writer->texts[last - 1] : origin_text(writer, node);
     uint32_t mask = writer->table_size - 1;
     uint32_t at = (uint32_t)hash_bytes(text, strlen(text)) & mask;
     for (; writer->table[at]; at = (at + 1) & mask) {
@@ -250,9 +265,8 @@ static PvArg *make_args(const Work *work)
     PvArg *args = malloc(((size_t)work->arg_count + 1) * sizeof *args);
     if (!args)
         bug("out of memory");
-    for (uint32_t i = 0; i < work->arg_count; i++) {
+    for (uint32_t i = 0; i < work->arg_count; i++)
         args[i] = resolve_arg(work, &work->args[i]);
-    }
     return args;
 }
 
@@ -293,25 +307,24 @@ static uint32_t find_scalars(Writer *writer, const Work *work)
 }
 
 typedef struct {
-    size_t packed, packed_bytes;       // in the data section
+    PvLaunch *launches;                // until they are packed
+    void *bytes;                       // packed, until they are in the data section
+    size_t packed, packed_bytes;       // there
     size_t edges, taps;                // there too
     uint32_t edge_count;
     double flops_fixed, flops_batch, bytes_fixed, bytes_batch;
     uint32_t scalars;
 } PlanText;
 
+// Launches and edges into the data section; what the launches sum up to.
 static void store_launches(Writer *writer, const Work *work, PlanText *text)
 {
-    PvLaunch *launches = make_launches(writer, work);
-    PvArg *args = make_args(work);
-    void *packed = pack_plan(launches, work->launch_count, args, writer->cg->kernel_count,
-                             &text->packed_bytes);
-    text->packed = data_add(writer->cg, packed, text->packed_bytes);
+    text->packed = data_add(writer->cg, text->bytes, text->packed_bytes);
     for (uint32_t i = 0; i < work->launch_count; i++) {
-        text->flops_fixed += launches[i].flops_fixed;
-        text->flops_batch += launches[i].flops_batch;
-        text->bytes_fixed += launches[i].bytes_fixed;
-        text->bytes_batch += launches[i].bytes_batch;
+        text->flops_fixed += work->launches[i].flops_fixed;
+        text->flops_batch += work->launches[i].flops_batch;
+        text->bytes_fixed += work->launches[i].bytes_fixed;
+        text->bytes_batch += work->launches[i].bytes_batch;
     }
     if (writer->cg->unfused_too) {
         uint32_t *edges = launch_edges(work, &text->edge_count);
@@ -319,26 +332,24 @@ static void store_launches(Writer *writer, const Work *work, PlanText *text)
             text->edges = data_add(writer->cg, edges, text->edge_count * 2 * sizeof *edges);
         free(edges);
     }
-    free(packed);
-    free(launches);
-    free(args);
+    free(text->bytes);
+    text->bytes = NULL;
 }
 
 // What a plan needs before the tables of plans.
-static PlanText write_plan_parts(Writer *writer, const Work *work, uint32_t number)
+static void write_plan_parts(Writer *writer, const Work *work, uint32_t number, PlanText *text)
 {
-    PlanText text = {.scalars = find_scalars(writer, work)};
-    store_launches(writer, work, &text);
+    text->scalars = find_scalars(writer, work);
+    store_launches(writer, work, text);
     char name[32];
     if (work->tap_count)
-        text.taps = taps_add(writer->taps, work);
+        text->taps = taps_add(writer->taps, work);
     snprintf(name, sizeof name, "streams_%u", number);
     write_numbers(writer->out, name, work->streams, work->stream_count);
     snprintf(name, sizeof name, "grads_%u", number);
     write_numbers(writer->out, name, work->grads, work->grad_count);
     snprintf(name, sizeof name, "reads_%u", number);
     write_numbers(writer->out, name, work->instances, work->instance_count);
-    return text;
 }
 
 static uint32_t plan_number(const Codegen *cg, const Work *work)
@@ -378,6 +389,24 @@ static void write_plan(Writer *writer, const Work *work, uint32_t number, const 
         fprintf(writer->out, "0, 0},\n");
 }
 
+typedef struct {
+    const Codegen *cg;
+    PlanText *texts;
+} Packing;
+
+static void pack_launches(void *context, uint32_t number)
+{
+    const Packing *packing = context;
+    const Work *work = packing->cg->plans[number];
+    PlanText *text = &packing->texts[number];
+    PvArg *args = make_args(work);
+    text->bytes = pack_plan(text->launches, work->launch_count, args, packing->cg->kernel_count,
+                            &text->packed_bytes);
+    free(args);
+    free(text->launches);
+    text->launches = NULL;
+}
+
 static void write_plans(Writer *writer)
 {
     Codegen *cg = writer->cg;
@@ -385,7 +414,10 @@ static void write_plans(Writer *writer)
     if (!texts)
         bug("out of memory");
     for (uint32_t i = 0; i < cg->plan_count; i++)
-        texts[i] = write_plan_parts(writer, cg->plans[i], i);
+        texts[i].launches = make_launches(writer, cg->plans[i]);
+    in_parallel(cg->plan_count, pack_launches, &(Packing){cg, texts});
+    for (uint32_t i = 0; i < cg->plan_count; i++)
+        write_plan_parts(writer, cg->plans[i], i, &texts[i]);
     fprintf(writer->out, "static const PvPlan plans[] = {\n");
     for (uint32_t i = 0; i < cg->plan_count; i++)
         write_plan(writer, cg->plans[i], i, &texts[i]);
@@ -534,7 +566,7 @@ static void write_cuda_kernel(FILE *out, uint32_t kernel)
 static void write_kernel_table(const Codegen *cg, FILE *out)
 {
     for (uint32_t i = 0; i < cg->kernel_count; i++)
-        if (cg->kernels[i].text && cg->targets.cpu)
+        if (cg->kernels[i].text && cg->targets.cpu)        // one symbol more than once does no harm
             fprintf(out, "void %s(const PvRun *run, const int64_t *args);\n",
                     cg->kernels[i].symbol);
     fprintf(out, "static const PvKernel kernels[] = {\n");
@@ -599,22 +631,49 @@ static void write_tables(Codegen *cg, FILE *out)
     free(writer.scalar_texts);
 }
 
-// Kernels number part, part + parts, ...
-static void write_kernels(const Codegen *cg, FILE *out, uint32_t part, uint32_t parts)
+// A file ends behind a kernel whose hash says so, or when it is full, so that a new kernel leaves
+// most files as they are.
+static bool ends_file(const Kernel *kernel, uint32_t count)
+{
+    return count == MOST_KERNELS || hash_bytes(kernel->symbol, strlen(kernel->symbol)) % ENDS == 0;
+}
+
+static int compare_symbols(const void *x, const void *y)
+{
+    return strcmp((*(const Kernel *const *)x)->symbol, (*(const Kernel *const *)y)->symbol);
+}
+
+// Emitted kernels by symbol, each symbol once.
+static const Kernel **sort_kernels(const Codegen *cg, uint32_t *count)
+{
+    const Kernel **order = arena_alloc(cg->arena, (cg->kernel_count + 1) * sizeof *order);
+    uint32_t all = 0;
+    for (uint32_t i = 0; i < cg->kernel_count; i++)
+        if (cg->kernels[i].text)
+            order[all++] = &cg->kernels[i];
+    qsort(order, all, sizeof *order, compare_symbols);
+    *count = 0;
+    for (uint32_t i = 0; i < all; i++)
+        if (i == 0 || strcmp(order[i - 1]->symbol, order[i]->symbol) != 0)
+            order[(*count)++] = order[i];
+    return order;
+}
+
+static void write_kernels(FILE *out, const Kernel *const *kernels, uint32_t count)
 {
     fputs("#include \"codegen/cpu/kernels.h\"\n#include \"codegen/cpu/pv_math.h\"\n", out);
-    for (uint32_t i = part; i < cg->kernel_count; i += parts)
-        if (cg->kernels[i].text)
-            fprintf(out, "\nvoid %s(const PvRun *run, const int64_t *args);\n// %s\nvoid %s%s",
-                    cg->kernels[i].symbol, cg->kernels[i].name, cg->kernels[i].symbol,
-                    cg->kernels[i].text);
+    for (uint32_t i = 0; i < count; i++)
+        fprintf(out, "\nvoid %s(const PvRun *run, const int64_t *args);\n// %s\nvoid %s%s",
+                kernels[i]->symbol, kernels[i]->name, kernels[i]->symbol, kernels[i]->text);
 }
 
 void emit_text(Codegen *cg, FILE *out)
 {
     write_tables(cg, out);
+    uint32_t count;
+    const Kernel **kernels = sort_kernels(cg, &count);
     if (cg->targets.cpu)
-        write_kernels(cg, out, 0, 1);
+        write_kernels(out, kernels, count);
 }
 
 static FILE *open_file(Codegen *cg, const char *folder, const char *name, CFiles *files)
@@ -634,9 +693,8 @@ static bool close_file(FILE *file)
 // Text that puts the bytes of a file of `folder` into the executable, under a name.
 static void write_bytes_of(FILE *out, const char *folder, const char *file, const char *name)
 {
-    fprintf(out, "__asm__(\".section .rodata\\n.balign 64\\n.globl %s\\n%s:\\n\"\n"
-                 "        \".incbin \\\"%s/%s\\\"\\n.byte 0\\n.previous\");\n", name, name, folder,
-            file);
+    fprintf(out, "    .section .rodata\n    .balign 64\n    .globl %s\n%s:\n"
+                 "    .incbin \"%s/%s\"\n    .byte 0\n", name, name, folder, file);
 }
 
 static bool emit_bytes(Codegen *cg, const char *folder, const char *name, const char *bytes,
@@ -649,36 +707,48 @@ static bool emit_bytes(Codegen *cg, const char *folder, const char *name, const 
     return close_file(out);
 }
 
-static bool emit_kernels(Codegen *cg, const char *folder, CFiles *files, uint32_t parts)
+static bool emit_kernels(Codegen *cg, const char *folder, CFiles *files)
 {
-    for (uint32_t part = 0; part < parts; part++) {
-        char name[32];
-        snprintf(name, sizeof name, "kernels_%u.c", part);
-        FILE *out = open_file(cg, folder, name, files);
+    uint32_t count;
+    const Kernel **kernels = sort_kernels(cg, &count);
+    files->paths = arena_alloc(cg->arena, (count + 3) * sizeof *files->paths);
+    for (uint32_t i = 0; i < count && cg->targets.cpu;) {
+        uint32_t size = 1;
+        while (i + size < count && !ends_file(kernels[i + size - 1], size))
+            size++;
+        FILE *out = open_file(cg, folder, arena_printf(cg->arena, "%s.c", kernels[i]->symbol), files);
         if (!out)
             return false;
-        write_kernels(cg, out, part, parts);
+        write_kernels(out, kernels + i, size);
         if (!close_file(out))
             return false;
+        i += size;
     }
     return true;
 }
 
+// The assembler's text that takes in the bytes.
+static bool emit_sections(Codegen *cg, const char *folder)
+{
+    FILE *out = open_file(cg, folder, BYTES_FILE, NULL);
+    if (!out)
+        return false;
+    write_bytes_of(out, folder, "data.bin", "pv_data");
+    if (wants_cuda(cg))
+        write_bytes_of(out, folder, "images.bin", "pv_images");
+    fprintf(out, "    .section .note.GNU-stack,\"\",%%progbits\n");
+    return close_file(out) && emit_bytes(cg, folder, "data.bin", cg->data, cg->data_size) &&
+           (!wants_cuda(cg) || emit_bytes(cg, folder, "images.bin", cg->images, cg->image_bytes));
+}
+
 bool emit_files(Codegen *cg, const char *folder, CFiles *files)
 {
-    uint32_t parts = cg->kernel_count / KERNELS_A_FILE + 1;
-    parts = parts > MAX_KERNEL_FILES ? MAX_KERNEL_FILES : parts;
-    files->paths = arena_alloc(cg->arena, (parts + 2) * sizeof *files->paths);
-    if (cg->targets.cpu && !emit_kernels(cg, folder, files, parts))
+    if (!emit_kernels(cg, folder, files))
         return false;
     FILE *out = open_file(cg, folder, "tables.c", files);
     if (!out)
         return false;
     write_tables(cg, out);
-    write_bytes_of(out, folder, "data.bin", "pv_data");
-    if (wants_cuda(cg))
-        write_bytes_of(out, folder, "images.bin", "pv_images");
-    return close_file(out) &&          // the data is complete once the tables are written
-           emit_bytes(cg, folder, "data.bin", cg->data, cg->data_size) &&
-           (!wants_cuda(cg) || emit_bytes(cg, folder, "images.bin", cg->images, cg->image_bytes));
+    files->bytes = arena_printf(cg->arena, "%s/%s", folder, BYTES_FILE);
+    return close_file(out) && emit_sections(cg, folder);       // data is complete with the tables
 }

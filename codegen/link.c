@@ -1,8 +1,8 @@
 // From C text to an executable: runs the C compiler.
 //
 // The emitted files and the kernel library are compiled at the same time, as many processes as
-// there are processors, with the same flags (objects of the library may be there from an earlier
-// run, see cache.c); then all is linked with the runtime and the static
+// there are processors, with the same flags (objects may be there from an earlier run, see
+// cache.c); then all is linked with the runtime and the static
 // libraries that it stands on, so that the result needs libc and nothing else. Headers, kernel
 // sources and libpvdm are found beside pvdmc: in include/ and lib/. The executable replaces an
 // older one in one step, when it is complete.
@@ -21,12 +21,20 @@
 #define PVDM_STATIC_LIBS ""
 #endif
 
-enum { MAX_WORDS = 128, MAX_JOBS = 64 };
+enum { MAX_WORDS = 128, MAX_LIBRARY = 64 };
 
 typedef struct {
     const char *words[MAX_WORDS];
     uint32_t count;
 } Command;
+
+// From a source to an object.
+typedef struct {
+    Command command;
+    const char *source, *object;
+    bool keep;                 // the object may be that of an earlier run
+    bool done;                 // it is there
+} Job;
 
 typedef struct {
     Codegen *cg;
@@ -34,11 +42,8 @@ typedef struct {
     const char *home;          // folder that holds include/ and lib/
     const char *folder;        // of temporary files
     Command cc;                // the compiler and its fixed flags
-    const char *objects[MAX_JOBS];
-    Command jobs[MAX_JOBS];
-    const char *library[MAX_JOBS];     // the source, if it is of the kernel library
-    bool done[MAX_JOBS];               // the object is there
-    uint32_t job_count;
+    Job *jobs;
+    uint32_t job_count, job_room;
     Cache *cache;              // or NULL
 } Link;
 
@@ -92,12 +97,12 @@ static int run_jobs(const Link *link)
     uint32_t most = processors > 1 ? (uint32_t)processors : 2, running = 0, next = 0;
     int worst = 0;
     while (running > 0 || (next < link->job_count && worst == 0)) {
-        if (next < link->job_count && link->done[next]) {
+        if (next < link->job_count && link->jobs[next].done) {
             next++;
             continue;
         }
         if (next < link->job_count && running < most && worst == 0) {
-            if (start(link, &link->jobs[next++]) < 0)
+            if (start(link, &link->jobs[next++].command) < 0)
                 worst = 3;
             else
                 running++;
@@ -144,18 +149,18 @@ static void set_flags(Link *link)
         add_word(&link->cc, "-DPV_REAL64");
 }
 
-static void add_job(Link *link, const char *source)
+static void add_job(Link *link, const char *source, bool keep)
 {
-    if (link->job_count == MAX_JOBS)
-        bug("more than %d C files", MAX_JOBS);
-    Command *job = &link->jobs[link->job_count];
-    *job = link->cc;
-    const char *object = arena_printf(link->cg->arena, "%s/%u.o", link->folder, link->job_count);
-    add_word(job, "-c");
-    add_word(job, source);
-    add_word(job, "-o");
-    add_word(job, object);
-    link->objects[link->job_count++] = object;
+    if (link->job_count == link->job_room)
+        bug("more than %u files", link->job_room);
+    Job *job = &link->jobs[link->job_count];
+    *job = (Job){.command = link->cc, .source = source, .keep = keep && link->cache};
+    job->object = arena_printf(link->cg->arena, "%s/%u.o", link->folder, link->job_count++);
+    add_word(&job->command, "-c");
+    add_word(&job->command, source);
+    add_word(&job->command, "-o");
+    add_word(&job->command, job->object);
+    job->done = job->keep && cache_fetch(link->cache, source, job->object);
 }
 
 static int compare_names(const void *x, const void *y)
@@ -170,21 +175,17 @@ static bool add_library(Link *link)
     DIR *dir = opendir(folder);
     if (!dir)
         return false;
-    const char *names[MAX_JOBS];
+    const char *names[MAX_LIBRARY];
     uint32_t count = 0;
-    for (struct dirent *entry; (entry = readdir(dir)) && count < MAX_JOBS;) {
+    for (struct dirent *entry; (entry = readdir(dir)) && count < MAX_LIBRARY;) {
         size_t length = strlen(entry->d_name);
         if (length > 2 && strcmp(entry->d_name + length - 2, ".c") == 0)
             names[count++] = arena_printf(link->cg->arena, "%s/%s", folder, entry->d_name);
     }
     closedir(dir);
     qsort(names, count, sizeof *names, compare_names);
-    for (uint32_t i = 0; i < count; i++) {
-        uint32_t job = link->job_count;
-        add_job(link, names[i]);
-        link->library[job] = names[i];
-        link->done[job] = link->cache && cache_fetch(link->cache, names[i], link->objects[job]);
-    }
+    for (uint32_t i = 0; i < count; i++)
+        add_job(link, names[i], true);
     return true;
 }
 
@@ -197,7 +198,7 @@ static int link_objects(Link *link, const char *output)
     add_word(&command, "-o");
     add_word(&command, output);
     for (uint32_t i = 0; i < link->job_count; i++)
-        add_word(&command, link->objects[i]);
+        add_word(&command, link->jobs[i].object);
     add_word(&command, "-Wl,--start-group");
     add_word(&command, arena_printf(arena, "%s/lib/libpvdm%s.a", link->home,
                                     link->options->real64 ? "64" : "32"));
@@ -236,8 +237,11 @@ static int build(Link *link)
     if (link->options->cache)
         link->cache = cache_open(arena, arena_printf(arena, "%s/include", link->home),
                                  link->cc.words, link->cc.count);
+    link->job_room = files.count + MAX_LIBRARY + 1;
+    link->jobs = arena_alloc(arena, link->job_room * sizeof *link->jobs);
+    add_job(link, files.bytes, false);
     for (uint32_t i = 0; i < files.count; i++)
-        add_job(link, files.paths[i]);
+        add_job(link, files.paths[i], true);
     if (link->cg->targets.cpu && !add_library(link)) {
         fprintf(stderr, "pvdmc: error: the kernel library is not in %s/include/codegen/cpu\n",
                 link->home);
@@ -254,9 +258,9 @@ static int build(Link *link)
     int result = run_jobs(link);
     if (result == 0)
         result = link_objects(link, temporary);
-    for (uint32_t i = 0; result == 0 && link->cache && i < link->job_count; i++)
-        if (link->library[i] && !link->done[i])
-            cache_store(link->cache, link->library[i], link->objects[i]);
+    for (uint32_t i = 0; result == 0 && i < link->job_count; i++)
+        if (link->jobs[i].keep && !link->jobs[i].done)
+            cache_store(link->cache, link->jobs[i].source, link->jobs[i].object);
     if (result == 0 && rename(temporary, output) != 0) {
         fprintf(stderr, "pvdmc: error: cannot write %s: %s\n", output, strerror(errno));
         result = 1;

@@ -2,13 +2,14 @@
 //
 // A model has millions of arguments, most of which are those of an earlier launch of the same
 // kernel, a little further on. So every number is written as the difference to that launch's, in as
-// few bytes as it takes (7 bits a byte, the sign in the lowest), and the whole is deflated: PVDM-L
-// takes a byte an argument before and a tenth after. runtime/unpack.h describes the order.
+// few bytes as it takes (7 bits a byte, the sign in the lowest), arguments that are the same are
+// counted, and the whole is deflated. runtime/unpack.h describes the order.
 #include <stdlib.h>
 #include <string.h>
 #include <zlib.h>
 
 #include "codegen/codegen.h"
+#include "runtime/unpack.h"
 
 enum { CHUNK = 1 << 16, LEVEL = 6 };
 
@@ -55,15 +56,32 @@ static uint64_t bits_of(double number)
     return bits;
 }
 
+// Only what differs: how many arguments are the same before the next one that is not, and of that
+// which numbers follow.
 static void put_args(Packer *packer, const PvArg *args, const PvArg *like, uint32_t count)
 {
     static const PvArg none;
+    uint64_t same = 0;
     for (uint32_t i = 0; i < count; i++) {
         const PvArg *other = like ? &like[i] : &none;
-        put(packer, (uint64_t)args[i].space - (uint64_t)other->space);
-        put(packer, (uint64_t)args[i].a - (uint64_t)other->a);
-        put(packer, (uint64_t)args[i].c - (uint64_t)other->c);
+        unsigned differs = (args[i].space != other->space ? PV_PACKED_SPACE : 0u) |
+                           (args[i].a != other->a ? PV_PACKED_A : 0u) |
+                           (args[i].c != other->c ? PV_PACKED_C : 0u);
+        if (!differs) {
+            same++;
+            continue;
+        }
+        put(packer, same << PV_PACKED_BITS | differs);
+        if (differs & PV_PACKED_SPACE)
+            put(packer, (uint64_t)args[i].space - (uint64_t)other->space);
+        if (differs & PV_PACKED_A)
+            put(packer, (uint64_t)args[i].a - (uint64_t)other->a);
+        if (differs & PV_PACKED_C)
+            put(packer, (uint64_t)args[i].c - (uint64_t)other->c);
+        same = 0;
     }
+    if (same > 0)
+        put(packer, same << PV_PACKED_BITS);
 }
 
 void *pack_plan(const PvLaunch *launches, uint32_t launch_count, const PvArg *args,

@@ -138,7 +138,9 @@ static uint32_t add_kernel(Codegen *cg, Kernel kernel)
     if (kernel.text) {
         kernel.text = arena_printf(cg->arena, "%s", kernel.text);
         kernel.name = arena_printf(cg->arena, "%s", kernel.name);
-        kernel.symbol = arena_printf(cg->arena, "k%u", number);
+        kernel.symbol =
+            arena_printf(cg->arena, "%s_%012llx", kernel.name,
+                         (unsigned long long)hash_bytes(kernel.text, strlen(kernel.text)) >> 16);
     }
     cg->kernels[cg->kernel_count++] = kernel;
     cg->kernel_table[at] = number + 1;

@@ -376,7 +376,7 @@ static const char usage[] =
     "  --time, --stats     time of each pass; sizes of plans\n"
     "  --certificate       the bytes that each step will take, as a function of the batch\n"
     "  --verbose           shows the commands that are run\n"
-    "  --no-cache          compiles the kernel library anew; its objects are else kept in\n"
+    "  --no-cache          compiles everything anew; objects are else kept in\n"
     "                      $XDG_CACHE_HOME/pvdmc (~/.cache/pvdmc)\n"
     "  --help              this text\n"
     "\n"

@@ -70,12 +70,22 @@ static uint32_t next_below(Unpacker *unpacker, uint64_t from, uint64_t limit)
 
 static void read_args(Unpacker *unpacker, PvArg *args, const PvArg *like, uint32_t count)
 {
-    static const PvArg none;
-    for (uint32_t i = 0; i < count; i++) {
-        const PvArg *other = like ? &like[i] : &none;
-        args[i].space = (uint16_t)next_below(unpacker, other->space, UINT16_MAX + 1u);
-        args[i].a = (int64_t)next(unpacker, (uint64_t)other->a);
-        args[i].c = (int64_t)next(unpacker, (uint64_t)other->c);
+    memset(args, 0, count * sizeof *args);
+    if (like && count > 0)
+        memcpy(args, like, count * sizeof *args);
+    for (uint32_t i = 0; i < count && !unpacker->bad; i++) {
+        uint64_t word = next(unpacker, 0), same = word >> PV_PACKED_BITS;
+        unsigned differs = word & ((1u << PV_PACKED_BITS) - 1);
+        unpacker->bad |= same > count - i || (same == count - i) != (differs == 0);
+        if (differs == 0 || unpacker->bad)
+            return;
+        PvArg *at = &args[i += (uint32_t)same];
+        if (differs & PV_PACKED_SPACE)
+            at->space = (uint16_t)next_below(unpacker, at->space, UINT16_MAX + 1u);
+        if (differs & PV_PACKED_A)
+            at->a = (int64_t)next(unpacker, (uint64_t)at->a);
+        if (differs & PV_PACKED_C)
+            at->c = (int64_t)next(unpacker, (uint64_t)at->c);
     }
 }
 

@@ -1,4 +1,5 @@
-"""The cache of the kernel library's objects: used, damaged, unusable, by several at once."""
+"""The cache of objects, of the kernel library and of emitted text: used, damaged, unusable, by several
+at once."""
 import os
 import subprocess
 
@@ -12,11 +13,20 @@ def small_model(folder):
     return path
 
 
+def quick_compiler(folder):
+    """A C compiler that does not optimize: what it makes is not looked at here."""
+    path = f"{folder}/cc"
+    with open(path, "w", encoding="ascii") as file:
+        file.write('#!/bin/sh\nexec cc "$@" -O0\n')
+    os.chmod(path, 0o755)
+    return path
+
+
 def compiles(model, folder, name, *flags):
-    """How many files of the kernel library one compilation hands to the C compiler."""
+    """How many C files one compilation hands to the C compiler."""
     told = run(PVDMC, model, "-o", f"{folder}/{name}", "--verbose", *flags,
-               env={"XDG_CACHE_HOME": f"{folder}/cache"})
-    return sum(" -c " in line and "codegen/cpu/" in line for line in told.splitlines())
+               env={"XDG_CACHE_HOME": f"{folder}/cache", "CC": quick_compiler(folder)})
+    return sum(" -c " in line and ".c -o " in line for line in told.splitlines())
 
 
 def test_object_cache():
@@ -42,9 +52,33 @@ def test_object_cache():
 
     with open(f"{folder}/file", "wb"):                       # an unusable folder: all is compiled
         pass
-    run(PVDMC, model, "-o", f"{folder}/h", env={"XDG_CACHE_HOME": f"{folder}/file"})
+    quick = {"CC": quick_compiler(folder)}
+    run(PVDMC, model, "-o", f"{folder}/h", env={"XDG_CACHE_HOME": f"{folder}/file", **quick})
     subprocess.run(["rm", "-rf", cache], check=True)
     jobs = [subprocess.Popen([PVDMC, model, "-o", f"{folder}/p{i}"],
-                             env={**os.environ, "XDG_CACHE_HOME": f"{folder}/cache"}) for i in range(2)]
+                             env={**os.environ, "XDG_CACHE_HOME": f"{folder}/cache", **quick}) for i in range(2)]
     assert all(job.wait() == 0 for job in jobs)
     assert sorted(name for name in os.listdir(cache) if name.endswith(".o"))[:count] == objects
+
+
+def many_kernels(folder, name, kernels):
+    """A model with so many elementwise kernels."""
+    path = f"{folder}/{name}.model"
+    functions = ["silu", "tanh", "exp", "sin", "cos", "abs", "sigmoid"]
+    with open(path, "w", encoding="ascii") as file:
+        for i in range(kernels):
+            text = functions[i % 7] + "(" + functions[i // 7 % 7] + "(" + functions[i // 49] + "(x)))"
+            file.write(f"program p{i}(x: [b, 8]) -> y = {text}\n")
+    return path
+
+
+def test_new_kernel():
+    folder = scratch("cache_new")
+    first = compiles(many_kernels(folder, "few", 150), folder, "few")
+    library = compiles(small_model(folder), folder, "small", "--no-cache") - 2    # tables, a file of kernels
+    again = compiles(many_kernels(folder, "more", 151), folder, "more")
+    assert first - library >= 5, f"{first - library} files of emitted text"
+    assert again <= 3, f"{again} files compiled for one new kernel"       # tables, a file or its halves
+    assert compiles(f"{folder}/more.model", folder, "same") == 0
+    with open(f"{folder}/more", "rb") as one, open(f"{folder}/same", "rb") as two:
+        assert one.read() == two.read(), "an object of the cache differs"
