@@ -134,7 +134,11 @@ static void write_elements(const Kern *kern, FILE *out, uint32_t width)
             fprintf(out, "    cx_store4(r%u + i, y%u);\n", i, i);
         else
             fprintf(out, "    CX_UNROLL\n    for (int e = 0; e < %u; e++)\n"
-                         "        cx_set(r%u + i + e, y%u[e]);\n", width, i, i);
+                         "        cx_set(r%u + %s, y%u[e]);\n", width, i,
+                    kern->pointers[i].inner == INNER_STRIDED
+                        ? arena_printf(kern->lower->work->arena, "(i + e) * s%u", i)
+                        : "i + e",
+                    i);
     }
 }
 

@@ -98,9 +98,13 @@ static void write_params(const Codegen *cg, FILE *out)
         write_string(out, param->name);
         fprintf(out, ", %u, ", param->instance);
         write_type(out, module, &param->type);
-        fprintf(out, ", %lld, %lld, %d, %d, %.17g, %.17g},\n", (long long)cg->param_offset[i],
-                (long long)count_elements(&param->type), param->buffer, (int)param->init,
-                param->init_a, param->init_b);
+        int64_t rows = param->last ? param->type.dim[1].n : 0, columns = 0;
+        if (param->last)       // [c_out, c_in, positions] to [c_out, positions, c_in]
+            columns = count_elements(&param->type) / param->type.dim[0].n / rows;
+        fprintf(out, ", %lld, %lld, %d, %d, %.17g, %.17g, %lld, %lld},\n",
+                (long long)cg->param_offset[i], (long long)count_elements(&param->type),
+                param->buffer, (int)param->init, param->init_a, param->init_b, (long long)rows,
+                (long long)columns);
     }
     fprintf(out, "%s};\n", module->param_count ? "" : "    {0}\n");
     for (uint32_t i = 0; i < module->instance_count; i++) {
@@ -597,8 +601,9 @@ static void write_model(Writer *writer)
     write_names(out, "streams", module->streams, module->stream_count);
     fprintf(out, "const PvModel pv_model = {\n    ");
     write_string(out, module->name);
-    fprintf(out, ", %d, constants, %u, params, %u, %lld,\n", (int)module->real,
-            module->constant_count, module->param_count, (long long)cg->param_bytes);
+    fprintf(out, ", %d, constants, %u, params, %u, %lld, %d,\n", (int)module->real,
+            module->constant_count, module->param_count, (long long)cg->param_bytes,
+            (int)module->storage);
     fprintf(out, "    instances, %u, options, %u, %u, streams, %u,\n", module->instance_count,
             module->option_count, cg->option_slots, module->stream_count);
     fprintf(out, "    entries, %u, stages, %u, samplers, %u,\n", module->entry_count,

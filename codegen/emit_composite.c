@@ -48,19 +48,80 @@ static Dim channel_step(const Dim *stride, const Type *type)
     return dim_is_one(type->dim[1]) ? dims_between(type, 2, type->rank) : stride[1];
 }
 
-// The residual as an image of the shape `type`, or row-major; copied if it lies otherwise.
-static PlanArg residual_place(Lower *lower, Val val, const Type *type, bool row_major, Dim *stride)
+// The residual as an image of the shape `type`; copied if it lies otherwise.
+static PlanArg residual_place(Lower *lower, Val val, const Type *type, Dim *stride)
 {
     Dim dense[MAX_RANK];
     View view = view_of(lower->work, val);
     dense_strides(type, dense);
-    bool fits = !row_major && strides_as(lower, val, type, stride);
+    bool fits = strides_as(lower, val, type, stride);
     for (uint32_t axis = 2; fits && axis < type->rank; axis++)
         fits = dim_equal(stride[axis], dense[axis]);
     if (fits)
         return view_place(lower, &view, type->dtype);
     memcpy(stride, dense, type->rank * sizeof *dense);
     return dense_place(lower, val);
+}
+
+static bool same_strides(const Type *type, const Dim *x, const Dim *y)
+{
+    for (uint32_t axis = 0; axis < type->rank; axis++)
+        if (!dim_equal(x[axis], y[axis]))
+            return false;
+    return true;
+}
+
+// Channels lie last, behind the positions.
+static bool is_last(const Lower *lower, const Type *type, const Dim *stride)
+{
+    Dim last[MAX_RANK], dense[MAX_RANK];
+    ordered_strides(type, filter_order(lower->work->arena, type->rank), last);
+    dense_strides(type, dense);
+    return same_strides(type, stride, last) && !same_strides(type, stride, dense);
+}
+
+// A filter row-major, or if the kernel takes that with its channels last; copied if need be.
+static PlanArg filter_place(Lower *lower, Val val, bool takes_last, bool *last)
+{
+    const Type *type = val_type(lower->graph, val);
+    View view = view_of(lower->work, val);
+    *last = takes_last && is_last(lower, type, view.stride);
+    return *last ? view_place(lower, &view, type->dtype) : dense_place(lower, val);
+}
+
+// What is added to the gradient of a filter, as the gradient lies; copied if it lies otherwise.
+static PlanArg added_filter(Lower *lower, Val val, const Type *type, const Dim *stride)
+{
+    Dim there[MAX_RANK];
+    View view = view_of(lower->work, val);
+    if (strides_as(lower, val, type, there) && same_strides(type, there, stride))
+        return view_place(lower, &view, type->dtype);
+    const Type *own = val_type(lower->graph, val);
+    if (own->rank != type->rank)
+        return dense_place(lower, val);
+    PlanArg y = new_buffer(lower, count_of(own), stored_dtype(lower->work, val));
+    copy_val(lower, val, y, stride);
+    return y;
+}
+
+// The gradient of a filter, row-major at `from`, to where it is wanted.
+static void move_filter(Lower *lower, const Group *group, const Type *type, PlanArg from)
+{
+    CopyShape shape = {.rank = type->rank};
+    memcpy(shape.size, type->dim, sizeof shape.size);
+    dense_strides(type, shape.x);
+    strides_as(lower, group->results[0], type, shape.y);
+    launch_copy(lower, result_place(lower, group->results[0]), from, &shape, type->dtype);
+}
+
+// Something that the convolution reads or writes is not stored in working precision.
+static bool is_mixed(const Lower *lower, const Group *group, const Node *node)
+{
+    const Val vals[] = {node->in[0], node->in[1], group->results[0], group->bias, group->residual};
+    for (size_t i = 0; i < sizeof vals / sizeof *vals; i++)
+        if (vals[i] && stored_dtype(lower->work, vals[i]) != lower->cg->module->real)
+            return true;
+    return false;
 }
 
 void lower_conv(Lower *lower, const Group *group)
@@ -76,18 +137,29 @@ void lower_conv(Lower *lower, const Group *group)
     type[second] = val_type(lower->graph, node->in[1]);
     type[written] = node->type[0];
     place[first] = image_place(lower, node->in[0], stride[first]);
+    bool last = false, mixed = is_mixed(lower, group, node);
     if (second == 2)
-        place[2] = dense_place(lower, node->in[1]);
+        place[2] = filter_place(lower, node->in[1], mixed, &last);
     else
         place[second] = image_place(lower, node->in[1], stride[second]);
     if (!strides_as(lower, group->results[0], type[written], stride[written]))
         bug("a convolution that cannot write its result");
+    if (written == 2)
+        last = is_last(lower, type[2], stride[2]);
+    bool moved = written == 2 && last && !mixed;       // computed row-major, then moved
+    if (moved) {
+        dense_strides(type[2], stride[2]);
+        last = false;
+    }
     PlanArg bias = group->bias ? dense_place(lower, group->bias) : arg_none();
     Dim added[MAX_RANK] = {{0, 0}};
     PlanArg residual = arg_none();
-    if (group->residual)
-        residual = residual_place(lower, group->residual, type[written], written == 2, added);
-    place[written] = result_place(lower, group->results[0]);
+    if (group->residual && written == 2)
+        residual = added_filter(lower, group->residual, type[2], stride[2]);
+    else if (group->residual)
+        residual = residual_place(lower, group->residual, type[written], added);
+    place[written] = moved ? new_buffer(lower, count_of(type[2]), lower->cg->module->real)
+                           : result_place(lower, group->results[0]);
 
     launch_begin(lower, node->op == OP_CONV ? "pv_conv"
                         : node->op == OP_CONV_DGRAD ? "pv_conv_dgrad" : "pv_conv_wgrad",
@@ -103,6 +175,7 @@ void lower_conv(Lower *lower, const Group *group)
     set_dim(lower, ARG(ConvArgs, y_channel), channel_step(stride[1], type[1]));
     set_int(lower, ARG(ConvArgs, x_position), 1);
     set_int(lower, ARG(ConvArgs, y_position), 1);
+    set_int(lower, ARG(ConvArgs, w_last), last);
     set_int(lower, ARG(ConvArgs, act), activation(group->act));
     if (group->residual && written != 2) {
         set_dim(lower, ARG(ConvArgs, residual_image), added[0]);
@@ -115,7 +188,9 @@ void lower_conv(Lower *lower, const Group *group)
                         : node->op == OP_CONV_DGRAD
                             ? pv_conv_dgrad_scratch(numbers, real_size(lower))
                             : pv_conv_wgrad_scratch(numbers, real_size(lower)));
-    if (group->residual)
+    if (moved)
+        move_filter(lower, group, type[2], place[2]);
+    else if (group->residual)
         residual_inplace(lower, group, place[written], residual);
 }
 

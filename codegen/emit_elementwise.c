@@ -7,8 +7,9 @@
 // inner axis (not at all, densely, by a stride). Sizes, strides and unusual constants are
 // arguments, so layers of different sizes share a kernel; equal texts are one.
 //
-// All loads of an element come before its stores, and each result is dense; so a result may lie
-// where an operand of the same layout dies. Which one, is told to the planner.
+// The axes are walked in the order in which the first result lies, so that it is dense along the
+// inner one. All loads of an element come before its stores; so a result may lie where an operand
+// of the same layout dies. Which one, is told to the planner.
 #include <stdlib.h>
 #include <string.h>
 
@@ -83,13 +84,49 @@ static void move_axis(Kern *kern, uint32_t to, uint32_t from)
         kern->pointers[i].stride[to] = kern->pointers[i].stride[from];
 }
 
+static bool is_longer(Dim x, Dim y)
+{
+    return x.batch != y.batch ? x.batch > y.batch : x.n > y.n;
+}
+
+static void swap_axes(Kern *kern, uint32_t x, uint32_t y)
+{
+    Dim size = kern->size[x];
+    kern->size[x] = kern->size[y];
+    kern->size[y] = size;
+    for (uint32_t i = 0; i < kern->pointer_count; i++) {
+        Dim *stride = kern->pointers[i].stride, other = stride[x];
+        stride[x] = stride[y];
+        stride[y] = other;
+    }
+}
+
+// Where the first result is not dense along the last axis, sorts the axes from its longest stride
+// to the shortest. Pairs that change places are neighbours along the last axis, which stays it.
+static void sort_axes(Kern *kern, uint32_t rank)
+{
+    const Dim *stride = kern->pointers[0].stride;
+    if (rank == 0 || dim_equal(stride[rank - 1], dim_fixed(1)))
+        return;
+    for (uint32_t i = 0; i < kern->pointer_count; i++)
+        if (kern->pointers[i].swap)
+            return;
+    for (uint32_t end = 1; end < rank; end++)
+        for (uint32_t axis = end; axis > 0 && is_longer(stride[axis], stride[axis - 1]); axis--)
+            swap_axes(kern, axis, axis - 1);
+}
+
 static void join_axes(Kern *kern)
 {
     const Type *space = kern->group->space;
+    uint32_t rank = 0;
     for (uint32_t axis = 0; axis < space->rank; axis++) {
         kern->size[axis] = space->dim[axis];
-        if (dim_is_one(space->dim[axis]))
-            continue;
+        if (!dim_is_one(space->dim[axis]))
+            move_axis(kern, rank++, axis);
+    }
+    sort_axes(kern, rank);
+    for (uint32_t axis = 0; axis < rank; axis++) {
         if (kern->rank > 0 && joins(kern, kern->rank - 1, axis)) {
             Dim size = dim_product(kern->size[kern->rank - 1], kern->size[axis]);
             move_axis(kern, kern->rank - 1, axis);
@@ -252,7 +289,11 @@ static void write_body(const Kern *kern, FILE *out, const char *neighbour)
             write_load(kern, out, indent, i, neighbour);
     write_statements(kern, out, indent);
     for (uint32_t i = 0; i < group->result_count; i++)
-        fprintf(out, "%sr%u[i] = t%u;\n", indent, i, member_of(kern, group->results[i]));
+        fprintf(out, "%sr%u[%s] = t%u;\n", indent, i,
+                kern->pointers[i].inner == INNER_STRIDED
+                    ? arena_printf(kern->lower->work->arena, "i * s%u", i)
+                    : "i",
+                member_of(kern, group->results[i]));
 }
 
 // Rows: where each pointer begins for the outer axes of this task.

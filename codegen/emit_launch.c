@@ -225,6 +225,16 @@ static size_t element_bits(const Lower *lower, DType dtype, double value, int64_
     return size;
 }
 
+// A parameter, or its shadow, whose elements are half as wide.
+static PlanArg param_place(const Lower *lower, Val val, const Node *node)
+{
+    int64_t offset = lower->cg->param_offset[node->attr->n[0]];
+    uint8_t store = storage_code(stored_dtype(lower->work, val));
+    if (store == PV_STORE_REAL)
+        return (PlanArg){.space = PV_PARAM, .a = offset};
+    return (PlanArg){.space = PV_SHADOW, .a = offset / 2, .store = store};
+}
+
 // Where the storage of a base begins.
 static PlanArg base_place(Lower *lower, Val base)
 {
@@ -243,7 +253,7 @@ static PlanArg base_place(Lower *lower, Val base)
     if (node->op == OP_TABLE)
         return (PlanArg){.space = PV_CONST, .a = (int64_t)data_table(cg, node)};
     if (node->op == OP_PARAM)
-        return (PlanArg){.space = PV_PARAM, .a = cg->param_offset[node->attr->n[0]]};
+        return param_place(lower, base, node);
     if (node->op == OP_INPUT)
         return (PlanArg){.space = (uint16_t)(PV_IO + node->attr->n[1])};
     bug("%%%u (%s) is read before it is computed", val_node(base), op_info[node->op].name);
@@ -369,14 +379,40 @@ bool strides_as(const Lower *lower, Val val, const Type *type, Dim *stride)
     return fits;
 }
 
+// The elements lie without gaps, in whatever order of axes.
+static bool covers(const View *view, const Type *type)
+{
+    bool done[MAX_RANK] = {false};
+    Dim next = dim_fixed(1);
+    for (uint32_t i = 0; i < type->rank; i++) {
+        uint32_t axis = 0;
+        while (axis < type->rank && (done[axis] || dim_is_one(type->dim[axis]) ||
+                                     !dim_equal(view->stride[axis], next)))
+            axis++;
+        if (axis == type->rank)
+            continue;
+        done[axis] = true;
+        next = dim_product(next, type->dim[axis]);
+    }
+    for (uint32_t axis = 0; axis < type->rank; axis++)
+        if (!done[axis] && !dim_is_one(type->dim[axis]))
+            return false;
+    return true;
+}
+
 void residual_inplace(Lower *lower, const Group *group, PlanArg result, PlanArg residual)
 {
     Work *work = lower->work;
     PlanLaunch *launch = &work->launches[work->launch_count - 1];
     View view = view_of(work, group->residual), there = view_of(work, group->results[0]);
     const Type *type = val_type(lower->graph, group->residual);
-    if (!view_is_dense(&view, type) ||
-        !view_is_dense(&there, val_type(lower->graph, group->results[0])))
+    Dim stride[MAX_RANK];
+    if (!strides_as(lower, group->results[0], type, stride))
+        return;
+    for (uint32_t axis = 0; axis < type->rank; axis++)
+        if (!dim_equal(stride[axis], view.stride[axis]))
+            return;
+    if (!covers(&view, type) || !covers(&there, val_type(lower->graph, group->results[0])))
         return;
     if (residual.space != PV_ARENA || residual.a || residual.c ||
         (result.space != PV_ARENA && result.space != PV_GRAD))
@@ -482,16 +518,32 @@ static PlanArg output_place(const Lower *lower, const Output *output)
     return (PlanArg){.space = (uint16_t)(PV_IO + lower->work->entry->input_count + index)};
 }
 
-// The storage that holds an output and nothing else, if a kernel can write it anywhere; else 0.
-static Val own_storage(const Lower *lower, Val val)
+// How an output is wanted.
+static void output_strides(const Lower *lower, const Output *output, Dim *stride)
+{
+    if (!lower->work->row_offset && (output->kind == OUT_GRAD || output->kind == OUT_STATE))
+        param_strides(lower->cg->module, output->param, stride);
+    else
+        dense_strides(val_type(lower->graph, output->val), stride);
+}
+
+// The storage that holds an output and nothing else, as it is wanted, if a kernel can write it
+// anywhere; else 0.
+static Val own_storage(const Lower *lower, const Output *output)
 {
     const Work *work = lower->work;
+    Val val = output->val;
     View view = view_of(work, val);
+    Dim stride[MAX_RANK];
+    output_strides(lower, output, stride);
     uint32_t local = local_of(work, view.base);
     const Node *node = val_get(lower->graph, view.base);
     bool source = op_info[node->op].class == CLASS_SOURCE && node->op != OP_RANDOM;
     const Type *type = val_type(lower->graph, val), *base = val_type(lower->graph, view.base);
-    if (work->step[local] || work->order[local] || source || !view_is_dense(&view, type) ||
+    for (uint32_t axis = 0; axis < type->rank; axis++)
+        if (!dim_equal(stride[axis], view.stride[axis]))
+            return 0;
+    if (work->step[local] || source || (node->op == OP_ATTENTION && work->order[local * MAX_OUT]) ||
         view.offset.fixed || view.offset.batch || !dim_equal(count_of(type), count_of(base)))
         return 0;
     return view.base;
@@ -504,7 +556,7 @@ static void place_outputs(Lower *lower, bool *direct)
     Work *work = lower->work;
     for (uint32_t i = 0; i < work->variant->output_count; i++) {
         const Output *output = &work->variant->outputs[i];
-        Val base = output->kind == OUT_STATE ? 0 : own_storage(lower, output->val);
+        Val base = output->kind == OUT_STATE ? 0 : own_storage(lower, output);
         if (!base || work->placed[place_index(lower, base)])
             continue;
         direct[i] = true;
@@ -522,7 +574,7 @@ static void store_outputs(Lower *lower, const bool *direct)
             if (direct[i] || (output->kind == OUT_STATE) != (state != 0))
                 continue;
             Dim stride[MAX_RANK];
-            dense_strides(val_type(lower->graph, output->val), stride);
+            output_strides(lower, output, stride);
             copy_val(lower, output->val, output_place(lower, output), stride);
         }
     const struct EntryOutputs *all = &lower->cg->outputs[work->entry_index];

@@ -228,6 +228,7 @@ typedef struct {
     int64_t chunks, chunk_count, params, gradients, m, v;
     int64_t average;                     // address or 0
     int64_t factor, result, numbers;     // as square_sums left them
+    int64_t shadow, shadow_type;         // address or 0: what p becomes, as a PvStorage
 } AdamwArgs;
 
 // "sgd": s = g factor[instance] + weight_decay p;  where m is not 0: s = momentum m + s, m = s;
@@ -237,7 +238,14 @@ typedef struct {
     int64_t m;                           // address or 0
     int64_t average;                     // address or 0
     int64_t factor, result, numbers;
+    int64_t shadow, shadow_type;         // as above
 } SgdArgs;
+
+// "shadow": `count` elements at `params` to `shadow`, as a PvStorage; 16,384 a block, both addresses
+// multiples of 16 bytes.
+typedef struct {
+    int64_t count, chunk_count, params, shadow, shadow_type;
+} ShadowArgs;
 
 // "accumulate": sum = first ? g : sum + g
 typedef struct {

@@ -8,9 +8,7 @@
 //
 // Strides are sizes in the sense of Dim, n or n * b, because an axis to the left of the batch axis
 // lies a multiple of b apart. Since b enters a shape once, products stay linear in b.
-//
-// Attention writes any strides, so its result is stored in the order its reader wants: [b, n, h, d]
-// for a [b, h, n, d] that is transposed next, which makes transpose and reshape free.
+// In what order the axes of a result are stored says order.c.
 #include <stdlib.h>
 #include <string.h>
 
@@ -112,17 +110,11 @@ View view_of(const Work *work, Val val)
         memcpy(view.stride, within->stride, sizeof view.stride);
         return view;
     }
-    const uint32_t *order = work->order[local];
-    if (!order || val_out(val) != 0) {
+    const uint32_t *order = work->order[local * MAX_OUT + val_out(val)];
+    if (order)
+        ordered_strides(type, order, view.stride);
+    else
         dense_strides(type, view.stride);
-        return view;
-    }
-    Dim next = dim_fixed(1);
-    for (uint32_t i = type->rank; i-- > 0;) {
-        uint32_t axis = order[i];
-        view.stride[axis] = dim_is_one(type->dim[axis]) ? dim_fixed(0) : next;
-        next = dim_product(next, type->dim[axis]);
-    }
     return view;
 }
 
@@ -237,30 +229,6 @@ bool view_through(const Graph *graph, const Node *node, const View *x, View *out
     }
 }
 
-// Storage order of an attention's result: that of the transpose which alone reads it.
-static uint32_t *storage_order(const Work *work, NodeId id)
-{
-    const Node *node = graph_node(work->module->graph, id);
-    uint32_t local = local_of(work, val_of(id, 0)), rank = node->type[0]->rank;
-    if (node->op != OP_ATTENTION || !(work->rungs & RUNG_ATTENTION) || work->kept[local] || rank > 4)
-        return NULL;
-    const int64_t *perm = NULL;
-    for (uint32_t i = work->user_first[local]; i < work->user_first[local + 1]; i++) {
-        const Node *user = graph_node(work->module->graph, work->users[i]);
-        if (user->op == OP_ATTENTION_GRAD)
-            continue;
-        if (user->op != OP_TRANSPOSE || (perm && memcmp(perm, user->attr->n, rank * sizeof *perm)))
-            return NULL;
-        perm = user->attr->n;
-    }
-    if (!perm || (uint32_t)perm[rank - 1] + 2 < rank)
-        return NULL;           // n or d has to lie densely
-    uint32_t *order = arena_alloc(work->arena, rank * sizeof *order);
-    for (uint32_t i = 0; i < rank; i++)
-        order[i] = (uint32_t)perm[i];
-    return order;
-}
-
 // ---- the needed nodes ----
 
 static bool is_step(const Graph *graph, NodeId id)
@@ -364,9 +332,9 @@ void find_layout(Work *work)
     collect_nodes(work);
     collect_users(work);
     work->view = arena_alloc(work->arena, (work->count + 1) * sizeof *work->view);
-    work->order = arena_alloc(work->arena, (work->count + 1) * sizeof *work->order);
-    work->within =
-        arena_alloc(work->arena, ((size_t)work->count + 1) * MAX_OUT * sizeof *work->within);
+    size_t slots = ((size_t)work->count + 1) * MAX_OUT;
+    work->order = arena_alloc(work->arena, slots * sizeof *work->order);
+    work->within = arena_alloc(work->arena, slots * sizeof *work->within);
     work->pieces = arena_alloc(work->arena, (work->count + 1) * sizeof *work->pieces);
     if (places)
         place_parts(work);
@@ -379,7 +347,9 @@ void find_layout(Work *work)
             work->view[local] = arena_alloc(work->arena, sizeof view);
             *work->view[local] = view;
         } else {
-            work->order[local] = storage_order(work, work->nodes[local]);
+            for (uint32_t out = 0; out < node->nout && !work->step[local]; out++)
+                work->order[local * MAX_OUT + out] =
+                    result_order(work, val_of(work->nodes[local], out));
         }
     }
     choose_storage(work);

@@ -163,6 +163,7 @@ static bool pass_layout(Build *build)
             }
     }
     add_tables(build);
+    order_params(module);
     for (uint32_t i = 0; i < cg->plan_count; i++)
         find_layout(cg->plans[i]);
     if (build->options.memory > 0)

@@ -124,6 +124,7 @@ Footprint plan_footprint(Work *const *plans, uint32_t count, uint32_t index)
     count_values(work, &out);
     for (uint32_t p = 0; p < module->param_count; p++)
         out.parameters += reads[module->params[p].instance] ? param_bytes(module, p) : 0;
+    out.shadow = module->storage != DT_NONE ? out.parameters / 2 : 0;
     return out;
 }
 
@@ -175,7 +176,7 @@ bool check_budgets(Work *const *plans, uint32_t count)
 // All but the arena and the workspace.
 static int64_t outside(const Footprint *of, int64_t batch)
 {
-    return of->parameters + of->gradients + of->sums + of->moments + of->averages +
+    return of->parameters + of->shadow + of->gradients + of->sums + of->moments + of->averages +
            of->values.fixed + of->data.fixed + batch * (of->values.batch + of->data.batch);
 }
 
@@ -204,6 +205,7 @@ static void print_footprint(FILE *out, const Work *work, const Footprint *print)
 {
     Arena *arena = work->arena;
     print_part(out, arena, "parameters", print->parameters);
+    print_part(out, arena, "their shadow", print->shadow);
     print_part(out, arena, "gradients", print->gradients);
     print_part(out, arena, "their sums", print->sums);
     print_part(out, arena, "optimizer", print->moments);

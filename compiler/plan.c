@@ -125,7 +125,8 @@ PvArg resolve_arg(const Work *work, const PlanArg *arg)
 
 static void print_arg(FILE *out, const Work *work, const PlanArg *arg)
 {
-    static const char *const names[] = {"", "arena", "param", "grad", "const", "scalar"};
+    static const char *const names[] = {"", "arena", "param", "grad", "const", "scalar",
+                                        "shadow"};
     PvArg at = resolve_arg(work, arg);
     if (at.space >= PV_IO)
         fprintf(out, " io%d", at.space - PV_IO);

@@ -146,7 +146,8 @@ typedef struct Work {
                                // whether any does. NULL: none does
     bool *mixed;               // by local number * MAX_OUT + output: this storage is of
                                // Module.storage; NULL: none is
-    uint32_t **order; // by local number: axes of the storage, outermost first; NULL: 0, 1, ...
+    uint32_t **order;          // by local number * MAX_OUT + output: axes of the storage,
+                               // outermost first; NULL: 0, 1, ...
 
     Group *groups;
     uint32_t group_count;      // of `groups`; once there is a schedule, its length
@@ -192,6 +193,19 @@ size_t element_size(const Module *module, DType dtype);   // reals are all PvRea
 void choose_storage(Work *work);
 DType stored_dtype(const Work *work, Val val);
 size_t stored_size(const Work *work, Val val);        // bytes of an element
+
+/* order.c */
+// In mixed precision: which filters of convolutions lie with their channels last (Param.last), in
+// all plans, with all that lies as parameters do. Before find_layout.
+void order_params(Module *module);
+// Axes of a filter that lies so; in `arena`.
+uint32_t *filter_order(Arena *arena, uint32_t rank);
+// Strides of a value of `type` whose axes are stored in this order, the outermost first.
+void ordered_strides(const Type *type, const uint32_t *order, Dim *stride);
+// Where the gradient or the new value of a parameter is wanted, as its parameter lies.
+void param_strides(const Module *module, uint32_t param, Dim *stride);
+// Storage order of results, by the kernels that make them. Part of find_layout.
+uint32_t *result_order(const Work *work, Val val);
 
 /* rungs.c */
 uint32_t level_rungs(int level);
@@ -301,6 +315,7 @@ void print_plan(FILE *out, const Work *work, const char *(*kernel_name)(uint32_t
 // Bytes of a step: whatever the batch, and linear in it.
 typedef struct {
     int64_t parameters, gradients, sums, moments, averages;
+    int64_t shadow;            // in mixed precision, of the parameters
     Affine values;             // inputs and outputs
     Affine data;               // batches that are read ahead
     Affine activations, live;  // the arena; its lower bound

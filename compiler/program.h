@@ -17,6 +17,7 @@ typedef struct {
     bool buffer;           // batch-norm statistics: kept in files, moved by the forward pass
     InitKind init;
     double init_a, init_b; // full: value; normal: mean, std; uniform: lo, hi
+    bool last;             // a filter that plans keep as [c_out, positions..., c_in] (order.c)
     Span span;
 } Param;
 

@@ -4,6 +4,10 @@
 // Parameters, gradients of parameters, inputs, outputs, tables, statistics of norms, sums and
 // random numbers stay f32. So does what an operation reads or makes whose kernel knows one storage
 // only. All values that lie in one storage (parts of a concat) are stored alike.
+//
+// A parameter that only products with such values read is read from its shadow, a copy of the same
+// element in space PV_SHADOW that the runtime keeps up to date: half the bytes, and no rounding
+// on the way into the tensor cores.
 #include "compiler/plan.h"
 
 // Its kernel reads its operands as either, and what it computes is no worse than they are.
@@ -75,6 +79,35 @@ size_t stored_size(const Work *work, Val val)
     return dtype == DT_BF16 || dtype == DT_F16 ? 2 : element_size(work->module, dtype);
 }
 
+// A product of `val`, on tensor cores: something else that it reads or makes is mixed.
+static bool is_mixed_product(const Work *work, const Node *node, NodeId id, Val val)
+{
+    bool mixed = work->mixed[slot_of(work, storage_of(work, val_of(id, 0)))];
+    if (node->op != OP_CONTRACT && node->op != OP_CONV && node->op != OP_CONV_DGRAD)
+        return false;
+    for (uint32_t i = 0; i < node->nin; i++)
+        mixed |= node->in[i] != val && work->mixed[slot_of(work, storage_of(work, node->in[i]))];
+    return mixed;
+}
+
+// Whether all that reads the parameter which `val` shows is such a product.
+static bool reads_shadow(const Work *work, Val val)
+{
+    uint32_t local = local_of(work, val), begin = work->user_first[local];
+    if (work->kept[local] || !dtype_is_float(val_type(work->module->graph, val)->dtype))
+        return false;
+    for (uint32_t i = begin; i < work->user_first[local + 1]; i++) {
+        NodeId user = work->users[i];
+        const Node *node = graph_node(work->module->graph, user);
+        bool good = work->view[local_of(work, val_of(user, 0))]
+                        ? reads_shadow(work, val_of(user, 0))
+                        : is_mixed_product(work, node, user, val);
+        if (!good)
+            return false;
+    }
+    return work->user_first[local + 1] > begin;
+}
+
 void choose_storage(Work *work)
 {
     const Module *module = work->module;
@@ -104,4 +137,9 @@ void choose_storage(Work *work)
         not[slot_of(work, storage_of(work, work->variant->outputs[i].val))] = true;
     for (size_t i = 0; i < slots; i++)
         work->mixed[i] &= !not[i];
+    for (uint32_t local = 0; local < work->count; local++) {
+        const Node *node = graph_node(module->graph, work->nodes[local]);
+        if (node->op == OP_PARAM && !module->params[node->attr->n[0]].buffer)
+            work->mixed[local * MAX_OUT] = reads_shadow(work, val_of(work->nodes[local], 0));
+    }
 }

@@ -11,7 +11,7 @@
 #include "codegen/cpu/kernels.h"
 #include "runtime/random.h"
 
-enum { MOST_RECIPES = 64, IO_SPACING = 64 };
+enum { MOST_RECIPES = 64, IO_SPACING = 64, SHADOW_PIECE = 16384 };
 enum { COUNTER_BYTES = PV_MAX_SEGMENTS * PV_COUNTERS * 4 };
 
 _Static_assert(sizeof(PvLaunchHead) == 120, "CxHead of cx_launch.h");
@@ -90,14 +90,39 @@ static bool make_fixed(PvGpu *gpu, PvError *error)
            pv_device_wait(device, device->work, error);
 }
 
+static void list_turns(PvGpu *gpu)
+{
+    const PvModel *model = gpu->exec->model;
+    gpu->turns = pv_alloc((model->param_count + 1u) * sizeof *gpu->turns);
+    for (uint32_t i = 0; i < model->param_count; i++) {
+        const PvParam *param = &model->params[i];
+        if (param->rows > 0)
+            gpu->turns[gpu->turn_count++] =
+                (PvMatrices){param->offset, param->count / (param->rows * param->columns), param->rows,
+                         param->columns};
+    }
+}
+
+PvMirror pv_gpu_mirror(const PvGpu *gpu, const char *what, char *host)
+{
+    return (PvMirror){
+        .what = what, .host = host, .turns = gpu->turns, .turn_count = gpu->turn_count};
+}
+
+int64_t pv_gpu_shadow_type(const PvGpu *gpu)
+{
+    return gpu->exec->model->shadow == PV_F16 ? PV_STORE_F16 : PV_STORE_BF16;
+}
+
 PvGpu *pv_gpu_new(PvExec *exec, PvDevice *device, PvError *error)
 {
     const PvModel *model = exec->model;
     PvGpu *gpu = pv_alloc(sizeof *gpu);
     gpu->exec = exec;
     gpu->device = device;
-    gpu->params = (PvMirror){.what = "parameters", .host = exec->params};
-    gpu->grads = (PvMirror){.what = "gradients", .host = exec->grads};
+    list_turns(gpu);
+    gpu->params = pv_gpu_mirror(gpu, "parameters", exec->params);
+    gpu->grads = pv_gpu_mirror(gpu, "gradients", exec->grads);
     const char *wgmma = getenv("PVDM_WGMMA");
     gpu->general = wgmma && strcmp(wgmma, "0") == 0;
     gpu->no_graphs = device->synchronous;
@@ -119,6 +144,7 @@ void pv_gpu_free(PvGpu *gpu)
     pv_gpu_drop_recipes(gpu);
     pv_mirror_free(gpu->device, &gpu->params);
     pv_mirror_free(gpu->device, &gpu->grads);
+    pv_device_free(gpu->device, gpu->shadow, gpu->shadow_bytes);
     pv_device_free(gpu->device, gpu->consts, gpu->exec->model->const_bytes);
     pv_device_free(gpu->device, gpu->step.at, gpu->step_bytes);
     pv_device_free(gpu->device, gpu->side.at, gpu->step_bytes);
@@ -132,6 +158,7 @@ void pv_gpu_free(PvGpu *gpu)
         if (gpu->modules[i])
             driver->module_unload(gpu->modules[i]);
     pv_device_close(gpu->device);
+    free(gpu->turns);
     free(gpu->marks);
     free(gpu->step_host);
     free(gpu->modules);
@@ -162,11 +189,38 @@ static bool grow_arena(PvGpu *gpu, int64_t bytes, const char *name, int64_t batc
     return true;
 }
 
+// The shadow of all parameters that are there, made anew.
+static bool cast_shadow(PvGpu *gpu, PvError *error)
+{
+    const PvMirror *params = &gpu->params;
+    int64_t bytes = (params->hi - params->lo) / 2;
+    if (bytes != gpu->shadow_bytes) {
+        pv_device_free(gpu->device, gpu->shadow, gpu->shadow_bytes);
+        gpu->shadow = 0;
+        gpu->shadow_bytes = 0;
+        if (!pv_device_alloc(gpu->device, bytes, "the shadow of parameters", &gpu->shadow, error))
+            return false;
+        gpu->shadow_bytes = bytes;
+    }
+    gpu->shadow_base = gpu->shadow - (CUdeviceptr)(params->lo / 2);
+    int64_t count = bytes / 2;
+    const ShadowArgs args = {.count = count,
+                             .chunk_count = (count + SHADOW_PIECE - 1) / SHADOW_PIECE,
+                             .params = (int64_t)params->at,
+                             .shadow = (int64_t)gpu->shadow,
+                             .shadow_type = pv_gpu_shadow_type(gpu)};
+    return pv_gpu_call(gpu, "shadow", &args, sizeof args, error);
+}
+
 bool pv_gpu_place(PvGpu *gpu, PvError *error)
 {
-    bool moved = false;
-    if (!pv_mirror_to_device(gpu->device, &gpu->params, &moved, error) ||
-        !pv_mirror_to_device(gpu->device, &gpu->grads, &moved, error))
+    bool moved = false, written = gpu->params.host_new;
+    if (!pv_mirror_to_device(gpu->device, &gpu->params, &moved, error))
+        return false;
+    if (gpu->exec->model->shadow != PV_NONE && gpu->params.at && (moved || written) &&
+        !cast_shadow(gpu, error))
+        return false;
+    if (!pv_mirror_to_device(gpu->device, &gpu->grads, &moved, error))
         return false;
     if (moved)
         pv_gpu_drop_recipes(gpu);
@@ -205,6 +259,9 @@ static int64_t resolve(const PvGpu *gpu, const PvRecipe *recipe, const PvArg *ar
         break;
     case PV_GRAD:
         base = gpu->grads.base;
+        break;
+    case PV_SHADOW:
+        base = gpu->shadow_base;
         break;
     case PV_CONST:
         base = gpu->consts;

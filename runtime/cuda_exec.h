@@ -30,6 +30,11 @@ typedef struct PvGpu {
     PvExec *exec;
     PvDevice *device;
     PvMirror params, grads;
+    PvMatrices *turns; // of parameters and all that lies as they do
+    uint32_t turn_count;
+    // Of params [lo, hi), at half the offsets: element i of the one is element i of the other.
+    CUdeviceptr shadow, shadow_base;
+    int64_t shadow_bytes;
     CUdeviceptr consts, arena, workspace, counters;
     int64_t arena_bytes, workspace_bytes;
     PvGpuStep step, side;           // of the work; of settings
@@ -52,7 +57,11 @@ typedef struct PvGpu {
 PvGpu *pv_gpu_new(PvExec *exec, PvDevice *device, PvError *error);
 void pv_gpu_free(PvGpu *gpu); // NULL is fine
 
-// Parameters and gradients that are expected are there.
+// A mirror of a host's buffer that lies as parameters do.
+PvMirror pv_gpu_mirror(const PvGpu *gpu, const char *what, char *host);
+// PvStorage of the shadow of parameters.
+int64_t pv_gpu_shadow_type(const PvGpu *gpu);
+// Parameters, their shadow, and gradients that are expected are there.
 bool pv_gpu_place(PvGpu *gpu, PvError *error);
 // As pv_exec_run; the addresses of `io` are the device's. Returns when all is queued.
 bool pv_gpu_run(PvGpu *gpu, const PvExecStep *step, PvError *error);

@@ -13,9 +13,10 @@
 
 #include "codegen/kernel_args.h"
 
-static PvMirror mirror(const char *what, char *host)
+// Where an update stores the shadow of parameters as well; 0: there is none.
+static int64_t shadow(const PvGpu *gpu)
 {
-    return (PvMirror){.what = what, .host = host};
+    return gpu->exec->model->shadow != PV_NONE ? (int64_t)gpu->shadow_base : 0;
 }
 
 PvGpuOptimizer *pv_gpu_optimizer_new(PvGpu *gpu, PvOptimizer *optimizer, PvError *error)
@@ -24,10 +25,10 @@ PvGpuOptimizer *pv_gpu_optimizer_new(PvGpu *gpu, PvOptimizer *optimizer, PvError
     PvGpuOptimizer *own = pv_alloc(sizeof *own);
     own->gpu = gpu;
     own->optimizer = optimizer;
-    own->m = mirror("moments", optimizer->m);
-    own->v = mirror("moments", optimizer->v);
-    own->ema = mirror("averages", optimizer->ema);
-    own->sum = mirror("sums of gradients", optimizer->sum);
+    own->m = pv_gpu_mirror(gpu, "moments", optimizer->m);
+    own->v = pv_gpu_mirror(gpu, "moments", optimizer->v);
+    own->ema = pv_gpu_mirror(gpu, "averages", optimizer->ema);
+    own->sum = pv_gpu_mirror(gpu, "sums of gradients", optimizer->sum);
     own->marks = pv_alloc(model->param_count + 1u);
     PvMirror *const mirrors[] = {&own->m, &own->v, &own->ema, &own->sum};
     for (uint32_t p = 0; p < model->param_count; p++) {
@@ -212,7 +213,9 @@ static bool step_adamw(PvGpuOptimizer *own, const PvGpuUpdate *update, const PvC
                                   .average = average,
                                   .factor = (int64_t)own->factor,
                                   .result = (int64_t)own->result,
-                                  .numbers = (int64_t)own->numbers};
+                                  .numbers = (int64_t)own->numbers,
+                                  .shadow = shadow(own->gpu),
+                                  .shadow_type = pv_gpu_shadow_type(own->gpu)};
     own->v.device_new = true;
     add_launch(launches, "adamw", &launches->adamw, sizeof launches->adamw);
     return true;
@@ -229,7 +232,9 @@ static void step_sgd(PvGpuOptimizer *own, const PvGpuUpdate *update, const PvChu
                               .average = average,
                               .factor = (int64_t)own->factor,
                               .result = (int64_t)own->result,
-                              .numbers = (int64_t)own->numbers};
+                              .numbers = (int64_t)own->numbers,
+                              .shadow = shadow(own->gpu),
+                              .shadow_type = pv_gpu_shadow_type(own->gpu)};
     add_launch(launches, "sgd", &launches->sgd, sizeof launches->sgd);
 }
 

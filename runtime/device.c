@@ -307,6 +307,73 @@ static bool enlarge_mirror(PvDevice *device, PvMirror *mirror, PvError *error)
     return result == PV_CUDA_OK || pv_device_fault(device, result, error);
 }
 
+// Matrices [rows, columns] of `from` as [columns, rows] to `to`.
+static void turn(int32_t *to, const int32_t *from, int64_t matrices, int64_t rows, int64_t columns)
+{
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < matrices; i++)
+        for (int64_t row = 0; row < rows; row++)
+            for (int64_t column = 0; column < columns; column++)
+                to[(i * columns + column) * rows + row] = from[(i * rows + row) * columns + column];
+}
+
+static int64_t turn_bytes(const PvMatrices *turn)
+{
+    return turn->matrices * turn->rows * turn->columns * (int64_t)sizeof(int32_t);
+}
+
+// Room for the largest of the mirror's matrices; NULL: there are none, or no memory (*good: false).
+static int32_t *turn_room(const PvMirror *mirror, bool *good, PvError *error)
+{
+    int64_t most = 0;
+    for (uint32_t i = 0; i < mirror->turn_count; i++)
+        most = turn_bytes(&mirror->turns[i]) > most ? turn_bytes(&mirror->turns[i]) : most;
+    int32_t *room = most > 0 ? pv_try_alloc((size_t)most, mirror->what, error) : NULL;
+    *good = most == 0 || room;
+    return room;
+}
+
+// The host's [lo, hi), turned where the device wants that.
+static bool send_turned(PvDevice *device, const PvMirror *mirror, PvError *error)
+{
+    bool good;
+    int32_t *room = turn_room(mirror, &good, error);
+    int64_t at = mirror->lo;
+    for (uint32_t i = 0; good && i < mirror->turn_count; i++) {
+        const PvMatrices *one = &mirror->turns[i];
+        if (one->offset < mirror->lo || one->offset >= mirror->hi)
+            continue;
+        turn(room, (const int32_t *)(const void *)(mirror->host + one->offset), one->matrices,
+             one->rows, one->columns);
+        good = pv_device_upload(device, device->work, mirror->base + (CUdeviceptr)at,
+                                mirror->host + at, one->offset - at, error) &&
+               pv_device_upload(device, device->work, mirror->base + (CUdeviceptr)one->offset, room,
+                                turn_bytes(one), error);
+        at = one->offset + turn_bytes(one);
+    }
+    good = good && pv_device_upload(device, device->work, mirror->base + (CUdeviceptr)at,
+                                    mirror->host + at, mirror->hi - at, error);
+    free(room);
+    return good;
+}
+
+// What came from the device into the host's [lo, hi), turned back.
+static bool turn_back(const PvMirror *mirror, PvError *error)
+{
+    bool good;
+    int32_t *room = turn_room(mirror, &good, error);
+    for (uint32_t i = 0; good && i < mirror->turn_count; i++) {
+        const PvMatrices *one = &mirror->turns[i];
+        if (one->offset < mirror->lo || one->offset >= mirror->hi)
+            continue;
+        int32_t *host = (int32_t *)(void *)(mirror->host + one->offset);
+        memcpy(room, host, (size_t)turn_bytes(one));
+        turn(host, room, one->matrices, one->columns, one->rows);
+    }
+    free(room);
+    return good;
+}
+
 bool pv_mirror_to_device(PvDevice *device, PvMirror *mirror, bool *moved, PvError *error)
 {
     if (mirror->want_lo == mirror->want_hi)
@@ -320,8 +387,7 @@ bool pv_mirror_to_device(PvDevice *device, PvMirror *mirror, bool *moved, PvErro
     if (!mirror->host_new)
         return true;
     mirror->host_new = false;
-    return pv_device_upload(device, device->work, mirror->at, mirror->host + mirror->lo,
-                            mirror->hi - mirror->lo, error);
+    return send_turned(device, mirror, error);
 }
 
 bool pv_mirror_to_host(PvDevice *device, PvMirror *mirror, PvError *error)
@@ -329,7 +395,8 @@ bool pv_mirror_to_host(PvDevice *device, PvMirror *mirror, PvError *error)
     if (!mirror->device_new)
         return true;
     if (!pv_device_download(device, device->work, mirror->host + mirror->lo, mirror->at,
-                            mirror->hi - mirror->lo, error))
+                            mirror->hi - mirror->lo, error) ||
+        !turn_back(mirror, error))
         return false;
     mirror->device_new = false;
     return true;

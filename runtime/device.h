@@ -53,6 +53,12 @@ bool pv_device_event(PvDevice *device, CUevent *event, PvError *error); // witho
 
 // ---- flat buffers that host and device both have: parameters, gradients, moments ----
 
+// Elements of 4 bytes from byte `offset` on: `matrices` matrices, row-major on the host, each
+// [rows, columns]; the device's lie by columns.
+typedef struct {
+    int64_t offset, matrices, rows, columns;
+} PvMatrices;
+
 // The bytes [lo, hi) of the host's buffer lie on the device at base + lo. Of the two copies the one
 // that was written last is right; a copy is brought over when the other side is used.
 typedef struct {
@@ -63,6 +69,8 @@ typedef struct {
     int64_t want_lo, want_hi;
     bool host_new; // the host wrote since the device had it
     bool device_new;
+    const PvMatrices *turns; // by offset; none crosses lo or hi
+    uint32_t turn_count;
 } PvMirror;
 
 void pv_mirror_cover(PvMirror *mirror, int64_t lo, int64_t hi); // [lo, hi) will be used

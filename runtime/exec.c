@@ -213,7 +213,7 @@ int64_t pv_exec_param_bytes(const PvModel *model, const bool *instances)
     int64_t bytes = 0;
     for (uint32_t i = 0; i < model->instance_count; i++)
         bytes += instances[i] ? model->instances[i].size : 0;
-    return bytes;
+    return bytes + (model->shadow != PV_NONE ? bytes / 2 : 0);
 }
 
 void pv_plan_instances(const PvPlan *plan, bool *needed)
@@ -466,7 +466,8 @@ bool pv_stores_setting(const PvEntry *entry, const PvPlanLists *lists, const PvL
     for (uint32_t i = 0; i < at->arg_count; i++) {
         const PvArg *arg = &lists->args[at->arg + i];
         if (arg->space < PV_IO) {
-            if (arg->space == PV_ARENA || arg->space == PV_PARAM || arg->space == PV_GRAD)
+            if (arg->space == PV_ARENA || arg->space == PV_PARAM || arg->space == PV_GRAD ||
+                arg->space == PV_SHADOW)
                 return false;
             continue;
         }

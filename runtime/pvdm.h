@@ -63,6 +63,7 @@ typedef enum {
     PV_GRAD,         // gradients, at the same offsets
     PV_CONST,        // constant tables of the model (pv_model.consts)
     PV_SCALAR,       // step values of the plan, 8 bytes each: PvReal or int64_t in place
+    PV_SHADOW,       // parameters as PvModel.shadow, at half their offsets; on GPUs alone
     PV_IO,           // PV_IO + i: input i of the entry; + input_count + k: named output k
 } PvSpace;
 
@@ -245,6 +246,9 @@ typedef struct {
     bool buffer;                     // batch-norm statistics: not trained, but saved
     uint8_t init;
     double init_a, init_b;
+    // On GPUs each of its count / (rows * columns) matrices, and of all that lies as it does, is
+    // stored by columns; the host's are row-major. 0: both are alike.
+    int64_t rows, columns;
 } PvParam;
 
 typedef struct {
@@ -330,7 +334,8 @@ typedef struct {
     uint32_t modules;
     const PvCudaImage *images;       uint32_t image_count;
     const PvCudaKernel *kernels;     uint32_t kernel_count;     // of the optimizer and the like
-    const char *const *kernel_names; // "square_sums", "adamw", "sgd", "accumulate", "average":
+    const char *const *kernel_names; // "square_sums", "adamw", "sgd", "accumulate", "average",
+                                     // "shadow":
                                      // their arguments end codegen/kernel_args.h; "normal",
                                      // "uniform": RandomArgs
     uint32_t version;                // of CUDA that compiled the images: 13000; 0: not known
@@ -343,6 +348,7 @@ typedef struct {
     uint32_t constant_count;
     const PvParam *params;           uint32_t param_count;
     int64_t param_bytes;
+    uint8_t shadow;                  // PV_BF16, PV_F16: of space PV_SHADOW; PV_NONE: there is none
     const PvInstance *instances;     uint32_t instance_count;
     const PvOption *options;         uint32_t option_count;
     uint32_t option_slots;

@@ -5,9 +5,9 @@
  * stand in kernel_args.h. Nothing is changed once a step's loss or norm was not finite; with loss
  * scaling, in steps that are left out. The norm is summed in f64 in a fixed order.
  *
- * Definitions: RUNTIME_KERNEL 0 square_sums, 1 adamw, 2 sgd, 3 accumulate, 4 average.
+ * Definitions: RUNTIME_KERNEL 0 square_sums, 1 adamw, 2 sgd, 3 accumulate, 4 average, 5 shadow.
  */
-enum { RUNTIME_THREADS = 256 };
+enum { RUNTIME_THREADS = 256, RUNTIME_PIECE = 16384 };
 
 CX_FN const OptimizerNumbers &numbers_at(int64_t address)
 {
@@ -42,6 +42,9 @@ struct Piece {
     int64_t first;
     int count, instance;
 
+    CX_MEMBER Piece(int64_t first_, int count_) : first(first_), count(count_), instance(0)
+    {
+    }
     CX_MEMBER Piece(int64_t chunks)
     {
         const OptimizerChunk &chunk = ((const OptimizerChunk *)chunks)[blockIdx.x];
@@ -53,6 +56,11 @@ struct Piece {
     {
         return buffer ? (float *)buffer + first : nullptr;
     }
+    // Of the shadow, whose elements are half as wide.
+    CX_MEMBER u16 *half(int64_t buffer) const
+    {
+        return buffer ? (u16 *)buffer + first : nullptr;
+    }
     template <typename Body> CX_MEMBER void walk(Body &body) const
     {
         int whole = count / 4 * 4, end = count;
@@ -63,6 +71,29 @@ struct Piece {
             body.template update<4>(i);
         for (int i = whole + (int)threadIdx.x; i < end; i += RUNTIME_THREADS)
             body.template update<1>(i);
+    }
+};
+
+// The same elements as bf16 or f16; nothing where there is no shadow.
+struct Shadow {
+    u16 *to;
+    bool f16;
+
+    template <int width> CX_MEMBER void store(int i, const Four &four) const
+    {
+        if (!to)
+            return;
+        if (f16)
+            put<width>((CxF16 *)to + i, four);
+        else
+            put<width>((CxBf16 *)to + i, four);
+    }
+    template <int width, typename Half> static CX_MEMBER void put(Half *at, const Four &four)
+    {
+        if (width == 4)
+            cx_write4(at, four.at);
+        else
+            cx_write(at, four.at[0]);
     }
 };
 
@@ -86,6 +117,11 @@ template <int width> CX_FN void follow(float *average, int i, const Four &p, flo
     for (int j = 0; j < width; j++)
         kept.at[j] -= rest * (kept.at[j] - p.at[j]);
     store<width>(average, i, kept);
+}
+
+template <typename Args> CX_FN Shadow shadow_of(const Args &args, const Piece &piece)
+{
+    return {piece.half(args.shadow), args.shadow_type == PV_STORE_F16};
 }
 
 #if RUNTIME_KERNEL == 0
@@ -205,6 +241,7 @@ struct Adamw {
     float *p, *m, *v, *average;
     const float *gradients;
     float factor, decay, beta1, rest1, beta2, rest2, rate, root2, eps, rest;
+    Shadow shadow;
 
     template <int width> CX_MEMBER void update(int i)
     {
@@ -221,6 +258,7 @@ struct Adamw {
         store<width>(m, i, first);
         store<width>(v, i, second);
         store<width>(p, i, at);
+        shadow.store<width>(i, at);
         follow<width>(average, i, at, rest);
     }
 };
@@ -237,7 +275,8 @@ extern "C" __global__ void __launch_bounds__(RUNTIME_THREADS)
                   piece.of(a.average),   piece.of(a.gradients), factor_of(a.factor, piece),
                   (float)numbers.decay,  (float)numbers.beta1,  (float)numbers.rest1,
                   (float)numbers.beta2,  (float)numbers.rest2,  (float)numbers.rate,
-                  (float)numbers.root2,  (float)numbers.eps,    (float)numbers.rest};
+                  (float)numbers.root2,  (float)numbers.eps,    (float)numbers.rest,
+                  shadow_of(a, piece)};
     piece.walk(body);
 }
 #endif
@@ -247,6 +286,7 @@ struct Sgd {
     float *p, *m, *average;
     const float *gradients;
     float factor, lr, momentum, decay, rest;
+    Shadow shadow;
 
     template <int width> CX_MEMBER void update(int i)
     {
@@ -260,6 +300,7 @@ struct Sgd {
         }
         store<width>(m, i, kept);
         store<width>(p, i, at);
+        shadow.store<width>(i, at);
         follow<width>(average, i, at, rest);
     }
 };
@@ -280,7 +321,8 @@ extern "C" __global__ void __launch_bounds__(RUNTIME_THREADS)
                 (float)numbers.lr,
                 (float)numbers.momentum,
                 (float)numbers.weight_decay,
-                (float)numbers.rest};
+                (float)numbers.rest,
+                shadow_of(a, piece)};
     piece.walk(body);
 }
 #endif
@@ -331,6 +373,28 @@ extern "C" __global__ void __launch_bounds__(RUNTIME_THREADS)
         return;
     const Piece piece(a.chunks);
     Average body = {piece.of(a.average), piece.of(a.params), (float)numbers_at(a.numbers).rest};
+    piece.walk(body);
+}
+#endif
+
+#if RUNTIME_KERNEL == 5
+struct Copy {
+    const float *p;
+    Shadow shadow;
+
+    template <int width> CX_MEMBER void update(int i)
+    {
+        shadow.store<width>(i, load<width>(p, i));
+    }
+};
+
+extern "C" __global__ void __launch_bounds__(RUNTIME_THREADS)
+    CX_NAME(const __grid_constant__ CxLaunch<ShadowArgs> p)
+{
+    const ShadowArgs &a = p.args[0];
+    int64_t first = (int64_t)blockIdx.x * RUNTIME_PIECE, left = a.count - first;
+    const Piece piece(first, left < RUNTIME_PIECE ? (int)left : RUNTIME_PIECE);
+    Copy body = {piece.of(a.params), shadow_of(a, piece)};
     piece.walk(body);
 }
 #endif

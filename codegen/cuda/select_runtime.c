@@ -15,6 +15,7 @@ static const CudaRuntimeKernel kernels[] = {
     {"sgd", {RUNTIME(2), .name = "sgd", .phases = 1, .threads = {256}}},
     {"accumulate", {RUNTIME(3), .name = "accumulate", .phases = 1, .threads = {256}}},
     {"average", {RUNTIME(4), .name = "average", .phases = 1, .threads = {256}}},
+    {"shadow", {RUNTIME(5), .name = "shadow", .phases = 1, .threads = {256}}},
     {"normal", {DRAW(0), .name = "normal", .phases = 1, .threads = {256}}},
     {"uniform", {DRAW(1), .name = "uniform", .phases = 1, .threads = {256}}},
 };

@@ -11,7 +11,7 @@ import subprocess
 import time
 
 from common import EMULATOR, ROOT, Skip, Tensors, check_close, compiled, run, scratch, write_tensors
-from test_train import bits, newest, videos
+from test_train import bits, newest, png, videos
 
 TINY = ["-D", "resolution=16", "-D", "frames=4", "-D", "channels=32", "-D", "ae_heads=2", "-D", "ae_dim_head=16",
         "-D", "num_heads=2", "-D", "mixer_hidden=32"]
@@ -137,6 +137,51 @@ def test_gpu_bf16():
         assert len(names) > 0.9 * len(norms), f"{len(names)} of {len(norms)} tensors have a norm"
         worst.append(max(check_close(have.get(name), want.get(name), bound, name) for name in names))
     return f"worst {worst[0]:.1e}, gradients {worst[1]:.1e}"
+
+
+def test_gpu_filters():
+    """Mixed precision keeps filters in an order of its own: not in files. Checkpoints go to f32 and back, and a run
+    that is resumed gives its own bits."""
+    if not os.path.exists(EMULATOR):
+        raise Skip("the emulator is not built")
+    folder, model = scratch("gpu_filters"), f"{ROOT}/tests/models/filters.model"
+    exact, mixed = compiled(model, "--target", "cpu"), compiled(model, "--dtype", "bf16", "--target", "simt")
+    rng = random.Random(4)
+    x = "F32", [2, 3, 8, 8], [rng.gauss(0, 1) for _ in range(384)]
+    write_tensors(f"{folder}/in.st", {"x": x, "target": x})
+    for i in range(2):
+        os.makedirs(f"{folder}/data/train/video{i}")
+        png(f"{folder}/data/train/video{i}/0.png", 8, 8, lambda x, y, i=i: (30 * x, 30 * y, 90 * i))
+    with open(f"{folder}/c.yaml", "w", encoding="ascii") as file:
+        file.write("batch: 2\nsave_every: 2\nseed: 7\nkeep: 9\n")
+
+    def train_to(exe, steps, out, *more):
+        run(exe, "train", "fit", "--config", f"{folder}/c.yaml", "--data", f"{folder}/data", "--out", f"{folder}/{out}",
+            "--steps", str(steps), *more, env=GPU)
+        return newest(f"{folder}/{out}")
+
+    whole = {exe: train_to(exe, 6, name) for exe, name in ((exact, "f32"), (mixed, "bf16"))}
+    start = Tensors(train_to(exact, 2, "start"))
+    parts, worst = {}, 0
+    for first, then, out in ((mixed, mixed, "same"), (mixed, exact, "to"), (exact, mixed, "from")):
+        train_to(first, 2, out)
+        parts[out] = train_to(then, 6, out, "--resume")
+    assert bits(parts["same"]) == bits(whole[mixed])
+    want = Tensors(whole[exact])
+    for name in want.names():
+        have = [Tensors(parts[out]).get(name) for out in ("same", "to", "from")]
+        if "weight" in name and len(want.shape(name)) > 3:     # what four steps changed
+            moved = math.dist(want.get(name), start.get(name))
+            worst = max(worst, *(math.dist(values, want.get(name)) / moved for values in have))
+    assert worst < 0.3, f"filters differ by {worst:.2f} of what they moved"
+    for command, program, bound in (("run", "restore", 1e-2), ("grad", "distance", 5e-2)):
+        for exe, name in ((exact, "f32"), (mixed, "bf16")):
+            run(exe, command, program, "--in", f"{folder}/in.st", "--weights", f"net={whole[mixed]}",
+                "-o", f"{folder}/{name}.st", env=GPU)
+        a, b = Tensors(f"{folder}/f32.st"), Tensors(f"{folder}/bf16.st")
+        for name in a.names():
+            check_close(b.get(name), a.get(name), bound, name)
+    return f"{worst:.2f} of the way"
 
 
 def test_gpu_given():

@@ -133,6 +133,13 @@ static bool changes_nothing(int64_t result)
     return of->bad_step || of->skip;
 }
 
+// bf16 and f16 are f32 here.
+static void cast(int64_t shadow, int64_t i, float p)
+{
+    if (shadow)
+        ((float *)shadow)[i] = p;
+}
+
 static void adamw(const PvRun *, const int64_t *raw)
 {
     const AdamwArgs *a = (const AdamwArgs *)raw;
@@ -146,6 +153,7 @@ static void adamw(const PvRun *, const int64_t *raw)
         v[i] = v[i] * (float)of.beta2 + s * s * (float)of.rest2;
         p[i] = p[i] * (float)of.decay -
                (float)of.rate * (m[i] / (sqrtf(v[i]) / (float)of.root2 + (float)of.eps));
+        cast(a->shadow, i, p[i]);
         follow(a->average, i, p[i], a->numbers);
     });
 }
@@ -163,6 +171,7 @@ static void sgd(const PvRun *, const int64_t *raw)
         if (m)
             s = m[i] = (float)of.momentum * m[i] + s;
         p[i] -= (float)of.lr * s;
+        cast(a->shadow, i, p[i]);
         follow(a->average, i, p[i], a->numbers);
     });
 }
@@ -185,7 +194,21 @@ static void average(const PvRun *, const int64_t *raw)
          [&](int64_t i, int) { follow(a->average, i, ((const float *)a->params)[i], a->numbers); });
 }
 
+static void shadow(const PvRun *, const int64_t *raw)
+{
+    const ShadowArgs *a = (const ShadowArgs *)raw;
+    for (int64_t i = 0; i < a->count; i++)
+        cast(a->shadow, i, ((const float *)a->params)[i]);
+}
+
 /* ---- cases ---- */
+
+// Room for the shadow of all pieces; bounds are of its rounding.
+static int64_t shadow_room(KernelCase &test, size_t count, int64_t type)
+{
+    return type == PV_STORE_BF16 ? test.updated(count, 4e-3, ST_BF16)
+                                 : test.updated(count, 5e-4, ST_F16);
+}
 
 // Gradients and losses are small multiples of 1/8, so that sums are exact in any order.
 // `bad`: one of the losses. scaling: of the loss; no scale: none. gradient: one of them.
@@ -238,6 +261,8 @@ static void check_adamw(const char *what, bool with_average, int64_t bad_step,
     for (int64_t i = 0; i < pieces.elements; i++)
         test.set(args.v, (size_t)i, 0.01f + (float)(i % 31) / 31);
     args.average = with_average ? pieces.updated(test) : 0;
+    args.shadow_type = with_average ? PV_STORE_F16 : PV_STORE_BF16;
+    args.shadow = shadow_room(test, (size_t)pieces.elements, args.shadow_type);
     args.factor = factors(test);
     args.result = result_of(test, bad_step, skip);
     OptimizerNumbers numbers = {};
@@ -259,6 +284,8 @@ static void check_sgd(const char *what, double momentum, bool moments, bool with
     args.params = pieces.updated(test);
     args.m = moments ? pieces.updated(test) : 0;
     args.average = with_average ? pieces.updated(test) : 0;
+    args.shadow_type = PV_STORE_BF16;
+    args.shadow = with_average ? shadow_room(test, (size_t)pieces.elements, PV_STORE_BF16) : 0;
     args.factor = factors(test);
     args.result = result_of(test, 0);
     OptimizerNumbers numbers = {};
@@ -298,6 +325,18 @@ static void check_average(void)
     test.run();
 }
 
+static void check_shadow(int64_t count, int64_t type)
+{
+    KernelCase test("shadow", shadow, "the shadow of parameters");
+    ShadowArgs args = {};
+    args.count = count, args.chunk_count = (count + 16383) / 16384;
+    args.params = test.input((size_t)count);
+    args.shadow_type = type;
+    args.shadow = shadow_room(test, (size_t)count, type);
+    test.segment(args);
+    test.run();
+}
+
 int main(void)
 {
     check_sums("without clipping", 0, 0.125f, 0);
@@ -320,6 +359,8 @@ int main(void)
     check_accumulate("first", true);
     check_accumulate("more", false);
     check_average();
+    check_shadow(16384 + 4 * 300 + 3, PV_STORE_BF16);
+    check_shadow(64, PV_STORE_F16);
     check_sums("clipped", 1.5, 0.125f, 0, "FAULT_SUM");
     check_sums("scaled", 1.5, 0.125f, 0, "FAULT_SCALE", {1024, 7, 3});
     check_adamw("with an average", true, 0, "FAULT_REST");

@@ -112,8 +112,8 @@ static const PvKernel kernels[] = {
 };
 
 static const PvParam params[] = {
-    {"net.w", 0, {PV_REAL_DTYPE, 1, 0, {3}}, 0, 3, false, PV_ONES, 0, 0},
-    {"net.seen", 0, {PV_I64, 1, 0, {1}}, 64, 1, true, PV_ZEROS, 0, 0},
+    {"net.w", 0, {PV_REAL_DTYPE, 1, 0, {3}}, 0, 3, false, PV_ONES, 0, 0, 0, 0},
+    {"net.seen", 0, {PV_I64, 1, 0, {1}}, 64, 1, true, PV_ZEROS, 0, 0, 0, 0},
 };
 static const PvInstance instances[] = {{"net", 0, 2, 0, 128, NULL, 0}};
 static const uint32_t only_net[] = {0};

@@ -523,10 +523,10 @@ static void torch_hostile(void **state)
 // net.a.w [2, 3], net.a.b [3], net.seen i64 [] (buffer) and head.w [2]
 static const char *const net_ignored[] = {"coords", "rot.table"};
 static const PvParam params[] = {
-    {"net.a.w", 0, {PV_REAL_DTYPE, 2, 0, {2, 3}}, 0, 6, false, PV_ZEROS, 0, 0},
-    {"net.a.b", 0, {PV_REAL_DTYPE, 1, 0, {3}}, 64, 3, false, PV_ZEROS, 0, 0},
-    {"net.seen", 0, {PV_I64, 0, 0, {0}}, 128, 1, true, PV_ZEROS, 0, 0},
-    {"head.w", 1, {PV_REAL_DTYPE, 1, 0, {2}}, 192, 2, false, PV_ZEROS, 0, 0},
+    {"net.a.w", 0, {PV_REAL_DTYPE, 2, 0, {2, 3}}, 0, 6, false, PV_ZEROS, 0, 0, 0, 0},
+    {"net.a.b", 0, {PV_REAL_DTYPE, 1, 0, {3}}, 64, 3, false, PV_ZEROS, 0, 0, 0, 0},
+    {"net.seen", 0, {PV_I64, 0, 0, {0}}, 128, 1, true, PV_ZEROS, 0, 0, 0, 0},
+    {"head.w", 1, {PV_REAL_DTYPE, 1, 0, {2}}, 192, 2, false, PV_ZEROS, 0, 0, 0, 0},
 };
 static const PvInstance instances[] = {{"net", 0, 3, 0, 192, net_ignored, 2},
                                        {"head", 3, 1, 192, 64, NULL, 0}};

@@ -17,10 +17,10 @@
 enum { BIG = 40000, SMALL = 7 }; // BIG: several chunks
 
 static const PvParam params[] = {
-    {"a.w", 0, {PV_F32, 1, 0, {BIG}}, 0, BIG, false, PV_ZEROS, 0, 0},
-    {"a.b", 0, {PV_F32, 1, 0, {SMALL}}, 160000, SMALL, false, PV_ZEROS, 0, 0},
-    {"c.w", 1, {PV_F32, 1, 0, {SMALL}}, 160064, SMALL, false, PV_ZEROS, 0, 0},
-    {"c.mean", 1, {PV_F32, 1, 0, {SMALL}}, 160128, SMALL, true, PV_ZEROS, 0, 0},
+    {"a.w", 0, {PV_F32, 1, 0, {BIG}}, 0, BIG, false, PV_ZEROS, 0, 0, 0, 0},
+    {"a.b", 0, {PV_F32, 1, 0, {SMALL}}, 160000, SMALL, false, PV_ZEROS, 0, 0, 0, 0},
+    {"c.w", 1, {PV_F32, 1, 0, {SMALL}}, 160064, SMALL, false, PV_ZEROS, 0, 0, 0, 0},
+    {"c.mean", 1, {PV_F32, 1, 0, {SMALL}}, 160128, SMALL, true, PV_ZEROS, 0, 0, 0, 0},
 };
 enum { PARAM_COUNT = 4, PARAM_BYTES = 160192 };
 

@@ -227,10 +227,10 @@ static void first_values(void **state)
 {
     (void)state;
     static const PvParam params[] = {
-        {"m.a", 0, {PV_REAL_DTYPE, 1, 0, {4096}}, 0, 4096, false, PV_NORMAL, 2.0, 0.5},
-        {"m.b", 0, {PV_REAL_DTYPE, 1, 0, {4096}}, 32768, 4096, false, PV_UNIFORM, -1.0, 3.0},
-        {"m.c", 0, {PV_REAL_DTYPE, 1, 0, {2}}, 65536, 2, false, PV_ONES, 0, 0},
-        {"m.d", 0, {PV_I64, 0, 0, {0}}, 65600, 1, true, PV_ZEROS, 0, 0},
+        {"m.a", 0, {PV_REAL_DTYPE, 1, 0, {4096}}, 0, 4096, false, PV_NORMAL, 2.0, 0.5, 0, 0},
+        {"m.b", 0, {PV_REAL_DTYPE, 1, 0, {4096}}, 32768, 4096, false, PV_UNIFORM, -1.0, 3.0, 0, 0},
+        {"m.c", 0, {PV_REAL_DTYPE, 1, 0, {2}}, 65536, 2, false, PV_ONES, 0, 0, 0, 0},
+        {"m.d", 0, {PV_I64, 0, 0, {0}}, 65600, 1, true, PV_ZEROS, 0, 0, 0, 0},
     };
     PvModel own = {.name = "m", .params = params, .param_count = 4, .param_bytes = 65664};
     char *flat = calloc(1, 65664);
