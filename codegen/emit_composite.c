@@ -72,10 +72,10 @@ static bool same_strides(const Type *type, const Dim *x, const Dim *y)
 }
 
 // Channels lie last, behind the positions.
-static bool is_last(const Lower *lower, const Type *type, const Dim *stride)
+static bool is_last(const Type *type, const Dim *stride)
 {
     Dim last[MAX_RANK], dense[MAX_RANK];
-    ordered_strides(type, filter_order(lower->work->arena, type->rank), last);
+    filter_strides(type, last);
     dense_strides(type, dense);
     return same_strides(type, stride, last) && !same_strides(type, stride, dense);
 }
@@ -85,7 +85,7 @@ static PlanArg filter_place(Lower *lower, Val val, bool takes_last, bool *last)
 {
     const Type *type = val_type(lower->graph, val);
     View view = view_of(lower->work, val);
-    *last = takes_last && is_last(lower, type, view.stride);
+    *last = takes_last && is_last(type, view.stride);
     return *last ? view_place(lower, &view, type->dtype) : dense_place(lower, val);
 }
 
@@ -145,7 +145,7 @@ void lower_conv(Lower *lower, const Group *group)
     if (!strides_as(lower, group->results[0], type[written], stride[written]))
         bug("a convolution that cannot write its result");
     if (written == 2)
-        last = is_last(lower, type[2], stride[2]);
+        last = is_last(type[2], stride[2]);
     bool moved = written == 2 && last && !mixed;       // computed row-major, then moved
     if (moved) {
         dense_strides(type[2], stride[2]);

@@ -23,12 +23,19 @@ void ordered_strides(const Type *type, const uint32_t *order, Dim *stride)
 
 // ---- filters ----
 
-uint32_t *filter_order(Arena *arena, uint32_t rank)
+void filter_strides(const Type *type, Dim *stride)
 {
-    uint32_t *order = arena_alloc(arena, rank * sizeof *order);
-    order[rank - 1] = 1;
-    for (uint32_t i = 2; i < rank; i++)
-        order[i - 1] = i;
+    uint32_t order[MAX_RANK] = {0};
+    for (uint32_t i = 1; i < type->rank; i++)
+        order[i] = i + 1 < type->rank ? i + 1 : 1;
+    ordered_strides(type, order, stride);
+}
+
+static uint32_t *filter_order(const Work *work, uint32_t rank)
+{
+    uint32_t *order = arena_alloc(work->arena, rank * sizeof *order);
+    for (uint32_t i = 1; i < rank; i++)
+        order[i] = i + 1 < rank ? i + 1 : 1;
     return order;
 }
 
@@ -36,7 +43,7 @@ void param_strides(const Module *module, uint32_t param, Dim *stride)
 {
     const Type *type = &module->params[param].type;
     if (module->params[param].last)
-        ordered_strides(type, filter_order(module->arena, type->rank), stride);
+        filter_strides(type, stride);
     else
         dense_strides(type, stride);
 }
@@ -98,9 +105,9 @@ uint32_t *result_order(const Work *work, Val val)
     case OP_ATTENTION:
         return attention_order(work, val);
     case OP_PARAM:
-        return module->params[node->attr->n[0]].last ? filter_order(work->arena, type->rank) : NULL;
+        return module->params[node->attr->n[0]].last ? filter_order(work, type->rank) : NULL;
     case OP_CONV_WGRAD:
-        return mixed && is_filter(type) ? filter_order(work->arena, type->rank) : NULL;
+        return mixed && is_filter(type) ? filter_order(work, type->rank) : NULL;
     default:
         break;
     }

@@ -198,8 +198,7 @@ size_t stored_size(const Work *work, Val val);        // bytes of an element
 // In mixed precision: which filters of convolutions lie with their channels last (Param.last), in
 // all plans, with all that lies as parameters do. Before find_layout.
 void order_params(Module *module);
-// Axes of a filter that lies so; in `arena`.
-uint32_t *filter_order(Arena *arena, uint32_t rank);
+void filter_strides(const Type *type, Dim *stride);   // of a filter that lies so
 // Strides of a value of `type` whose axes are stored in this order, the outermost first.
 void ordered_strides(const Type *type, const uint32_t *order, Dim *stride);
 // Where the gradient or the new value of a parameter is wanted, as its parameter lies.
