@@ -183,6 +183,11 @@ static inline bool wants_cuda(const Codegen *cg)
 {
     return cg->targets.cuda || cg->targets.simt;
 }
+// Whether the kernels of all targets read and make norm tables (kernel_args.h). GPUs' do not yet.
+static inline bool takes_norm_tables(const Codegen *cg)
+{
+    return !wants_cuda(cg);
+}
 enum { CUDA_SEGMENT_ARGS = 62 };   // most arguments of a segment, if there is more than one
 // Index + 1 in Codegen.cuda_kernels. `text` NULL: of a template.
 uint32_t cuda_kernel_add(Codegen *cg, const CudaChoice *choice, const char *text, uint32_t args);
@@ -287,6 +292,10 @@ typedef struct {
 } NormTablePlaces;
 // results: table, mean, rstd; the latter two may be 0. It may need copies, which are launches.
 NormTablePlaces norm_table_places(Lower *lower, const Node *node, const Val *results);
+// What the group's kernel has to make of its result, if it is to make a table.
+NormTablePlaces group_table_places(Lower *lower, const Group *group);
+// A NormLoad from field `first` on.
+void set_norm_load(Lower *lower, size_t first, const NormLoadOf *load);
 void set_norm_stats(Lower *lower, size_t first, const NormTablePlaces *at);    // from a NormStats on
 
 /* emit_segments.c: launches of sibling groups, joined */

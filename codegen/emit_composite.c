@@ -20,6 +20,76 @@ static Dim dims_between(const Type *type, uint32_t begin, uint32_t end)
     return product;
 }
 
+// ---- norms taken apart, with products ----
+
+// Where scale and shift lie: channels densely, images as far apart in both.
+static Dim modulation_places(Lower *lower, Val scale, Val shift, PlanArg *scale_at,
+                             PlanArg *shift_at)
+{
+    View from = view_of(lower->work, scale), also = view_of(lower->work, shift);
+    const Type *type = val_type(lower->graph, scale);
+    if (dim_equal(from.stride[1], dim_fixed(1)) && dim_equal(also.stride[1], dim_fixed(1)) &&
+        dim_equal(from.stride[0], also.stride[0])) {
+        *scale_at = view_place(lower, &from, type->dtype);
+        *shift_at = view_place(lower, &also, type->dtype);
+        return from.stride[0];
+    }
+    Dim stride[MAX_RANK];
+    dense_strides(type, stride);
+    *scale_at = dense_place(lower, scale);
+    *shift_at = dense_place(lower, shift);
+    return stride[0];
+}
+
+NormTablePlaces norm_table_places(Lower *lower, const Node *node, const Val *results)
+{
+    NormTablePlaces at = {.node = node, .table = result_place(lower, results[0])};
+    at.mean = results[1] ? result_place(lower, results[1]) : arg_none();
+    at.rstd = results[2] ? result_place(lower, results[2]) : arg_none();
+    at.gamma = dense_place(lower, node->in[1]);
+    at.beta = dense_place(lower, node->in[2]);
+    at.scale = at.shift = arg_none();
+    at.mod_image = dim_fixed(0);
+    if (node->nin == 5)
+        at.mod_image = modulation_places(lower, node->in[3], node->in[4], &at.scale, &at.shift);
+    return at;
+}
+
+NormTablePlaces group_table_places(Lower *lower, const Group *group)
+{
+    if (!group->table)
+        return (NormTablePlaces){.node = NULL};
+    return norm_table_places(lower, graph_node(lower->graph, group->table), group->results + 1);
+}
+
+void set_norm_stats(Lower *lower, size_t first, const NormTablePlaces *at)
+{
+    if (!at->node)
+        return;
+    set_arg(lower, first + ARG(NormStats, table), at->table);
+    set_arg(lower, first + ARG(NormStats, mean), at->mean);
+    set_arg(lower, first + ARG(NormStats, rstd), at->rstd);
+    set_arg(lower, first + ARG(NormStats, gamma), at->gamma);
+    set_arg(lower, first + ARG(NormStats, beta), at->beta);
+    set_arg(lower, first + ARG(NormStats, scale), at->scale);
+    set_arg(lower, first + ARG(NormStats, shift), at->shift);
+    set_dim(lower, first + ARG(NormStats, mod_image), at->mod_image);
+    set_int(lower, first + ARG(NormStats, groups), at->node->attr->n[0]);
+    set_real(lower, first + ARG(NormStats, eps), at->node->attr->real);
+}
+
+void set_norm_load(Lower *lower, size_t first, const NormLoadOf *load)
+{
+    if (!load->x)
+        return;
+    View a = view_of(lower->work, load->a), d = view_of(lower->work, load->d);
+    set_arg(lower, first + ARG(NormLoad, table),
+            view_place(lower, &a, val_type(lower->graph, load->a)->dtype));
+    set_dim(lower, first + ARG(NormLoad, image), a.stride[0]);
+    set_int(lower, first + ARG(NormLoad, shift), d.offset.fixed - a.offset.fixed);
+    set_int(lower, first + ARG(NormLoad, act), activation(load->act));
+}
+
 // ---- convolutions ----
 
 // x [b, c_in, s...], y [b, c_out, s...], w: the tensors of the forward convolution.
@@ -136,7 +206,7 @@ void lower_conv(Lower *lower, const Group *group)
     type[first] = val_type(lower->graph, node->in[0]);
     type[second] = val_type(lower->graph, node->in[1]);
     type[written] = node->type[0];
-    place[first] = image_place(lower, node->in[0], stride[first]);
+    place[first] = image_place(lower, group->norm.x ? group->norm.x : node->in[0], stride[first]);
     bool last = false, mixed = is_mixed(lower, group, node);
     if (second == 2)
         place[2] = filter_place(lower, node->in[1], mixed, &last);
@@ -160,6 +230,7 @@ void lower_conv(Lower *lower, const Group *group)
         residual = residual_place(lower, group->residual, type[written], added);
     place[written] = moved ? new_buffer(lower, count_of(type[2]), lower->cg->module->real)
                            : result_place(lower, group->results[0]);
+    NormTablePlaces table = group_table_places(lower, group);
 
     launch_begin(lower, node->op == OP_CONV ? "pv_conv"
                         : node->op == OP_CONV_DGRAD ? "pv_conv_dgrad" : "pv_conv_wgrad",
@@ -181,6 +252,8 @@ void lower_conv(Lower *lower, const Group *group)
         set_dim(lower, ARG(ConvArgs, residual_image), added[0]);
         set_dim(lower, ARG(ConvArgs, residual_channel), channel_step(added, type[written]));
     }
+    set_norm_load(lower, ARG(ConvArgs, norm), &group->norm);
+    set_norm_stats(lower, ARG(ConvArgs, stats), &table);
     conv_sizes(lower, node, type[0], type[1], type[2]);
     set_types(lower, ARG(ConvArgs, types), ARG(ConvArgs, y), 5, NULL, 0);
     const void *numbers = launch_numbers(lower);
@@ -393,53 +466,6 @@ void lower_attention_grad(Lower *lower, const Group *group)
 static PlanArg optional_result(Lower *lower, const Group *group, uint32_t out)
 {
     return group->results[out] ? result_place(lower, group->results[out]) : arg_none();
-}
-
-// Where scale and shift lie: channels densely, images as far apart in both.
-static Dim modulation_places(Lower *lower, Val scale, Val shift, PlanArg *scale_at,
-                             PlanArg *shift_at)
-{
-    View from = view_of(lower->work, scale), also = view_of(lower->work, shift);
-    const Type *type = val_type(lower->graph, scale);
-    if (dim_equal(from.stride[1], dim_fixed(1)) && dim_equal(also.stride[1], dim_fixed(1)) &&
-        dim_equal(from.stride[0], also.stride[0])) {
-        *scale_at = view_place(lower, &from, type->dtype);
-        *shift_at = view_place(lower, &also, type->dtype);
-        return from.stride[0];
-    }
-    Dim stride[MAX_RANK];
-    dense_strides(type, stride);
-    *scale_at = dense_place(lower, scale);
-    *shift_at = dense_place(lower, shift);
-    return stride[0];
-}
-
-NormTablePlaces norm_table_places(Lower *lower, const Node *node, const Val *results)
-{
-    NormTablePlaces at = {.node = node, .table = result_place(lower, results[0])};
-    at.mean = results[1] ? result_place(lower, results[1]) : arg_none();
-    at.rstd = results[2] ? result_place(lower, results[2]) : arg_none();
-    at.gamma = dense_place(lower, node->in[1]);
-    at.beta = dense_place(lower, node->in[2]);
-    at.scale = at.shift = arg_none();
-    at.mod_image = dim_fixed(0);
-    if (node->nin == 5)
-        at.mod_image = modulation_places(lower, node->in[3], node->in[4], &at.scale, &at.shift);
-    return at;
-}
-
-void set_norm_stats(Lower *lower, size_t first, const NormTablePlaces *at)
-{
-    set_arg(lower, first + ARG(NormStats, table), at->table);
-    set_arg(lower, first + ARG(NormStats, mean), at->mean);
-    set_arg(lower, first + ARG(NormStats, rstd), at->rstd);
-    set_arg(lower, first + ARG(NormStats, gamma), at->gamma);
-    set_arg(lower, first + ARG(NormStats, beta), at->beta);
-    set_arg(lower, first + ARG(NormStats, scale), at->scale);
-    set_arg(lower, first + ARG(NormStats, shift), at->shift);
-    set_dim(lower, first + ARG(NormStats, mod_image), at->mod_image);
-    set_int(lower, first + ARG(NormStats, groups), at->node->attr->n[0]);
-    set_real(lower, first + ARG(NormStats, eps), at->node->attr->real);
 }
 
 // What a group norm, or the launch that makes only its table, is given of x.

@@ -348,6 +348,7 @@ static void launch_gemm(Lower *lower, const Group *group, const Node *node, cons
 {
     // the address first: it may need a copy, which is a launch
     PlanArg bias = group->bias ? dense_place(lower, group->bias) : arg_none();
+    NormTablePlaces table = group_table_places(lower, group);
     launch_begin(lower, "pv_gemm", sizeof(GemmArgs) / 8);
     set_arg(lower, ARG(GemmArgs, c), c);
     set_arg(lower, ARG(GemmArgs, a), p->swapped ? y : x);
@@ -375,6 +376,8 @@ static void launch_gemm(Lower *lower, const Group *group, const Node *node, cons
     set_dim(lower, ARG(GemmArgs, r_m), p->r_m);
     set_int(lower, ARG(GemmArgs, act), activation(group->act));
     set_int(lower, ARG(GemmArgs, sum_batch), p->sum_batch);
+    set_norm_load(lower, ARG(GemmArgs, norm), &group->norm);
+    set_norm_stats(lower, ARG(GemmArgs, stats), &table);
     set_types(lower, ARG(GemmArgs, types), ARG(GemmArgs, c), 3,
               (size_t[]){ARG(GemmArgs, bias), ARG(GemmArgs, residual)}, 2);
     if (group->bias) {         // whose label is it: the last one's (n), or m's
@@ -455,11 +458,24 @@ static PlanArg spread_result(Lower *lower, const Group *group, const Node *node,
     return place;
 }
 
+// Whether the product is what norm loads and tables are about: B [image, channel, position] as it
+// lies, C [image, channel, position].
+static bool is_pointwise(const Group *group, const Choice *choice, bool direct)
+{
+    const Product *p = &choice->product;
+    uint32_t b = p->swapped ? 0 : 1;
+    return direct && dim_is_one(p->batch[1]) && !p->sum_batch && is_unit(p->b_n) &&
+           (!group->norm.x || (b == group->norm_operand &&
+                               (b ? choice->y : choice->x) == AS_IT_IS));
+}
+
 void lower_contract(Lower *lower, const Group *group)
 {
     const Node *node = anchor_of(lower, group);
     Axes axes, real;
     Operand x = {.val = node->in[0]}, y = {.val = node->in[1]};
+    if (group->norm.x)
+        *(group->norm_operand ? &y.val : &x.val) = group->norm.x;
     collect_axes(lower->graph, node, &axes);
     x.view = view_of(lower->work, x.val);
     y.view = view_of(lower->work, y.val);
@@ -484,6 +500,9 @@ void lower_contract(Lower *lower, const Group *group)
     }
     if (choice.cost < 0 || (!direct && (group->bias || group->residual)))
         bug("a contraction that is no matrix product: %s", type_text(node->type[0]));
+    if ((group->norm.x || group->table) && !is_pointwise(group, &choice, direct))
+        bug("a product with a norm that is none of [channels, positions]: %s",
+            type_text(node->type[0]));
     PlanArg x_place = form_place(lower, node, 0, &x, choice.x, &axes);
     PlanArg y_place = form_place(lower, node, 1, &y, choice.y, &axes);
     PlanArg result = result_place(lower, group->results[0]);

@@ -9,6 +9,7 @@
 #include "codegen/codegen.h"
 
 typedef struct {
+    const Codegen *cg;
     Work *work;
     const PlanLaunch *launches;        // as they were lowered
     const PlanArg *args;               // theirs
@@ -41,6 +42,18 @@ static bool touches(const PlanArg *args, uint32_t count, const PlanArg *others,
     return false;
 }
 
+// Whether a segment may have an address that another one has not: products and convolutions see
+// for each segment whether it normalizes an operand, and makes a table.
+static bool is_optional(const Codegen *cg, uint32_t kernel, size_t index)
+{
+    const char *symbol = cg->kernels[kernel].symbol;
+    bool conv = strcmp(symbol, "pv_conv") == 0, gemm = strcmp(symbol, "pv_gemm") == 0;
+    size_t norm = conv ? ARG(ConvArgs, norm) : ARG(GemmArgs, norm);
+    size_t stats = conv ? ARG(ConvArgs, stats) : ARG(GemmArgs, stats);
+    return (conv || gemm) && ((index >= norm && index < norm + sizeof(NormLoad) / 8) ||
+                              (index >= stats && index < stats + sizeof(NormStats) / 8));
+}
+
 // `to` is being filled with segments; `from` is a launch as it was lowered.
 static bool can_join(const Old *old, const PlanLaunch *to, const PlanLaunch *from, bool apart)
 {
@@ -51,7 +64,9 @@ static bool can_join(const Old *old, const PlanLaunch *to, const PlanLaunch *fro
         to->segments == PV_MAX_SEGMENTS || count > CUDA_SEGMENT_ARGS)
         return false;
     for (uint32_t i = 0; i < count; i++)
-        if (is_address(&have[i]) != is_address(&more[i]) || have[i].store != more[i].store)
+        if ((is_address(&have[i]) != is_address(&more[i]) &&
+             !is_optional(old->cg, to->kernel, i)) ||
+            have[i].store != more[i].store)
             return false;
     return apart || (!touches(have, to->arg_count, more, count) &&
                      !touches(more, count, have, to->arg_count));
@@ -119,6 +134,10 @@ static void product_as_conv(Lower *lower, Old *old, const PlanLaunch *like, Plan
         args[i] = (PlanArg){.space = PV_VALUE, .a = ((const int64_t *)&plain)[i]};
     for (size_t i = 0; i < sizeof same / sizeof *same; i++)
         args[same[i].to] = gemm[same[i].from];
+    for (size_t i = 0; i < sizeof(NormLoad) / 8; i++)
+        args[ARG(ConvArgs, norm) + i] = gemm[ARG(GemmArgs, norm) + i];
+    for (size_t i = 0; i < sizeof(NormStats) / 8; i++)
+        args[ARG(ConvArgs, stats) + i] = gemm[ARG(GemmArgs, stats) + i];
     ConvArgs numbers = plain;          // as launch_numbers
     for (size_t i = 0; i < COUNT; i++)
         ((int64_t *)&numbers)[i] = is_address(&args[i]) ? 1 : args[i].c ? 0 : args[i].a;
@@ -231,7 +250,7 @@ void join_segments(Lower *lower, const uint32_t *groups, const uint32_t *first, 
     uint32_t arg_count = work->arg_count - base;
     PlanArg *args = arena_alloc(work->arena, (arg_count + 1) * sizeof *args);
     memcpy(args, work->args + base, arg_count * sizeof *args);
-    Old old = {work, launches, args, base, begin, NULL};
+    Old old = {lower->cg, work, launches, args, base, begin, NULL};
     old.own = arena_alloc(work->arena, (total + 1) * sizeof *old.own);
     work->launch_count = begin;
     work->arg_count = base;

@@ -25,6 +25,7 @@ typedef enum { PV_STORE_REAL, PV_STORE_BF16, PV_STORE_F16 } PvStorage;
 //   y[image, channel, p] = act(x[image, channel, p] a[image, channel] + d[image, channel])
 //   a = rstd gamma (1 + scale),   d = (beta - mean rstd gamma) (1 + scale) + shift
 // An operand that is normalized as it is loaded; what a convolution sees outside the image stays 0.
+// Of the segments of a launch some may have a norm or a table, and others not.
 typedef struct {
     int64_t table;                       // address of the first image's a; 0: the operand as it is
     int64_t image, shift;                // strides: from image to image, from a to d

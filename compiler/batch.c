@@ -151,7 +151,8 @@ static bool same_parts(const Group *x, const Group *y)
         if (!x->added[i] != !y->added[i] || !x->results[i] != !y->results[i])
             return false;
     return !x->bias == !y->bias && !x->residual == !y->residual && !x->scale == !y->scale &&
-           x->bias_axis == y->bias_axis && x->act == y->act;
+           x->bias_axis == y->bias_axis && x->act == y->act && !x->norm.x == !y->norm.x &&
+           (!x->norm.x || x->norm.act == y->norm.act);
 }
 
 static bool same_work(const Work *work, const Group *x, const Group *y)
@@ -174,24 +175,8 @@ static bool same_work(const Work *work, const Group *x, const Group *y)
 static bool is_pointwise(const Graph *graph, const Group *group)
 {
     const Node *node = graph_node(graph, group->anchor);
-    if (node->op != OP_CONTRACT || group->kind != GROUP_LIBRARY || group->bias_axis > 1)
-        return false;
-    const int64_t *n = node->attr->n;
-    for (int turned = 0; turned < 2; turned++) {
-        int64_t x_rank = n[turned], w_rank = n[1 - turned], rank = n[2];
-        const int64_t *first = n + 3, *out = first + n[0] + n[1];
-        const int64_t *x = turned ? first + n[0] : first, *w = turned ? first : first + n[0];
-        if (w_rank != 2 || x_rank != rank || rank < 3 || out[0] != x[0] || out[1] != w[0] ||
-            x[1] != w[1] || x[0] == w[0] || x[0] == w[1])
-            continue;
-        bool same = true;
-        for (int64_t i = 2; i < rank; i++)
-            same &= out[i] == x[i];
-        const Type *type = val_type(graph, node->in[1 - turned]);
-        if (same && !type->dim[0].batch && !type->dim[1].batch)
-            return true;
-    }
-    return false;
+    return group->kind == GROUP_LIBRARY && group->bias_axis <= 1 &&
+           pointwise_operand(graph, node) >= 0;
 }
 
 static void link_alike(Batcher *b)

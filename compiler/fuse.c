@@ -7,6 +7,8 @@
 //    An intermediate value that something else reads ends the chain, so nothing is computed twice.
 //    Gradients of weights that are used several times become chains of such residuals: each
 //    contribution is added by the kernel that computes it, to what the one before it left.
+//    What a product reads may be normalized as it is loaded, and the table of a norm made with what
+//    it stores: fuse_norms.c.
 // 2. Elementwise groups. Nodes are taken from the last to the first. One whose readers all belong
 //    to one elementwise group of the same iteration space joins it (smaller ones, which would be
 //    computed again for each element, only if they are cheap). A cheap node with one tensor operand
@@ -32,6 +34,7 @@ typedef struct {
     const Graph *graph;
     size_t group_capacity;
     uint32_t *size;            // by local number of the group's first result: members so far
+    bool *loaded, *behind;     // by local number: find_norm_loads, find_behind_norms
 } Fuse;
 
 static const Node *node_at(const Work *work, uint32_t local)
@@ -452,8 +455,12 @@ static void group_libraries(Fuse *fuse)
         if (work->step[local] || work->view[local] || work->owner[local] || is_source(node) ||
             is_pointwise(work, local))
             continue;
+        if (node->op == OP_GROUP_NORM_TABLE && work->rungs & RUNG_EPILOGUES &&
+            fuse_table(work, fuse->behind, local))
+            continue;
         Group *group = add_group(fuse, GROUP_LIBRARY, work->nodes[local]);
         choose_results(work, group);
+        load_norm(work, fuse->loaded, group);
         if (work->rungs & (is_norm(node->op) ? RUNG_NORMS : RUNG_EPILOGUES))
             match_epilogue(fuse, group);
     }
@@ -517,7 +524,8 @@ static void group_pointwise(Fuse *fuse)
 {
     Work *work = fuse->work;
     for (uint32_t local = work->count; local-- > 0;) {
-        if (work->owner[local] || !is_pointwise(work, local) || is_absorbed(work, local))
+        if (work->owner[local] || !is_pointwise(work, local) || fuse->loaded[local] ||
+            is_absorbed(work, local))
             continue;
         const Node *node = node_at(work, local);
         bool pointwise = false;
@@ -596,10 +604,14 @@ static void finish_group(Work *work, uint32_t number)
     } else {
         const Node *node = graph_node(work->module->graph, group->anchor);
         list_add(&members, group->anchor);
+        const Node *table = group->table ? graph_node(work->module->graph, group->table) : NULL;
         for (uint32_t i = 0; i < node->nin; i++)
-            list_add(&reads, node->in[i]);
-        Val extra[] = {group->bias,  group->residual, group->scale,
-                       group->shift, group->added[1], group->added[2]};
+            list_add(&reads, group->norm.x && i == group->norm_operand ? group->norm.x
+                                                                       : node->in[i]);
+        for (uint32_t i = 1; table && i < table->nin; i++)
+            list_add(&reads, table->in[i]);
+        Val extra[] = {group->bias,  group->residual, group->scale,  group->shift,
+                       group->added[1], group->added[2], group->norm.a, group->norm.d};
         for (uint32_t i = 0; i < sizeof extra / sizeof *extra; i++)
             if (extra[i])
                 list_add(&reads, extra[i]);
@@ -724,6 +736,8 @@ void fuse_groups(Work *work)
     Fuse fuse = {.work = work, .graph = work->module->graph};
     work->owner = arena_alloc(work->arena, (work->count + 1) * sizeof *work->owner);
     fuse.size = arena_alloc(work->arena, (work->count + 2) * sizeof *fuse.size);
+    fuse.loaded = find_norm_loads(work);
+    fuse.behind = find_behind_norms(work);
     group_libraries(&fuse);
     group_pointwise(&fuse);
     if (work->groups) {        // from the heap to the plan's arena
@@ -753,7 +767,8 @@ void print_groups(FILE *out, const Work *work)
         fprintf(out, "=");
         for (uint32_t k = 0; k < group->member_count; k++)
             fprintf(out, " %s", op_info[graph_node(graph, group->members[k])->op].name);
-        fprintf(out, "%s%s%s%s", group->scale ? " scale+shift" : "", group->bias ? " bias" : "",
+        fprintf(out, "%s%s%s%s%s%s", group->norm.x ? " norm" : "", group->table ? " table" : "",
+                group->scale ? " scale+shift" : "", group->bias ? " bias" : "",
                 group->residual ? " residual" : "",
                 group->added[1] || group->added[2] ? " added" : "");
         if (group->act != OP_STOP_GRADIENT)

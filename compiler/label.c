@@ -47,6 +47,8 @@ static void add_part(Parts *parts, const char *name)
 // What a library kernel's epilogue takes in, in its order.
 static void add_epilogue(Parts *parts, const Group *group)
 {
+    if (group->norm.x)
+        add_part(parts, "norm_load");
     if (group->scale || group->shift)
         add_part(parts, "scale_shift");
     if (group->bias)
@@ -55,6 +57,8 @@ static void add_epilogue(Parts *parts, const Group *group)
         add_part(parts, op_info[group->act].name);
     if (group->residual || group->added[1] || group->added[2])
         add_part(parts, "add");
+    if (group->table)
+        add_part(parts, "norm_table");
 }
 
 const char *group_label(const Work *work, const Group *group)

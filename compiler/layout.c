@@ -329,6 +329,8 @@ void find_layout(Work *work)
     bool places = work->rungs & RUNG_PLACEMENT && !work->taps;
     if (work->rungs && !work->taps)
         rewrite_graph(work);
+    if (work->rungs && !work->taps)
+        take_norms_apart(work);
     collect_nodes(work);
     collect_users(work);
     work->view = arena_alloc(work->arena, (work->count + 1) * sizeof *work->view);

@@ -34,7 +34,8 @@ typedef struct {
 // the order of sums.
 typedef enum {
     RUNG_ELEMENTWISE = 1,      // chains of elementwise operations in one kernel
-    RUNG_NORMS = 2,            // norms with scale and shift, activations; their gradients add up
+    RUNG_NORMS = 2,            // norms with scale and shift, activations, or taken apart into what
+                               // products load; their gradients add up
     RUNG_EPILOGUES = 4,        // biases, activations and sums in the kernel of a product
     RUNG_ATTENTION = 8,        // heads are split and merged by attention itself
     RUNG_PLACEMENT = 16,       // operands of a concat are made where it lies; slices are views
@@ -45,6 +46,14 @@ typedef enum {
 } Rung;
 
 typedef enum { GROUP_ELEMENTWISE, GROUP_LIBRARY } GroupKind;
+
+// An operand act(x a + d) that a kernel normalizes as it loads it; a and d [b, c, 1...] are views of
+// one norm's table.
+typedef struct {
+    Val x, a, d;               // x 0: there is none
+    Op act;                    // OP_STOP_GRADIENT: none
+    Val product, sum;          // x a, x a + d: what is not stored
+} NormLoadOf;
 
 // What one kernel computes. Elementwise: the expression trees of `results`, over one iteration
 // space, down to values that other groups store. Library: `anchor`, and what its epilogue takes in.
@@ -63,6 +72,9 @@ typedef struct {
     Val added[MAX_OUT];        // norm gradients: what is added to dgamma and dbeta, 0 if absent
     uint32_t bias_axis;        // axis of the anchor's result along which the bias runs
     Op act;                    // OP_STOP_GRADIENT: none
+    NormLoadOf norm;           // what it reads in place of operand `norm_operand`
+    uint32_t norm_operand;
+    NodeId table;              // group_norm_table of results[0], made here as well: results[1 .. 3]
     bool lowered;              // there are launches for it
 } Group;
 
@@ -119,6 +131,7 @@ typedef struct Work {
     uint32_t entry_index, variant_index;
     int level;                 // 0, 1, 2
     uint32_t rungs;            // Rung bits; a plan of a level has level_rungs(level)
+    bool norm_tables;          // kernels of its targets read and make norm tables
     bool taps;
     Arena *arena;
     // A table's row (partial.c): of a step, the plan that makes it and its bytes; of such a plan,
@@ -254,6 +267,14 @@ uint32_t count_users(const Work *work, Val val, NodeId *user);
 // (RUNG_ELEMENTWISE): the plan gets outputs of its own. Part of find_layout.
 void rewrite_graph(Work *work);
 
+/* norm_tables.c */
+// Norms that products read, taken apart into a table and x a + d (RUNG_NORMS, Work.norm_tables):
+// the plan gets outputs of its own. Part of find_layout.
+void take_norms_apart(Work *work);
+// Which operand of a contraction out[b, o, n...] = sum over c of w[o, c] x[b, c, n...] is x; -1: it
+// is no such contraction.
+int pointwise_operand(const Graph *graph, const Node *node);
+
 /* place.c */
 // Operands of concats that lie within them. RUNG_PLACEMENT; part of find_layout.
 void place_parts(Work *work);
@@ -264,6 +285,17 @@ void fuse_groups(Work *work);
 bool group_inlines(const Work *work, uint32_t group, Val val);
 bool contract_order_is_simple(const Node *node);
 void print_groups(FILE *out, const Work *work);
+
+/* fuse_norms.c: part of fuse_groups */
+// By local number: values that all their readers normalize as they load them, and what lies before
+// them: no kernel computes these.
+bool *find_norm_loads(const Work *work);
+// The load of a group whose operand is such a value.
+void load_norm(const Work *work, const bool *loaded, Group *group);
+// By local number: what depends on a value that a norm's table is made of.
+bool *find_behind_norms(const Work *work);
+// Lets the group that makes x make the table `local` of it as well; false: it cannot.
+bool fuse_table(Work *work, const bool *behind, uint32_t local);
 
 /* schedule.c */
 // Orders the groups: topological, live sets small. -O2: merges neighbours of one iteration space.

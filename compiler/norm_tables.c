@@ -1,0 +1,390 @@
+// GroupNorm taken apart, where products read what it gives.
+//
+//   act(norm(x) (1 + scale) + shift)   is   act(x a + d),
+//
+// with a and d one number for each image and channel, the norm's table (group_norm_table). Where all
+// that read the left side are convolutions, or contractions over the channels, they can normalize x
+// as they load it (fuse_norms.c): the normalized value is never stored, and where the kernel that
+// makes x can take the statistics of what it stores, there is no kernel for the norm at all.
+//
+// This pass writes the right side, once for each shape that a reader wants: reshapes between are
+// applied to x. Mean and rstd, which gradients read, become those of the table. It is not done
+//   - where something else reads the normalized value, or what lies between: it has to be stored
+//     anyway, and a norm is the better kernel for that;
+//   - where the values of a plan are stored as bf16: tensor cores take operands as they lie;
+//   - where kernels of the plan's targets cannot (Work.norm_tables).
+//
+// As unite.c it gives the plan outputs of its own and keeps the places of what it replaces.
+#include <stdlib.h>
+#include <string.h>
+
+#include "compiler/plan.h"
+
+// A norm with what follows it, up to the value that products read.
+typedef struct {
+    NodeId norm;
+    Val last, scale, shift;    // shift, scale: 0 without
+    Op act;                    // OP_STOP_GRADIENT: none
+    Val table;                 // once it is made
+} Chain;
+
+typedef struct {
+    Work *work;
+    Graph *graph;
+    uint32_t total;            // nodes before
+    bool *needed, *kept;
+    uint32_t *user_first;      // users of node id: users[user_first[id] .. user_first[id + 1]]
+    NodeId *users;
+    uint32_t *chain_of;        // by NodeId: chain + 1 of the last node
+    bool *replaced;            // by NodeId: in a chain
+    Chain *chains;
+    uint32_t chain_count;
+    size_t chain_capacity;
+    Val *map;
+    NodeId *turn;              // by NodeId
+    uint32_t turn_count;
+    size_t turn_capacity;
+} Apart;
+
+// ---- who reads what ----
+
+static void mark_needed(Apart *a)
+{
+    const Variant *variant = a->work->variant;
+    for (uint32_t i = 0; i < variant->output_count; i++)
+        a->needed[val_node(variant->outputs[i].val)] = a->kept[val_node(variant->outputs[i].val)] =
+            true;
+    for (NodeId id = a->total; id-- > 1;) {
+        const Node *node = graph_node(a->graph, id);
+        for (uint32_t i = 0; a->needed[id] && i < node->nin; i++)
+            a->needed[val_node(node->in[i])] = true;
+    }
+}
+
+static void list_users(Apart *a, Arena *arena)
+{
+    a->user_first = arena_alloc(arena, (a->total + 2) * sizeof *a->user_first);
+    for (int pass = 0; pass < 2; pass++) {
+        for (NodeId id = 1; id < a->total; id++) {
+            const Node *node = graph_node(a->graph, id);
+            for (uint32_t i = 0; a->needed[id] && i < node->nin; i++) {
+                uint32_t *at = &a->user_first[val_node(node->in[i])];
+                if (pass == 0)
+                    at[2]++;
+                else
+                    a->users[at[1]++] = id;
+            }
+        }
+        for (uint32_t id = 0; pass == 0 && id < a->total; id++)
+            a->user_first[id + 2] += a->user_first[id + 1];
+        if (pass == 0)
+            a->users = arena_alloc(arena, (a->user_first[a->total + 1] + 1) * sizeof *a->users);
+    }
+}
+
+// The one node that reads `val`, once; 0: there are none or several, or it is an output.
+static NodeId only_user(const Apart *a, Val val)
+{
+    NodeId id = val_node(val), found = 0;
+    for (uint32_t i = a->user_first[id]; i < a->user_first[id + 1]; i++) {
+        const Node *user = graph_node(a->graph, a->users[i]);
+        bool reads = false;
+        for (uint32_t k = 0; k < user->nin; k++)
+            reads |= user->in[k] == val;
+        if (reads && found)
+            return 0;
+        found = reads ? a->users[i] : found;
+    }
+    return a->kept[id] ? 0 : found;
+}
+
+// ---- chains ----
+
+static Val other_operand(const Node *node, Val val)
+{
+    return node->in[0] == node->in[1] ? 0 : node->in[0] == val ? node->in[1] : node->in[0];
+}
+
+static bool is_one(const Graph *graph, Val val)
+{
+    const Node *node = val_get(graph, val);
+    return node->op == OP_CONST && node->attr->real == 1.0;
+}
+
+// [b or 1, c, 1...], of a value of `type`
+static bool is_modulation(const Graph *graph, Val val, const Type *type)
+{
+    const Type *shape = val_type(graph, val);
+    bool fits = shape->rank == type->rank && dim_equal(shape->dim[1], type->dim[1]) &&
+                (dim_is_one(shape->dim[0]) || dim_equal(shape->dim[0], type->dim[0]));
+    for (uint32_t axis = 2; fits && axis < shape->rank; axis++)
+        fits = dim_is_one(shape->dim[axis]);
+    return fits && !graph_is_step(graph, val);
+}
+
+// y (1 + scale) + shift behind chain->last.
+static void follow_modulation(Apart *a, Chain *chain)
+{
+    const Graph *graph = a->graph;
+    const Type *type = val_type(graph, chain->last);
+    NodeId product_id = only_user(a, chain->last);
+    const Node *product = product_id ? graph_node(graph, product_id) : NULL;
+    Val factor = product && product->op == OP_MUL ? other_operand(product, chain->last) : 0;
+    const Node *plus = factor ? val_get(graph, factor) : NULL;
+    NodeId sum_id = factor ? only_user(a, val_of(product_id, 0)) : 0;
+    const Node *sum = sum_id ? graph_node(graph, sum_id) : NULL;
+    if (!sum || sum->op != OP_ADD || plus->op != OP_ADD)
+        return;
+    Val scale = is_one(graph, plus->in[0])   ? plus->in[1]
+                : is_one(graph, plus->in[1]) ? plus->in[0]
+                                             : 0;
+    Val shift = other_operand(sum, val_of(product_id, 0));
+    if (!scale || !shift || !is_modulation(graph, scale, type) ||
+        !is_modulation(graph, shift, type) ||
+        !shape_equal(val_type(graph, scale), val_type(graph, shift)))
+        return;
+    chain->scale = scale;
+    chain->shift = shift;
+    chain->last = val_of(sum_id, 0);
+}
+
+// The operand of a contraction out[b, o, n...] = sum over c of w[o, c] x[b, c, n...] that is x;
+// -1: it is none.
+int pointwise_operand(const Graph *graph, const Node *node)
+{
+    if (node->op != OP_CONTRACT)
+        return -1;
+    const int64_t *n = node->attr->n;
+    for (int turned = 0; turned < 2; turned++) {
+        int64_t x_rank = n[turned], w_rank = n[1 - turned], rank = n[2];
+        const int64_t *first = n + 3, *out = first + n[0] + n[1];
+        const int64_t *x = turned ? first + n[0] : first, *w = turned ? first : first + n[0];
+        const Type *type = val_type(graph, node->in[1 - turned]);
+        if (w_rank != 2 || x_rank != rank || rank < 3 || out[0] != x[0] || out[1] != w[0] ||
+            x[1] != w[1] || x[0] == w[0] || x[0] == w[1] || type->dim[0].batch ||
+            type->dim[1].batch)
+            continue;
+        bool same = true;
+        for (int64_t i = 2; i < rank; i++)
+            same &= out[i] == x[i];
+        if (same)
+            return turned;
+    }
+    return -1;
+}
+
+// Whether node `id`, which reads `val`, could normalize it as it loads it.
+static bool could_load(const Apart *a, NodeId id, Val val)
+{
+    const Node *node = graph_node(a->graph, id);
+    if (node->op == OP_CONV)
+        return node->in[0] == val && node->in[1] != val;
+    int operand = pointwise_operand(a->graph, node);
+    return operand >= 0 && node->in[operand] == val && node->in[1 - operand] != val;
+}
+
+// Whether all that read `val` could, some of them through a reshape behind the channels.
+static bool all_could_load(const Apart *a, Val val, bool reshaped)
+{
+    NodeId id = val_node(val);
+    const Type *type = val_type(a->graph, val);
+    if (a->kept[id] || a->user_first[id] == a->user_first[id + 1])
+        return false;
+    for (uint32_t i = a->user_first[id]; i < a->user_first[id + 1]; i++) {
+        const Node *user = graph_node(a->graph, a->users[i]);
+        const Type *shape = user->type[0];
+        bool view = user->op == OP_RESHAPE && !reshaped && shape->rank > 2 &&
+                    dim_equal(shape->dim[0], type->dim[0]) &&
+                    dim_equal(shape->dim[1], type->dim[1]);
+        if (view ? !all_could_load(a, val_of(a->users[i], 0), true)
+                 : !could_load(a, a->users[i], val))
+            return false;
+    }
+    return true;
+}
+
+// Who reads the statistics comes behind the chain, so that the table can be made at its end.
+static bool statistics_wait(const Apart *a, const Chain *chain)
+{
+    for (uint32_t i = a->user_first[chain->norm]; i < a->user_first[chain->norm + 1]; i++) {
+        const Node *user = graph_node(a->graph, a->users[i]);
+        for (uint32_t k = 0; k < user->nin; k++)
+            if (val_node(user->in[k]) == chain->norm && val_out(user->in[k]) > 0 &&
+                a->users[i] < val_node(chain->last))
+                return false;
+    }
+    return true;
+}
+
+static void find_chain(Apart *a, NodeId id)
+{
+    const Graph *graph = a->graph;
+    const Node *norm = graph_node(graph, id);
+    Chain chain = {.norm = id, .last = val_of(id, 0), .act = OP_STOP_GRADIENT};
+    if (norm->type[0]->rank < 3 || a->kept[id])
+        return;
+    follow_modulation(a, &chain);
+    NodeId user = only_user(a, chain.last);
+    Op op = user ? graph_node(graph, user)->op : OP_STOP_GRADIENT;
+    if (op == OP_SILU || op == OP_GELU || op == OP_RELU) {
+        chain.act = op;
+        chain.last = val_of(user, 0);
+    }
+    if (!all_could_load(a, chain.last, false) || !statistics_wait(a, &chain))
+        return;
+    a->chains = grow_array(a->chains, &a->chain_capacity, a->chain_count, sizeof *a->chains);
+    a->chains[a->chain_count++] = chain;
+    a->chain_of[val_node(chain.last)] = a->chain_count;
+    // what lies between is made no more
+    for (Val val = val_of(id, 0); val != chain.last; val = val_of(only_user(a, val), 0))
+        a->replaced[val_node(val)] = true;
+    a->replaced[val_node(chain.last)] = true;
+}
+
+// ---- the right side ----
+
+static void set_turn(Apart *a, Val made, NodeId from)
+{
+    const Work *work = a->work;
+    NodeId id = val_node(made);
+    while (a->turn_count <= id) {
+        a->turn = grow_array(a->turn, &a->turn_capacity, a->turn_count, sizeof *a->turn);
+        a->turn[a->turn_count++] = 0;
+    }
+    if ((id >= a->total || !a->needed[id]) && !a->turn[id])
+        a->turn[id] = from < work->turn_count && work->turn[from] ? work->turn[from] : from;
+}
+
+static void make_table(Apart *a, Chain *chain)
+{
+    const Node *norm = graph_node(a->graph, chain->norm);
+    Val in[5] = {a->map[norm->in[0]], a->map[norm->in[1]], a->map[norm->in[2]]};
+    if (chain->scale) {
+        in[3] = a->map[chain->scale];
+        in[4] = a->map[chain->shift];
+    }
+    chain->table =
+        graph_make(a->graph, OP_GROUP_NORM_TABLE, in, chain->scale ? 5 : 3, norm->attr, NULL);
+    if (!chain->table)
+        bug("a norm's table: %s", graph_error(a->graph));
+    set_turn(a, chain->table, chain->norm);
+    for (uint32_t out = 1; out < 3; out++)
+        a->map[val_of(chain->norm, out)] = chain->table + out;
+}
+
+// a (part 0) or d (part 1) as [b, c, 1...] of a rank.
+static Val table_part(Apart *a, const Chain *chain, int64_t part, uint32_t rank)
+{
+    const Type *table = val_type(a->graph, chain->table);
+    Dim dim[MAX_RANK] = {table->dim[0], table->dim[2]};
+    for (uint32_t axis = 2; axis < rank; axis++)
+        dim[axis] = dim_fixed(1);
+    Val row = g_slice(a->graph, chain->table, 1, part, 1);
+    set_turn(a, row, chain->norm);
+    return g_reshape(a->graph, row, rank, dim);
+}
+
+// act(x a + d) in the shape of `type`.
+static Val normalized(Apart *a, const Chain *chain, const Type *type)
+{
+    Graph *graph = a->graph;
+    NodeId last = val_node(chain->last);
+    Val x = g_reshape(graph, a->map[graph_node(graph, chain->norm)->in[0]], type->rank, type->dim);
+    set_turn(a, x, last);
+    Val parts[2] = {table_part(a, chain, 0, type->rank), table_part(a, chain, 1, type->rank)};
+    Val y = g_binary(graph, OP_MUL, x, parts[0]);
+    for (int i = 0; i < 2; i++)
+        set_turn(a, parts[i], chain->norm);
+    set_turn(a, y, last);
+    y = g_binary(graph, OP_ADD, y, parts[1]);
+    set_turn(a, y, last);
+    return chain->act == OP_STOP_GRADIENT ? y : g_unary(graph, chain->act, y);
+}
+
+static Val remake(Apart *a, NodeId id, Val **in, size_t *capacity)
+{
+    const Node *node = graph_node(a->graph, id);
+    bool changed = false;
+    *in = grow_array(*in, capacity, node->nin, sizeof **in);
+    for (uint32_t i = 0; i < node->nin; i++) {
+        (*in)[i] = a->map[node->in[i]];
+        changed |= (*in)[i] != node->in[i];
+    }
+    if (!changed)
+        return val_of(id, 0);
+    Type types[MAX_OUT];
+    for (uint32_t i = 0; i < node->nout; i++)
+        types[i] = *node->type[i];
+    return graph_make(a->graph, node->op, *in, node->nin, node->attr, types);
+}
+
+static void rebuild(Apart *a)
+{
+    Val *in = NULL;
+    size_t capacity = 0;
+    for (NodeId id = 1; id < a->total; id++) {
+        const Node *node = graph_node(a->graph, id);
+        if (!a->needed[id] || (a->replaced[id] && !a->chain_of[id]))
+            continue;
+        graph_at(a->graph, *graph_origin(a->graph, id));
+        uint32_t behind = node->op == OP_RESHAPE ? a->chain_of[val_node(node->in[0])] : 0;
+        Val made;
+        if (a->chain_of[id]) {
+            Chain *chain = &a->chains[a->chain_of[id] - 1];
+            make_table(a, chain);
+            made = normalized(a, chain, node->type[0]);
+            a->map[val_of(id, 0)] = made;
+        } else {
+            made = behind ? normalized(a, &a->chains[behind - 1], node->type[0])
+                          : remake(a, id, &in, &capacity);
+            for (uint32_t k = 0; k < node->nout; k++)
+                a->map[val_of(id, k)] = made + k;
+        }
+        if (!made)
+            bug("norms taken apart: %s", graph_error(a->graph));
+        set_turn(a, made, id);
+    }
+    free(in);
+}
+
+static void replace_outputs(Apart *a)
+{
+    Work *work = a->work;
+    Variant *variant = arena_copy(work->arena, work->variant, sizeof *variant);
+    variant->outputs = arena_copy(work->arena, variant->outputs,
+                                  variant->output_count * sizeof *variant->outputs);
+    for (uint32_t i = 0; i < variant->output_count; i++)
+        variant->outputs[i].val = a->map[variant->outputs[i].val];
+    for (NodeId id = 0; id < work->turn_count && id < a->turn_count; id++)
+        if (!a->turn[id])
+            a->turn[id] = work->turn[id];
+    work->variant = variant;
+    work->turn = arena_copy(work->arena, a->turn, a->turn_count * sizeof *a->turn);
+    work->turn_count = a->turn_count;
+}
+
+void take_norms_apart(Work *work)
+{
+    if (!(work->rungs & RUNG_NORMS) || !work->norm_tables || work->module->storage != DT_NONE)
+        return;
+    Apart a = {.work = work, .graph = work->module->graph};
+    a.total = graph_count(a.graph);
+    Arena *scratch = arena_new();
+    a.needed = arena_alloc(scratch, a.total);
+    a.kept = arena_alloc(scratch, a.total);
+    a.replaced = arena_alloc(scratch, a.total);
+    a.chain_of = arena_alloc(scratch, a.total * sizeof *a.chain_of);
+    mark_needed(&a);
+    list_users(&a, scratch);
+    for (NodeId id = 1; id < a.total; id++)
+        if (a.needed[id] && graph_node(a.graph, id)->op == OP_GROUP_NORM)
+            find_chain(&a, id);
+    if (a.chain_count > 0) {
+        a.map = arena_alloc(scratch, (size_t)a.total * MAX_OUT * sizeof *a.map);
+        rebuild(&a);
+        replace_outputs(&a);
+    }
+    free(a.chains);
+    free(a.turn);
+    arena_free(scratch);
+}
