@@ -13,6 +13,7 @@ enum {
     PV_PANELS = 16,             // column panels of a block of a product
     PV_ROW_PANELS = 20,         // row panels of a block, if k needs several blocks
     PV_K_BLOCK = 384,           // longest run of k between two visits of the result
+    PV_WHOLE_PATCH = 4 << 20,   // bytes of a patch of all channels of a convolution, at most
     PV_POINTWISE = 256,         // positions from which a 1 x 1 kernel is a plain product
     PV_QUERIES = 512,           // queries of a task of attention
     PV_KEYS = 264,              // keys of a block of attention: a multiple of 12

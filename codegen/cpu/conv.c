@@ -152,12 +152,19 @@ static int64_t table_bytes(const ConvLaunch *launch, int64_t room)
            pv_align(table * 4);
 }
 
-// The product of one box of a group, its tables in scratch.
+static int64_t launch_channels(const ConvLaunch *launch)
+{
+    return launch->product.k_total / pv_most(1, launch->product.unfold.tap_count);
+}
+
+// The product of one box of a group, its tables in scratch. `again`: the scratch is as the product
+// of the same box left it, so a whole patch is there.
 static void conv_open(const ConvLaunch *launch, ConvProduct *product, int64_t group, int64_t box,
-                      int64_t room, char *scratch)
+                      int64_t room, char *scratch, bool again)
 {
     *product = launch->product;
     Unfold *unfold = &product->unfold;
+    unfold->filled = again ? launch_channels(launch) : 0;
     unfold->offset = (int32_t *)scratch;
     scratch += pv_align(room * 4);
     product->out_offset = (int32_t *)scratch;
@@ -186,17 +193,23 @@ static void conv_open(const ConvLaunch *launch, ConvProduct *product, int64_t gr
     }
 }
 
+// Bytes of scratch before the patch.
+static int64_t bytes_before_patch(const ConvLaunch *launch, int64_t room)
+{
+    int64_t real = sizeof(PvReal);
+    return table_bytes(launch, room) +
+           pv_product_bytes(room * real, real, launch->product.base.k_blocks > 1);
+}
+
 // One task: rows m0 .. m1 - 1, box number `box`, of a group.
 static void conv_task(const ConvLaunch *launch, int64_t group, int64_t box, int64_t m0, int64_t m1,
-                      int64_t room, char *scratch)
+                      int64_t room, char *scratch, bool again)
 {
     ConvProduct product;
-    char *blocks = scratch + table_bytes(launch, room);
-    conv_open(launch, &product, group, box, room, scratch);
-    product.unfold.patch =
-        (PvReal *)(blocks + pv_product_bytes(room * (int64_t)sizeof(PvReal), sizeof(PvReal),
-                                             product.base.k_blocks > 1));
-    pv_product_block(&product.base, m0, m1, 0, product.unfold.at.columns, blocks);
+    conv_open(launch, &product, group, box, room, scratch, again);
+    product.unfold.patch = (PvReal *)(scratch + bytes_before_patch(launch, room));
+    pv_product_block(&product.base, m0, m1, 0, product.unfold.at.columns,
+                     scratch + table_bytes(launch, room));
 }
 
 void pv_conv_launch(const PvRun *run, ConvLaunch *launch)
@@ -213,13 +226,22 @@ void pv_conv_launch(const PvRun *run, ConvLaunch *launch)
     product->base =
         (Product){k_blocks, conv_begin, conv_pack_rows, conv_pack_columns, conv_store, NULL};
     product->k_step = pv_ceil_div(product->k_total, k_blocks);
+    unfold->whole = cut.row_blocks > 1 &&
+                    bytes_before_patch(launch, cut.columns) +
+                            unfold_patch_bytes(unfold, launch_channels(launch)) <=
+                        run->scratch_size;
     int64_t tasks = launch->groups * unfold->box_count * cut.row_blocks;
-#pragma omp parallel for schedule(dynamic) num_threads(run->threads) if (tasks > 1)
-    for (int64_t task = 0; task < tasks; task++) {
-        int64_t m0 = task % cut.row_blocks * cut.rows;
-        conv_task(launch, task / cut.row_blocks / unfold->box_count,
-                  task / cut.row_blocks % unfold->box_count, m0,
-                  pv_least(m0 + cut.rows, launch->rows), cut.columns, pv_thread_scratch(run));
+#pragma omp parallel num_threads(run->threads) if (tasks > 1)
+    {
+        int64_t before = -1;   // what this thread's scratch is about: group and box
+#pragma omp for schedule(dynamic)
+        for (int64_t task = 0; task < tasks; task++) {
+            int64_t m0 = task % cut.row_blocks * cut.rows, now = task / cut.row_blocks;
+            conv_task(launch, now / unfold->box_count, now % unfold->box_count, m0,
+                      pv_least(m0 + cut.rows, launch->rows), cut.columns, pv_thread_scratch(run),
+                      now == before);
+            before = now;
+        }
     }
 }
 
@@ -275,15 +297,12 @@ static int64_t launch_positions(const ConvLaunch *launch)
     return unfold->out[0] * unfold->out[1] * unfold->out[2] * unfold->images;
 }
 
-// Bytes of the patch of one box with all positions, for a block of k.
-static int64_t patch_bytes(const ConvLaunch *launch)
+// Bytes of the patch of one box with all positions, for a block of k or all of it.
+static int64_t patch_bytes(const ConvLaunch *launch, bool whole)
 {
-    const Unfold *unfold = &launch->product.unfold;
-    int64_t plane = unfold->images;
-    for (int axis = 0; axis < 3; axis++)
-        plane *= (unfold->out[axis] - 1) * unfold->step[axis] + unfold->taps[axis];
-    int64_t channels = (launch->product.k_step - 1) / unfold->tap_count + 2;
-    return pv_align(plane * channels * (int64_t)sizeof(PvReal)) + PV_SLACK;
+    const ConvProduct *product = &launch->product;
+    int64_t channels = (product->k_step - 1) / product->unfold.tap_count + 2;
+    return unfold_patch_bytes(&product->unfold, whole ? launch_channels(launch) : channels);
 }
 
 static bool same_kernel(const ConvLaunch *x, const ConvLaunch *y)
@@ -301,7 +320,7 @@ static bool same_kernel(const ConvLaunch *x, const ConvLaunch *y)
 static bool conv_launch_joint(const PvRun *run, ConvLaunch *launches, int count)
 {
     JointProduct joint = {.count = count};
-    int64_t k_total = launches->product.k_total, bytes = 0;
+    int64_t k_total = launches->product.k_total, bytes = 0, whole_bytes = 0;
     int64_t k_blocks = pv_most(1, pv_ceil_div(k_total, PV_K_BLOCK)), real = sizeof(PvReal);
     if (count < 2 || count > PV_MAX_SEGMENTS || launches->rows == 0)
         return false;
@@ -319,30 +338,39 @@ static bool conv_launch_joint(const PvRun *run, ConvLaunch *launches, int count)
             (Product){k_blocks, conv_begin, conv_pack_rows, conv_pack_columns, conv_store, NULL};
         launch->product.k_step = pv_ceil_div(k_total, k_blocks);
         unfold_init(&launch->product.unfold, positions);
-        bytes += table_bytes(launch, positions) + patch_bytes(launch);
+        bytes += table_bytes(launch, positions) + patch_bytes(launch, false);
+        whole_bytes += table_bytes(launch, positions) + patch_bytes(launch, true);
     }
     int64_t columns = joint.start[count];
-    bytes += pv_product_bytes(columns * real, real, k_blocks > 1);
-    if (bytes > run->scratch_size)
+    int64_t blocks = pv_product_bytes(columns * real, real, k_blocks > 1);
+    if (bytes + blocks > run->scratch_size)
         return false;
+    bool whole = whole_bytes + blocks <= run->scratch_size;
+    for (int i = 0; i < count; i++)
+        launches[i].product.unfold.whole = whole;
     // every task packs the columns anew: fewer tasks than elsewhere
     ProductCut cut = pv_product_cut(launches->rows, PV_LANES, k_blocks, 2, run->threads);
     joint.base =
         (Product){k_blocks, joint_begin, joint_pack_rows, joint_pack_columns, joint_store, NULL};
-#pragma omp parallel for schedule(dynamic) num_threads(run->threads) if (cut.row_blocks > 1)
-    for (int64_t task = 0; task < cut.row_blocks; task++) {
-        JointProduct product = joint;
-        product.base.widths = product.widths;
-        char *scratch = pv_thread_scratch(run);
-        for (int i = 0; i < count; i++) {
-            int64_t room = launch_positions(&launches[i]);
-            conv_open(&launches[i], &product.part[i], 0, 0, room, scratch);
-            scratch += table_bytes(&launches[i], room);
-            product.part[i].unfold.patch = (PvReal *)scratch;
-            scratch += patch_bytes(&launches[i]);
+#pragma omp parallel num_threads(run->threads) if (cut.row_blocks > 1)
+    {
+        bool again = false;
+#pragma omp for schedule(dynamic)
+        for (int64_t task = 0; task < cut.row_blocks; task++) {
+            JointProduct product = joint;
+            product.base.widths = product.widths;
+            char *scratch = pv_thread_scratch(run);
+            for (int i = 0; i < count; i++) {
+                int64_t room = launch_positions(&launches[i]);
+                conv_open(&launches[i], &product.part[i], 0, 0, room, scratch, again);
+                scratch += table_bytes(&launches[i], room);
+                product.part[i].unfold.patch = (PvReal *)scratch;
+                scratch += patch_bytes(&launches[i], whole);
+            }
+            again = true;
+            pv_product_block(&product.base, task * cut.rows,
+                             pv_least((task + 1) * cut.rows, launches->rows), 0, columns, scratch);
         }
-        pv_product_block(&product.base, task * cut.rows,
-                         pv_least((task + 1) * cut.rows, launches->rows), 0, columns, scratch);
     }
     return true;
 }

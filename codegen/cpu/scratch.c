@@ -52,13 +52,16 @@ static bool is_pointwise(const ConvArgs *args)
     return args->groups == 1;
 }
 
-// The general form: boxes of positions as columns, (channel, tap) as k.
+// The general form: boxes of positions as columns, (channel, tap) as k. `normed`: there should be
+// room for a patch of all channels, if that is not too much, so that they are normalized once.
 static int64_t conv_bytes(const int64_t *out, const int64_t *step, const int64_t *taps,
-                          int64_t channels, int64_t table, int64_t real)
+                          int64_t channels, int64_t table, bool normed, int64_t real)
 {
     int64_t row = PV_PANELS * PV_MAX_TILE, columns = row / real, count = volume(taps);
-    int64_t patch =
-        patch_bound(columns, out, step, taps) * channel_bound(PV_K_BLOCK, count, channels);
+    int64_t plane = patch_bound(columns, out, step, taps);
+    int64_t patch = plane * channel_bound(PV_K_BLOCK, count, channels);
+    if (normed)
+        patch = pv_most(patch, pv_least(plane * channels, PV_WHOLE_PATCH / real));
     return 3 * pv_align(columns * 4) + pv_align(count * 4) + pv_align(table * 4) +
            pv_product_bytes(row, real, true) + pv_align(patch * real) + PV_SLACK;
 }
@@ -68,7 +71,7 @@ int64_t pv_conv_scratch(const ConvArgs *args, int64_t real)
     GemmArgs gemm = {.n = volume(args->out), .k = args->c_in};
     int64_t plain = is_pointwise(args) ? pv_gemm_scratch(&gemm, real) : 0;
     return pv_most(plain, conv_bytes(args->out, args->stride, args->kernel,
-                                     args->c_in / args->groups, 0, real));
+                                     args->c_in / args->groups, 0, args->norm.table != 0, real));
 }
 
 int64_t pv_conv_dgrad_scratch(const ConvArgs *args, int64_t real)
@@ -81,8 +84,8 @@ int64_t pv_conv_dgrad_scratch(const ConvArgs *args, int64_t real)
     }
     GemmArgs gemm = {.n = volume(args->in), .k = args->c_out};
     int64_t plain = is_pointwise(args) ? pv_gemm_scratch(&gemm, real) : 0;
-    int64_t phase = conv_bytes(out, one, taps, channels, volume(args->kernel), real);
-    int64_t scatter = conv_bytes(args->out, one, one, channels, volume(args->kernel), real);
+    int64_t phase = conv_bytes(out, one, taps, channels, volume(args->kernel), false, real);
+    int64_t scatter = conv_bytes(args->out, one, one, channels, volume(args->kernel), false, real);
     return pv_most(plain, pv_most(phase, scatter));
 }
 

@@ -31,6 +31,8 @@ typedef struct {
     // of the box at hand; all of them in scratch
     Box at;
     PvReal *patch;
+    bool whole;           // the patch holds all channels, so that it serves several blocks of rows
+    int64_t filled;       // channels that it holds already, if it is whole
     const PvReal *base;   // the patch, or the source
     int64_t base_channel; // from channel to channel of base
     int64_t base_first;   // channel that base starts with
@@ -199,7 +201,16 @@ static PvReal *patch_channel(const Unfold *unfold, PvReal *to, int64_t image, in
     return to;
 }
 
-// Makes channels c0 .. c1 - 1 of the box ready.
+// Bytes of a patch of `channels` channels of any box.
+PV_INLINE int64_t unfold_patch_bytes(const Unfold *unfold, int64_t channels)
+{
+    int64_t plane = unfold->box_images;
+    for (int axis = 0; axis < 3; axis++)
+        plane *= (unfold->box[axis] - 1) * unfold->step[axis] + unfold->taps[axis];
+    return pv_align(plane * channels * (int64_t)sizeof(PvReal)) + PV_SLACK;
+}
+
+// Makes channels c0 .. c1 - 1 of the box ready; a whole patch is filled from channel 0 on.
 static void unfold_fill(Unfold *unfold, int64_t c0, int64_t c1)
 {
     if (!unfold->padded)
@@ -209,12 +220,14 @@ static void unfold_fill(Unfold *unfold, int64_t c0, int64_t c1)
     patch_size(unfold, size);
     for (int axis = 0; axis < 3; axis++)
         first[axis] = box->first[axis] * unfold->step[axis] - unfold->low[axis];
-    PvReal *to = unfold->patch;
-    for (int64_t c = c0; c < c1; c++)
+    unfold->base = unfold->patch;
+    unfold->base_first = unfold->whole ? 0 : c0;
+    int64_t begin = unfold->whole ? unfold->filled : c0;
+    PvReal *to = unfold->patch + (begin - unfold->base_first) * unfold->base_channel;
+    for (int64_t c = begin; c < c1; c++)
         for (int64_t image = 0; image < box->count; image++)
             to = patch_channel(unfold, to, box->image + image, c, first, size);
-    unfold->base = unfold->patch;
-    unfold->base_first = c0;
+    unfold->filled = pv_most(begin, c1);
 }
 
 // Where the elements of (channel, tap) start; add Unfold.offset.
