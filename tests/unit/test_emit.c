@@ -480,9 +480,79 @@ static void test_planes(void **unused)
     assert_true(count_launches(cg, all, "pv_copy", &segments) <= 3);
 }
 
+// ---- norms taken apart ----
+
+static Val modulated(Graph *graph, Val x, Val gamma, Val scale, Val shift)
+{
+    Val one = g_const(graph, DT_F32, 1);
+    Val y = g_binary(graph, OP_MUL, norm2(graph, x, gamma), g_binary(graph, OP_ADD, one, scale));
+    return g_binary(graph, OP_ADD, y, shift);
+}
+
+// Norms before convolutions and products: with scale and shift, which may come of what is
+// normalized; through reshapes; with several readers; of a concat; of what is itself stored; and
+// some whose value has to be stored.
+static void norms(Graph *graph, Vals *vals)
+{
+    Val x = input(graph, 0, shape(DT_F32, 4, -1, 8, 4, 6));
+    Val w8 = input(graph, 1, shape(DT_F32, 4, 8, 8, 3, 3));
+    Val w16 = input(graph, 2, shape(DT_F32, 4, 8, 16, 3, 3));
+    Val wide = input(graph, 3, shape(DT_F32, 2, 8, 8));
+    Val rates = input(graph, 4, shape(DT_F32, 4, -1, 16, 1, 1));
+    Val g8 = input(graph, 5, shape(DT_F32, 1, 8)), g16 = input(graph, 6, shape(DT_F32, 1, 16));
+    Val scale = g_slice(graph, rates, 1, 0, 8), shift = g_slice(graph, rates, 1, 8, 8);
+    Val first = conv3(graph, x, w8);
+    Val y = g_unary(graph, OP_SILU, modulated(graph, first, g8, scale, shift));
+    Val other = g_slice(graph, w16, 1, 8, 8);
+    Val second = conv3(graph, y, w8), third = g_binary(graph, OP_ADD, first, conv3(graph, y, other));
+    Val flat = g_reshape(graph, norm2(graph, second, g8), 3,
+                         (Dim[]){dim_batch(1), dim_fixed(8), dim_fixed(24)});
+    Val product = g_contract(graph, flat, wide, "bcn", "oc", "bon");
+    Dim one[] = {dim_fixed(1), dim_fixed(8), dim_fixed(1)};
+    product = g_binary(graph, OP_ADD, product, g_reshape(graph, g8, 3, one));
+    Dim image[] = {dim_batch(1), dim_fixed(8), dim_fixed(4), dim_fixed(6)};
+    product = g_binary(graph, OP_ADD, g_reshape(graph, product, 4, image), third);
+    Val fourth = conv3(graph, g_unary(graph, OP_RELU, norm2(graph, product, g8)), w8);
+    Val both = g_concat(graph, (Val[]){fourth, third}, 2, 1);
+    Val fifth = conv3(graph, g_unary(graph, OP_GELU, norm2(graph, both, g16)), w16);
+    // its scale comes of what it normalizes
+    Val own = g_reduce(graph, OP_REDUCE_MAX, fifth, 1 << 2 | 1 << 3);
+    Val sixth = conv3(graph, modulated(graph, fifth, g8, own, shift), w8);
+    // these are stored: an output, and what is no product reads
+    Val kept = norm2(graph, sixth, g8);
+    Val seventh = conv3(graph, kept, w8), spread = norm2(graph, seventh, g8);
+    keep(vals, simplify_val(graph, kept));
+    keep(vals, simplify_val(graph, g_binary(graph, OP_ADD, conv3(graph, spread, w8),
+                                            g_unary(graph, OP_TANH, spread))));
+    keep(vals, simplify_val(graph, product));
+}
+
+static void test_norms(void **unused)
+{
+    (void)unused;
+    const uint32_t rungs[] = {RUNG_ALL, level_rungs(1), RUNG_NORMS, RUNG_NORMS | RUNG_EPILOGUES,
+                              RUNG_EPILOGUES, RUNG_NORMS | RUNG_PLACEMENT | RUNG_BATCHING, 0};
+    enum { COUNT = sizeof rungs / sizeof *rungs };
+    Codegen *cg = check_graph(norms, rungs, COUNT);
+    const uint32_t loads[] = {6, 6, 6, 6, 0, 6, 0}, tables[] = {3, 3, 0, 3, 0, 0, 0};
+    const uint32_t launches[] = {4, 4, 7, 4, 7, 7, 7};     // of pv_group_norm
+    for (uint32_t i = 0; i < COUNT; i++) {
+        const Work *work = cg->plans[i];
+        uint32_t loaded = 0, made = 0, segments;
+        for (uint32_t g = 0; g < work->group_count; g++) {
+            const Group *group = &work->groups[work->schedule[g]];
+            loaded += group->norm.x != 0;
+            made += group->table != 0;
+        }
+        assert_int_equal(loaded, loads[i]);
+        assert_int_equal(made, tables[i]);
+        assert_int_equal(count_launches(cg, work, "pv_group_norm", &segments), launches[i]);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_every_op),
-                                       cmocka_unit_test(test_planes)};
+                                       cmocka_unit_test(test_planes), cmocka_unit_test(test_norms)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
