@@ -254,6 +254,8 @@ static PlanArg base_place(Lower *lower, Val base)
         return (PlanArg){.space = PV_CONST, .a = (int64_t)data_table(cg, node)};
     if (node->op == OP_PARAM)
         return param_place(lower, base, node);
+    if (node->op == OP_LOSS_SCALE)
+        return (PlanArg){.space = PV_SCALAR, .a = PV_LOSS_SCALE_AT};
     if (node->op == OP_INPUT)
         return (PlanArg){.space = (uint16_t)(PV_IO + node->attr->n[1])};
     bug("%%%u (%s) is read before it is computed", val_node(base), op_info[node->op].name);
@@ -489,7 +491,7 @@ static void lower_library(Lower *lower, const Group *group)
         lower_norm(lower, group);
         return;
     case OP_CONST: case OP_TABLE: case OP_INPUT: case OP_PARAM: case OP_OPTION: case OP_BATCH:
-    case OP_GIVEN: case OP_VAR: case OP_NEG: case OP_ABS: case OP_SIGN: case OP_SQRT: case OP_RSQRT:
+    case OP_GIVEN: case OP_VAR: case OP_LOSS_SCALE: case OP_NEG: case OP_ABS: case OP_SIGN: case OP_SQRT: case OP_RSQRT:
     case OP_EXP: case OP_LOG: case OP_SIN: case OP_COS: case OP_TANH: case OP_ERF: case OP_SIGMOID:
     case OP_SOFTPLUS: case OP_RELU: case OP_SILU: case OP_GELU: case OP_GELU_TANH: case OP_FLOOR:
     case OP_NOT: case OP_CAST: case OP_STOP_GRADIENT: case OP_ADD: case OP_SUB: case OP_MUL:

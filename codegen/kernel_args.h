@@ -191,8 +191,9 @@ typedef struct {
     double scale;
     int64_t good;                        // updates since the scale last changed
     int64_t skipped;                     // updates left out so far
+    float real[2];                       // the scale, as launches read it; 0
 } LossScale;
-enum { LOSS_SCALE_GROWTH = 2000 };
+enum { LOSS_SCALE_FIRST = 65536, LOSS_SCALE_GROWTH = 2000 };
 
 // In device memory. Kernels that change parameters or averages do nothing when bad_step or skip is
 // not 0.

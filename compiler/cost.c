@@ -56,7 +56,8 @@ void node_flops(const Graph *graph, NodeId id, double *fixed, double *per_batch)
     *fixed = *per_batch = 0;
     switch (node->op) {
     case OP_CONST: case OP_TABLE: case OP_INPUT: case OP_PARAM: case OP_OPTION: case OP_BATCH:
-    case OP_GIVEN: case OP_VAR: case OP_RANDOM: case OP_CAST: case OP_STOP_GRADIENT:
+    case OP_GIVEN: case OP_VAR: case OP_LOSS_SCALE: case OP_RANDOM: case OP_CAST:
+    case OP_STOP_GRADIENT:
     case OP_RESHAPE:
     case OP_TRANSPOSE: case OP_EXPAND: case OP_SLICE: case OP_PAD: case OP_CONCAT: case OP_FLIP:
     case OP_SWAP_PAIRS: case OP_WINDOW: case OP_WINDOW_GRAD: case OP_PICK: case OP_PICK_GRAD:

@@ -522,6 +522,7 @@ static void visit(Grad *grad, NodeId id, Val dy)
     case OP_BATCH:
     case OP_GIVEN:
     case OP_VAR:
+    case OP_LOSS_SCALE:
     case OP_RANDOM:
         break;
     case OP_SIGN:
@@ -707,7 +708,7 @@ static void mark_depends(Grad *grad, Val loss, const Val *wrt, uint32_t count)
     free(reached);
 }
 
-void grad_build(Graph *graph, Val loss, const Val *wrt, uint32_t count, Val *out)
+void grad_build(Graph *graph, Val loss, Val seed, const Val *wrt, uint32_t count, Val *out)
 {
     const Type *type = val_type(graph, loss);
     if (type->rank != 0 || !dtype_is_float(type->dtype))
@@ -725,7 +726,7 @@ void grad_build(Graph *graph, Val loss, const Val *wrt, uint32_t count, Val *out
         bug("no memory for %zu nodes", nodes);
     mark_depends(&grad, loss, wrt, count);
     if (grad.depends[val_node(loss)])
-        grad.adjoint[loss] = g_const(graph, type->dtype, 1);
+        grad.adjoint[loss] = seed ? seed : g_const(graph, type->dtype, 1);
     for (NodeId id = grad.last; id > 0; id--) {
         if (!grad.depends[id])
             continue;

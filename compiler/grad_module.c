@@ -4,6 +4,9 @@
 // ENTRY_GRAD: every parameter (buffers excepted) and every real input that the loss reaches.
 // ENTRY_MINIMIZE: the parameters of the instances that move. Outputs are appended in the order of
 // the parameters, then of the inputs, under the names "grad.<parameter>" and "grad.<input>".
+//
+// Where values are stored as f16, whose least number is 6e-8, all these gradients are of the loss
+// times a scale that the runtime chooses.
 #include <stdlib.h>
 #include <string.h>
 
@@ -90,7 +93,12 @@ static void grad_variant(Module *module, const Minimize *minimize, const Entry *
         bug("entry %s has no loss", entry->name);
     Wanted wanted = collect_wanted(module, minimize, entry, loss);
     Val *out = arena_alloc(module->arena, (wanted.count + 1) * sizeof *out);
-    grad_build(module->graph, loss, wanted.val, wanted.count, out);
+    Val seed = 0;
+    if (module->storage == DT_F16) { // the host divides
+        Type scalar = type_scalar(val_type(module->graph, loss)->dtype);
+        seed = graph_make(module->graph, OP_LOSS_SCALE, NULL, 0, NULL, &scalar);
+    }
+    grad_build(module->graph, loss, seed, wanted.val, wanted.count, out);
     Output *outputs =
         arena_alloc(module->arena, (variant->output_count + wanted.count) * sizeof *outputs);
     memcpy(outputs, variant->outputs, variant->output_count * sizeof *outputs);

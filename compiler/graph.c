@@ -315,7 +315,7 @@ static bool is_step(const Graph *graph, Op op, const Val *in, uint32_t nin, cons
     if (type->rank != 0)
         return false;
     if (op_info[op].class == CLASS_SOURCE)
-        return op != OP_PARAM;
+        return op != OP_PARAM && op != OP_LOSS_SCALE;
     if (op == OP_GATHER) {
         Op table = val_get(graph, in[0])->op;
         return (table == OP_TABLE || table == OP_CONST) && graph_is_step(graph, in[1]);

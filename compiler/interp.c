@@ -166,10 +166,12 @@ static int evaluate_source(Run *run, const Node *node, Tensor *out)
         load(out, graph_blob(run->graph, (uint32_t)node->attr->n[0], NULL));
         return 0;
     }
-    if (node->op != OP_CONST && node->op != OP_BATCH)
+    if (node->op != OP_CONST && node->op != OP_BATCH && node->op != OP_LOSS_SCALE)
         return ask_source(run, node, out);
     Cell value = {.f = node->attr->real};
-    if (node->op == OP_BATCH)
+    if (node->op == OP_LOSS_SCALE)
+        value.f = 1;
+    else if (node->op == OP_BATCH)
         value.i = run->options->batch;
     else if (!dtype_is_float(out->dtype))
         value.i = (int64_t)node->attr->real;
@@ -182,7 +184,7 @@ static int evaluate(Run *run, Task *task)
 {
     switch (task->node->op) {
     case OP_CONST: case OP_TABLE: case OP_INPUT: case OP_PARAM: case OP_OPTION: case OP_BATCH:
-    case OP_GIVEN: case OP_VAR: case OP_RANDOM:
+    case OP_GIVEN: case OP_VAR: case OP_LOSS_SCALE: case OP_RANDOM:
         return evaluate_source(run, task->node, task->out[0]);
     case OP_NEG: case OP_ABS: case OP_SIGN: case OP_SQRT: case OP_RSQRT: case OP_EXP: case OP_LOG:
     case OP_SIN: case OP_COS: case OP_TANH: case OP_ERF: case OP_SIGMOID: case OP_SOFTPLUS:

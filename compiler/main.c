@@ -36,7 +36,7 @@ typedef struct {
     bool choose_rungs;         // `rungs` instead of those of the level
     uint32_t rungs;
     DType real;
-    DType storage;             // bf16 in mixed precision; else DT_NONE
+    DType storage;             // bf16 or f16 in mixed precision; else DT_NONE
     Emit emit;
     Targets targets;
     bool time, stats, certificate, check, verbose, no_cache;
@@ -364,7 +364,7 @@ static const char usage[] =
     "                      what the executable runs on, or several: cpu,cuda (simt: the emulator\n"
     "                      of GPUs, for tests)\n"
     "  --arch LIST         GPUs that kernels are compiled for (default sm_80,sm_90a,ptx)\n"
-    "  --dtype f32|f64|bf16   working precision (default f32); bf16: mixed, for GPUs\n"
+    "  --dtype f32|f64|bf16|f16   working precision (default f32); bf16, f16: mixed, for GPUs\n"
     "  --march NAME        processor (default native), as the C compiler names it\n"
     "  --emit ast|graph|fused|plan|c|cuda|figures|dot|html\n"
     "                      prints that instead of making an executable; html: a page with the\n"
@@ -412,13 +412,13 @@ static void choose_archs(const char *list, Targets *targets)
         fail(2, "unknown architecture '%s': such as sm_80, sm_90a, ptx, from sm_80 on", list);
 }
 
-// bf16: arithmetic in f32, most values stored as bf16.
+// bf16, f16: arithmetic in f32, most values stored so.
 static void choose_dtype(const char *name, Options *options)
 {
-    options->storage = strcmp(name, "bf16") == 0 ? DT_BF16 : DT_NONE;
+    options->storage = strcmp(name, "bf16") == 0  ? DT_BF16
+                       : strcmp(name, "f16") == 0 ? DT_F16
+                                                  : DT_NONE;
     options->real = strcmp(name, "f64") == 0 ? DT_F64 : DT_F32;
-    if (strcmp(name, "f16") == 0)
-        fail(3, "--dtype f16 needs a target that is not in this build; f32, f64 and bf16 are");
     if (options->storage == DT_NONE && strcmp(name, "f32") != 0 && strcmp(name, "f64") != 0)
         fail(2, "unknown dtype '%s'", name);
 }
@@ -624,7 +624,7 @@ static Options read_options(int argc, char **argv)
     if (options.real == DT_F64 && (options.targets.cuda || options.targets.simt))
         fail(2, "--dtype f64 is for --target cpu: there are no kernels of it for GPUs");
     if (options.storage != DT_NONE && options.targets.cpu)
-        fail(2, "--dtype bf16 is for GPUs: --target cuda");
+        fail(2, "--dtype %s is for GPUs: --target cuda", dtype_name(options.storage));
     return options;
 }
 

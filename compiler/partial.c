@@ -109,7 +109,8 @@ static void mark_fixed(Split *split)
             continue;
         const Node *node = graph_node(split->graph, id);
         bool step = is_step_node(split, id);
-        bool given = node->op == OP_INPUT || node->op == OP_RANDOM;
+        bool given = node->op == OP_INPUT || node->op == OP_RANDOM ||
+                     node->op == OP_LOSS_SCALE;
         bool fixed = step || (!given && (node->op == OP_CONST || !grows(node))), computes = false;
         for (uint32_t i = 0; !step && i < node->nin; i++) {
             fixed &= split->fixed[val_node(node->in[i])];

@@ -186,7 +186,7 @@ typedef struct {
     Arena *arena;
     Graph *graph;
     DType real;                 // working precision: f32, f64
-    DType storage;              // bf16: how most values of a step are stored; DT_NONE: as they are
+    DType storage;              // bf16, f16: how most values of a step are stored; DT_NONE: as they are
     Param *params;              uint32_t param_count;
     Instance *instances;        uint32_t instance_count;
     Option *options;            uint32_t option_count;
@@ -224,7 +224,7 @@ void warn_unused(const Module *module);
 void grad_module(Module *module);
 /* grad.c */
 // d loss / d wrt[i] into out[i] (0: the loss does not depend on it). loss: rank 0, real.
-void grad_build(Graph *graph, Val loss, const Val *wrt, uint32_t count, Val *out);
+void grad_build(Graph *graph, Val loss, Val seed, const Val *wrt, uint32_t count, Val *out);
 
 /* simplify.c: common algebra, constant folding (by the interpreter, so that no bit changes),
    movement of movement, dead outputs. Rewrites the outputs and taps of every variant. */

@@ -265,6 +265,8 @@ static bool source_rule(Rule *rule)
         if ((size_t)count.n * dtype_size(type->dtype) != size)
             return rule_fail(rule, "%zu bytes are not a %s", size, type_text(type));
     }
+    if (rule->op == OP_LOSS_SCALE && (type->rank || !dtype_is_float(type->dtype)))
+        return rule_fail(rule, "a loss is not scaled by a %s", type_text(type));
     if ((rule->op == OP_OPTION || rule->op == OP_VAR) && type->rank)
         return rule_fail(rule, "an option is one number, not a %s", type_text(type));
     if (rule->op == OP_RANDOM) {
@@ -631,6 +633,7 @@ static uint32_t apply_rule(Rule *rule)
     case OP_BATCH:
     case OP_GIVEN:
     case OP_VAR:
+    case OP_LOSS_SCALE:
     case OP_RANDOM:
         return source_rule(rule);
     case OP_CAST:

@@ -49,6 +49,16 @@ static void add_number(PvWriter *writer, const char *key, int64_t index, int64_t
     pv_writer_metadata(writer, name, text);
 }
 
+static void add_scale(PvWriter *writer, int index, const PvLossScale *scale)
+{
+    char name[64], text[32];
+    snprintf(name, sizeof name, "loss_scale.%d", index);
+    snprintf(text, sizeof text, "%.17g", scale->scale);
+    pv_writer_metadata(writer, name, text);
+    add_number(writer, "good_updates", index, scale->good);
+    add_number(writer, "skipped_updates", index, scale->skipped);
+}
+
 static void add_metadata(const PvModel *model, const PvCheckpoint *state, PvWriter *writer)
 {
     char *name, text[32];
@@ -79,6 +89,8 @@ static void add_metadata(const PvModel *model, const PvCheckpoint *state, PvWrit
             add_number(writer, "updates", i, state->updates[i]);
         if (state->ema_updates[i])
             add_number(writer, "ema_updates", i, state->ema_updates[i]);
+        if (state->scale[i].scale > 0)
+            add_scale(writer, i, &state->scale[i]);
     }
     for (size_t i = 0; i < state->extra_count; i++)
         pv_writer_metadata(writer, state->extra[i].key, state->extra[i].value);
@@ -182,6 +194,18 @@ static bool read_buffer(const PvModel *model, const PvTensorSet *set, const PvCh
     return fine;
 }
 
+static void read_scale(const PvTensorSet *set, int index, PvLossScale *scale)
+{
+    char key[64];
+    snprintf(key, sizeof key, "loss_scale.%d", index);
+    const char *text = pv_set_metadata(set, key);
+    *scale = (PvLossScale){.scale = text ? strtod(text, NULL) : 0};
+    snprintf(key, sizeof key, "good_updates.%d", index);
+    scale->good = read_number(set, key, 0);
+    snprintf(key, sizeof key, "skipped_updates.%d", index);
+    scale->skipped = read_number(set, key, 0);
+}
+
 static void read_counters(const PvModel *model, const PvTensorSet *set, PvCheckpoint *state)
 {
     char key[64];
@@ -198,6 +222,7 @@ static void read_counters(const PvModel *model, const PvTensorSet *set, PvCheckp
         state->updates[i] = read_number(set, key, 0);
         snprintf(key, sizeof key, "ema_updates.%d", i);
         state->ema_updates[i] = read_number(set, key, 0);
+        read_scale(set, i, &state->scale[i]);
     }
 }
 

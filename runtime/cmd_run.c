@@ -4,6 +4,7 @@
 // Order of work: inputs are found and checked, which settles the batch and, with the options, the
 // variant; only the instances that this variant reads need weights; the memory is compared; then
 // weights are mounted and the plan runs.
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -335,6 +336,54 @@ static bool execute(Run *run, const PvCallPlan *how, PvError *error)
     return good;
 }
 
+static bool all_finite(const void *data, int64_t count)
+{
+    for (int64_t i = 0; i < count; i++)
+        if (!isfinite(((const PvReal *)data)[i]))
+            return false;
+    return true;
+}
+
+// Multiplies all gradients, of parameters and of inputs, which lie on the host. Were they finite?
+static bool scale_gradients(Run *run, const PvPlan *plan, char *grads, PvReal factor)
+{
+    bool finite = true;
+    for (uint32_t i = 0; i < plan->grad_count; i++) {
+        const PvParam *param = &run->session.model->params[plan->grads[i]];
+        PvReal *at = (PvReal *)(void *)(grads + param->offset);
+        finite &= all_finite(at, param->count);
+        for (int64_t k = 0; k < param->count; k++)
+            at[k] *= factor;
+    }
+    for (uint32_t i = 0; i < run->entry->output_count; i++) {
+        PvTensor *tensor = run->call->outputs[i];
+        if (run->entry->outputs[i].kind != PV_OUT_GRAD_INPUT)
+            continue;
+        finite &= all_finite(tensor->data, tensor->count);
+        for (int64_t k = 0; k < tensor->count; k++)
+            ((PvReal *)tensor->data)[k] *= factor;
+    }
+    return finite;
+}
+
+// As execute. Where values are stored as f16, gradients are of the loss times a scale: the first
+// one of these with which they are all finite, as far as 1. They are divided by it in the end.
+static bool execute_scaled(Run *run, const PvPlan *plan, const PvCallPlan *how, PvError *error)
+{
+    PvExec *exec = run->session.exec;
+    bool scaled = run->entry->kind == PV_GRAD_OF && run->session.model->shadow == PV_F16;
+    if (!scaled)
+        return execute(run, how, error);
+    for (exec->loss_scale = 65536;; exec->loss_scale /= 16) {
+        char *grads = NULL;
+        if (!execute(run, how, error) || !(grads = pv_exec_grads(exec, error)))
+            return false;
+        bool finite = scale_gradients(run, plan, grads, 1 / exec->loss_scale);
+        if (finite || exec->loss_scale <= 1)
+            return true;
+    }
+}
+
 static bool run_program(Run *run, const char *name, PvEntryKind kind, PvError *error)
 {
     PvSession *session = &run->session;
@@ -359,7 +408,7 @@ static bool run_program(Run *run, const char *name, PvEntryKind kind, PvError *e
                 pv_session_mount(session, name, needed, NULL, run->ema, error);
     if (good)
         save_buffers(run, needed);
-    good = good && execute(run, &how, error) && (!run->out || write_results(run, plan, error));
+    good = good && execute_scaled(run, plan, &how, error) && (!run->out || write_results(run, plan, error));
     free(needed);
     return good;
 }

@@ -325,7 +325,12 @@ static void log_step(Training *t, double seconds)
             if (entry->outputs[k].kind == PV_OUT_REPORT && !isnan(turn->reports[k]))
                 log_number(t, i, entry->outputs[k].name, turn->reports[k]);
         log_number(t, i, "lr", turn->settings.lr);
-        log_number(t, i, "grad_norm", turn->norm);
+        if (isfinite(turn->norm)) // else the update was left out
+            log_number(t, i, "grad_norm", turn->norm);
+        if (turn->scale.scale > 0) {
+            log_number(t, i, "loss_scale", turn->scale.scale);
+            log_number(t, i, "skipped", (double)turn->scale.skipped);
+        }
         samples += (double)(turn->accumulate * t->batch);
     }
     pv_log_number(t->log, "samples_per_second", seconds > 0 ? samples / seconds : 0);

@@ -74,6 +74,7 @@ static bool make_fixed(PvGpu *gpu, PvError *error)
     const PvModel *model = gpu->exec->model;
     PvDevice *device = gpu->device;
     size_t head = sizeof(StepNumbers) + model->stream_count * sizeof(uint32_t[2]);
+    head += (size_t)-PV_LOSS_SCALE_AT;
     gpu->scalars_at = (int64_t)((head + 63) / 64 * 64);
     gpu->step_bytes = gpu->scalars_at + (int64_t)(most_scalars(model) * sizeof(PvScalar));
     gpu->step_host = pv_alloc((size_t)gpu->step_bytes);
@@ -383,8 +384,21 @@ static bool send_numbers(PvGpu *gpu, const PvStep *step, const PvPlan *plan, con
     }
     if (count > 0)
         plan->scalars(step, (PvScalar *)(void *)(gpu->step_host + gpu->scalars_at));
+    PvReal scale = gpu->exec->loss_scale;
+    memcpy(gpu->step_host + gpu->scalars_at + PV_LOSS_SCALE_AT, &scale, sizeof scale);
     int64_t bytes = gpu->scalars_at + (int64_t)(count * sizeof(PvScalar));
     return pv_device_upload(gpu->device, to->stream, to->at, gpu->step_host, bytes, error);
+}
+
+// The device's own scale of the loss, where there is one, in place of the host's.
+static bool copy_loss_scale(PvGpu *gpu, PvError *error)
+{
+    if (!gpu->loss_scale)
+        return true;
+    CUdeviceptr to = gpu->step.at + (uint64_t)(gpu->scalars_at + PV_LOSS_SCALE_AT);
+    int result =
+        gpu->device->driver->copy(to, gpu->loss_scale, sizeof(PvReal), gpu->device->work);
+    return result == PV_CUDA_OK || pv_device_fault(gpu->device, result, error);
 }
 
 static int launch(const PvGpu *gpu, const PvRecipe *recipe, const PvGpuItem *item, CUstream stream)
@@ -634,7 +648,8 @@ bool pv_gpu_run(PvGpu *gpu, const PvExecStep *step, PvError *error)
     if (!make_room(gpu, step, error))
         return false;
     PvRecipe *recipe = take_recipe(gpu, step, false, io, error);
-    if (!recipe || !send_numbers(gpu, step->step, step->plan, &gpu->step, error))
+    if (!recipe || !send_numbers(gpu, step->step, step->plan, &gpu->step, error) ||
+        !copy_loss_scale(gpu, error))
         return false;
     pv_device_doing(gpu->device, step->entry->name);
     bool timed = gpu->exec->times || gpu->exec->profiling, done = false;

@@ -39,6 +39,7 @@ typedef struct PvGpu {
     int64_t arena_bytes, workspace_bytes;
     PvGpuStep step, side;           // of the work; of settings
     int64_t scalars_at, step_bytes; // in such a block
+    CUdeviceptr loss_scale;         // PvReal, copied into the block before a run; 0: the host's
     char *step_host;                // [step_bytes]
     CUdeviceptr side_io;            // outputs of settings
     int64_t side_io_bytes;

@@ -8,10 +8,13 @@
 #include "runtime/cuda_optimizer.h"
 
 #include <math.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "codegen/kernel_args.h"
+
+enum { SCALES_BYTES = PV_MAX_MINIMIZE * sizeof(LossScale) };
 
 // Where an update stores the shadow of parameters as well; 0: there is none.
 static int64_t shadow(const PvGpu *gpu)
@@ -38,7 +41,12 @@ PvGpuOptimizer *pv_gpu_optimizer_new(PvGpu *gpu, PvOptimizer *optimizer, PvError
     }
     int64_t factors = (int64_t)(model->instance_count * sizeof(double));
     const OptimizerResult none = {0};
-    if (pv_device_alloc(gpu->device, factors, "factors", &own->factor, error) &&
+    bool scaled = model->shadow == PV_F16;
+    for (uint32_t i = 0; scaled && i < optimizer->stage->minimize_count; i++)
+        optimizer->scale[i] = (PvLossScale){.scale = LOSS_SCALE_FIRST};
+    own->scales_new = scaled;
+    if ((!scaled || pv_device_alloc(gpu->device, SCALES_BYTES, "scales", &own->scales, error)) &&
+        pv_device_alloc(gpu->device, factors, "factors", &own->factor, error) &&
         pv_device_alloc(gpu->device, sizeof none, "results", &own->result, error) &&
         pv_device_alloc(gpu->device, sizeof(OptimizerNumbers), "numbers", &own->numbers, error) &&
         pv_device_upload(gpu->device, gpu->device->work, own->result, &none, sizeof none, error))
@@ -72,6 +80,8 @@ void pv_gpu_optimizer_free(PvGpuOptimizer *own)
                    (int64_t)(own->optimizer->model->instance_count * sizeof(double)));
     pv_device_free(device, own->result, sizeof(OptimizerResult));
     pv_device_free(device, own->numbers, sizeof(OptimizerNumbers));
+    pv_device_free(device, own->scales, SCALES_BYTES);
+    own->gpu->loss_scale = 0;
     free(own->marks);
     free(own);
 }
@@ -163,6 +173,42 @@ bool pv_gpu_accumulate(PvGpuOptimizer *own, uint32_t turn, const bool *present, 
            pv_gpu_calls(own->gpu, calls, call_count, error);
 }
 
+static CUdeviceptr scale_of(const PvGpuOptimizer *own, uint32_t turn)
+{
+    return own->scales ? own->scales + turn * sizeof(LossScale) : 0;
+}
+
+bool pv_gpu_loss_scale(PvGpuOptimizer *own, uint32_t turn, PvError *error)
+{
+    PvDevice *device = own->gpu->device;
+    if (!own->scales)
+        return true;
+    own->gpu->loss_scale = scale_of(own, turn) + offsetof(LossScale, real);
+    if (!own->scales_new)
+        return true;
+    own->scales_new = false;
+    LossScale scales[PV_MAX_MINIMIZE] = {{0}};
+    for (int i = 0; i < PV_MAX_MINIMIZE; i++) {
+        const PvLossScale *from = &own->optimizer->scale[i];
+        scales[i] = (LossScale){from->scale, from->good, from->skipped, {(float)from->scale, 0}};
+    }
+    return pv_device_upload(device, device->work, own->scales, scales, sizeof scales, error);
+}
+
+static bool fetch_scales(PvGpuOptimizer *own, PvError *error)
+{
+    PvDevice *device = own->gpu->device;
+    LossScale scales[PV_MAX_MINIMIZE];
+    if (!own->scales || own->scales_new)
+        return true;
+    if (!pv_device_download(device, device->work, scales, own->scales, sizeof scales, error))
+        return false;
+    for (int i = 0; i < PV_MAX_MINIMIZE; i++)
+        own->optimizer->scale[i] =
+            (PvLossScale){scales[i].scale, scales[i].good, scales[i].skipped};
+    return true;
+}
+
 static int64_t gradients(const PvGpuOptimizer *own, const PvGpuUpdate *update)
 {
     return (int64_t)(update->sums ? own->sum.base : own->gpu->grads.base);
@@ -194,7 +240,8 @@ static void measure(PvGpuOptimizer *own, const PvGpuUpdate *update, const PvChun
                                       .factor = (int64_t)own->factor,
                                       .instances = own->optimizer->model->instance_count,
                                       .result = (int64_t)own->result,
-                                      .numbers = (int64_t)own->numbers};
+                                      .numbers = (int64_t)own->numbers,
+                                      .loss_scale = (int64_t)scale_of(own, update->turn)};
     add_launch(launches, "square_sums", &launches->sums, sizeof launches->sums);
 }
 
@@ -333,11 +380,12 @@ bool pv_gpu_update(PvGpuOptimizer *own, const PvGpuUpdate *update, PvError *erro
 void pv_gpu_optimizer_written(PvGpuOptimizer *own)
 {
     own->m.host_new = own->v.host_new = own->ema.host_new = true;
+    own->scales_new = own->scales != 0;
 }
 
 bool pv_gpu_optimizer_fetch(PvGpuOptimizer *own, PvError *error)
 {
     PvDevice *device = own->gpu->device;
     return pv_mirror_to_host(device, &own->m, error) && pv_mirror_to_host(device, &own->v, error) &&
-           pv_mirror_to_host(device, &own->ema, error);
+           pv_mirror_to_host(device, &own->ema, error) && fetch_scales(own, error);
 }

@@ -21,7 +21,8 @@ typedef struct PvGpuOptimizer {
     CUdeviceptr factor;  // double [instances]
     CUdeviceptr result;  // OptimizerResult
     CUdeviceptr numbers; // OptimizerNumbers
-    CUdeviceptr scales;  // LossScale [minimizes], with loss scaling; else 0
+    CUdeviceptr scales;  // LossScale [PV_MAX_MINIMIZE], of models stored as f16; else 0
+    bool scales_new;     // the host wrote them
     PvChunkList *lists;
     bool *marks; // [param_count], scratch
 } PvGpuOptimizer;
@@ -43,6 +44,8 @@ PvGpuOptimizer *pv_gpu_optimizer_new(PvGpu *gpu, PvOptimizer *optimizer, PvError
 void pv_gpu_optimizer_free(PvGpuOptimizer *own); // NULL is fine
 bool pv_gpu_accumulate(PvGpuOptimizer *own, uint32_t turn, const bool *present, bool *seen,
                        PvError *error);
+// The gradients that are queued next are of the loss times the scale of this minimize.
+bool pv_gpu_loss_scale(PvGpuOptimizer *own, uint32_t turn, PvError *error);
 bool pv_gpu_update(PvGpuOptimizer *own, const PvGpuUpdate *update, PvError *error);
 // The host wrote moments and averages; the host's copies are right.
 void pv_gpu_optimizer_written(PvGpuOptimizer *own);

@@ -48,6 +48,7 @@ PvExec *pv_exec_new(const PvModel *model, int threads, PvError *error)
     PvExec *exec = pv_alloc(sizeof *exec);
     exec->model = model;
     exec->threads = threads > 0 ? threads : omp_get_max_threads();
+    exec->loss_scale = 1;
     exec->params = pv_space_new(model->param_bytes);
     exec->grads = pv_space_new(model->param_bytes);
     if (exec->params && exec->grads)
@@ -254,11 +255,12 @@ static bool make_room(PvExec *exec, const PvPlan *plan, int64_t batch, PvError *
         exec->args = pv_alloc(plan->arg_count * sizeof *exec->args);
         exec->arg_capacity = plan->arg_count;
     }
-    if (plan->scalar_count > exec->scalar_capacity) {
+    if (!exec->scalars || plan->scalar_count > exec->scalar_capacity) {
         free(exec->scalars);
-        exec->scalars = pv_alloc(plan->scalar_count * sizeof *exec->scalars);
+        exec->scalars = pv_alloc((1u + plan->scalar_count) * sizeof *exec->scalars);
         exec->scalar_capacity = plan->scalar_count;
     }
+    memcpy(exec->scalars, &exec->loss_scale, sizeof exec->loss_scale);
     return true;
 }
 
@@ -281,7 +283,7 @@ static int64_t resolve(const PvExec *exec, const PvExecStep *step, const PvArg *
         base = (int64_t)(intptr_t)exec->model->consts;
         break;
     case PV_SCALAR:
-        base = (int64_t)(intptr_t)exec->scalars;
+        base = (int64_t)(intptr_t)(exec->scalars + 1);
         break;
     default: {
         uint32_t index = arg->space - (uint32_t)PV_IO;
@@ -386,7 +388,7 @@ static PvUnpacked *prepare(PvExec *exec, const PvExecStep *step, PvError *error)
     if (!lists || !make_room(exec, plan, step->step->batch, error))
         return NULL;
     if (plan->scalars && plan->scalar_count > 0)
-        plan->scalars(step->step, exec->scalars);
+        plan->scalars(step->step, exec->scalars + 1);
     for (uint32_t i = 0; i < plan->arg_count; i++)
         exec->args[i] = resolve(exec, step, &lists->lists.args[i]);
     return lists;

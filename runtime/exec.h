@@ -32,12 +32,13 @@ typedef struct {
     int64_t scratch_each;
     int64_t *args; // resolved
     uint32_t arg_capacity;
-    PvScalar *scalars;
+    PvScalar *scalars; // the scale of the loss, then step values
     uint32_t scalar_capacity;
     PvUnpacked *unpacked; // the last used first
     PvKernelTime *times; // [kernel_count], or NULL: not measured
     uint32_t rung; // what pv_exec_plan chooses: index + 1 in PvEntry.rungs; 0: the entry's plans
     bool profiling; // pv_exec_profile
+    PvReal loss_scale; // outside of training, of models stored as f16
     struct PvRows *rows; // of tables
     struct PvGpu *gpu; // NULL: the CPU; else params and grads are the host's copies
 } PvExec;

@@ -21,6 +21,7 @@ typedef struct {
     char *sum;                            // of micro-steps' gradients
     int64_t updates[PV_MAX_MINIMIZE];     // by minimize: how often it updated
     int64_t ema_updates[PV_MAX_MINIMIZE]; // how often its averages were
+    PvLossScale scale[PV_MAX_MINIMIZE];   // of models stored as f16
     bool *moves;              // [param_count] trained by this stage (no buffers of batch norms)
     double *factor;           // [instance_count] of the gradients, in the present update
     PvOptimizerChunk *chunks; // of the parameters that move, in their order

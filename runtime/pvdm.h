@@ -62,10 +62,12 @@ typedef enum {
     PV_PARAM,        // parameters and buffers, flat, at PvParam.offset
     PV_GRAD,         // gradients, at the same offsets
     PV_CONST,        // constant tables of the model (pv_model.consts)
-    PV_SCALAR,       // step values of the plan, 8 bytes each: PvReal or int64_t in place
+    PV_SCALAR,       // step values of the plan, 8 bytes each: PvReal or int64_t in place; before
+                     // them, at PV_LOSS_SCALE_AT, the scale of the loss (f16)
     PV_SHADOW,       // parameters as PvModel.shadow, at half their offsets; on GPUs alone
     PV_IO,           // PV_IO + i: input i of the entry; + input_count + k: named output k
 } PvSpace;
+enum { PV_LOSS_SCALE_AT = -8 };
 
 typedef struct {
     int64_t a, c;
@@ -348,7 +350,8 @@ typedef struct {
     uint32_t constant_count;
     const PvParam *params;           uint32_t param_count;
     int64_t param_bytes;
-    uint8_t shadow;                  // PV_BF16, PV_F16: of space PV_SHADOW; PV_NONE: there is none
+    uint8_t shadow;                  // PV_BF16, PV_F16: of space PV_SHADOW, and of most values of a
+                                     // step; PV_F16: losses are scaled. PV_NONE: there is none
     const PvInstance *instances;     uint32_t instance_count;
     const PvOption *options;         uint32_t option_count;
     uint32_t option_slots;

@@ -18,6 +18,7 @@ typedef struct {
     uint64_t reach;    // bit v: variant v can come up
     int64_t micro;     // micro-steps so far
     double loss, norm; // of the last step: means over the micro-steps
+    PvLossScale scale; // after it
     double *reports;   // [output_count], those of kind PV_OUT_REPORT
     PvOptimizerSettings settings;
     struct PvTurnDevice *device; // train_device.c; NULL: on the CPU

@@ -144,6 +144,8 @@ static bool read_slot(PvTrain *train, PvTurn *turn, Slot *slot, PvError *error)
     for (uint32_t i = 0; i < entry->output_count; i++)
         turn->reports[i] *= scale;
     turn->norm = slot->result->norm;
+    turn->scale = (PvLossScale){slot->result->scale.scale, slot->result->scale.good,
+                                slot->result->scale.skipped};
     turn->settings = slot->settings;
     return slot->result->bad_step == 0 || pv_turn_not_finite(train, turn, slot->step, error);
 }
@@ -199,6 +201,8 @@ bool pv_turn_on_device(PvTrain *train, uint32_t index, PvError *error)
         return false;
     own->next = (own->next + 1) % SLOTS;
     memset(train->seen, 0, train->session->model->param_count * sizeof *train->seen);
+    if (!pv_gpu_loss_scale(optimizer->gpu, index, error))
+        return false;
     for (int64_t i = 0; i < turn->accumulate; i++)
         if (!pv_turn_micro_step(train, index, i + 1 == turn->accumulate, error) ||
             !copy_numbers(turn, slot, i, error) ||

@@ -43,6 +43,7 @@ static PvCheckpoint describe(const PvTrain *train, const Marks *marks)
     };
     memcpy(state.updates, train->optimizer->updates, sizeof state.updates);
     memcpy(state.ema_updates, train->optimizer->ema_updates, sizeof state.ema_updates);
+    memcpy(state.scale, train->optimizer->scale, sizeof state.scale);
     return state;
 }
 
@@ -75,6 +76,9 @@ bool pv_train_resume(PvTrain *train, const char *path, uint64_t *seed, int64_t *
         train->session->random->seed = state.seed;
         memcpy(train->optimizer->updates, state.updates, sizeof state.updates);
         memcpy(train->optimizer->ema_updates, state.ema_updates, sizeof state.ema_updates);
+        for (int i = 0; i < PV_MAX_MINIMIZE; i++) // a checkpoint of another dtype has none
+            if (state.scale[i].scale > 0 && train->optimizer->scale[i].scale > 0)
+                train->optimizer->scale[i] = state.scale[i];
         *seed = state.seed;
         *data_position = state.data_position;
         pv_exec_expect(train->session->exec, train->needed, false);

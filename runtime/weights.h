@@ -37,6 +37,12 @@ bool pv_weights_mount(const PvModel *model, const char *const *specs, size_t spe
 
 enum { PV_MAX_MINIMIZE = 8 };
 
+// The loss scaling of a minimize, as LossScale of kernel_args.h. scale 0: none.
+typedef struct {
+    double scale;
+    int64_t good, skipped;
+} PvLossScale;
+
 // State of a training run. The flat buffers have model->param_bytes bytes each and PvParam.offset.
 typedef struct {
     char *params;
@@ -50,6 +56,7 @@ typedef struct {
     uint64_t *draws;                  // by stream of the model
     int64_t updates[PV_MAX_MINIMIZE]; // of the optimizer (AdamW's t), by minimize
     int64_t ema_updates[PV_MAX_MINIMIZE];
+    PvLossScale scale[PV_MAX_MINIMIZE]; // its updates that were left out are counted in updates
     const PvPair *extra; // further metadata to write
     size_t extra_count;
 } PvCheckpoint;

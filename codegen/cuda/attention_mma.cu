@@ -1,11 +1,11 @@
-/* T3, forward: attention with one pass over keys (FlashAttention-2), mma.sync, bf16, sm_80.
+/* T3, forward: attention with one pass over keys (FlashAttention-2), mma.sync, bf16 or f16, sm_80.
  *
  * One block is 128 queries of one problem, four warps of 32 rows. Keys and values come in tiles,
  * the next one while the present one is used. Every row keeps its running maximum and sum; weights
  * go from the registers of the first product straight into the second. Any lengths and strides.
  *
  * Definitions: ATT_D, ATT_E (head dims, rounded up to 16), ATT_MASK (0, or 1 + how it is stored),
- * ATT_CAUSAL. Head dims up to 64: tiles of 64 keys, shared memory at most 56 KB, registers at most
+ * ATT_CAUSAL, ATT_HALF (PvStorage of q, k, v, o). Head dims up to 64: tiles of 64 keys, shared memory at most 56 KB, registers at most
  * 255: 2 blocks a multiprocessor; up to 128: tiles of 32 keys, 70 KB, 2 blocks. HMMA:LDSM 2.7 or
  * more.
  */

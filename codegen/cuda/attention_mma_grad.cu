@@ -1,4 +1,4 @@
-/* T3, backward: the gradient of attention, mma.sync, bf16, sm_80, deterministic.
+/* T3, backward: the gradient of attention, mma.sync, bf16 or f16, sm_80, deterministic.
  *
  * The weights P = exp(S - lse) are made again; with D = rowsum(do o), dS = P (do v' - D):
  *   dv = P' do,  dk = scale dS' q,  dq = scale dS k.
@@ -50,7 +50,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
         for (int row = first + warp; row < min(first + DELTA_ROWS, o.length); row += WARPS) {
             float sum = 0.f;
             for (int i = lane; i < o.width; i += 32)
-                sum += cx_from_bf16(o.at[row * o.n + i]) * cx_from_bf16(d_o.at[row * o.n + i]);
+                sum += cx_read(o.at[row * o.n + i]) * cx_read(d_o.at[row * o.n + i]);
             CX_UNROLL
             for (int by = 16; by > 0; by >>= 1)
                 sum += __shfl_xor_sync(CX_ALL_LANES, sum, by);
@@ -62,7 +62,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     float sum = 0.f; // a lane a row, a warp every WARPS-th column
     for (int i = warp; first + lane < o.length && i < o.width; i += WARPS) {
         int64_t at = (first + lane) * o.n + i * o.d;
-        sum += cx_from_bf16(o.at[at]) * cx_from_bf16(d_o.at[at]);
+        sum += cx_read(o.at[at]) * cx_read(d_o.at[at]);
     }
     sums[threadIdx.x] = sum;
     __syncthreads();
@@ -134,7 +134,7 @@ CX_FN void find_grads(Scores &grad, const Packed<TILE> &weight, const float *del
         int block = i / (TILE / 2), j = i / 4 % (TILE / 8), e = i % 4;
         float level = delta[turned ? (lane & 3) * 2 + j * 8 + e % 2 : block * 2 + e / 2];
         u32 pair = weight.at[block][j][e / 2];
-        float p = e % 2 ? cx_high(pair) : cx_low(pair);
+        float p = e % 2 ? cx_high_half<ATT_HALF>(pair) : cx_low_half<ATT_HALF>(pair);
         grad[block][j][e] = p * (grad[block][j][e] - level);
     }
 }

@@ -1,16 +1,18 @@
-/* What the templates of bf16 attention on mma.sync share: matrices in memory, tiles in shared
+/* What the templates of attention in bf16 or f16 on mma.sync share: matrices in memory, tiles in shared
  * memory, and products of 16-row blocks of a warp with tiles.
  *
  * A template includes this inside its namespace, with THREADS set; there is no include guard. A
- * tile is [rows, width] bf16, width a multiple of 16, its rows 16 bytes longer, so that ldmatrix
+ * tile is [rows, width] Half, width a multiple of 16, its rows 16 bytes longer, so that ldmatrix
  * meets no bank twice. A warp has BLOCKS blocks of 16 rows; a fragment of a tile serves all of
  * them. The result of one product, packed, is the left operand of the next where it lies: rows lane
  * / 4 and lane / 4 + 8, columns lane % 4 * 2 of each 8.
  */
 
+typedef CxStored<ATT_HALF>::Element Half;
+
 // A matrix [length, width] of one problem.
 struct Matrix {
-    bf16 *at;
+    Half *at;
     int64_t n, d; // strides
     int length, width;
     bool wide; // runs along d of 16-byte accesses
@@ -18,7 +20,7 @@ struct Matrix {
 CX_FN Matrix matrix_of(int64_t address, int64_t offset, int64_t n, int64_t d, int64_t length,
                        int64_t width)
 {
-    Matrix x = {(bf16 *)address + offset, n, d, (int)length, (int)width, false};
+    Matrix x = {(Half *)address + offset, n, d, (int)length, (int)width, false};
     x.wide = d == 1 && ((n | width) & 7) == 0 && ((u64)x.at & 15) == 0;
     return x;
 }
@@ -39,7 +41,7 @@ template <int rows, int width> CX_FN void load_tile(u8 *tile, const Matrix &from
         for (int i = threadIdx.x; i < rows * CHUNKS; i += THREADS) {
             int row = i / CHUNKS, chunk = i % CHUNKS;
             bool inside = first + row < from.length && chunk * 8 < from.width;
-            const bf16 *source = inside ? from.at + (first + row) * from.n + chunk * 8 : from.at;
+            const Half *source = inside ? from.at + (first + row) * from.n + chunk * 8 : from.at;
             cx_copy16(to + row * row_bytes(width) + chunk * 16, source, inside ? 16 : 0);
         }
         return;
@@ -48,8 +50,8 @@ template <int rows, int width> CX_FN void load_tile(u8 *tile, const Matrix &from
     for (int i = threadIdx.x; i < rows * width; i += THREADS) { // lanes along the denser axis
         int row = from.d == 1 ? i / width : i % rows, column = from.d == 1 ? i % width : i / rows;
         bool inside = first + row < from.length && column < from.width;
-        ((bf16 *)(tile + row * row_bytes(width)))[column] =
-            inside ? from.at[(first + row) * from.n + column * from.d] : (bf16)0;
+        ((Half *)(tile + row * row_bytes(width)))[column] =
+            inside ? from.at[(first + row) * from.n + column * from.d] : Half();
     }
 }
 
@@ -69,7 +71,7 @@ template <int rows, int width> CX_FN void store_tile(const Matrix &to, const u8 
         int row = to.d == 1 ? i / width : i % rows, column = to.d == 1 ? i % width : i / rows;
         if (first + row < to.length && column < to.width)
             to.at[(first + row) * to.n + column * to.d] =
-                ((const bf16 *)(tile + row * row_bytes(width)))[column];
+                ((const Half *)(tile + row * row_bytes(width)))[column];
     }
 }
 
@@ -105,14 +107,14 @@ CX_FN void multiply_rows(float (&c)[BLOCKS][rows / 8][4], u32 own, u32 tile, int
             cx_ldmatrix4(b, from + j * 16 * row_bytes(width) + step * 32);
             CX_UNROLL
             for (int block = 0; block < BLOCKS; block++) {
-                cx_mma(c[block][2 * j], a[block], b);
-                cx_mma(c[block][2 * j + 1], a[block], b + 2);
+                cx_mma_half<ATT_HALF>(c[block][2 * j], a[block], b);
+                cx_mma_half<ATT_HALF>(c[block][2 * j + 1], a[block], b + 2);
             }
         }
     }
 }
 
-// Results of multiply_rows as left operands: in bf16, two neighbours a word.
+// Results of multiply_rows as left operands: two neighbours a word.
 template <int rows> struct Packed {
     u32 at[BLOCKS][rows / 8][2];
 };
@@ -121,7 +123,7 @@ template <int rows> CX_FN void pack(Packed<rows> &packed, const float (&from)[BL
     CX_UNROLL
     for (int i = 0; i < BLOCKS * rows / 4; i++) {
         const float *pair = from[i / (rows / 4)][i / 2 % (rows / 8)] + i % 2 * 2;
-        packed.at[i / (rows / 4)][i / 2 % (rows / 8)][i % 2] = cx_pack(pair[0], pair[1]);
+        packed.at[i / (rows / 4)][i / 2 % (rows / 8)][i % 2] = cx_pack_half<ATT_HALF>(pair[0], pair[1]);
     }
 }
 
@@ -140,8 +142,8 @@ CX_FN void add_product(float (&sums)[BLOCKS][width / 8][4], const Packed<rows> &
             CX_UNROLL
             for (int block = 0; block < BLOCKS; block++) {
                 const u32 *a = weight.at[block][2 * j]; // columns + 0, then + 8
-                cx_mma(sums[block][2 * d], a, b);
-                cx_mma(sums[block][2 * d + 1], a, b + 2);
+                cx_mma_half<ATT_HALF>(sums[block][2 * d], a, b);
+                cx_mma_half<ATT_HALF>(sums[block][2 * d + 1], a, b + 2);
             }
         }
     }
@@ -158,7 +160,7 @@ CX_FN void spread(u8 *tile, const float (&sums)[BLOCKS][width / 8][4], float fac
         CX_UNROLL
         for (int d = 0; d < width / 8; d++) {
             const float *pair = sums[i / 2][d] + i % 2 * 2;
-            *(u32 *)(to + d * 16) = cx_pack(pair[0] * factor, pair[1] * factor);
+            *(u32 *)(to + d * 16) = cx_pack_half<ATT_HALF>(pair[0] * factor, pair[1] * factor);
         }
     }
 }

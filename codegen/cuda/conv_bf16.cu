@@ -1,5 +1,5 @@
-/* T2: convolutions of one to three axes and their gradients in bf16 with f32 sums (ConvArgs), on the
- * tile product of mma_product.h.
+/* T2: convolutions of one to three axes and their gradients in bf16 or f16 with f32 sums (ConvArgs),
+ * on the tile product of mma_product.h.
  *
  * As conv_f32.cu with CONV_LAST: positions are the rows of fprop and dgrad and their reduction runs
  * over (tap, channel); columns of wgrad are (tap, channel), and its reduction runs over the positions

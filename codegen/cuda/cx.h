@@ -163,6 +163,14 @@ CX_FN void cx_mma(float *d, const u32 *a, const u32 *b)
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
+// the same, f16
+CX_FN void cx_mma_f16(float *d, const u32 *a, const u32 *b)
+{
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+                 "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
 #else
 #define cx_barrier(id, threads)             simt_barrier((id), (threads), SIMT_SITE)
 #define cx_shared_address(pointer)          simt_shared_address(pointer)
@@ -172,4 +180,5 @@ CX_FN void cx_mma(float *d, const u32 *a, const u32 *b)
 #define cx_ldmatrix4(r, address)            simt_ldmatrix((r), 4, 0, (address), SIMT_SITE)
 #define cx_ldmatrix4_transposed(r, address) simt_ldmatrix((r), 4, 1, (address), SIMT_SITE)
 #define cx_mma(d, a, b)                     simt_mma_bf16((d), (a), (b), SIMT_SITE)
+#define cx_mma_f16(d, a, b)                 simt_mma_f16((d), (a), (b), SIMT_SITE)
 #endif

@@ -242,3 +242,22 @@ CX_FN void cx_store4(bf16 *to, const PvReal *x)
     all.y = cx_pack(x[2], x[3]);
     *(uint2 *)to = all;
 }
+
+/* ---- the same as f16 ---- */
+
+CX_FN float cx_value(CxF16 stored)
+{
+    return cx_read(stored);
+}
+CX_FN void cx_set(CxF16 *to, PvReal value)
+{
+    cx_write(to, value);
+}
+CX_FN void cx_load4(PvReal *x, const CxF16 *from)
+{
+    cx_read4(x, from);
+}
+CX_FN void cx_store4(CxF16 *to, const PvReal *x)
+{
+    cx_write4(to, x);
+}

@@ -1,6 +1,6 @@
-/* T2: matrix products in bf16 with f32 sums (GemmArgs): the tile product of mma_product.h.
+/* T2: matrix products in bf16 or f16 with f32 sums (GemmArgs): the tile product of mma_product.h.
  *
- * As gemm_f32.cu, with operands of any storage; those that are not bf16, or do not lie in chunks of
+ * As gemm_f32.cu, with operands of any storage; those that are not TILE_HALF, or do not lie in chunks of
  * eight, are converted on their way into shared memory.
  *
  * Definitions: those of mma_product.h, and

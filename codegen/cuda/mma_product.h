@@ -1,4 +1,4 @@
-/* The tile product of bf16 on mma.sync (sm_80 and up), f32 sums: TILE_M x TILE_N sums a block, 32 of
+/* The tile product of bf16 or f16 on mma.sync (sm_80 and up), f32 sums: TILE_M x TILE_N sums a block, 32 of
  * the reduction a stage. Included in a kernel's namespace, so it has no guard.
  *
  * A stage has TILE_M rows of A and TILE_N rows of B. An operand that is dense along the reduction
@@ -14,7 +14,8 @@
  *     const Element *at(row, step, bool *inside)
  * A chunk is eight rows or eight k from the one asked for.
  *
- * Definitions: TILE_M TILE_N WARP_M WARP_N, of a block and of a warp.
+ * Definitions: TILE_M TILE_N WARP_M WARP_N, of a block and of a warp; TILE_HALF, PvStorage of the
+ * operands in shared memory.
  */
 enum {
     TILE_K = 32,
@@ -83,7 +84,7 @@ template <class Source, int ROWS, bool ALONG_K, bool CHUNKS> struct Operand {
             auto row = source.row(first + row_of(i) + (ALONG_K ? 0 : e));
             auto k = source.step(step * TILE_K + k_of(i) + (ALONG_K ? e : 0));
             auto from = source.at(row, k, &inside);
-            ((bf16 *)to)[e] = cx_to_bf16(inside ? cx_read(*from) : 0.f);
+            cx_write((CxStored<TILE_HALF>::Element *)to + e, inside ? cx_read(*from) : 0.f);
         }
     }
     __device__ void load(u8 *stage, int step)
@@ -153,7 +154,7 @@ template <bool A_ALONG_K, bool B_ALONG_K> CX_FN void tile_multiply(TileSums &sum
         for (int i = 0; i < WARP_M / 16; i++) {
             CX_UNROLL
             for (int j = 0; j < WARP_N / 8; j++)
-                cx_mma(sums.at[i][j], a[i], b[j / 2] + j % 2 * 2);
+                cx_mma_half<TILE_HALF>(sums.at[i][j], a[i], b[j / 2] + j % 2 * 2);
         }
     }
 }

@@ -34,6 +34,9 @@ template <int store> struct ElementOf {
 template <> struct ElementOf<PV_STORE_BF16> {
     typedef bf16 Element;
 };
+template <> struct ElementOf<PV_STORE_F16> {
+    typedef CxF16 Element;
+};
 typedef ElementOf<REDUCE_STORE>::Element Element; // of x
 typedef ElementOf<REDUCE_OUT>::Element Result;
 typedef ElementOf<REDUCE_ADDED>::Element Added;   // of the residual
@@ -99,6 +102,18 @@ CX_FN void load(Pack<4> &pack, const bf16 *from)
     pack.at[2] = (Value)cx_low(all.y);
     pack.at[3] = (Value)cx_high(all.y);
 }
+CX_FN void load(Pack<1> &pack, const CxF16 *from)
+{
+    pack.at[0] = (Value)cx_read(from[0]);
+}
+CX_FN void load(Pack<4> &pack, const CxF16 *from)
+{
+    float x[4];
+    cx_read4(x, from);
+    CX_UNROLL
+    for (int i = 0; i < 4; i++)
+        pack.at[i] = (Value)x[i];
+}
 #endif
 CX_FN void store(Value *to, const Pack<1> &pack)
 {
@@ -120,6 +135,15 @@ CX_FN void store(bf16 *to, const Pack<4> &pack)
     all.x = cx_pack((float)pack.at[0], (float)pack.at[1]);
     all.y = cx_pack((float)pack.at[2], (float)pack.at[3]);
     *(uint2 *)to = all;
+}
+CX_FN void store(CxF16 *to, const Pack<1> &pack)
+{
+    cx_write(to, (float)pack.at[0]);
+}
+CX_FN void store(CxF16 *to, const Pack<4> &pack)
+{
+    const float x[4] = {(float)pack.at[0], (float)pack.at[1], (float)pack.at[2], (float)pack.at[3]};
+    cx_write4(to, x);
 }
 #endif
 template <int width> CX_FN void clear(Pack<width> &pack)

@@ -187,6 +187,7 @@ CX_FN void rescale(LossScale &scaling, OptimizerNumbers &numbers, OptimizerResul
         scaling.good = 0;
         scaling.scale *= 2;
     }
+    scaling.real[0] = (float)scaling.scale;
     double n = (double)(numbers.updates - scaling.skipped);
     if (n > 0) {
         numbers.rate = numbers.lr / (1 - pow(numbers.beta1, n));

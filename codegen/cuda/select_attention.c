@@ -101,11 +101,12 @@ static void choose_short(const CudaLaunch *launch, const Facts *facts, CudaChoic
     choice->baked[0] = (int32_t)(warps * (32 / lanes));
 }
 
-// attention_mma.cu and attention_mma_grad.cu: all of q, k, v, o and their gradients are bf16.
-static bool is_bf16(const Facts *facts)
+// attention_mma.cu and attention_mma_grad.cu: all of q, k, v, o and their gradients are bf16, or f16.
+static bool is_half(const Facts *facts)
 {
-    uint32_t tensors = 0xfffffu & ~(0xfu << 4 * LSE);
-    return (facts->types & tensors) == 0x11101 && (!facts->grad || facts->grad_types == 0x1111);
+    uint32_t tensors = 0xfffffu & ~(0xfu << 4 * LSE), half = facts->types & 0xf;
+    return half != PV_STORE_REAL && (facts->types & tensors) == 0x11101 * half &&
+           (!facts->grad || facts->grad_types == 0x1111 * half);
 }
 
 static void choose_mma(const CudaLaunch *launch, const Facts *facts, CudaChoice *choice)
@@ -114,8 +115,8 @@ static void choose_mma(const CudaLaunch *launch, const Facts *facts, CudaChoice 
     bool large = d > 64 || e > 64;
     int64_t d_row = d * 2 + 16, e_row = e * 2 + 16; // bytes
     uint32_t mask = facts->mask ? 1 + (facts->types >> 4 * MASK & 15) : 0;
-    choice->definitions = arena_printf(launch->arena, "ATT_D=%d ATT_E=%d ATT_MASK=%u ATT_CAUSAL=%d",
-                                       (int)d, (int)e, mask, facts->causal);
+    choice->definitions = arena_printf(launch->arena, "ATT_D=%d ATT_E=%d ATT_MASK=%u ATT_CAUSAL=%d ATT_HALF=%d",
+                                       (int)d, (int)e, mask, facts->causal, (int)facts->types & 15);
     choice->file = facts->grad ? "attention_mma_grad.cu" : "attention_mma.cu";
     choice->shape = facts->grad ? "pv_shape_attention_grad" : "pv_shape_attention";
     choice->phases = facts->grad ? 3 : 1;
@@ -148,7 +149,7 @@ bool cuda_select_attention(const CudaLaunch *launch, CudaChoice *choice)
                                 facts.causal ? "_causal" : "");
     if (is_short)
         choose_short(launch, &facts, choice);
-    else if (is_bf16(&facts))
+    else if (is_half(&facts))
         choose_mma(launch, &facts, choice);
     else
         choose_long(launch, &facts, choice);

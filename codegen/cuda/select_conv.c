@@ -124,7 +124,7 @@ static const char *common_definitions(const CudaLaunch *launch, CudaChoice *choi
     choice->phases = 2;
     choice->shape = "pv_shape_conv";
     choice->name = arena_printf(launch->arena, "%s_%s%s%dx%d%s", name[mode],
-                                one->types ? "bf16_" : "", volume(one->kernel) == 1 ? "1x1_" : "",
+                                tile_half_name(one->types), volume(one->kernel) == 1 ? "1x1_" : "",
                                 choice->baked[TILE_BAKED_M], choice->baked[TILE_BAKED_N],
                                 tile_act_name(one->act));
     return arena_printf(launch->arena,
@@ -167,9 +167,9 @@ static void choose_bf16(const CudaLaunch *launch, CudaChoice *choice, const Conv
     int source = mode == CONV_DGRAD ? STORE_Y : STORE_X, weight = mode == CONV_WGRAD ? STORE_Y : STORE_W;
     int result = mode == CONV_FPROP ? STORE_Y : mode == CONV_DGRAD ? STORE_X : STORE_W;
     bool x_8 = (mode == CONV_DGRAD ? c_out : c_in) % 8 == 0 &&
-               tile_storage(one->types, source) == PV_STORE_BF16 &&
+               tile_storage(one->types, source) != PV_STORE_REAL &&
                takes(launch, mode == CONV_DGRAD ? &y_images : &x_images, true, 8, 16);
-    bool w_8 = tile_storage(one->types, weight) == PV_STORE_BF16;
+    bool w_8 = tile_storage(one->types, weight) != PV_STORE_REAL;
     if (mode == CONV_WGRAD)
         w_8 = w_8 && c_out % 8 == 0 && takes(launch, &y_images, true, 8, 16);
     else
@@ -181,7 +181,7 @@ static void choose_bf16(const CudaLaunch *launch, CudaChoice *choice, const Conv
         launch->arena,
         "%s %s CONV_X_8=%d CONV_W_8=%d CONV_W_LAST=%d CONV_OUT_4=%d CONV_SOURCE=%d CONV_WEIGHT=%d "
         "CONV_RESULT=%d CONV_RESIDUAL=%d CONV_BIAS=%d",
-        mma_definitions(launch->arena, tile), common, x_8, w_8, one->w_last != 0,
+        mma_definitions(launch->arena, tile, tile_half(one->types)), common, x_8, w_8, one->w_last != 0,
         bf16_out_fours(launch, one, mode), tile_storage(one->types, source),
         tile_storage(one->types, weight), tile_storage(one->types, result),
         tile_storage(one->types, STORE_RESIDUAL), tile_storage(one->types, STORE_BIAS));
@@ -195,7 +195,7 @@ bool cuda_select_conv(const CudaLaunch *launch, CudaChoice *choice)
     int mode = strcmp(launch->symbol, "pv_conv") == 0         ? CONV_FPROP
                : strcmp(launch->symbol, "pv_conv_dgrad") == 0 ? CONV_DGRAD
                                                               : CONV_WGRAD;
-    if (tile_has_f16(one.types) || (one.w_last && !one.types && volume(one.kernel) > 1))
+    if (tile_half(one.types) < 0 || (one.w_last && !one.types && volume(one.kernel) > 1))
         return false;
     if (one.types) {
         choose_bf16(launch, choice, &one, &usual, mode);

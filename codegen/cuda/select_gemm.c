@@ -35,9 +35,9 @@ static bool find_access(const CudaLaunch *launch, const GemmArgs *args, Access *
                       a_k ? AT(k) : AT(m));
     access->b = takes(launch, by, 16, AT(b), b_k ? AT(b_n) : AT(b_k), AT(b0), AT(b1),
                       b_k ? AT(k) : AT(n));
-    if (args->types) {     // chunks are of bf16
-        access->a = access->a && tile_storage(args->types, STORE_A) == PV_STORE_BF16;
-        access->b = access->b && tile_storage(args->types, STORE_B) == PV_STORE_BF16;
+    if (args->types) {     // chunks are of bf16 or f16
+        access->a = access->a && tile_storage(args->types, STORE_A) != PV_STORE_REAL;
+        access->b = access->b && tile_storage(args->types, STORE_B) != PV_STORE_REAL;
     }
     access->c = takes(launch, 4, tile_storage(args->types, STORE_C) ? 8 : 16, AT(c), AT(c_m),
                       AT(c0), AT(c1), AT(n));
@@ -54,7 +54,7 @@ static const char *common_definitions(const CudaLaunch *launch, CudaChoice *choi
     choice->phases = 2;
     choice->shared[0] += TILE_TASK_BYTES;
     choice->shape = "pv_shape_gemm";
-    choice->name = arena_printf(launch->arena, "gemm_%s%dx%d%s%s", one->types ? "bf16_" : "",
+    choice->name = arena_printf(launch->arena, "gemm_%s%dx%d%s%s", tile_half_name(one->types),
                                 choice->baked[TILE_BAKED_M], choice->baked[TILE_BAKED_N],
                                 tile_act_name(one->act), one->sum_batch ? "_sum" : "");
     return arena_printf(launch->arena,
@@ -69,7 +69,7 @@ bool cuda_select_gemm(const CudaLaunch *launch, CudaChoice *choice)
     Arena *arena = launch->arena;
     tile_numbers(launch, 0, 1, (int64_t *)&one);
     tile_numbers(launch, 0, TILE_USUAL_BATCH, (int64_t *)&usual);
-    if (!find_access(launch, &one, &access) || tile_has_f16(one.types))
+    if (!find_access(launch, &one, &access) || tile_half(one.types) < 0)
         return false;
     int64_t batches = one.sum_batch ? 1 : usual.batch0 * usual.batch1;
     batches *= launch->segments > 1 ? launch->segments : 1;
@@ -82,7 +82,7 @@ bool cuda_select_gemm(const CudaLaunch *launch, CudaChoice *choice)
             arena,
             "%s %s GEMM_A_8=%d GEMM_B_8=%d GEMM_A=%d GEMM_B=%d GEMM_C=%d GEMM_RESIDUAL=%d "
             "GEMM_BIAS=%d",
-            mma_definitions(arena, tile), common, access.a, access.b,
+            mma_definitions(arena, tile, tile_half(one.types)), common, access.a, access.b,
             tile_storage(one.types, STORE_A), tile_storage(one.types, STORE_B),
             tile_storage(one.types, STORE_C), tile_storage(one.types, STORE_RESIDUAL),
             tile_storage(one.types, STORE_BIAS));

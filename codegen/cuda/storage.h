@@ -19,6 +19,12 @@ CX_FN u16 cx_to_f16(float value)
     asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
     return bits;
 }
+CX_FN u32 cx_pack_f16(float low, float high)
+{
+    u32 pair;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
+}
 #else
 CX_FN float cx_from_f16(u16 bits)
 {
@@ -32,6 +38,10 @@ CX_FN u16 cx_to_f16(float value)
     u16 bits;
     memcpy(&bits, &half, sizeof bits);
     return bits;
+}
+CX_FN u32 cx_pack_f16(float low, float high)
+{
+    return (u32)cx_to_f16(low) | (u32)cx_to_f16(high) << 16;
 }
 #endif
 
@@ -50,6 +60,28 @@ template <> struct CxStored<1> {
 template <> struct CxStored<2> {
     typedef CxF16 Element;
 };
+
+// What templates of tensor-core products need of their operands' type, 1 bf16 or 2 f16: the product
+// of 16 x 8 x 16, and two numbers as a word.
+template <int type> CX_FN void cx_mma_half(float *d, const u32 *a, const u32 *b)
+{
+    if (type == 2)
+        cx_mma_f16(d, a, b);
+    else
+        cx_mma(d, a, b);
+}
+template <int type> CX_FN u32 cx_pack_half(float low, float high)
+{
+    return type == 2 ? cx_pack_f16(low, high) : cx_pack(low, high);
+}
+template <int type> CX_FN float cx_low_half(u32 pair)
+{
+    return type == 2 ? cx_from_f16((u16)pair) : cx_low(pair);
+}
+template <int type> CX_FN float cx_high_half(u32 pair)
+{
+    return type == 2 ? cx_from_f16((u16)(pair >> 16)) : cx_high(pair);
+}
 
 CX_FN float cx_read(float x)
 {

@@ -117,10 +117,11 @@ static inline void mma_choose(CudaChoice *choice, const MmaTile *tile)
     choice->baked[TILE_BAKED_BLOCKS] = tile->m * tile->n / 4 / (int32_t)threads;
 }
 
-static inline const char *mma_definitions(Arena *arena, const MmaTile *tile)
+// half: PvStorage of the operands.
+static inline const char *mma_definitions(Arena *arena, const MmaTile *tile, int half)
 {
-    return arena_printf(arena, "TILE_M=%d TILE_N=%d WARP_M=%d WARP_N=%d", tile->m, tile->n,
-                        tile->warp_m, tile->warp_n);
+    return arena_printf(arena, "TILE_M=%d TILE_N=%d WARP_M=%d WARP_N=%d TILE_HALF=%d", tile->m,
+                        tile->n, tile->warp_m, tile->warp_n, half);
 }
 
 // PvStorage of address `number` of a struct.
@@ -128,12 +129,22 @@ static inline int tile_storage(int64_t types, int number)
 {
     return (int)(types >> 4 * number & 15);
 }
-static inline bool tile_has_f16(int64_t types)
+// The half-precision storage that a launch has beside f32: what tensor cores multiply; -1: both.
+static inline int tile_half(int64_t types)
 {
-    for (int i = 0; i < 8; i++)
-        if (tile_storage(types, i) == PV_STORE_F16)
-            return true;
-    return false;
+    int half = PV_STORE_REAL;
+    for (int i = 0; i < 8; i++) {
+        int storage = tile_storage(types, i);
+        if (storage != PV_STORE_REAL && half != PV_STORE_REAL && half != storage)
+            return -1;
+        half = storage != PV_STORE_REAL ? storage : half;
+    }
+    return half;
+}
+static inline const char *tile_half_name(int64_t types)
+{
+    static const char *const name[] = {"", "bf16_", "f16_"};
+    return name[tile_half(types)];
 }
 
 #endif

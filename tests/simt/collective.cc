@@ -328,27 +328,37 @@ void simt_stmatrix(const u32 *in, int count, int transposed, u32 address, int si
     warp_op(ALL_LANES, OP_STMATRIX, site, &args, move_matrices);
 }
 
-/* ---- mma.sync.m16n8k16, bf16 operands, f32 sums ---- */
+/* ---- mma.sync.m16n8k16, bf16 or f16 operands, f32 sums ---- */
 
 struct MmaArgs {
     float *d;
     const u32 *a, *b;
+    bool f16;
 };
 typedef float Row __attribute__((vector_size(32))); // 8 columns of B or D
+
+static float f16_to_float(u32 bits)
+{
+    u16 half = (u16)bits;
+    _Float16 value;
+    memcpy(&value, &half, sizeof value);
+    return (float)value;
+}
 
 static void gather_mma(WarpOp &op, float (*a)[16], float (*b)[8], float (*d)[8])
 {
     for (int lane = 0; lane < WARP; lane++) {
         MmaArgs *args = (MmaArgs *)op.arg[lane];
         int row = lane / 4, column = lane % 4 * 2;
+        float (*value)(u32) = args->f16 ? f16_to_float : bf16_to_float;
         for (int half = 0; half < 2; half++) {
             int k = column + 8 * half;
-            a[row][k] = bf16_to_float(args->a[2 * half] & 0xffff);
-            a[row][k + 1] = bf16_to_float(args->a[2 * half] >> 16);
-            a[row + 8][k] = bf16_to_float(args->a[2 * half + 1] & 0xffff);
-            a[row + 8][k + 1] = bf16_to_float(args->a[2 * half + 1] >> 16);
-            b[k][row] = bf16_to_float(args->b[half] & 0xffff);
-            b[k + 1][row] = bf16_to_float(args->b[half] >> 16);
+            a[row][k] = value(args->a[2 * half] & 0xffff);
+            a[row][k + 1] = value(args->a[2 * half] >> 16);
+            a[row + 8][k] = value(args->a[2 * half + 1] & 0xffff);
+            a[row + 8][k + 1] = value(args->a[2 * half + 1] >> 16);
+            b[k][row] = value(args->b[half] & 0xffff);
+            b[k + 1][row] = value(args->b[half] >> 16);
         }
         memcpy(&d[row][column], args->d, 8);
         memcpy(&d[row + 8][column], args->d + 2, 8);
@@ -384,7 +394,13 @@ static void multiply(WarpOp &op, unsigned)
 
 void simt_mma_bf16(float *d, const u32 *a, const u32 *b, int site)
 {
-    MmaArgs args = {d, a, b};
+    MmaArgs args = {d, a, b, false};
+    warp_op(ALL_LANES, OP_MMA, site, &args, multiply);
+}
+
+void simt_mma_f16(float *d, const u32 *a, const u32 *b, int site)
+{
+    MmaArgs args = {d, a, b, true};
     warp_op(ALL_LANES, OP_MMA, site, &args, multiply);
 }
 

@@ -72,6 +72,7 @@ uint32_t simt_vote(uint32_t mask, int kind, int predicate, int site);
 void simt_ldmatrix(uint32_t *out, int count, int transposed, uint32_t address, int site);
 void simt_stmatrix(const uint32_t *in, int count, int transposed, uint32_t address, int site);
 void simt_mma_bf16(float *d, const uint32_t *a, const uint32_t *b, int site); // m16n8k16
+void simt_mma_f16(float *d, const uint32_t *a, const uint32_t *b, int site);
 uint32_t simt_shared_address(const void *pointer); // __cvta_generic_to_shared
 void simt_cp_async(uint32_t dst, const void *src, int bytes, int source_bytes, int site);
 void simt_cp_commit(void);

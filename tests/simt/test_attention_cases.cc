@@ -153,6 +153,10 @@ static void halves(void)
     check({"mma, heads inside", 1, 2, 34, 65, 32, 48, HEADS, true, false, false, ST_BF16, mma});
     check({"mma, causal", 1, 1, 140, 133, 64, 64, HEADS, false, true, false, ST_BF16, mma});
     check({"mma, head dims 128", 1, 1, 33, 67, 128, 128, ROWS, false, false, false, ST_BF16, mma});
+    check({"mma, f16", 1, 1, 130, 70, 16, 16, ROWS, false, false, false, ST_F16, mma / 8});
+    check({"mma, f16, turned", 1, 2, 35, 37, 20, 24, TURNED, false, false, true, ST_F16, mma / 8});
+    check({"mma, f16, heads inside", 1, 2, 34, 65, 32, 48, HEADS, true, false, false, ST_F16,
+           mma / 8});
     const Shape planes[2] = {
         {"mma, segments", 1, 2, 70, 40, 16, 16, ROWS, false, false, false, ST_BF16, mma},
         {"mma, segments", 2, 1, 33, 5, 16, 16, TURNED, false, false, false, ST_BF16, mma}};

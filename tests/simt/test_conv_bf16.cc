@@ -13,7 +13,9 @@ struct Shape {
 
 static int64_t storage_bits(Storage storage, int number)
 {
-    return (int64_t)(storage == ST_BF16 ? PV_STORE_BF16 : PV_STORE_REAL) << 4 * number;
+    return (int64_t)(storage == ST_BF16  ? PV_STORE_BF16
+                     : storage == ST_F16 ? PV_STORE_F16
+                                         : PV_STORE_REAL) << 4 * number;
 }
 
 static ConvArgs conv_args(const Shape &shape)
@@ -90,9 +92,13 @@ int main(void)
                    {0, 1, 1}, H, H, F, true, true, false};
     Shape planar = {"bf16, positions dense", 1, 5, 16, 1, {1, 6, 6}, {1, 3, 3}, {1, 1, 1},
                     {0, 1, 1}, H, H, H, true, false, false};
+    Shape half = {"f16 3 x 3", 2, 24, 40, 1, {1, 6, 7}, {1, 3, 3}, {1, 1, 1}, {0, 1, 1},
+                  ST_F16, ST_F16, ST_F16, true, true, true};
+    Shape half_mixed = {"f16, w in f32", 1, 8, 16, 1, {1, 6, 6}, {1, 3, 3}, {1, 1, 1}, {0, 1, 1},
+                        ST_F16, ST_F16, F, true, true, false};
     for (int mode = 0; mode < 3; mode++)
         for (const Shape &shape :
-             {square, strided, uneven, solid, point, deep, first, other, planar})
+             {square, strided, uneven, solid, point, deep, first, other, planar, half, half_mixed})
             check(mode, shape);
     check(0, square, "FAULT_CONV_BORDER");
     check(2, deep, "FAULT_MMA_WAIT");

@@ -114,6 +114,7 @@ static void square_sums(const PvRun *, const int64_t *raw)
     scaling->good = fine ? scaling->good + 1 : 0;
     scaling->scale *= fine ? scaling->good == 2000 ? 2 : 1 : 0.5;
     scaling->good %= 2000;
+    scaling->real[0] = (float)scaling->scale;
     int made = (int)(numbers.updates - scaling->skipped);
     if (made > 0) {
         numbers.rate = numbers.lr / (1 - pow(numbers.beta1, made));
@@ -211,6 +212,13 @@ static int64_t shadow_room(KernelCase &test, size_t count, int64_t type)
 }
 
 // Gradients and losses are small multiples of 1/8, so that sums are exact in any order.
+static LossScale scaling_of(double scale, int64_t good, int64_t skipped)
+{
+    LossScale scaling = {};
+    scaling.scale = scale, scaling.good = good, scaling.skipped = skipped;
+    return scaling;
+}
+
 // `bad`: one of the losses. scaling: of the loss; no scale: none. gradient: one of them.
 static void check_sums(const char *what, double clip, float bad, int64_t bad_step,
                        const char *fault = nullptr, LossScale scaling = {}, float gradient = 0)
@@ -239,7 +247,8 @@ static void check_sums(const char *what, double clip, float bad, int64_t bad_ste
     numbers.lr = 0.125, numbers.beta1 = 0.5, numbers.beta2 = 0.75;
     args.numbers = place(test, numbers, true);
     if (scaling.scale != 0) {
-        args.loss_scale = test.output(3, 0, ST_I64);
+        args.loss_scale = test.output(4, 0, ST_I64);
+        test.set_integer(args.loss_scale, 3, 0);
         test.set_integer(args.loss_scale, 0, bits(scaling.scale));
         test.set_integer(args.loss_scale, 1, scaling.good);
         test.set_integer(args.loss_scale, 2, scaling.skipped);
@@ -343,12 +352,12 @@ int main(void)
     check_sums("clipped", 1.5, 0.125f, 0);
     check_sums("a loss that is no number", 1.5, INFINITY, 0);
     check_sums("after a bad step", 1.5, INFINITY, 3);
-    check_sums("scaled", 1.5, 0.125f, 0, nullptr, {1024, 7, 3});
-    check_sums("scaled, grown", 0, 0.125f, 0, nullptr, {1024, 1999, 3});
-    check_sums("scaled, left out", 1.5, 0.125f, 0, nullptr, {1024, 7, 3}, INFINITY);
-    check_sums("scaled, no number", 0, 0.125f, 0, nullptr, {65536, 0, 0}, NAN);
-    check_sums("scaled by 1", 0, 0.125f, 0, nullptr, {1, 7, 3}, INFINITY);
-    check_sums("scaled, a bad loss", 0, NAN, 0, nullptr, {1024, 7, 3});
+    check_sums("scaled", 1.5, 0.125f, 0, nullptr, scaling_of(1024, 7, 3));
+    check_sums("scaled, grown", 0, 0.125f, 0, nullptr, scaling_of(1024, 1999, 3));
+    check_sums("scaled, left out", 1.5, 0.125f, 0, nullptr, scaling_of(1024, 7, 3), INFINITY);
+    check_sums("scaled, no number", 0, 0.125f, 0, nullptr, scaling_of(65536, 0, 0), NAN);
+    check_sums("scaled by 1", 0, 0.125f, 0, nullptr, scaling_of(1, 7, 3), INFINITY);
+    check_sums("scaled, a bad loss", 0, NAN, 0, nullptr, scaling_of(1024, 7, 3));
     check_adamw("with an average", true, 0);
     check_adamw("left out", true, 0, nullptr, 1);
     check_adamw("without an average", false, 0);
@@ -362,7 +371,7 @@ int main(void)
     check_shadow(16384 + 4 * 300 + 3, PV_STORE_BF16);
     check_shadow(64, PV_STORE_F16);
     check_sums("clipped", 1.5, 0.125f, 0, "FAULT_SUM");
-    check_sums("scaled", 1.5, 0.125f, 0, "FAULT_SCALE", {1024, 7, 3});
+    check_sums("scaled", 1.5, 0.125f, 0, "FAULT_SCALE", scaling_of(1024, 7, 3));
     check_adamw("with an average", true, 0, "FAULT_REST");
     return finish_cases();
 }

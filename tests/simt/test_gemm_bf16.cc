@@ -2,7 +2,7 @@
 #include <stddef.h>
 #include "kernel_case.h"
 
-// A product in bf16. Storage of c, a, b; of bias and residual f32 or bf16.
+// A product in bf16 or f16. Storage of c, a, b, of bias and residual.
 struct Product {
     const char *what;
     int64_t m, n, k, batch0, batch1;
@@ -14,7 +14,9 @@ struct Product {
 
 static int64_t storage_bits(Storage storage, int number)
 {
-    return (int64_t)(storage == ST_BF16 ? PV_STORE_BF16 : PV_STORE_REAL) << 4 * number;
+    return (int64_t)(storage == ST_BF16  ? PV_STORE_BF16
+                     : storage == ST_F16 ? PV_STORE_F16
+                                         : PV_STORE_REAL) << 4 * number;
 }
 
 static GemmArgs add_product(KernelCase &test, const Product &p)
@@ -24,6 +26,8 @@ static GemmArgs add_product(KernelCase &test, const Product &p)
     // a result in bf16 has 8 bits; f32 operands are rounded to as many
     bool rounded = p.c == ST_BF16 || p.a == ST_F32 || p.b == ST_F32;
     double tolerance = rounded ? 4e-3 : 2e-6;
+    if (p.c == ST_F16)
+        tolerance = 4e-4;
     args.m = p.m, args.n = p.n, args.k = p.k, args.batch0 = p.batch0, args.batch1 = p.batch1;
     args.a_m = p.a_k ? p.k + p.gap : 1, args.a_k = p.a_k ? 1 : p.m + p.gap;
     args.b_n = p.b_k ? p.k + p.gap : 1, args.b_k = p.b_k ? 1 : p.n + p.gap;
@@ -79,6 +83,14 @@ int main(void)
           nullptr, true);
     check({"128 x 128, transposed", 192, 256, 40, 9, 1, false, false, H, H, H, F, H, false, false,
            false, 0, 0}, nullptr, true);
+    const Storage G = ST_F16;
+    check({"f16 linear", 72, 72, 136, 1, 1, true, true, G, G, G, F, G, true, true, false,
+           PV_ACT_SILU, 0});
+    check({"f16, its gradient for w", 72, 136, 70, 1, 1, false, false, F, G, G, F, F, false, true,
+           false, 0, 0});
+    check({"f16, odd sizes", 67, 35, 19, 1, 2, true, false, G, G, G, F, G, true, true, false, 0, 0});
+    check({"f16, f32 operands", 20, 24, 40, 1, 1, true, true, G, F, G, F, F, true, false, false, 0,
+           0});
     check(linear, "FAULT_MMA_WAIT");
     check(linear, "FAULT_MMA_STAGE");
     check(parts, "FAULT_TILE_PARTS");

@@ -58,6 +58,7 @@ static inline void every_source(Graph *graph, Vals *vals)
     keep(vals, g_table(graph, &table, (float[]){1, 2, 3, 4}));
     keep(vals, input(graph, 0, matrix));
     keep(vals, make(graph, OP_PARAM, NULL, 0, (Attr){.count = 1}, &weight));
+    keep(vals, make(graph, OP_LOSS_SCALE, NULL, 0, (Attr){.count = 0}, &number));
     keep(vals, make(graph, OP_OPTION, NULL, 0, (Attr){.n = {0, 1}, .count = 2}, &number));
     keep(vals, make(graph, OP_BATCH, NULL, 0, (Attr){0}, NULL));
     keep(vals, make(graph, OP_GIVEN, NULL, 0, (Attr){.n = {0, 0}, .count = 2}, NULL));

@@ -232,6 +232,7 @@ static void run_plan(const PvModel *model, const PvPlan *plan, const Codegen *cg
     size_t each = ((size_t)plan->scratch_size + 63) / 64 * 64;
     char *scratch = aligned_alloc(64, each * 2 + 64);
     PvScalar *scalars = calloc(plan->scalar_count + 1, sizeof *scalars);
+    *(PvReal *)scalars++ = 1; // the scale of the loss
     PvStep step = {BATCH, options, numbers, ~(uint64_t)0, NULL};
     PvRun run = {BATCH, 2, scratch, (int64_t)each, &step, 1};
     plan->scalars(&step, scalars);
@@ -258,7 +259,7 @@ static void run_plan(const PvModel *model, const PvPlan *plan, const Codegen *cg
     free(list);
     free(arena);
     free(scratch);
-    free(scalars);
+    free(scalars - 1);
     free(args);
 }
 
@@ -457,7 +458,7 @@ static void planes(Graph *graph, Vals *vals)
     }
     keep(vals, simplify_val(graph, joint[1]));
     Val grads[7], wrt[] = {x, w[0], w[1], w[2], w[3], g8, g16};
-    grad_build(graph, sum, wrt, 7, grads);
+    grad_build(graph, sum, 0, wrt, 7, grads);
     for (int i = 0; i < 7; i++)
         keep(vals, simplify_val(graph, grads[i]));
 }

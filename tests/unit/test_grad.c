@@ -131,7 +131,7 @@ static void check_gradients(Bench *bench, const char *name, Val loss)
 {
     Val grads[MAX_VARS];
     void *results[MAX_VARS];
-    grad_build(bench->graph, loss, bench->var, bench->count, grads);
+    grad_build(bench->graph, loss, 0, bench->var, bench->count, grads);
     for (uint32_t v = 0; v < bench->count; v++) {
         if (!grads[v])
             fail_msg("%s: no gradient of variable %u", name, v);
@@ -655,6 +655,7 @@ static const Op no_gradient[] = {
     OP_BATCH,
     OP_GIVEN,
     OP_VAR,
+    OP_LOSS_SCALE,
     OP_RANDOM,
     OP_SIGN,
     OP_FLOOR,
@@ -704,7 +705,7 @@ static void test_cast(void **state)
         Bench bench = {.graph = graph_new(arena)};
         Row row = {.op = ops[i], .lo = -1, .hi = 1};
         Val loss = compose_sum(bench.graph, build_unary(&bench, &row)), grad;
-        grad_build(bench.graph, loss, bench.var, 1, &grad);
+        grad_build(bench.graph, loss, 0, bench.var, 1, &grad);
         assert_int_equal(grad != 0, ops[i] == OP_CAST);
         if (grad) {
             double *result;
@@ -728,12 +729,12 @@ static void test_ties(void **state)
     Val x = variable(&bench, 1, 1, DIMS(4)), y = variable(&bench, 1, 1, DIMS(4));
     Val grads[2];
     double *result[2];
-    grad_build(graph, compose_max(graph, x), &x, 1, grads);
+    grad_build(graph, compose_max(graph, x), 0, &x, 1, grads);
     run(&bench, grads, 1, (void **)result);
     for (int i = 0; i < 4; i++)
         assert_true(result[0][i] == 0.25);
     free(result[0]);
-    grad_build(graph, compose_sum(graph, g_binary(graph, OP_MAX, x, y)), bench.var, 2, grads);
+    grad_build(graph, compose_sum(graph, g_binary(graph, OP_MAX, x, y)), 0, bench.var, 2, grads);
     run(&bench, grads, 2, (void **)result);
     for (int i = 0; i < 4; i++)
         assert_true(result[0][i] == 0.5 && result[1][i] == 0.5);
@@ -754,7 +755,7 @@ static void test_split_is_concat(void **state)
     Val x = variable(&bench, -1, 1, DIMS(-1, 6)), parts[3], grad;
     assert_true(compose_split(graph, x, 3, -1, parts));
     Val y = g_binary(graph, OP_MUL, g_binary(graph, OP_MUL, parts[0], parts[1]), parts[2]);
-    grad_build(graph, compose_sum(graph, y), &x, 1, &grad);
+    grad_build(graph, compose_sum(graph, y), 0, &x, 1, &grad);
     assert_int_equal(val_get(graph, grad)->op, OP_CONCAT);
     assert_int_equal(val_get(graph, grad)->nin, 3);
     free(bench.data[0]);
