@@ -135,7 +135,7 @@ static bool takes_conv(const CudaLaunch *launch, const ConvArgs *one, int mode)
             return false;
     }
     if (!is_bf16(one->types, first) || !is_bf16(one->types, second) ||
-        tile_has_f16(one->types) || !cuda_is_aligned(launch, address[first], 16) ||
+        tile_half(one->types) != PV_STORE_BF16 || !cuda_is_aligned(launch, address[first], 16) ||
         !cuda_is_aligned(launch, address[second], 16) ||
         cuda_is_there(launch, CONV(norm.table)) || cuda_is_there(launch, CONV(stats.table)) ||
         !takes_fours(launch, address[result], one->types, result) ||
@@ -206,7 +206,7 @@ static bool takes_gemm(const CudaLaunch *launch, const GemmArgs *one, bool a_k, 
     if (cuda_is_there(launch, GEMM(norm.table)) || cuda_is_there(launch, GEMM(stats.table)))
         return false;
     return is_bf16(one->types, GEMM_A) && is_bf16(one->types, GEMM_B) &&
-           !tile_has_f16(one->types) && (a_k || tile_is_one(launch, GEMM(a_m))) &&
+           tile_half(one->types) == PV_STORE_BF16 && (a_k || tile_is_one(launch, GEMM(a_m))) &&
            (b_k || tile_is_one(launch, GEMM(b_n))) &&
            takes_operand(launch, GEMM(a), a_k ? GEMM(a_m) : GEMM(a_k), GEMM(a0), GEMM(a1)) &&
            takes_operand(launch, GEMM(b), b_k ? GEMM(b_n) : GEMM(b_k), GEMM(b0), GEMM(b1)) &&

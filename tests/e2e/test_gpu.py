@@ -145,8 +145,8 @@ def test_gpu_bf16():
 
 
 def test_gpu_f16():
-    """Values have 11 bits, and gradients are scaled."""
-    return check_mixed("f16", 1e-1, 1e-1)
+    """Values have 11 bits, gradients are those of the scaled loss. Measured: 1.5e-3 and 4.5e-3."""
+    return check_mixed("f16", 3e-3, 8e-3)
 
 
 def test_gpu_filters():
