@@ -149,6 +149,44 @@ def test_gpu_f16():
     return check_mixed("f16", 3e-3, 8e-3)
 
 
+def test_gpu_scaling():
+    """Loss scaling of f16: steps whose gradients overflow are left out and halve the scale; a run that is killed
+    between them and resumed gives its own bits."""
+    if not os.path.exists(EMULATOR):
+        raise Skip("the emulator is not built")
+    folder = scratch("gpu_scaling")
+    exe = compiled(f"{ROOT}/tests/models/scaling.model", "--dtype", "f16", "--target", "simt")
+    for i in range(2):
+        os.makedirs(f"{folder}/data/train/video{i}")
+        png(f"{folder}/data/train/video{i}/0.png", 8, 8, lambda x, y, i=i: (30 * x, 30 * y, 90 * i))
+    with open(f"{folder}/c.yaml", "w", encoding="ascii") as file:
+        file.write("batch: 2\nlog_every: 1\nsave_every: 1\nseed: 7\nkeep: 99\n")
+
+    def fit(out, steps, *more):
+        run(exe, "train", "fit", "--config", f"{folder}/c.yaml", "--data", f"{folder}/data", "--out", f"{folder}/{out}",
+            "--steps", str(steps), "--set", "gain=3000", *more, env=GPU)
+        return f"{folder}/{out}"
+
+    whole, parts = fit("whole", 12), fit("parts", 2)
+    fit("parts", 12, "--resume")
+    for step in (3, 12):
+        name = f"step-{step:08d}.safetensors"
+        assert bits(f"{whole}/{name}") == bits(f"{parts}/{name}"), f"other bits in step {step}"
+    logs = []
+    for out in (whole, parts):
+        with open(f"{out}/log.jsonl", encoding="ascii") as file:
+            entries = [json.loads(line) for line in file]
+        logs.append([(entry["loss"], entry["loss_scale"], entry["skipped"]) for entry in entries if "loss" in entry])
+    assert logs[0] == logs[1], logs
+    skipped = [int(entry[2]) for entry in logs[0]]
+    assert skipped[-1] == skipped[2] == 3, f"left out: {skipped}"
+    assert all(scale == 65536 / 2 ** count for _, scale, count in logs[0]), logs[0]
+    first, second = bits(f"{whole}/step-00000001.safetensors"), bits(f"{whole}/step-00000002.safetensors")
+    assert first == second, "a step that was left out changed something"
+    assert logs[0][-1][0] < 0.9 * logs[0][0][0], logs[0]
+    return f"{skipped[-1]} of 12 steps left out"
+
+
 def test_gpu_filters():
     """Mixed precision keeps filters in an order of its own: not in files. Checkpoints go to f32 and back, and a run
     that is resumed gives its own bits."""
