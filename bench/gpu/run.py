@@ -3,8 +3,9 @@
 
 A step is one process or a few, with a limit of its own. What a step gave is kept in
 out/gpu-report/state.json, so the next call goes on behind it; a step that was cut short by the call's
-limit is begun anew, one that failed is not tried again (--again WORD does). Correctness comes first:
-kernels, then programs on both devices; then timings, then PyTorch.
+limit is begun anew, one that failed is not tried again (--again WORD does). Phases: kernels, programs
+(on both devices), times, peers (PyTorch). A step is not begun when less time is left than it is
+expected to take; --plan prints what that is.
 """
 import argparse
 import ctypes
@@ -14,15 +15,22 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import time
+from collections import namedtuple
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
-PACK = os.path.join(ROOT, "out", "gpu")
+PACKED = os.path.join(ROOT, "out", "gpu")
 REPORT = os.environ.get("PVDM_GPU_REPORT") or os.path.join(ROOT, "out", "gpu-report")
 DRIVER = os.environ.get("PVDM_CUDA_DRIVER") or "libcuda.so.1"
+PACK = os.path.join(REPORT, "pack")
 STEP_LIMIT = 420
 OUTPUT, GRADIENT = 1e-5, 1e-4  # bounds of differences between the devices, in the 2-norm
+BF16_OUTPUT, BF16_GRADIENT = 5e-2, 1e-1
+OFTEN = {"repeat": "21", "profile": "3", "steps": "12", "rounds": ["--rounds", "3"]}
+ONCE = {"repeat": "1", "profile": "1", "steps": "2", "rounds": ["--rounds", "1", "--ends"]}    # in a rehearsal
+Step = namedtuple("Step", "phase name seconds body")  # seconds: what it is expected to take
 sys.path.insert(0, HERE)
 import tensors  # noqa: E402  (beside this file)
 from sources import sources_hash  # noqa: E402
@@ -40,6 +48,7 @@ class Again(Exception):
 
 class Clock:
     def __init__(self, limit):
+        self.limit = limit
         self.end = time.time() + limit
 
     def left(self):
@@ -143,25 +152,33 @@ def inputs(model, program, batch):
     return path
 
 
-def on_both(model, bound, command, options):
-    """Runs a command on the CPU and on the GPU; both write a file; how far they are apart."""
-    files, seconds = {}, {}
-    for device in ("cpu", "cuda"):
-        files[device] = work(f"{model}-{device}.out")
+def on_both(pairs, bound, command, options, apart=tensors.apart):
+    """Runs a command on both devices, ((device, model), ...); both write a file; how far they are apart."""
+    files, seconds = [], {}
+    for device, model in pairs:
+        files.append(work(f"{model}-{device}.out"))
         start = time.time()
-        call(binary(model), *command, *options, "--device", device, "--seed", "5", "--out", files[device])
+        call(binary(model), *command, *options, "--device", device, "--seed", "5", "--out", files[-1])
         seconds[device] = round(time.time() - start, 2)
-    error, name = tensors.apart(files["cpu"], files["cuda"])
+    error, name = apart(*files)
     if not error <= bound:
         raise Failed(f"{name} is {error:.2e} apart, bound {bound:.0e}")
     return {"error": error, "bound": bound, "worst": name, "seconds": seconds}
 
 
+def plain(model):
+    """The model in f32, which has kernels for the CPU too."""
+    return model.removesuffix("-bf16")
+
+
 def program(model, name, command):
-    found = next(p for p in info(model)["programs"] if p["name"] == name)
-    path = inputs(model, found, 2 if model == "tiny" else 1)
-    return on_both(model, OUTPUT if command == "run" else GRADIENT, [command, name],
-                   [*weights(model), "--in", path])
+    base = plain(model)
+    found = next(p for p in info(base)["programs"] if p["name"] == name)
+    path = inputs(base, found, 2 if base == "tiny" else 1)
+    bounds = {"run": BF16_OUTPUT, "grad": BF16_GRADIENT} if model != base else {"run": OUTPUT, "grad": GRADIENT}
+    mixed = model != base and command == "grad"
+    return on_both((("cpu", base), ("cuda", model)), bounds[command], [command, name],
+                   [*weights(base), "--in", path], tensors.apart_together if mixed else tensors.apart)
 
 
 def replay_file(model, stage, batch):
@@ -200,63 +217,121 @@ def median(text):
 
 
 def timed(model, name, batch):
-    found = next(p for p in info(model)["programs"] if p["name"] == name)
-    path, files = inputs(model, found, batch), weights(model)
-    text = call(binary(model), "run", name, *files, "--in", path, "--device", "cuda", "--repeat", "21")
+    """A program's median time, as a graph, with all weights and inputs on the device."""
+    found = next(p for p in info(plain(model))["programs"] if p["name"] == name)
+    command = [binary(model), "run", name, *weights(plain(model)), "--in", inputs(plain(model), found, batch),
+               "--device", "cuda", "--seed", "5"]
     variant = found["variants"][0]
-    profile = call(binary(model), "run", name, *files, "--in", path, "--device", "cuda", "--repeat", "3", "--profile")
-    return {"milliseconds": median(text), "batch": batch, "launches": variant["launches"],
+    return {"milliseconds": median(call(*command, "--repeat", OFTEN["repeat"])), "batch": batch, "launches": variant["launches"],
             "gflop": (variant["flops_fixed"] + variant["flops_sample"] * batch) / 1e9,
-            "profile": profile[-6000:]}
+            "profile": call(*command, "--repeat", OFTEN["profile"], "--profile")[-6000:]}
 
 
 def step_timed(model, stage, batch):
-    path, variant = replay_file(model, stage, batch)
-    text = call(binary(model), "train", stage, *weights(model), "--replay", path, "--steps", "12",
-                "--device", "cuda")
+    """A training step without what makes its inputs (the frozen encoder): loss, gradients, optimizer."""
+    path, variant = replay_file(plain(model), stage, batch)
+    text = call(binary(model), "train", stage, *weights(plain(model)), "--replay", path, "--steps",
+                OFTEN["steps"], "--device", "cuda")
     return {"milliseconds": median(text), "batch": batch, "launches": variant["launches"],
             "gflop": (variant["flops_fixed"] + variant["flops_sample"] * batch) / 1e9}
 
 
-def ladder(model):
-    path = work(f"{model}-bench.json")
-    text = call(binary(model), "bench", "--device", "cuda", "--ends", "--rounds", "3", "--quiet", "--json", path)
+def ladder(model, name, batch, *options):
+    """First rung and last; of each kernel its time, bytes, FLOPs and share of the roofline."""
+    path = work(f"{model}-{name}-{batch}-bench.json")
+    text = call(binary(model), "bench", name, "--batch", str(batch), "--device", "cuda", *OFTEN["rounds"], "--quiet",
+                "--json", path, *weights(plain(model)), *options)
     with open(path, encoding="utf-8") as file:
-        return {"text": text[-6000:], "report": json.load(file)}
+        report = json.load(file)
+    rungs = report["programs"][0]["rungs"]
+    for whole in report["programs"]:
+        whole.pop("graph", None)  # large, and of use only to the page
+    last = rungs[-1]
+    return {"milliseconds": 1000 * last["seconds"], "batch": batch, "launches": last["launches"],
+            "gflop": last["flops"] / 1e9, "unfused_milliseconds": 1000 * rungs[0]["seconds"],
+            "predicted_milliseconds": 1000 * last["predicted_seconds"], "memory_bytes": last["memory_bytes"],
+            "text": text[-6000:], "report": report}
 
 
-def peer(model, case, batch, mode):
-    return json.loads(call(sys.executable, os.path.join(HERE, "peers.py"), case, "--batch", str(batch),
-                           "--mode", mode, "--width", "256" if model == "large" else "32",
-                           limit=400).splitlines()[-1])
+def peer(case, batch, mode, width):
+    return json.loads(call(sys.executable, os.path.join(HERE, "peers.py"), case, "--batch", str(batch), "--mode", mode,
+                           "--width", str(width), limit=480).splitlines()[-1])
 
 
 # ---- the list ----
 
-def all_steps(pack):
-    steps = [("machine", machine)]
-    steps += [(f"kernels {test}", lambda test=test: kernels(test)) for test in pack["cases"]]
+def correctness(pack):
+    steps = [Step("kernels", "machine", 15, machine)]
+    steps += [Step("kernels", f"kernels {t}", 15, lambda t=t: kernels(t)) for t in pack["cases"]]
     small = info("tiny")
-    for each in small["programs"]:
-        steps.append((f"run tiny {each['name']}", lambda n=each["name"]: program("tiny", n, "run")))
-    for each in small["gradients"]:
-        name = each["name"] if isinstance(each, dict) else each
-        steps.append((f"grad tiny {name}", lambda n=name: program("tiny", n, "grad")))
+    for model in ("tiny", "tiny-bf16"):
+        for each in small["programs"]:
+            steps.append(Step("programs", f"run {model} {each['name']}", 4,
+                              lambda m=model, n=each["name"]: program(m, n, "run")))
+        for each in small["gradients"]:
+            name = each["name"] if isinstance(each, dict) else each
+            steps.append(Step("programs", f"grad {model} {name}", 6, lambda m=model, n=name: program(m, n, "grad")))
     for each in small["stages"]:
-        steps.append((f"train tiny {each['name']}", lambda n=each["name"]: replayed("tiny", n)))
-    large = "large" in pack["models"]
-    if large:
-        steps.append(("run large denoise", lambda: program("large", "denoise", "run")))
-    steps.append(("ceilings", ceilings))
-    model, batches = ("large", (1, 8, 64)) if large else ("tiny", (1, 8))
-    steps += [(f"time {model} denoise batch {b}", lambda b=b: timed(model, "denoise", b)) for b in batches]
-    steps += [(f"time {model} step batch {b}", lambda b=b: step_timed(model, "diffusion", b)) for b in (1, batches[-1])]
-    steps.append(("time tiny ladder", lambda: ladder("tiny")))
-    for mode in ("eager", "bf16", "compile"):
-        steps += [(f"peer denoise batch {b} {mode}", lambda b=b, m=mode: peer(model, "denoise", b, m)) for b in batches]
-    for mode in ("eager", "bf16", "compile"):
-        steps.append((f"peer step batch {batches[-1]} {mode}", lambda m=mode: peer(model, "step", batches[-1], m)))
+        steps.append(Step("programs", f"train tiny {each['name']}", 8, lambda n=each["name"]: replayed("tiny", n)))
+    for model in ("large", "large-bf16"):
+        steps.append(Step("programs", f"run {model} denoise", 60, lambda m=model: program(m, "denoise", "run")))
     return steps
+
+
+def timings(batches):
+    """The step is timed without the frozen encoder ("step") and with it, which is most of it where the
+    batch has a condition: "train", "train-cond"."""
+    most = batches[-1]
+    steps = [Step("times", "ceilings", 25, ceilings)]
+    for model in ("large-bf16", "large"):
+        scale = 1 if model == "large-bf16" else 2
+        steps += [Step("times", f"time {model} denoise batch {b}", 12 + scale * b // 8,
+                       lambda m=model, b=b: timed(m, "denoise", b)) for b in batches]
+        steps.append(Step("times", f"time {model} step batch {most}", 30 * scale,
+                          lambda m=model: step_timed(m, "diffusion", most)))
+        steps += [Step("times", f"ladder {model} denoise batch {b}", 25 + scale * b // 2,
+                       lambda m=model, b=b: ladder(m, "denoise", b)) for b in batches]
+        for name, cond in (("train", 0), ("train-cond", 1)):
+            steps.append(Step("times", f"ladder {model} {name} batch {most}", 70 * scale,
+                              lambda m=model, c=cond: ladder(m, "train.diffusion", most, "--ends",
+                                                             "--set", f"cond_prob={c}")))
+    return steps
+
+
+def pytorch(batches, width):
+    """Compilation last, since it takes longest; max-autotune only of what it fits for."""
+    most, steps = batches[-1], []
+
+    def add(case, batch, mode, seconds):
+        steps.append(Step("peers", f"peer {case} batch {batch} {mode}", seconds,
+                          lambda: peer(case, batch, mode, width)))
+    for mode in ("bf16", "eager"):
+        for batch in batches:
+            add("denoise", batch, mode, 15)
+        for case in ("step", "train", "train-cond"):
+            add(case, most, mode, 25)
+    for batch in batches[:-1]:
+        add("denoise", batch, "compile", 60)
+    for case in ("step", "train-cond"):
+        add(case, most, "compile", 100)
+    add("denoise", most, "max-autotune", 200)
+    return steps
+
+
+def all_steps(pack):
+    batches, width = ((1, 2), 32) if pack["rehearsal"] else ((1, 8, 64), 256)
+    return correctness(pack) + timings(batches) + pytorch(batches, width)
+
+
+def print_plan(steps, state):
+    """What is left to do, by phase, and the calls it takes."""
+    whole = 0
+    for phase in ("kernels", "programs", "times", "peers"):
+        left = [step for step in steps if step.phase == phase and step.name not in state]
+        seconds = sum(step.seconds for step in left)
+        whole += seconds
+        print(f"{phase:9} {len(left):3} steps, about {seconds / 60:4.1f} minutes")
+    print(f"all       {whole / 60:4.1f} minutes expected, in calls of at most {CLOCK.limit / 60:.0f}")
 
 
 # ---- state and report ----
@@ -298,14 +373,17 @@ def shares(state):
     lines = []
     for name, result in state.items():
         data = result.get("data") or {}
-        if not name.startswith("time ") or "milliseconds" not in data:
+        if name.split()[0] not in ("time", "ladder") or "milliseconds" not in data:
             continue
-        line = f"{name[5:]}: {data['milliseconds']:.3f} ms"
-        if top.get("f32_tflops") and data.get("gflop"):
-            share = 100 * data["gflop"] / data["milliseconds"] / top["f32_tflops"]
-            line += f", {share:.0f} % of the f32 product rate"
-        words = name.split()
-        for mode in ("eager", "bf16", "compile"):
+        words, kind = name.split(), "bf16" if "-bf16" in name else "f32"
+        line = f"{name}: {data['milliseconds']:.3f} ms"
+        if data.get("unfused_milliseconds"):
+            line += f", {data['unfused_milliseconds'] / data['milliseconds']:.2f} times as fast as unfused"
+            line += f", {100 * data['predicted_milliseconds'] / data['milliseconds']:.0f} % of its roofline"
+        if top.get(f"{kind}_tflops") and data.get("gflop"):
+            share = 100 * data["gflop"] / data["milliseconds"] / top[f"{kind}_tflops"]
+            line += f", {share:.0f} % of the {kind} product rate"
+        for mode in ("eager", "bf16", "max-autotune", "compile"):
             other = (state.get(f"peer {words[2]} batch {data['batch']} {mode}") or {}).get("data")
             if other:
                 times = other["milliseconds"] / data["milliseconds"]
@@ -317,7 +395,7 @@ def shares(state):
 def write_report(pack, state, names):
     counts = {s: sum(state[n]["status"] == s for n in names if n in state) for s in ("good", "failed")}
     left = [n for n in names if n not in state]
-    lines = [f"commit {pack['commit']}, target {pack['target']}",
+    lines = [f"commit {pack['commit']}, {'a rehearsal' if pack['rehearsal'] else pack['arch']}",
              f"{counts['good']} steps good, {counts['failed']} failed, {len(left)} left", ""]
     lines += [f"{state[n]['status']:6} {n:42} {state[n]['seconds']:7.1f} s  {summary(n, state[n])}"
               for n in names if n in state]
@@ -330,47 +408,79 @@ def write_report(pack, state, names):
     return counts, left
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--limit", type=float, default=540, help="seconds of this call (540)")
-    parser.add_argument("--only", default="", help="steps whose name has this word")
-    parser.add_argument("--again", default=None, help="forget what steps with this word gave")
-    args = parser.parse_args()
-    missing = find_gpu()
-    if missing:
-        print(f"gpu: no GPU here: {missing}", file=sys.stderr)
-        sys.exit(3)
-    if not os.path.exists(os.path.join(PACK, "pack.json")):
-        sys.exit("gpu: nothing is packed under out/gpu: sh bench/gpu.sh pack, where everything can be built")
-    CLOCK.end = time.time() + args.limit
-    os.makedirs(os.path.join(REPORT, "work"), exist_ok=True)
-    with open(os.path.join(PACK, "pack.json"), encoding="ascii") as file:
-        pack = json.load(file)
-    if pack["sources"] != sources_hash(ROOT):
-        sys.exit("gpu: the sources of kernels are not those that were packed: sh bench/gpu.sh pack")
-    state = load_state()
-    steps = all_steps(pack)
-    names = [name for name, _ in steps]
-    for name in list(state):
-        if args.again is not None and args.again in name:
-            del state[name]
-    for name, body in steps:
-        if name in state or args.only not in name:
+def unpack():
+    """The packed executables under REPORT/pack, anew if the pack is another one."""
+    stamp = os.path.join(PACK, "pack.json")
+    with open(os.path.join(PACKED, "pack.json"), encoding="ascii") as file:
+        text = file.read()
+    if os.path.exists(stamp):
+        with open(stamp, encoding="ascii") as file:
+            if file.read() == text:
+                return json.loads(text)
+    shutil.rmtree(PACK, ignore_errors=True)
+    with tarfile.open(os.path.join(PACKED, "pack.tar.xz")) as archive:
+        archive.extractall(PACK)
+    with open(stamp, "w", encoding="ascii") as file:
+        file.write(text)
+    return json.loads(text)
+
+
+def run_steps(steps, state, only, pack):
+    """Runs what is not done yet, until the time is up. State and report are written behind each step."""
+    names = [step.name for step in steps]
+    for step in steps:
+        if step.name in state or only not in f"{step.phase} {step.name}":
             continue
+        if CLOCK.left() < min(step.seconds, CLOCK.limit / 2):
+            break
         start = time.time()
         try:
-            state[name] = {"status": "good", "data": body()}
+            state[step.name] = {"status": "good", "data": step.body()}
         except Again:
             break
         except Exception as error:  # any failure is one step's; the next ones go on
-            state[name] = {"status": "failed", "why": f"{type(error).__name__}: {error}"}
-        state[name]["seconds"] = round(time.time() - start, 1)
-        print(f"{state[name]['status']:6} {name}: {summary(name, state[name])[:300]}", flush=True)
+            state[step.name] = {"status": "failed", "why": f"{type(error).__name__}: {error}"}
+        state[step.name]["seconds"] = round(time.time() - start, 1)
+        print(f"{state[step.name]['status']:6} {step.name} ({state[step.name]['seconds']} s): "
+              f"{summary(step.name, state[step.name])[:300]}", flush=True)
         save("state.json", state)
+        write_report(pack, state, names)
     save("state.json", state)
-    counts, left = write_report(pack, state, names)
+    return write_report(pack, state, names)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--limit", type=float, default=540, help="seconds of this call (540)")
+    parser.add_argument("--only", default="", help="steps whose phase or name has this word")
+    parser.add_argument("--again", default=None, help="forget what steps with this word gave")
+    parser.add_argument("--plan", action="store_true", help="prints what is left, and how long it may take")
+    args = parser.parse_args()
+    missing = find_gpu()
+    if missing and not args.plan:
+        print(f"gpu: no GPU here: {missing}", file=sys.stderr)
+        sys.exit(3)
+    if not os.path.exists(os.path.join(PACKED, "pack.json")):
+        sys.exit("gpu: nothing is packed under out/gpu: sh bench/gpu.sh pack, where everything can be built")
+    CLOCK.limit, CLOCK.end = args.limit, time.time() + args.limit
+    os.makedirs(os.path.join(REPORT, "work"), exist_ok=True)
+    pack = unpack()
+    if pack["sources"] != sources_hash(ROOT):
+        sys.exit("gpu: the sources of kernels are not those that were packed: sh bench/gpu.sh pack")
+    if pack["rehearsal"]:
+        os.environ.setdefault("PVDM_PEER_DEVICE", "cpu")
+        OFTEN.update(ONCE)
+    state, steps = load_state(), all_steps(pack)
+    for name in list(state):
+        if args.again is not None and args.again in name:
+            del state[name]
+    print_plan(steps, state)
+    if args.plan:
+        return
+    counts, left = run_steps(steps, state, args.only, pack)
     print(f"{counts['good']} good, {counts['failed']} failed, {len(left)} left: {REPORT}/report.txt")
     sys.exit(75 if left and not args.only else 1 if counts["failed"] else 0)
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -108,3 +108,15 @@ def apart(one, other):
         if not error <= worst[0]:
             worst = (error, name)
     return worst
+
+
+def apart_together(one, other):
+    """|x - y| / |x| over all tensors of two files as one vector: what rounding leaves of gradients that
+    nearly cancel is small beside the others. A missing tensor is infinitely far."""
+    left, right = read(one), read(other)
+    for name, (_, _, x) in left.items():
+        if name not in right or len(right[name][2]) != len(x):
+            return math.inf, name
+    error = math.fsum((a - b) ** 2 for name, (_, _, x) in left.items() for a, b in zip(x, right[name][2]))
+    norm = math.fsum(a * a for _, _, x in left.values() for a in x)
+    return math.sqrt(error / norm) if norm else math.sqrt(error), "all tensors"

@@ -1,9 +1,14 @@
-"""bench/gpu.sh where there is no GPU, and its comparison of tensors."""
+"""bench/gpu.sh where there is no GPU, how it goes on behind a step that failed or was cut short, and its
+comparison of tensors. With PVDM_SLOW=1 all steps are rehearsed on the driver of tests."""
 import array
+import importlib.util
+import json
 import os
+import subprocess
 import sys
+import time
 
-from common import ROOT, run, scratch
+from common import EMULATOR, ROOT, Skip, run, scratch
 
 sys.path.append(os.path.join(ROOT, "bench", "gpu"))
 
@@ -28,6 +33,9 @@ def test_gpu_script_compares():
     assert abs(tensors.apart(one, write("other", [3.0, 4.5]))[0] - 0.1) < 1e-6
     assert not tensors.apart(one, write("nan", [3.0, float("nan")]))[0] <= 1
     assert tensors.apart(one, write("missing", [3.0, 4.0], "z"))[0] > 1
+    assert abs(tensors.apart_together(one, write("other", [3.0, 4.5]))[0] - 0.1) < 1e-6
+    assert not tensors.apart_together(one, write("nan", [3.0, float("nan")]))[0] <= 1
+    assert tensors.apart_together(one, write("missing", [3.0, 4.0], "z"))[0] > 1
     drawn = tensors.draw(1, [{"name": "x", "dtype": "f32", "shape": ["b", 3]},
                              {"name": "t", "dtype": "i64", "shape": ["b"]}], 2)
     assert len(drawn["x"][2]) == 6 and len(drawn["t"][2]) == 2
@@ -35,3 +43,73 @@ def test_gpu_script_compares():
     tensors.fill_zeros(path)
     tensors.fill_zeros(one)
     assert all(tensors.read(path)["y"][2]) and list(tensors.read(one)["y"][2]) == [3.0, 4.0]
+
+
+def load_script(name):
+    """bench/gpu/run.py as a module, with an empty report in a folder of its own."""
+    spec = importlib.util.spec_from_file_location("gpu_run", os.path.join(ROOT, "bench", "gpu", "run.py"))
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    script.REPORT = scratch(name)
+    return script
+
+
+PACK = {"commit": "none", "rehearsal": True, "arch": "none", "cases": []}
+
+
+def test_gpu_script_goes_on():
+    """A step that fails is told, one that is cut short is begun anew by the next call, none runs twice."""
+    script, ran = load_script("gpu_steps"), []
+
+    def step(name, result=None, error=None):
+        def body():
+            ran.append(name)
+            if error and ran.count(name) == 1:
+                raise error
+            return result
+        return script.Step("times", name, 1, body)
+
+    steps = [step("one", {"error": 0.0}), step("two", error=script.Failed("no such kernel")),
+             step("three", {"milliseconds": 2.0, "gflop": 4.0}, error=script.Again()), step("four", {})]
+    counts, left = script.run_steps(steps, script.load_state(), "", PACK)
+    assert ran == ["one", "two", "three"] and counts == {"good": 1, "failed": 1} and left == ["three", "four"]
+    with open(f"{script.REPORT}/report.txt", encoding="utf-8") as file:
+        text = file.read()
+    assert "no such kernel" in text and "left: three" in text, text
+    counts, left = script.run_steps(steps, script.load_state(), "", PACK)
+    assert ran == ["one", "two", "three", "three", "four"] and not left, ran
+    with open(f"{script.REPORT}/report.json", encoding="utf-8") as file:
+        assert json.load(file)["steps"]["three"]["data"]["milliseconds"] == 2.0
+
+
+def test_gpu_script_keeps_what_is_done():
+    """State is written behind each step, so a call that is killed loses one step; a step that does not fit
+    into what is left of the call is not begun."""
+    script = load_script("gpu_killed")
+    script.CLOCK.limit, script.CLOCK.end = 100, time.time() + 30
+    seen = {}
+    steps = [script.Step("times", "one", 1, lambda: {}),
+             script.Step("times", "two", 1, lambda: seen.update(script.load_state())),
+             script.Step("times", "long", 45, lambda: 1 / 0)]
+    counts, left = script.run_steps(steps, script.load_state(), "", PACK)
+    assert "one" in seen and counts == {"good": 2, "failed": 0} and left == ["long"], (seen, counts, left)
+
+
+def test_gpu_script_rehearsal():
+    """Packs stand-ins, and runs every step on the driver of tests, in calls of a minute; PyTorch may be missing."""
+    if os.environ.get("PVDM_SLOW") != "1":
+        raise Skip("slow: PVDM_SLOW=1")
+    report = scratch("gpu_rehearsal")
+    told = run("sh", "bench/gpu.sh", "pack", "--rehearse", timeout=3000)
+    assert "MiB  packed" in told, told
+    env = {**os.environ, "PVDM_CUDA_DRIVER": EMULATOR, "PVDM_GPU_REPORT": report, "OMP_NUM_THREADS": "1"}
+    for _ in range(40):
+        done = subprocess.run(["sh", "bench/gpu.sh", "--limit", "60"], cwd=ROOT, env=env, check=False, text=True,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        if done.returncode != 75:
+            break
+    with open(f"{report}/report.json", encoding="utf-8") as file:
+        steps = json.load(file)["steps"]
+    bad = {name: step["why"] for name, step in steps.items() if step["status"] != "good"
+           and not (name.startswith(("peer", "ceilings")) and "No module named" in step["why"])}
+    assert done.returncode in (0, 1) and not bad, bad
