@@ -2,6 +2,7 @@
  * each by one thread: what the runtime does with kernels is tested here, not kernels. */
 #define CX_SEGMENTS 1
 #include "cx_launch.h"
+#include "cx_hopper.h"
 
 #include "runtime/random_bits.h"
 
@@ -21,6 +22,28 @@ SMALL(scale, 5)
     for (int64_t i = 0; i < args[4]; i++)
         F(args[0])[i] = F(args[1])[i] * F(args[2])[i % 3] * (args[3] ? *F(args[3]) : 1);
 }
+
+// The same where there is TMA: x comes 32 at a time by map 0, and number 5 is how many weights there are.
+typedef CxMapLaunch<Numbers<5>, 1> Mapped;
+extern "C" __global__ void scale_90a(const __grid_constant__ Mapped p)
+{
+    CX_SHARED(shared);
+    const int64_t *args = p.args[0].at;
+    u32 at = cx_shared_address(shared), bar = at + 128;
+    cx_mbar_init(bar, 1);
+    cx_fence_mbar_init();
+    for (int64_t i = 0; i < args[4]; i++) {
+        if (i % 32 == 0) {
+            cx_mbar_expect(bar, 128);
+            cx_tma_load2(at, &p.maps[0].map[0], bar, (int)i * 2, 0);
+            cx_mbar_wait(bar, (int)(i / 32 % 2));
+        }
+        F(args[0])[i] = ((const float *)shared)[i % 32] *
+                        F(args[2])[i % (int)p.maps[0].number[5]] *
+                        (args[3] ? *F(args[3]) : 1);
+    }
+}
+CX_ENTRY(scale_90a)
 
 SMALL(sum, 3)
 {

@@ -99,9 +99,10 @@ static void k_step(const PvRun *run, const int64_t *args)
 #ifndef SMALL_CUDA
 #define SMALL_CUDA      NULL
 #define SMALL_CUDA_OF(i) NULL
+#define SMALL_SCALE_90A  NULL
 #endif
 static const PvKernel kernels[] = {
-    {"scale", k_scale, SMALL_CUDA_OF(0), NULL},
+    {"scale", k_scale, SMALL_CUDA_OF(0), SMALL_SCALE_90A},
     {"sum", k_sum, SMALL_CUDA_OF(1), NULL},
     {"total_grad", k_total_grad, SMALL_CUDA_OF(2), NULL},
     {"noise", k_noise, SMALL_CUDA_OF(3), NULL},

@@ -14,9 +14,10 @@
 #include "runtime/pvdm.h"
 
 static const PvCuda cuda;
-static const PvCudaKernel small_kernels[];
+static const PvCudaKernel small_kernels[], scale_90a;
 #define SMALL_CUDA       &cuda
 #define SMALL_CUDA_OF(i) &small_kernels[i]
+#define SMALL_SCALE_90A  &scale_90a
 #include "small_model.h"
 
 #include "codegen/kernel_args.h"
@@ -38,6 +39,21 @@ static void block_a_chunk(const PvCudaKernel *kernel, const int64_t *args, PvCud
     (void)kernel;
     *grid = (PvCudaGrid){.blocks = {(uint32_t)args[1], 1}, .workspace = 8 * args[1]};
 }
+
+// x [n] f32 as bf16, in boxes of 128 bytes. SMALL_MAP=bad: where no map may begin.
+static void one_block_of_boxes(const PvCudaKernel *kernel, const int64_t *args, PvCudaGrid *grid)
+{
+    (void)kernel;
+    const char *wanted = getenv("SMALL_MAP");
+    uint64_t at = (uint64_t)args[1] + (wanted && strcmp(wanted, "bad") == 0 ? 8 : 0);
+    PvTensorMap map = {.address = at, .rank = 2, .size = {2 * (uint64_t)args[4], 1},
+                       .stride = {16}, .box = {64, 1}};
+    *grid = (PvCudaGrid){.blocks = {1}, .maps = {map, map}, .numbers[5] = 3};
+}
+
+static const PvCudaKernel scale_90a = {.symbol = "scale_90a", .phases = 1, .segments = 1,
+                                       .threads = {1}, .shared = {1024}, .maps = PV_CUDA_MAPS,
+                                       .shape = one_block_of_boxes};
 
 #define KERNEL(name, phases, shape)                                                                \
     {                                                                                              \
@@ -306,6 +322,15 @@ static void what_is_missing_is_told(void **state)
     must("PVDM_CUDA_DRIVER=/nowhere/libcuda.so", "info");
 }
 
+static void tensor_maps_are_encoded(void **state)
+{
+    (void)state;
+    const char *line = "run scale --weights net=@/w.st --in @/x.st --set gain=3 --device cuda";
+    compare("run scale --weights net=@/w.st --in @/x.st --set gain=3");
+    refuses("SMALL_MAP=bad", line, 3, "tensor map 0 of the kernel scale_90a is refused");
+    must("SMALL_MAP=bad PVDM_WGMMA=0", line); // the kernel for every GPU has none
+}
+
 static void faults_are_named(void **state)
 {
     (void)state;
@@ -395,7 +420,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(programs_agree),          cmocka_unit_test(samplers_agree),
         cmocka_unit_test(training_agrees),         cmocka_unit_test(what_is_not_finite_is_told),
-        cmocka_unit_test(what_is_missing_is_told), cmocka_unit_test(faults_are_named),
+        cmocka_unit_test(what_is_missing_is_told), cmocka_unit_test(tensor_maps_are_encoded),
+        cmocka_unit_test(faults_are_named),
         cmocka_unit_test(graphs_are_replayed),     cmocka_unit_test(calls_are_replayed),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
