@@ -9,6 +9,9 @@
 //
 // This pass writes the right side, once for each shape that a reader wants: reshapes between are
 // applied to x. Mean and rstd, which gradients read, become those of the table. It is not done
+//   - where normalizing costs more than storing: a GPU's kernel loads, and normalizes, an element
+//     once for each tap and each block of rows of its product. That must take no more time than the
+//     bytes that are saved, or be little against the product itself;
 //   - where something else reads the normalized value, or what lies between: it has to be stored
 //     anyway, and a norm is the better kernel for that;
 //   - where the values of a plan are stored as bf16: tensor cores take operands as they lie;
@@ -19,6 +22,13 @@
 #include <string.h>
 
 #include "compiler/plan.h"
+
+enum {
+    LOAD_ROWS = 128,           // rows of a product that share a load
+    OPS_A_BYTE = 16,           // operations in the time that a byte is moved
+    ACT_OPS = 4, NORM_OPS = 2, // operations of an activation, of x a + d
+    LITTLE = 16                // of a product's operations this part is little
+};
 
 // A norm with what follows it, up to the value that products read.
 typedef struct {
@@ -203,6 +213,39 @@ static bool all_could_load(const Apart *a, Val val, bool reshaped)
     return true;
 }
 
+// What the readers of `val` compute of each of its elements: the product's operations, and how often
+// they load it.
+static void add_loads(const Apart *a, Val val, double *own, double *loads)
+{
+    NodeId id = val_node(val);
+    for (uint32_t i = a->user_first[id]; i < a->user_first[id + 1]; i++) {
+        const Node *user = graph_node(a->graph, a->users[i]);
+        if (user->op == OP_RESHAPE) {
+            add_loads(a, val_of(a->users[i], 0), own, loads);
+            continue;
+        }
+        const int64_t *n = user->attr->n;
+        double rows = (double)user->type[0]->dim[1].n, taps = 1;
+        if (user->op == OP_CONV) {
+            const Type *w = val_type(a->graph, user->in[1]);
+            rows /= (double)n[1];
+            for (uint32_t axis = 2; axis < w->rank; axis++)
+                taps *= (double)w->dim[axis].n / (double)n[axis];
+        }
+        *own += 2 * taps * rows;
+        *loads += taps * (rows > LOAD_ROWS ? rows / LOAD_ROWS : 1);
+    }
+}
+
+static bool pays(const Apart *a, const Chain *chain)
+{
+    double own = 0, loads = 0;
+    add_loads(a, chain->last, &own, &loads);
+    double cost = loads * (NORM_OPS + (chain->act != OP_STOP_GRADIENT ? ACT_OPS : 0));
+    double bytes = (double)element_size(a->work->module, DT_F32);
+    return cost <= OPS_A_BYTE * bytes || cost * LITTLE <= own;
+}
+
 // Who reads the statistics comes behind the chain, so that the table can be made at its end.
 static bool statistics_wait(const Apart *a, const Chain *chain)
 {
@@ -230,7 +273,7 @@ static void find_chain(Apart *a, NodeId id)
         chain.act = op;
         chain.last = val_of(user, 0);
     }
-    if (!all_could_load(a, chain.last, false) || !statistics_wait(a, &chain))
+    if (!all_could_load(a, chain.last, false) || !statistics_wait(a, &chain) || !pays(a, &chain))
         return;
     a->chains = grow_array(a->chains, &a->chain_capacity, a->chain_count, sizeof *a->chains);
     a->chains[a->chain_count++] = chain;

@@ -504,8 +504,8 @@ static void norms(Graph *graph, Vals *vals)
     Val scale = g_slice(graph, rates, 1, 0, 8), shift = g_slice(graph, rates, 1, 8, 8);
     Val first = conv3(graph, x, w8);
     Val y = g_unary(graph, OP_SILU, modulated(graph, first, g8, scale, shift));
-    Val other = g_slice(graph, w16, 1, 8, 8);
-    Val second = conv3(graph, y, w8), third = g_binary(graph, OP_ADD, first, conv3(graph, y, other));
+    Val second = conv3(graph, y, w8);
+    Val third = g_binary(graph, OP_ADD, first, g_contract(graph, y, wide, "bchw", "oc", "bohw"));
     Val flat = g_reshape(graph, norm2(graph, second, g8), 3,
                          (Dim[]){dim_batch(1), dim_fixed(8), dim_fixed(24)});
     Val product = g_contract(graph, flat, wide, "bcn", "oc", "bon");
