@@ -503,6 +503,34 @@ static void group_norm(void **state)
     expect_gradient(fixture, norm, dy, beta, 2, grad + 2);
 }
 
+// The table by its formula; with scale and shift, that of the norm that they follow.
+static void group_norm_table(void **state)
+{
+    Fixture *fixture = *state;
+    Graph *graph = fixture->graph;
+    Val x = input(graph, 0, shape(DT_F64, 4, -1, 6, 2, 2)), gamma = input(graph, 1, shape(DT_F64, 1, 6));
+    Val beta = input(graph, 2, shape(DT_F64, 1, 6));
+    Val scale = input(graph, 3, shape(DT_F64, 4, -1, 6, 1, 1));
+    Val shift = input(graph, 4, shape(DT_F64, 4, -1, 6, 1, 1));
+    double plain[24], modulated[24], mean[6], rstd[6];
+    for (int i = 0; i < 12; i++) {
+        int image = i / 6, c = i % 6, group = i / 2, at = image * 12 + c;
+        moments(fixture->data[0] + group * 8, 8, &mean[group], &rstd[group]);
+        plain[at] = rstd[group] * fixture->data[1][c];
+        plain[at + 6] = fixture->data[2][c] - mean[group] * plain[at];
+        modulated[at] = plain[at] * (1 + fixture->data[3][i]);
+        modulated[at + 6] = plain[at + 6] * (1 + fixture->data[3][i]) + fixture->data[4][i];
+    }
+    Attr attr = {.n = {3}, .count = 1, .real = 0.01};
+    Val table = make(graph, OP_GROUP_NORM_TABLE, (Val[]){x, gamma, beta}, 3, attr, NULL);
+    expect(fixture, table, 24, plain);
+    expect(fixture, table + 1, 6, mean);
+    expect(fixture, table + 2, 6, rstd);
+    Val in[] = {x, gamma, beta, scale, shift};
+    table = make(graph, OP_GROUP_NORM_TABLE, in, 5, attr, NULL);
+    expect(fixture, table, 24, modulated);
+}
+
 // o and lse of q [2, 3, 2], k [2, 4, 2], v [2, 4, 3] by the definition.
 static void define_attention(double data[][ROOM], bool causal, bool masked, double *o, double *lse)
 {
@@ -633,7 +661,7 @@ int main(void)
         TEST(sources), TEST(real_functions), TEST(real_pairs), TEST(integers), TEST(stretching),
         TEST(views), TEST(windows), TEST(choosing), TEST(reductions), TEST(contractions),
         TEST(convolutions), TEST(convolutions_of_one_and_three_axes), TEST(softmax),
-        TEST(layer_norm), TEST(group_norm), TEST(attention),
+        TEST(layer_norm), TEST(group_norm), TEST(group_norm_table), TEST(attention),
         TEST(floats_round_at_every_operation), TEST(several_results_at_once),
         TEST(operation_counts), TEST(every_operation_was_tested),
     };
