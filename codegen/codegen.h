@@ -299,8 +299,10 @@ void set_norm_load(Lower *lower, size_t first, const NormLoadOf *load);
 void set_norm_stats(Lower *lower, size_t first, const NormTablePlaces *at);    // from a NormStats on
 
 /* emit_segments.c: launches of sibling groups, joined */
-// Those of group number groups[i] are launches first[i] .. first[i + 1] - 1, the last of all.
-void join_segments(Lower *lower, const uint32_t *groups, const uint32_t *first, uint32_t count);
+// Those of member i, a group or a term of one, are launches first[i] .. first[i + 1] - 1, the last of
+// all.
+void join_segments(Lower *lower, const uint32_t *groups, uint32_t group_count,
+                   const uint32_t *first, uint32_t count);
 
 /* plan_stats.c: for --stats */
 void print_plan_stats(FILE *out, const Codegen *cg, const Work *work);   // of a lowered plan

@@ -738,7 +738,22 @@ static void count_work(Lower *lower, const Group *group, uint32_t first)
     }
 }
 
-static void lower_group(Lower *lower, uint32_t number)
+// The terms of a sum one by one: each adds what those before it left. first[i]: the launch that
+// term i begins with.
+static void lower_terms(Lower *lower, const Group *group, uint32_t *first)
+{
+    for (uint32_t i = 0; i < group->term_count; i++) {
+        Group term = *group;
+        term.anchor = group->terms[i];
+        term.norm = group->term_norms[i];
+        term.residual = group->results[0];
+        first[i + 1] = lower->work->launch_count;
+        lower_library(lower, &term);
+    }
+}
+
+// first[]: the launch that the group begins with, and those of its terms; returns how many.
+static uint32_t lower_group(Lower *lower, uint32_t number, uint32_t *first)
 {
     Work *work = lower->work;
     const Group *group = &work->groups[number];
@@ -746,35 +761,36 @@ static void lower_group(Lower *lower, uint32_t number)
     if (group->lowered)
         forget_results(lower, group);
     work->groups[number].lowered = true;
-    uint32_t first = work->launch_count;
+    first[0] = work->launch_count;
     if (group->kind == GROUP_ELEMENTWISE)
         lower_elementwise(lower, group, number);
     else
         lower_library(lower, group);
+    lower_terms(lower, group, first);
     uint32_t end = work->launch_count;
-    if (end == first && !work->pieces[local_of(work, val_of(group->anchor, 0))])
+    if (end == first[0] && !work->pieces[local_of(work, val_of(group->anchor, 0))])
         bug("a group without a launch");
     for (uint32_t i = 0; i < group->result_count; i++)
         if (group->results[i])
             work->made_at[place_index(lower, group->results[i])] = (int32_t)end - 1;
-    if (end > first)
-        count_work(lower, group, first);
+    if (end > first[0])
+        count_work(lower, group, first[0]);
     copy_taps(lower, group);
+    return 1 + group->term_count;
 }
 
 // The group at a place of the schedule and those joined with it; returns how many.
 static uint32_t lower_set(Lower *lower, uint32_t position)
 {
     Work *work = lower->work;
-    uint32_t first[PV_MAX_SEGMENTS + 1], count = 0;
+    uint32_t first[PV_MAX_SEGMENTS + 1], count = 0, members = 0;
     do {
-        first[count] = work->launch_count;
-        lower_group(lower, work->schedule[position + count++]);
+        members += lower_group(lower, work->schedule[position + count++], first + members);
     } while (work->joined && position + count < work->group_count &&
              work->joined[position + count]);
-    first[count] = work->launch_count;
-    if (work->joined && work->launch_count > first[0] + 1)
-        join_segments(lower, work->schedule + position, first, count);
+    first[members] = work->launch_count;
+    if (work->launch_count > first[0] + 1 && (work->joined || members > 1))
+        join_segments(lower, work->schedule + position, count, first, members);
     return count;
 }
 

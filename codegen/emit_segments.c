@@ -1,9 +1,12 @@
 // Launches of sibling groups, joined: one launch with a segment for each.
 //
-// The groups of a set (compiler/batch.c) are lowered one by one. Each gives one launch that does
-// its work, the last, and sometimes copies before it. Copies come first, then the others; neighbours
+// The groups of a set (compiler/batch.c), and the terms of each, are lowered one by one. Each gives
+// one launch that does its work, the last, and sometimes copies before it. Copies come first, then the others; neighbours
 // of one kernel and equal arguments, but for addresses and sizes, become segments of one launch.
 // A product that is a convolution of kernel 1 becomes one where it stands behind convolutions.
+//
+// The terms of a group (compiler/sums.c) name one result, and each but the first adds what is there.
+// Where such neighbours are segments of one launch, the kernel adds them itself: field `sum`.
 #include <string.h>
 
 #include "codegen/codegen.h"
@@ -54,6 +57,39 @@ static bool is_optional(const Codegen *cg, uint32_t kernel, size_t index)
                               (index >= stats && index < stats + sizeof(NormStats) / 8));
 }
 
+// Arguments of a kernel that adds segments up: the result, the residual, the field `sum`.
+typedef struct {
+    const char *symbol;
+    size_t result, residual, sum;
+} Summing;
+
+static const Summing summing[] = {
+    {"pv_gemm", ARG(GemmArgs, c), ARG(GemmArgs, residual), ARG(GemmArgs, sum)},
+    {"pv_conv_wgrad", ARG(ConvArgs, w), ARG(ConvArgs, residual), ARG(ConvArgs, sum)},
+    {"pv_reduce", ARG(ReduceArgs, out), ARG(ReduceArgs, residual), ARG(ReduceArgs, sum)},
+};
+
+static bool same_address(const PlanArg *x, const PlanArg *y)
+{
+    return is_address(x) && x->space == y->space && x->a == y->a && x->c == y->c &&
+           x->buffer == y->buffer;
+}
+
+static const Summing *summing_kernel(const Codegen *cg, uint32_t kernel)
+{
+    for (size_t i = 0; i < sizeof summing / sizeof *summing; i++)
+        if (strcmp(cg->kernels[kernel].symbol, summing[i].symbol) == 0)
+            return &summing[i];
+    return NULL;
+}
+
+// Whether a segment adds its result to what the segment `before` it left in the same place.
+static bool adds_up(const Summing *kernel, const PlanArg *before, const PlanArg *args)
+{
+    return kernel && same_address(&args[kernel->residual], &before[kernel->result]) &&
+           same_address(&args[kernel->residual], &args[kernel->result]);
+}
+
 // `to` is being filled with segments; `from` is a launch as it was lowered.
 static bool can_join(const Old *old, const PlanLaunch *to, const PlanLaunch *from, bool apart)
 {
@@ -63,10 +99,12 @@ static bool can_join(const Old *old, const PlanLaunch *to, const PlanLaunch *fro
     if (to->kernel != from->kernel || to->arg_count != to->segments * count ||
         to->segments == PV_MAX_SEGMENTS || count > CUDA_SEGMENT_ARGS)
         return false;
+    const Summing *kernel = summing_kernel(old->cg, to->kernel);
+    bool sum = adds_up(kernel, have + to->arg_count - count, more);
     for (uint32_t i = 0; i < count; i++)
         if ((is_address(&have[i]) != is_address(&more[i]) &&
-             !is_optional(old->cg, to->kernel, i)) ||
-            have[i].store != more[i].store)
+             !is_optional(old->cg, to->kernel, i) && !(sum && i == kernel->residual)) ||
+            (have[i].store != more[i].store && !(sum && i == kernel->residual)))
             return false;
     return apart || (!touches(have, to->arg_count, more, count) &&
                      !touches(more, count, have, to->arg_count));
@@ -75,6 +113,13 @@ static bool can_join(const Old *old, const PlanLaunch *to, const PlanLaunch *fro
 static bool is_number(const PlanArg *arg, int64_t value)
 {
     return arg->space == PV_VALUE && arg->c == 0 && arg->a == value;
+}
+
+// As launch_numbers.
+static void segment_numbers(const PlanArg *args, size_t count, int64_t *numbers)
+{
+    for (size_t i = 0; i < count; i++)
+        numbers[i] = is_address(&args[i]) ? 1 : args[i].c ? 0 : args[i].a;
 }
 
 // Makes a pv_gemm of the form out[b, o, n] = w[o, c] x[b, c, n] a pv_conv, if `like` is one with
@@ -138,9 +183,8 @@ static void product_as_conv(Lower *lower, Old *old, const PlanLaunch *like, Plan
         args[ARG(ConvArgs, norm) + i] = gemm[ARG(GemmArgs, norm) + i];
     for (size_t i = 0; i < sizeof(NormStats) / 8; i++)
         args[ARG(ConvArgs, stats) + i] = gemm[ARG(GemmArgs, stats) + i];
-    ConvArgs numbers = plain;          // as launch_numbers
-    for (size_t i = 0; i < COUNT; i++)
-        ((int64_t *)&numbers)[i] = is_address(&args[i]) ? 1 : args[i].c ? 0 : args[i].a;
+    ConvArgs numbers;
+    segment_numbers(args, COUNT, (int64_t *)&numbers);
     need_scratch(lower,
                  pv_conv_scratch(&numbers, (int64_t)element_size(lower->cg->module, DT_F32)));
     launch->kernel = like->kernel;
@@ -229,11 +273,11 @@ static bool like_last(Lower *lower, Old *old, PlanLaunch *launch)
 }
 
 // What several segments of a launch read is read once.
-static void count_shared(Lower *lower, const uint32_t *groups, uint32_t count)
+static void count_shared(Lower *lower, const uint32_t *groups, uint32_t count, uint32_t segments)
 {
     Work *work = lower->work;
     PlanLaunch *launch = &work->launches[work->launch_count - 1];
-    for (uint32_t i = 1; launch->segments == count && i < count; i++) {
+    for (uint32_t i = 1; launch->segments == segments && i < count; i++) {
         double fixed, per_batch;
         shared_bytes(work, groups, i, &fixed, &per_batch);
         launch->bytes_fixed -= fixed;
@@ -241,7 +285,32 @@ static void count_shared(Lower *lower, const uint32_t *groups, uint32_t count)
     }
 }
 
-void join_segments(Lower *lower, const uint32_t *groups, const uint32_t *first, uint32_t count)
+// Segments that add the result of the one before them become parts of its sum.
+static void sum_segments(Lower *lower, PlanLaunch *launch)
+{
+    Work *work = lower->work;
+    const Summing *kernel = summing_kernel(lower->cg, launch->kernel);
+    uint32_t each = launch->arg_count / launch->segments, head = 0;
+    for (uint32_t i = 1; kernel && i < launch->segments; i++) {
+        PlanArg *args = &work->args[launch->arg + i * each];
+        if (!adds_up(kernel, args - each, args)) {
+            head = i;
+            continue;
+        }
+        args[kernel->residual] = arg_none();
+        args[kernel->sum].a = -1;
+        work->args[launch->arg + head * each + kernel->sum].a++;
+        if (strcmp(kernel->symbol, "pv_gemm") == 0) {  // a sum has several blocks of k
+            GemmArgs numbers;
+            segment_numbers(args, each, (int64_t *)&numbers);
+            need_scratch(lower, pv_gemm_scratch(&numbers, (int64_t)element_size(
+                                                              lower->cg->module, DT_F32)));
+        }
+    }
+}
+
+void join_segments(Lower *lower, const uint32_t *groups, uint32_t group_count,
+                   const uint32_t *first, uint32_t count)
 {
     Work *work = lower->work;
     uint32_t begin = first[0], total = work->launch_count - begin, base = work->launches[begin].arg;
@@ -270,7 +339,9 @@ void join_segments(Lower *lower, const uint32_t *groups, const uint32_t *first, 
                 put[k] = true;
             }
         }
-    for (uint32_t i = begin; i < work->launch_count; i++)
+    for (uint32_t i = begin; i < work->launch_count; i++) {
+        sum_segments(lower, &work->launches[i]);
         keep_inplace(lower, &work->launches[i]);
-    count_shared(lower, groups, count);
+    }
+    count_shared(lower, groups, group_count, count);
 }

@@ -41,6 +41,11 @@ typedef struct {
     int64_t groups, eps;                 // of c / groups channels; bits of a double
 } NormStats;
 
+// Weight gradients (pv_gemm, pv_conv_wgrad) and sums (pv_reduce) have a field `sum`. 0: a segment has
+// its own result. n > 0: its result is the sum of this segment's and of the n behind it, whose `sum`
+// is -1: they name the same result, with the same sizes, and none of them but the first has a
+// residual. The order is that of the segments.
+
 // C[i0, i1, m, n] = act(A[i0, i1, m, k] B[i0, i1, k, n] + bias) + residual.
 // C's last axis is dense (or c_n = 1 stride), and C may be the residual. One of a_m, a_k and one of b_k, b_n is 1.
 // sum_batch: the batch axes i0, i1 are summed into one C [m, n] (weight gradients; c0 = c1 = 0).
@@ -59,6 +64,7 @@ typedef struct {
     int64_t types;                       // PvStorage of c, a, b, bias, residual: 4 bits each
     NormLoad norm;                       // of B: images are i0, channels k; i1 is one
     NormStats stats;                     // of C: images are i0, channels m; i1 is one
+    int64_t sum;                         // see above
 } GemmArgs;
 
 // Convolutions of 1 to 3 axes (missing axes: size 1, kernel 1, stride 1, pad 0) of images
@@ -77,6 +83,7 @@ typedef struct {
     int64_t w_last;                      // 1: w lies as [c_out, kd, kh, kw, c_in / groups]
     NormLoad norm;                       // of x (fprop, wgrad)
     NormStats stats;                     // of y (fprop)
+    int64_t sum;                         // wgrad: see above
 } ConvArgs;
 
 // Attention over batch0 x batch1 problems (images and heads). q [n, d], k [m, d], v [m, e],
@@ -140,6 +147,7 @@ typedef struct {
     int64_t size[8], stride[8];
     int64_t residual;
     int64_t types;                       // PvStorage of out, x, residual: 4 bits each
+    int64_t sum;                         // see above
 } ReduceArgs;
 
 // y[i...] = x[i...]: up to 8 axes, any strides (0 and negative too); the elements are `bytes` wide

@@ -118,10 +118,9 @@ static uint32_t hash_group(const Work *work, const Group *group)
     return (uint32_t)(hash ^ hash >> 32) % KINDS;
 }
 
-// The kernel's own parameters: channels and taps of a convolution, head widths of an attention.
-static bool same_operands(const Graph *graph, const Node *x, const Node *y)
+bool nodes_alike(const Graph *graph, const Node *x, const Node *y)
 {
-    if (x->nin != y->nin)
+    if (x->op != y->op || x->attr != y->attr || x->nin != y->nin)
         return false;
     for (uint32_t i = 0; i < x->nin; i++)
         if (val_type(graph, x->in[i])->rank != val_type(graph, y->in[i])->rank)
@@ -152,7 +151,7 @@ static bool same_parts(const Group *x, const Group *y)
             return false;
     return !x->bias == !y->bias && !x->residual == !y->residual && !x->scale == !y->scale &&
            x->bias_axis == y->bias_axis && x->act == y->act && !x->norm.x == !y->norm.x &&
-           (!x->norm.x || x->norm.act == y->norm.act);
+           (!x->norm.x || x->norm.act == y->norm.act) && x->term_count == y->term_count;
 }
 
 static bool same_work(const Work *work, const Group *x, const Group *y)
@@ -167,8 +166,7 @@ static bool same_work(const Work *work, const Group *x, const Group *y)
     const Node *left = graph_node(graph, x->anchor), *right = graph_node(graph, y->anchor);
     if (x->kind == GROUP_ELEMENTWISE)
         return x->space->rank == y->space->rank;
-    return takes_segments(left->op) && left->attr == right->attr &&
-           same_operands(graph, left, right);
+    return takes_segments(left->op) && nodes_alike(graph, left, right);
 }
 
 // out[b, o, n...] = sum over c of w[o, c] x[b, c, n...]: a convolution of kernel 1.
@@ -194,6 +192,12 @@ static void link_alike(Batcher *b)
 }
 
 // ---- sets ----
+
+// Segments that a group becomes.
+static uint32_t segments_of(const Batcher *b, uint32_t position)
+{
+    return 1 + b->work->groups[b->work->schedule[position]].term_count;
+}
 
 static bool is_ready(const Batcher *b, uint32_t position, const bool *done)
 {
@@ -230,9 +234,10 @@ static void draw_forward(Batcher *b, uint32_t window, bool *done)
     for (uint32_t p = 0; p < b->count; p++) {
         if (done[p])
             continue;
-        uint32_t set[PV_MAX_SEGMENTS] = {p}, members = 1;
+        uint32_t set[PV_MAX_SEGMENTS] = {p}, members = 1, each = segments_of(b, p);
         const Group *group = &work->groups[work->schedule[p]];
-        for (uint32_t q = b->next_alike[p]; q && q - 1 - p <= window && members < PV_MAX_SEGMENTS;
+        for (uint32_t q = b->next_alike[p];
+             q && q - 1 - p <= window && (members + 1) * each <= PV_MAX_SEGMENTS;
              q = b->next_alike[q - 1])
             if (!done[q - 1] && same_work(work, group, &work->groups[work->schedule[q - 1]]) &&
                 is_ready(b, q - 1, done))

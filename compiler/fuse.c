@@ -748,6 +748,8 @@ void fuse_groups(Work *work)
     }
     for (uint32_t i = 0; i < work->group_count; i++)
         finish_group(work, i);
+    if (work->rungs & RUNG_BATCHING)
+        sum_groups(work);
     if (work->rungs & RUNG_MEMORY && !work->taps)
         find_within(work);
 }

@@ -75,6 +75,10 @@ typedef struct {
     NormLoadOf norm;           // what it reads in place of operand `norm_operand`
     uint32_t norm_operand;
     NodeId table;              // group_norm_table of results[0], made here as well: results[1 .. 3]
+    // Nodes like the anchor whose results are added to its own: results[0] is the sum of all
+    NodeId terms[PV_MAX_SEGMENTS - 1];
+    NormLoadOf term_norms[PV_MAX_SEGMENTS - 1];    // as `norm`, of the same operand
+    uint32_t term_count;
     bool lowered;              // there are launches for it
 } Group;
 
@@ -297,6 +301,11 @@ bool *find_behind_norms(const Work *work);
 // Lets the group that makes x make the table `local` of it as well; false: it cannot.
 bool fuse_table(Work *work, const bool *behind, uint32_t local);
 
+/* sums.c */
+// Chains of groups that add their results up, as one group with terms. RUNG_BATCHING; part of
+// fuse_groups.
+void sum_groups(Work *work);
+
 /* schedule.c */
 // Orders the groups: topological, live sets small. -O2: merges neighbours of one iteration space.
 void schedule_groups(Work *work);
@@ -335,6 +344,9 @@ uint32_t *launch_edges(const Work *work, uint32_t *count);
 // Sets of independent groups of the same work, next to one another: `joined`. RUNG_BATCHING. After
 // all else that changes the schedule.
 void batch_groups(Work *work);
+// Whether two nodes of one operation have the same kernel, as far as nodes can tell: channels and
+// taps of a convolution, head widths of an attention.
+bool nodes_alike(const Graph *graph, const Node *x, const Node *y);
 
 /* plan.c */
 // Lifetimes, in-place results, offsets. Needs launches; fills offsets, arena_* and live_*.

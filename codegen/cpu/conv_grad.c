@@ -152,13 +152,43 @@ void pv_conv_dgrad(const PvRun *run, const int64_t *raw)
     pv_conv_launches(run, launch, count);
 }
 
-// ---- gradient of the kernel: k runs over boxes of positions ----
+// ---- gradient of the kernel: k runs over boxes of positions, segment by segment of a sum ----
+
+typedef struct {
+    ConvProduct conv;      // of the segment at hand; its result is that of the sum
+    const ConvArgs *args;  // of the first segment
+    const Unfold *unfolds; // of each segment, sizes only
+    int64_t group;
+} WgradProduct;
+
+static void wgrad_open(WgradProduct *product, int64_t segment)
+{
+    const ConvArgs *args = product->args + segment;
+    ConvProduct *conv = &product->conv;
+    Unfold at = product->unfolds[segment];
+    int64_t rows = args->c_out / args->groups, channels = args->c_in / args->groups;
+    at.patch = conv->unfold.patch;
+    at.offset = conv->unfold.offset;
+    at.tap_offset = conv->unfold.tap_offset;
+    at.source = (const PvReal *)args->x + product->group * channels * args->x_channel;
+    if (at.norm)
+        at.norm += product->group * channels;
+    conv->unfold = at;
+    conv->w = (const PvReal *)args->y + product->group * rows * args->y_channel;
+    conv->w_row = args->y_channel;
+    conv->w_channel = args->y_image;
+}
 
 static int64_t wgrad_begin(Product *base, int64_t block, int64_t n0, int64_t n1)
 {
-    ConvProduct *product = (ConvProduct *)base;
+    WgradProduct *sum = (WgradProduct *)base;
+    ConvProduct *product = &sum->conv;
     Unfold *unfold = &product->unfold;
     const int64_t zero[3] = {0, 0, 0}, one[3] = {1, 1, 1};
+    int64_t segment = 0;
+    for (; block >= sum->unfolds[segment].box_count; segment++)
+        block -= sum->unfolds[segment].box_count;
+    wgrad_open(sum, segment);
     unfold_open(unfold, block);
     unfold_fill(unfold, n0 / unfold->tap_count, (n1 - 1) / unfold->tap_count + 1);
     out_offsets(product->out_offset, &unfold->at, unfold->out, zero, one, product->w_channel);
@@ -212,98 +242,116 @@ static void wgrad_store(Product *base, int64_t m0, int64_t rows, int64_t n0, int
     }
 }
 
-static void wgrad_task(const ConvProduct *shape, const ConvArgs *args, int64_t group, int64_t m0,
-                       int64_t m1, int64_t n0, int64_t n1, char *scratch)
+static void wgrad_task(const WgradProduct *shape, int64_t group, int64_t m0, int64_t m1, int64_t n0,
+                       int64_t n1, char *scratch)
 {
-    ConvProduct product = *shape;
-    Unfold *unfold = &product.unfold;
-    int64_t rows = args->c_out / args->groups, channels = args->c_in / args->groups;
-    unfold->offset = (int32_t *)scratch;
+    WgradProduct product = *shape;
+    ConvProduct *conv = &product.conv;
+    const ConvArgs *args = product.args;
+    int64_t first = group * (args->c_out / args->groups) * conv->out_row;
+    product.group = group;
+    conv->unfold.offset = (int32_t *)scratch;
     scratch += pv_align(PV_K_BLOCK * 4);
-    product.out_offset = (int32_t *)scratch;
+    conv->out_offset = (int32_t *)scratch;
     scratch += pv_align(PV_K_BLOCK * 4);
-    unfold->tap_offset = (int32_t *)scratch;
-    scratch += pv_align(unfold->tap_count * 4);
-    product.rows = (PvReal *)scratch;
+    conv->unfold.tap_offset = (int32_t *)scratch;
+    scratch += pv_align(product.unfolds->tap_count * 4);
+    conv->rows = (PvReal *)scratch;
     scratch += PV_WIDTH * PV_K_BLOCK * (int64_t)sizeof(PvReal);
     int64_t columns = pv_ceil_div(n1 - n0, PV_LANES) * PV_LANES;
-    unfold->patch = (PvReal *)(scratch + pv_product_bytes(columns * (int64_t)sizeof(PvReal),
-                                                          sizeof(PvReal), true));
-    unfold->source = (const PvReal *)args->x + group * channels * args->x_channel;
-    if (unfold->norm)
-        unfold->norm += group * channels;
-    product.w = (const PvReal *)args->y + group * rows * args->y_channel;
-    product.out = (PvReal *)args->w + group * rows * product.out_row;
-    product.residual =
-        args->residual ? (const PvReal *)args->residual + group * rows * product.out_row : NULL;
-    pv_product_block(&product.base, m0, m1, n0, n1, scratch);
+    conv->unfold.patch = (PvReal *)(scratch + pv_product_bytes(columns * (int64_t)sizeof(PvReal),
+                                                               sizeof(PvReal), true));
+    conv->out = (PvReal *)args->w + first;
+    conv->residual = args->residual ? (const PvReal *)args->residual + first : NULL;
+    pv_product_block(&conv->base, m0, m1, n0, n1, scratch);
 }
 
-static void wgrad_one(const PvRun *run, const ConvArgs *args)
+static Unfold wgrad_unfold(const ConvArgs *args)
+{
+    Unfold unfold = {.image_step = args->x_image,
+                     .channel_step = args->x_channel,
+                     .images = args->images,
+                     .norm = (const PvReal *)args->norm.table,
+                     .norm_image = args->norm.image,
+                     .norm_shift = args->norm.shift,
+                     .norm_act = (PvAct)args->norm.act};
+    for (int axis = 0; axis < 3; axis++) {
+        unfold.in[axis] = args->in[axis];
+        unfold.out[axis] = args->out[axis];
+        unfold.taps[axis] = args->kernel[axis];
+        unfold.step[axis] = args->stride[axis];
+        unfold.low[axis] = args->pad[axis];
+    }
+    unfold_init(&unfold, PV_K_BLOCK);
+    return unfold;
+}
+
+// `count` segments, one sum.
+static void wgrad_sum(const PvRun *run, const ConvArgs *args, int64_t count)
 {
     int64_t rows = args->c_out / args->groups, channels = args->c_in / args->groups;
-    int64_t outside = volume(args->out), taps = volume(args->kernel);
-    if (is_pointwise(args) && !args->norm.table) {
-        GemmArgs gemm = {
-            .c = args->w,
-            .a = args->y,
-            .b = args->x,
-            .m = rows,
-            .n = channels,
-            .k = outside,
-            .batch0 = args->images,
-            .batch1 = 1,
-            .a0 = args->y_image,
-            .a_m = args->y_channel,
-            .a_k = 1,
-            .b0 = args->x_image,
-            .b_k = 1,
-            .b_n = args->x_channel,
-            .c_m = channels,
-            .r_m = channels,
-            .residual = args->residual,
-            .sum_batch = 1,
-        };
-        pv_gemm_one(run, &gemm);
-        return;
+    int64_t columns = channels * volume(args->kernel), boxes = 0;
+    Unfold unfolds[PV_MAX_SEGMENTS];
+    for (int64_t i = 0; i < count; i++) {
+        unfolds[i] = wgrad_unfold(&args[i]);
+        boxes += unfolds[i].box_count;
     }
-    ConvProduct product = {
-        .kind = CONV_WGRAD,
-        .w_row = args->y_channel,
-        .w_channel = args->y_image,
-        .out_row = channels * taps,
-        .unfold = {.image_step = args->x_image,
-                   .channel_step = args->x_channel,
-                   .images = args->images,
-                   .norm = (const PvReal *)args->norm.table,
-                   .norm_image = args->norm.image,
-                   .norm_shift = args->norm.shift,
-                   .norm_act = (PvAct)args->norm.act},
-    };
-    for (int axis = 0; axis < 3; axis++) {
-        product.unfold.in[axis] = args->in[axis];
-        product.unfold.out[axis] = args->out[axis];
-        product.unfold.taps[axis] = args->kernel[axis];
-        product.unfold.step[axis] = args->stride[axis];
-        product.unfold.low[axis] = args->pad[axis];
-    }
-    unfold_init(&product.unfold, PV_K_BLOCK);
-    product.base = (Product){product.unfold.box_count, wgrad_begin, wgrad_pack_rows,
-                             wgrad_pack_columns,       wgrad_store, NULL};
-    ProductCut cut = pv_product_cut(rows, channels * taps, 2, args->groups, run->threads);
+    WgradProduct product = {.args = args, .unfolds = unfolds};
+    product.conv.kind = CONV_WGRAD;
+    product.conv.out_row = columns;
+    product.conv.base =
+        (Product){boxes, wgrad_begin, wgrad_pack_rows, wgrad_pack_columns, wgrad_store, NULL};
+    ProductCut cut = pv_product_cut(rows, columns, 2, args->groups, run->threads);
     int64_t blocks = cut.row_blocks * cut.column_blocks, tasks = args->groups * blocks;
 #pragma omp parallel for schedule(dynamic) num_threads(run->threads) if (tasks > 1)
     for (int64_t task = 0; task < tasks; task++) {
         int64_t m0 = task % blocks % cut.row_blocks * cut.rows;
         int64_t n0 = task % blocks / cut.row_blocks * cut.columns;
-        wgrad_task(&product, args, task / blocks, m0, pv_least(m0 + cut.rows, rows), n0,
-                   pv_least(n0 + cut.columns, channels * taps), pv_thread_scratch(run));
+        wgrad_task(&product, task / blocks, m0, pv_least(m0 + cut.rows, rows), n0,
+                   pv_least(n0 + cut.columns, columns), pv_thread_scratch(run));
     }
+}
+
+// Pointwise ones: plain products.
+static void wgrad_plain(const PvRun *run, const ConvArgs *args, int64_t count)
+{
+    GemmArgs gemm[PV_MAX_SEGMENTS];
+    for (int64_t i = 0; i < count; i++)
+        gemm[i] = (GemmArgs){
+            .c = args->w,
+            .a = args[i].y,
+            .b = args[i].x,
+            .m = args->c_out,
+            .n = args->c_in,
+            .k = volume(args[i].out),
+            .batch0 = args[i].images,
+            .batch1 = 1,
+            .a0 = args[i].y_image,
+            .a_m = args[i].y_channel,
+            .a_k = 1,
+            .b0 = args[i].x_image,
+            .b_k = 1,
+            .b_n = args[i].x_channel,
+            .c_m = args->c_in,
+            .r_m = args->c_in,
+            .residual = args->residual,
+            .sum_batch = 1,
+            .sum = i > 0 ? -1 : count - 1,
+        };
+    pv_gemm_one(run, gemm);
 }
 
 void pv_conv_wgrad(const PvRun *run, const int64_t *raw)
 {
     const ConvArgs *args = (const ConvArgs *)raw;
-    for (uint32_t i = 0; i < run->segments; i++)
-        wgrad_one(run, &args[i]);
+    for (uint32_t i = 0; i < run->segments; i++) {
+        int64_t count = args[i].sum + 1;
+        bool pointwise = true;
+        for (int64_t k = 0; k < count; k++)
+            pointwise &= is_pointwise(&args[i + k]) && !args[i + k].norm.table;
+        if (count > 0 && pointwise)
+            wgrad_plain(run, &args[i], count);
+        else if (count > 0)
+            wgrad_sum(run, &args[i], count);
+    }
 }

@@ -2,7 +2,8 @@
 //
 // Small matrices cost no more than their panels: every batch element is a task of its own. With
 // sum_batch the batch axes are a part of k, (i0, i1, k) in this order, so blocks of k run across
-// batch elements. Goto's algorithm with the roles that suit a tile of few rows and wide columns.
+// batch elements. Segments with one sum are one product, whose blocks of k go from one to the next.
+// Goto's algorithm with the roles that suit a tile of few rows and wide columns.
 #include "codegen/cpu/norm_load.h"
 #include "codegen/cpu/product.h"
 
@@ -112,21 +113,43 @@ void pv_product_finish(PvReal *out, const PvReal *sum, int64_t count, PvReal bia
 
 typedef struct {
     Product base;
-    const GemmArgs *args;
-    const PvReal *a, *b; // of this batch element, or with sum_batch of the first
+    const GemmArgs *first; // the segment whose result it is
+    int64_t i0, i1;        // batch element, 0 with sum_batch
     PvReal *c;
     const PvReal *residual;
-    const PvReal *norm;      // of the image's table; NULL: none
-    int64_t k_total, k_step; // of k with the summed batches; block length
-    int64_t k0, k;           // present block
+    // the present block of k: its segment, from where on, how long
+    const GemmArgs *args;
+    const PvReal *a, *b;
+    const PvReal *norm; // of the image's table; NULL: none
+    int64_t k0, k;
 } GemmProduct;
+
+static int64_t gemm_k(const GemmArgs *args)
+{
+    return args->sum_batch ? args->k * args->batch0 * args->batch1 : args->k;
+}
+
+static int64_t gemm_k_blocks(const GemmArgs *args)
+{
+    return pv_most(1, pv_ceil_div(gemm_k(args), PV_K_BLOCK));
+}
 
 static int64_t gemm_begin(Product *base, int64_t block, int64_t n0, int64_t n1)
 {
     GemmProduct *product = (GemmProduct *)base;
+    const GemmArgs *args = product->first;
     (void)n0, (void)n1;
-    product->k0 = block * product->k_step;
-    product->k = pv_least(product->k_step, product->k_total - product->k0);
+    for (int64_t blocks; block >= (blocks = gemm_k_blocks(args)); args++)
+        block -= blocks;
+    int64_t total = gemm_k(args), step = pv_ceil_div(total, gemm_k_blocks(args));
+    product->args = args;
+    product->a = (const PvReal *)args->a + product->i0 * args->a0 + product->i1 * args->a1;
+    product->b = (const PvReal *)args->b + product->i0 * args->b0 + product->i1 * args->b1;
+    product->norm = args->norm.table
+                        ? (const PvReal *)args->norm.table + product->i0 * args->norm.image
+                        : NULL;
+    product->k0 = block * step;
+    product->k = pv_least(step, total - product->k0);
     return product->k;
 }
 
@@ -178,7 +201,7 @@ static void gemm_store(Product *base, int64_t m0, int64_t rows, int64_t n0, int6
                        const PvReal *tile)
 {
     GemmProduct *product = (GemmProduct *)base;
-    const GemmArgs *args = product->args;
+    const GemmArgs *args = product->first;
     const PvReal *bias = (const PvReal *)args->bias;
     for (int64_t i = 0; i < rows; i++) {
         int64_t at = (m0 + i) * args->c_m + n0, added = (m0 + i) * args->r_m + n0;
@@ -191,11 +214,11 @@ static void gemm_store(Product *base, int64_t m0, int64_t rows, int64_t n0, int6
 
 void pv_gemm_one(const PvRun *run, const GemmArgs *args)
 {
-    int64_t batches = args->sum_batch ? 1 : args->batch0 * args->batch1;
-    int64_t k_total = args->sum_batch ? args->k * args->batch0 * args->batch1 : args->k;
+    int64_t batches = args->sum_batch ? 1 : args->batch0 * args->batch1, k_blocks = 0;
     if (args->m == 0 || args->n == 0 || batches == 0)
         return;
-    int64_t k_blocks = pv_most(1, pv_ceil_div(k_total, PV_K_BLOCK));
+    for (int64_t i = 0; i <= pv_most(0, args->sum); i++)
+        k_blocks += gemm_k_blocks(&args[i]);
     ProductCut cut = pv_product_cut(args->m, args->n, k_blocks, batches, run->threads);
     int64_t blocks = cut.row_blocks * cut.column_blocks;
     int64_t together = pv_most(1, batches * blocks / (32 * (int64_t)run->threads));
@@ -210,16 +233,11 @@ void pv_gemm_one(const PvRun *run, const GemmArgs *args)
         int64_t c = i0 * args->c0 + i1 * args->c1, residual = i0 * args->r0 + i1 * args->r1;
         GemmProduct product = {
             .base = {k_blocks, gemm_begin, gemm_pack_rows, gemm_pack_columns, gemm_store},
-            .args = args,
-            .a = (const PvReal *)args->a + i0 * args->a0 + i1 * args->a1,
-            .b = (const PvReal *)args->b + i0 * args->b0 + i1 * args->b1,
+            .first = args,
+            .i0 = i0,
+            .i1 = i1,
             .c = (PvReal *)args->c + c,
             .residual = args->residual ? (const PvReal *)args->residual + residual : NULL,
-            .norm = args->norm.table
-                        ? (const PvReal *)args->norm.table + i0 * args->norm.image
-                        : NULL,
-            .k_total = k_total,
-            .k_step = pv_ceil_div(k_total, k_blocks),
         };
         pv_product_block(&product.base, m0, pv_least(m0 + cut.rows, args->m), n0,
                          pv_least(n0 + cut.columns, args->n), pv_thread_scratch(run));
@@ -234,5 +252,6 @@ void pv_gemm(const PvRun *run, const int64_t *raw)
 {
     const GemmArgs *args = (const GemmArgs *)raw;
     for (uint32_t i = 0; i < run->segments; i++)
-        pv_gemm_one(run, &args[i]);
+        if (args[i].sum >= 0)
+            pv_gemm_one(run, &args[i]);
 }

@@ -542,6 +542,10 @@ static void reduce_one_segment(const PvRun *run, const ReduceArgs *args)
 void pv_reduce(const PvRun *run, const int64_t *raw)
 {
     const ReduceArgs *args = (const ReduceArgs *)raw;
-    for (uint32_t i = 0; i < run->segments; i++)
-        reduce_one_segment(run, &args[i]);
+    for (uint32_t i = 0; i < run->segments; i++) {
+        ReduceArgs one = args[i];
+        if (one.sum < 0)           // a part of a sum: to what those before it left
+            one.residual = one.out;
+        reduce_one_segment(run, &one);
+    }
 }

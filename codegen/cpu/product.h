@@ -42,7 +42,7 @@ void pv_product_block(Product *product, int64_t m0, int64_t m1, int64_t n0, int6
 void pv_product_finish(PvReal *out, const PvReal *sum, int64_t count, PvReal bias,
                        const PvReal *bias_n, const PvReal *residual, PvAct act);
 
-// One segment of pv_gemm.
+// One segment of pv_gemm, and those behind it that belong to its sum.
 void pv_gemm_one(const PvRun *run, const GemmArgs *args);
 
 #endif

@@ -106,7 +106,7 @@ static void launch(PvKernelFn *kernel, const void *args, int64_t scratch, int th
 }
 
 // Launches and compares; `tolerance` is relative to 1 + |expected|, in units of PvReal's epsilon.
-static void check(const char *name, PvKernelFn *kernel, const void *args, int64_t scratch,
+static inline void check(const char *name, PvKernelFn *kernel, const void *args, int64_t scratch,
                   const Output *outs, int count, double tolerance)
 {
     double epsilon = sizeof(PvReal) == 4 ? 6e-8 : 1e-15;

@@ -237,6 +237,18 @@ static void test_chain_fuses(void **unused)
     arena_free(arena);
 }
 
+// sum over i of x' tanh^i(x), products that sum over the batch.
+static Val sum_of_products(Graph *graph, int count)
+{
+    Val x = val_of(1, 0), factor = x, sum = 0;
+    for (int i = 0; i < count; i++) {
+        Val product = g_contract(graph, x, factor, "bik", "bkj", "ij");
+        sum = i ? g_binary(graph, OP_ADD, sum, product) : product;
+        factor = g_unary(graph, OP_TANH, factor);
+    }
+    return sum;
+}
+
 // A sum of products is no kernel of its own: each adds to the one before it, in its place.
 static void test_sums_of_products(void **unused)
 {
@@ -244,18 +256,11 @@ static void test_sums_of_products(void **unused)
     Arena *arena = arena_new();
     Sample sample;
     make_sample(&sample, arena, 4);
-    Graph *graph = sample.module.graph;
-    Val x = val_of(1, 0), sum = 0, factors[3] = {x, g_unary(graph, OP_TANH, x)};
-    factors[2] = g_unary(graph, OP_TANH, factors[1]);
-    for (int i = 0; i < 3; i++) {
-        Val product = g_contract(graph, x, factors[i], "bik", "bkj", "ij");
-        sum = i ? g_binary(graph, OP_ADD, sum, product) : product;
-    }
-    sample.outputs[0].val = sum;
+    sample.outputs[0].val = sum_of_products(sample.module.graph, 3);
     sample.variant.output_count = 1;
     Codegen *cg = codegen_new(&sample.module, NULL, "native");
     Work work = {.module = &sample.module, .entry = &sample.entry, .variant = &sample.variant,
-                 .level = 2, .rungs = RUNG_ALL, .arena = arena};
+                 .level = 1, .rungs = RUNG_ALL & ~RUNG_BATCHING, .arena = arena};
     find_layout(&work);
     fuse_groups(&work);
     schedule_groups(&work);
@@ -271,6 +276,49 @@ static void test_sums_of_products(void **unused)
     plan_memory(&work);
     check_buffers(&work);
     assert_int_equal(work.arena_fixed, 8 * 8 * 4);
+    release(&work, cg);
+    arena_free(arena);
+}
+
+// With sibling batching it is one launch: a segment for each, eight at most, which the kernel adds.
+static void test_sums_are_launches(void **unused)
+{
+    (void)unused;
+    static const int64_t sums[10] = {7, -1, -1, -1, -1, -1, -1, -1, 1, -1};
+    Arena *arena = arena_new();
+    Sample sample;
+    make_sample(&sample, arena, 4);
+    sample.outputs[0].val = sum_of_products(sample.module.graph, 10);
+    sample.variant.output_count = 1;
+    Codegen *cg = codegen_new(&sample.module, NULL, "native");
+    Work work = {.module = &sample.module, .entry = &sample.entry, .variant = &sample.variant,
+                 .level = 2, .rungs = RUNG_ALL, .arena = arena};
+    find_layout(&work);
+    fuse_groups(&work);
+    schedule_groups(&work);
+    check_order(&work);
+    batch_groups(&work);
+    lower_groups(cg, &work);
+    plan_memory(&work);
+    check_buffers(&work);
+    uint32_t launches = 0, seen[2] = {0, 0};
+    for (uint32_t i = 0; i < work.launch_count; i++) {
+        const PlanLaunch *launch = &work.launches[i];
+        if (strcmp(cg->kernels[launch->kernel].symbol, "pv_gemm") != 0)
+            continue;
+        uint32_t of = launch->segments == 8 ? 0 : 1;
+        for (uint32_t k = 0; k < launch->segments; k++) {
+            const PlanArg *args = &work.args[launch->arg + k * sizeof(GemmArgs) / 8];
+            assert_int_equal(args[ARG(GemmArgs, sum)].a, sums[8 * of + k]);
+            assert_true((args[ARG(GemmArgs, residual)].space != PV_VALUE) ==
+                        (k == 0 && launches > 0));
+            seen[of]++;
+        }
+        launches++;
+    }
+    assert_int_equal(launches, 2);
+    assert_int_equal(seen[0], 8);
+    assert_int_equal(seen[1], 2);
     release(&work, cg);
     arena_free(arena);
 }
@@ -317,6 +365,7 @@ int main(void)
         cmocka_unit_test(test_random_graphs),
         cmocka_unit_test(test_chain_fuses),
         cmocka_unit_test(test_sums_of_products),
+        cmocka_unit_test(test_sums_are_launches),
         cmocka_unit_test(test_recompute),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
