@@ -167,7 +167,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, THREADS == 64 ? 4 : 1)
     if (CONV_STRIDED && problem.m0 >= problem.columns)
         return;
     Out out = Out::of(args, problem);
-    tile_collect(p.head.work[segment], (int)block / TILE_BLOCKS, (int)block % TILE_BLOCKS, out,
+    tile_collect(p.head, segment, 0, (int)block / TILE_BLOCKS, (int)block % TILE_BLOCKS, out,
                  problem.m0, problem.n0);
 }
 #else
@@ -280,7 +280,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, THREADS == 64 ? 4 : 1)
     x.set(problem.n0);
     TileSums sums;
     tile_product<false, false>(sums, y, x, shared, first, end);
-    if (problem.parts > 1) {
+    if (problem.parts > 1 || args.sum != 0) {
         Keep keep = Keep::of(p.head.work[segment], problem.parts, problem.tile, problem.part);
         tile_store(sums, keep, 0, 0, (float *)shared);
         return;
@@ -297,7 +297,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, THREADS == 64 ? 4 : 1)
     Problem problem;
     set_wgrad(problem, args, (int)block / TILE_BLOCKS);
     Out out = Out::of(args, problem);
-    tile_collect(p.head.work[segment], (int)block / TILE_BLOCKS, (int)block % TILE_BLOCKS, out,
-                 problem.m0, problem.n0);
+    tile_collect(p.head, segment, args.sum, (int)block / TILE_BLOCKS, (int)block % TILE_BLOCKS,
+                 out, problem.m0, problem.n0);
 }
 #endif

@@ -258,8 +258,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 384 / THREADS)
     if (CONV_STRIDED && (CONV_LAST ? problem.m0 : problem.n0) >= problem.columns)
         return;
     Out out = Out::of(args, problem);
-    tile_collect(p.head.work[segment], (int)block / TILE_BLOCKS, (int)block % TILE_BLOCKS, out, problem.m0,
-                 problem.n0);
+    tile_collect(p.head, segment, 0, (int)block / TILE_BLOCKS, (int)block % TILE_BLOCKS, out,
+                 problem.m0, problem.n0);
 }
 #endif
 
@@ -395,7 +395,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 256 / THREADS)
     int first = steps * problem.part / problem.parts;
     int end = steps * (problem.part + 1) / problem.parts;
     tile_product(sums, y, x, (float *)shared, first, end);
-    if (problem.parts > 1) {
+    if (problem.parts > 1 || args.sum != 0) {
         Keep keep = Keep::of(p.head.work[segment], problem.parts, problem.tile, problem.part);
         tile_store(sums, keep, 0, 0, (float *)shared);
         return;
@@ -412,7 +412,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 384 / THREADS)
     Problem problem;
     set_wgrad(problem, args, (int)block / TILE_BLOCKS);
     Out out = Out::of(args, problem);
-    tile_collect(p.head.work[segment], (int)block / TILE_BLOCKS, (int)block % TILE_BLOCKS, out, problem.m0,
-                 problem.n0);
+    tile_collect(p.head, segment, args.sum, (int)block / TILE_BLOCKS, (int)block % TILE_BLOCKS,
+                 out, problem.m0, problem.n0);
 }
 #endif

@@ -92,7 +92,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, THREADS == 64 ? 6 : 2)
     int end = steps * (task.part + 1) / task.parts;
     TileSums sums;
     tile_product<GEMM_A_K, GEMM_B_K>(sums, a, b, shared, first, end);
-    if (task.parts > 1) {
+    if (task.parts > 1 || args.sum != 0) {
         Keep keep = Keep::of(p.head.work[segment], task.parts, task.tile, task.part);
         tile_store(sums, keep, 0, 0, (float *)shared);
         return;
@@ -109,5 +109,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, THREADS == 64 ? 6 : 2)
     int tile = (int)block / TILE_BLOCKS;
     Place place = place_of(args, tile);
     Out out = Out::of(args, place);
-    tile_collect(p.head.work[segment], tile, (int)block % TILE_BLOCKS, out, place.m0, place.n0);
+    tile_collect(p.head, segment, args.sum, tile, (int)block % TILE_BLOCKS, out, place.m0,
+                 place.n0);
 }

@@ -99,7 +99,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 384 / THREADS)
     set_sum(b, args, args.b0, args.b1);
 #endif
     tile_product(sums, a, b, (float *)shared, first, end);
-    if (task.parts > 1) {
+    if (task.parts > 1 || args.sum != 0) {
         Keep keep = Keep::of(p.head.work[segment], task.parts, task.tile, task.part);
         tile_store(sums, keep, 0, 0, (float *)shared);
         return;
@@ -116,5 +116,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 384 / THREADS)
     int tile = (int)block / TILE_BLOCKS;
     Place place = place_of(args, tile);
     Out out = Out::of(args, place);
-    tile_collect(p.head.work[segment], tile, (int)block % TILE_BLOCKS, out, place.m0, place.n0);
+    tile_collect(p.head, segment, args.sum, tile, (int)block % TILE_BLOCKS, out, place.m0,
+                 place.n0);
 }

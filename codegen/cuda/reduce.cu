@@ -4,8 +4,9 @@
  * is dense along a reduced axis (REDUCE_ALONG) the threads of a result are neighbours and are added
  * by shuffles; else results are neighbours, and threads are added through shared memory. REDUCE_W
  * 4: a thread reads 16 bytes, along the reduced axis or of a unit of four results. Where results
- * are few, the elements are cut into parts, which phase 1 adds (reduce_plan.h). The order of sums
- * depends on the sizes alone. A NaN wins against maxima and minima.
+ * are few, the elements are cut into parts, which phase 1 adds (reduce_plan.h), as it adds segments
+ * that are one sum. The order of sums depends on the sizes alone. A NaN wins against maxima and
+ * minima.
  *
  * Definitions: REDUCE_OP 0 sum, 1 max, 2 min; REDUCE_INT; REDUCE_STORE, REDUCE_OUT, REDUCE_ADDED
  * (PvStorage of x, the result, the residual); REDUCE_X, REDUCE_Y, REDUCE_W,
@@ -283,30 +284,37 @@ extern "C" __global__ void __launch_bounds__(REDUCE_THREADS)
         add_threads<COLUMNS, REDUCE_X, REDUCE_Y>(sum, (Pack<COLUMNS> *)shared, x, y);
     if (!valid || y != 0)
         return;
-    if (cut.parts == 1)
+    if (cut.parts == 1 && a.sum == 0)
         store_result(a, (int64_t)unit * COLUMNS, sum);
     else
         store((Value *)p.head.work[segment] + ((int64_t)part * cut.units + unit) * COLUMNS, sum);
 }
 
-#ifdef CX_NAME_1 // adds the parts, in order
+#ifdef CX_NAME_1 // adds the parts, in order, of a segment and of those behind it in its sum
 extern "C" __global__ void __launch_bounds__(REDUCE_THREADS)
     CX_NAME_1(const __grid_constant__ CxLaunch<ReduceArgs> p)
 {
     CX_SHARED(shared);
     u32 block, segment = cx_segment(p.head, &block);
     const ReduceArgs &a = p.args[segment];
-    const Cut cut = cut_of(a);
+    const u32 units = product(a.size, a.kept) / COLUMNS;
     u32 x = threadIdx.x % JOIN_X, y = threadIdx.x / JOIN_X, unit = block * JOIN_X + x;
-    const Value *from = (const Value *)p.head.work[segment];
     Pack<COLUMNS> sum, pack;
     clear(sum);
-    for (u32 part = y; unit < cut.units && part < cut.parts; part += REDUCE_THREADS / JOIN_X) {
-        load(pack, from + ((int64_t)part * cut.units + unit) * COLUMNS);
-        add(sum, pack);
+    u32 segments = 1 + (u32)a.sum;
+#ifdef FAULT_REDUCE_SUM // the last segment is forgotten
+    segments -= a.sum > 0;
+#endif
+    for (u32 s = 0; s < segments; s++) {
+        const Cut cut = cut_of(p.args[segment + s]);
+        const Value *from = (const Value *)p.head.work[segment + s];
+        for (u32 part = y; unit < units && part < cut.parts; part += REDUCE_THREADS / JOIN_X) {
+            load(pack, from + ((int64_t)part * units + unit) * COLUMNS);
+            add(sum, pack);
+        }
     }
     add_threads<COLUMNS, JOIN_X, REDUCE_THREADS / JOIN_X>(sum, (Pack<COLUMNS> *)shared, x, y);
-    if (unit < cut.units && y == 0)
+    if (unit < units && y == 0)
         store_result(a, (int64_t)unit * COLUMNS, sum);
 }
 #endif

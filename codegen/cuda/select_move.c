@@ -302,7 +302,7 @@ static bool select_reduce(const CudaLaunch *launch, bool integer, CudaChoice *ch
         "REDUCE_Y=%d REDUCE_W=%d REDUCE_ALONG=%d %s %s", op, integer, types >> 4 & 15, types & 15,
         types >> 8 & 15, team.x, team.y, team.w, team.along, axes_text(launch, "KEPT", &kept, 0),
         axes_text(launch, "REDUCED", &reduced, kept_count));
-    choice->phases = team.y > 1 ? 2 : 1;
+    choice->phases = team.y > 1 || !is_always(launch, REDUCE(sum), 0) ? 2 : 1;
     uint32_t columns = team.along ? 1 : (uint32_t)team.w, bytes = integer ? 8 : 4;
     for (uint32_t phase = 0; phase < choice->phases; phase++) {
         choice->threads[phase] = 256;

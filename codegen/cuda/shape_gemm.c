@@ -4,13 +4,14 @@
 
 PvCudaShape pv_shape_gemm, pv_shape_conv;    // named by select_gemm.c and select_conv.c
 
-static void tile_grid(const PvCudaKernel *kernel, TileWork work, PvCudaGrid *grid)
+// sum: as in kernel_args.h; the second phase of a sum is that of its first segment.
+static void tile_grid(const PvCudaKernel *kernel, TileWork work, int64_t sum, PvCudaGrid *grid)
 {
     const int32_t *baked = kernel->baked;
     int64_t parts = tile_parts(work, baked);
     *grid = (PvCudaGrid){.blocks = {(uint32_t)(work.tiles * parts)}};
-    if (parts > 1) {
-        grid->blocks[1] = (uint32_t)(work.tiles * baked[TILE_BAKED_BLOCKS]);
+    if (parts > 1 || sum != 0) {
+        grid->blocks[1] = sum < 0 ? 0 : (uint32_t)(work.tiles * baked[TILE_BAKED_BLOCKS]);
         grid->workspace = 256 + work.tiles * parts * baked[TILE_BAKED_M] * baked[TILE_BAKED_N] *
                                     (int64_t)sizeof(float);
     }
@@ -18,10 +19,12 @@ static void tile_grid(const PvCudaKernel *kernel, TileWork work, PvCudaGrid *gri
 
 void pv_shape_gemm(const PvCudaKernel *kernel, const int64_t *args, PvCudaGrid *grid)
 {
-    tile_grid(kernel, tile_gemm_work((const GemmArgs *)args, kernel->baked), grid);
+    const GemmArgs *gemm = (const GemmArgs *)args;
+    tile_grid(kernel, tile_gemm_work(gemm, kernel->baked), gemm->sum, grid);
 }
 
 void pv_shape_conv(const PvCudaKernel *kernel, const int64_t *args, PvCudaGrid *grid)
 {
-    tile_grid(kernel, tile_conv_work((const ConvArgs *)args, kernel->baked), grid);
+    const ConvArgs *conv = (const ConvArgs *)args;
+    tile_grid(kernel, tile_conv_work(conv, kernel->baked), conv->sum, grid);
 }

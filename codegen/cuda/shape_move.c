@@ -98,9 +98,9 @@ void pv_shape_reduce(const PvCudaKernel *kernel, const int64_t *raw, PvCudaGrid 
     }
     int64_t parts = reduce_parts((uint32_t)across, (uint32_t)steps, (uint32_t)baked[1]);
     grid->blocks[0] = (uint32_t)(across * parts);
-    if (parts > 1) {
+    if (parts > 1 || args->sum != 0) {
         int64_t bytes = kernel->shared[1] / 256 / (uint32_t)baked[2]; // of a result
-        grid->blocks[1] = (uint32_t)ceil_div(units, JOINED);
+        grid->blocks[1] = args->sum < 0 ? 0 : (uint32_t)ceil_div(units, JOINED);
         grid->workspace = parts * results * bytes;
     }
 }

@@ -72,7 +72,8 @@ CX_FN void tile_rows(const float *shared, int rows, int stride, Out &out, int m)
 
 /* ---- the reduction in parts ---- */
 
-// A workspace is a line of 256 bytes, whose first word is the number of parts, and the sums of
+// Parts of the result of a segment are kept if there are several, or if it is a part of a sum of
+// segments (`sum` in kernel_args.h). A workspace is a line of 256 bytes, whose first word is the number of parts, and the sums of
 // every tile and part, row-major.
 struct Keep {
     float *tile;
@@ -99,22 +100,32 @@ struct Keep {
 
 enum { TILE_BLOCKS = TILE_M * TILE_N / 4 / THREADS }; // of the second phase, a tile
 
-// Block `block` of a tile: four sums of each thread over all parts; then out.
+// Block `block` of a tile: four sums of each thread over all parts of `segment` and of the `more`
+// behind it, which have the same tiles; then out.
 template <class Out>
-CX_FN void tile_collect(const u8 *work, int tile, int block, Out &out, int m0, int n0)
+CX_FN void tile_collect(const CxHead &head, u32 segment, int64_t more, int tile, int block,
+                        Out &out, int m0, int n0)
 {
-    int parts = (int)*(const u32 *)work, four = (block * THREADS + (int)threadIdx.x) * 4;
-    const float *from =
-        (const float *)(work + 256) + (long long)tile * parts * (TILE_M * TILE_N) + four;
+    int four = (block * THREADS + (int)threadIdx.x) * 4;
     float sum[4] = {0.f, 0.f, 0.f, 0.f};
-    CX_UNROLL_BY(4)
-    for (int part = 0; part < parts; part++) {
-        float4 more = *(const float4 *)(from + (long long)part * (TILE_M * TILE_N));
-#ifdef FAULT_TILE_PARTS // the last part is forgotten
-        if (part == parts - 1)
-            break;
+#ifdef FAULT_TILE_SUM // the last segment is forgotten
+    more--;
 #endif
-        sum[0] += more.x, sum[1] += more.y, sum[2] += more.z, sum[3] += more.w;
+    CX_NO_UNROLL
+    for (int s = 0; s == 0 || s <= more; s++) {
+        const u8 *work = head.work[segment + s];
+        int parts = (int)*(const u32 *)work;
+        const float *from =
+            (const float *)(work + 256) + (long long)tile * parts * (TILE_M * TILE_N) + four;
+        CX_UNROLL_BY(4)
+        for (int part = 0; part < parts; part++) {
+            float4 next = *(const float4 *)(from + (long long)part * (TILE_M * TILE_N));
+#ifdef FAULT_TILE_PARTS // the last part is forgotten
+            if (part == parts - 1)
+                break;
+#endif
+            sum[0] += next.x, sum[1] += next.y, sum[2] += next.z, sum[3] += next.w;
+        }
     }
     out.column(n0 + four % TILE_N);
     out.put(m0 + four / TILE_N, sum);

@@ -29,7 +29,8 @@ template <class Visit> void for_products(const ConvArgs &a, Visit visit)
             }
 }
 
-// Plain loops for any strides: no activation, no residual; bias of the written image's channels.
+// Plain loops for any strides: no activation, no residual; bias of the written image's channels. A
+// part of a sum is added to what is there.
 static inline void plain_conv(const char *symbol, const int64_t *raw)
 {
     const ConvArgs &a = *(const ConvArgs *)raw;
@@ -39,7 +40,7 @@ static inline void plain_conv(const char *symbol, const int64_t *raw)
     if (std::string(symbol) == "pv_conv_wgrad") {
         for (int64_t i = 0; i < a.c_out * (a.c_in / a.groups) * a.kernel[0] * a.kernel[1] *
                                     a.kernel[2]; i++)
-            w[i] = 0;
+            w[i] = a.sum < 0 ? w[i] : 0;
         for_products(a, [&](int64_t at_x, int64_t at_y, int64_t at_w) {
             w[at_w] += y[at_y] * x[at_x];
         });

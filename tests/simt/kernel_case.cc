@@ -249,13 +249,18 @@ void KernelCase::run_reference()
     run.scratch = (char *)(((uintptr_t)scratch.data() + 63) & ~(uintptr_t)63);
     run.scratch_size = (int64_t)SCRATCH;
     run.step = host_step;
-    run.segments = 1;
+    run.segments = together ? (uint32_t)segments.size() : 1;
+    std::vector<int64_t> args;
     for (const std::vector<int64_t> &segment : segments) {
-        std::vector<int64_t> args;
         for (int64_t value : segment)
             args.push_back(host_address(value));
+        if (together)
+            continue;
         reference(&run, args.data());
+        args.clear();
     }
+    if (together)
+        reference(&run, args.data());
 }
 
 // What differs from the reference, "" if nothing does.

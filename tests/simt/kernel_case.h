@@ -60,6 +60,7 @@ public:
 
     bool on_90a = false;         // the kernel for sm_90a alone, not the one for every GPU
     int threads = 2;             // of the reference
+    bool together = false;       // it takes all segments at once: they are not independent
     const void *step = nullptr;  // CxStep, in device_memory
     PvStep *host_step = nullptr; // the same for the reference
 

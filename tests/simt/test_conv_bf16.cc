@@ -42,7 +42,9 @@ static ConvArgs conv_args(const Shape &shape)
     return args;
 }
 
-static void add_conv(KernelCase &test, const Shape &shape, int mode)
+// `sum`: as in kernel_args.h; a part of a sum has the result of its first segment, `into`.
+static int64_t add_conv(KernelCase &test, const Shape &shape, int mode, int64_t sum = 0,
+                        int64_t into = 0)
 {
     ConvArgs args = conv_args(shape);
     size_t x = (size_t)(args.x_image * args.images), y = (size_t)(args.y_image * args.images);
@@ -50,12 +52,14 @@ static void add_conv(KernelCase &test, const Shape &shape, int mode)
                         args.kernel[2]);
     Storage result = mode == 0 ? shape.y : mode == 1 ? shape.x : shape.w;
     size_t written = mode == 0 ? y : mode == 1 ? x : w;
-    int64_t out = test.output(written, 5e-3, result);
+    int64_t out = into ? into : test.output(written, 5e-3, result);
+    args.sum = sum;
     args.x = mode == 1 ? out : test.input(x, 1, 0, shape.x);
     args.y = mode == 0 ? out : test.input(y, 1, 0, shape.y);
     args.w = mode == 2 ? out : test.input(w, 1, 0, shape.w);
     args.bias = shape.bias && mode < 2 ? test.input((size_t)(mode == 1 ? args.c_in : args.c_out)) : 0;
     test.segment(args);
+    return out;
 }
 
 static const char *const symbol[] = {"pv_conv", "pv_conv_dgrad", "pv_conv_wgrad"};
@@ -69,6 +73,23 @@ static void check(int mode, const Shape &shape, const char *fault = nullptr)
         test.find_fault(fault);
     else
         test.run();
+}
+
+// The gradient of a kernel that three planes share.
+static void check_sum(Shape shape)
+{
+    auto expected = [](const PvRun *run, const int64_t *args) {
+        for (uint32_t i = 0; i < run->segments; i++)
+            plain_conv(symbol[2], args + i * sizeof(ConvArgs) / 8);
+    };
+    KernelCase test(symbol[2], expected, "a sum of segments");
+    test.together = true;
+    int64_t into = add_conv(test, shape, 2, 2);
+    shape.in[1] = 8, shape.in[2] = 12;
+    add_conv(test, shape, 2, -1, into);
+    shape.in[1] = 2, shape.in[2] = 4;
+    add_conv(test, shape, 2, -1, into);
+    test.run();
 }
 
 int main(void)
@@ -96,6 +117,7 @@ int main(void)
                   ST_F16, ST_F16, ST_F16, true, true, true};
     Shape half_mixed = {"f16, w in f32", 1, 8, 16, 1, {1, 6, 6}, {1, 3, 3}, {1, 1, 1}, {0, 1, 1},
                         ST_F16, ST_F16, F, true, true, false};
+    check_sum(square);
     for (int mode = 0; mode < 3; mode++)
         for (const Shape &shape :
              {square, strided, uneven, solid, point, deep, first, other, planar, half, half_mixed})

@@ -37,22 +37,26 @@ static ConvArgs conv_args(const Shape &shape)
     return args;
 }
 
-static void add_conv(KernelCase &test, const Shape &shape, int mode)
+// `sum`: as in kernel_args.h; a part of a sum has the result of its first segment, `into`.
+static int64_t add_conv(KernelCase &test, const Shape &shape, int mode, int64_t sum = 0,
+                        int64_t into = 0)
 {
     ConvArgs args = conv_args(shape);
     size_t x = (size_t)(args.x_image * args.images), y = (size_t)(args.y_image * args.images);
     size_t w = (size_t)(args.c_out * args.c_in / args.groups * args.kernel[0] * args.kernel[1] *
                         args.kernel[2]);
     size_t written = mode == 0 ? y : mode == 1 ? x : w;
-    int64_t out = shape.in_place ? test.updated(written) : test.output(written);
+    int64_t out = into ? into : shape.in_place ? test.updated(written) : test.output(written);
+    args.sum = sum;
     args.x = mode == 1 ? out : test.input(x);
     args.y = mode == 0 ? out : test.input(y);
     args.w = mode == 2 ? out : test.input(w);
     args.bias = shape.bias ? test.input((size_t)(mode == 1 ? args.c_in : args.c_out)) : 0;
-    args.residual = shape.in_place ? out : shape.residual ? test.input(written) : 0;
+    args.residual = into ? 0 : shape.in_place ? out : shape.residual ? test.input(written) : 0;
     args.residual_image = mode == 1 ? args.x_image : args.y_image;
     args.residual_channel = mode == 1 ? args.x_channel : args.y_channel;
     test.segment(args);
+    return out;
 }
 
 static void check(int mode, const Shape &shape, const char *fault = nullptr)
@@ -64,6 +68,24 @@ static void check(int mode, const Shape &shape, const char *fault = nullptr)
         expected = [mode](const PvRun *, const int64_t *args) { plain_conv(symbol[mode], args); };
     KernelCase test(symbol[mode], expected, shape.what);
     add_conv(test, shape, mode);
+    if (fault)
+        test.find_fault(fault);
+    else
+        test.run();
+}
+
+// The gradient of a kernel that three planes share.
+static void check_sum(const Shape &plane, const char *fault = nullptr)
+{
+    KernelCase test("pv_conv_wgrad", pv_conv_wgrad, "a sum of segments");
+    test.together = true;
+    Shape shape = plane;
+    shape.bias = false, shape.act = 0, shape.in_place = true;
+    int64_t into = add_conv(test, shape, 2, 2);
+    shape.in[1] = 16, shape.in[2] = 24;
+    add_conv(test, shape, 2, -1, into);
+    shape.in[1] = 2, shape.in[2] = 4;
+    add_conv(test, shape, 2, -1, into);
     if (fault)
         test.find_fault(fault);
     else
@@ -108,6 +130,9 @@ int main(void)
             check(mode, shape);
         }
     }
+    check_sum(square);
+    check_sum(point);
+    check_sum(square, "FAULT_TILE_SUM");
     check(0, square, "FAULT_CONV_BORDER");
     {
         KernelCase test("pv_conv", pv_conv, "three segments");

@@ -58,6 +58,29 @@ static void reduce_mixed(const Shape &one, const Shape &other)
     test.run();
 }
 
+// Segments that are one sum.
+static void reduce_sum(const Shape &shape, const char *fault = nullptr)
+{
+    KernelCase test("pv_reduce", pv_reduce, "a sum of segments");
+    test.together = true;
+    ReduceArgs first = reduce_args(test, shape, false);
+    first.sum = 2;
+    test.segment(first);
+    for (int64_t part : {1, 2}) {
+        Shape other = shape;
+        other.residual = false;
+        other.reduced[0].size += 7 * part;
+        ReduceArgs args = reduce_args(test, other, false);
+        args.out = first.out;
+        args.sum = -1;
+        test.segment(args);
+    }
+    if (fault)
+        test.find_fault(fault);
+    else
+        test.run();
+}
+
 // A NaN among the elements is the result.
 static void not_a_number(int op)
 {
@@ -77,6 +100,10 @@ int main(void)
     Shape all = {"all of a tensor", {}, {{20000, 1}}, 0, false};
     Shape bias = {"gradient of a bias", {{6, 100}}, {{9, 600}, {100, 1}}, 0, true};
     Shape parts = {"few columns, many rows", {{12, 1}}, {{3000, 12}}, 0, true};
+    for (const Shape &shape : {rows, columns, bias, parts})
+        reduce_sum(shape);
+    reduce_sum(bias, "FAULT_REDUCE_SUM");
+    reduce_sum({"three elements", {{40, 1}}, {{3, 40}}, 0, true});
     reduce(rows);
     reduce(columns);
     reduce(all);

@@ -61,6 +61,25 @@ static void check(const Product &p, const char *fault = nullptr, bool many = fal
         test.run();
 }
 
+// Segments that are one sum.
+static void check_sum(Product p)
+{
+    KernelCase test("pv_gemm", pv_gemm, "a sum of segments");
+    test.together = true;
+    GemmArgs first = add_product(test, p);
+    first.sum = 2;
+    test.segment(first);
+    p.has_residual = false;
+    for (int64_t k : {24, 528}) {
+        p.k = k;
+        GemmArgs more = add_product(test, p);
+        more.c = first.c;
+        more.sum = -1;
+        test.segment(more);
+    }
+    test.run();
+}
+
 int main(void)
 {
     const Storage H = ST_BF16, F = ST_F32;
@@ -68,6 +87,7 @@ int main(void)
                       PV_ACT_SILU, 0};
     Product parts = {"parts", 40, 64, 1056, 1, 1, true, false, F, H, H, F, F, true, false, false, 0,
                      8};
+    check_sum({"", 72, 136, 70, 2, 1, false, false, F, H, H, F, F, false, true, true, 0, 0});
     check(linear);
     check(parts);
     check({"its gradient for x", 70, 72, 40, 1, 2, true, false, H, H, H, F, H, false, true, false,

@@ -46,8 +46,34 @@ static void check(const Product &p, const char *fault = nullptr)
         test.run();
 }
 
+// Segments that are one sum, the first of them with a residual; and one of its own behind them.
+static void check_sum(const char *fault = nullptr)
+{
+    KernelCase test("pv_gemm", pv_gemm, "a sum of segments");
+    test.together = true;
+    Product p = {"", 36, 40, 300, 1, 1, true, false, 0, true, false, false, true, true, 0};
+    GemmArgs first = add_product(test, p);
+    first.sum = 2;
+    test.segment(first);
+    p.in_place = false;
+    for (int64_t k : {20, 1031}) {
+        p.k = k;
+        GemmArgs more = add_product(test, p);
+        more.c = first.c;
+        more.sum = -1;
+        test.segment(more);
+    }
+    test.segment(add_product(test, p));
+    if (fault)
+        test.find_fault(fault);
+    else
+        test.run();
+}
+
 int main(void)
 {
+    check_sum();
+    check_sum("FAULT_TILE_SUM");
     Product plain = {"64 x 64", 70, 68, 36, 1, 1, true, true, 0, true, false, false, false, false, 0};
     Product odd = {"odd sizes", 67, 35, 19, 2, 3, true, false, 0, true, true, true, false, false,
                    PV_ACT_SILU};
