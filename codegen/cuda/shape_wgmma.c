@@ -21,8 +21,8 @@ static uint32_t count(int64_t size, int64_t by)
     return (uint32_t)tile_count(size, by);
 }
 
-// tiles and steps are known. Baked: rows and columns of a tile.
-static void finish(const PvCudaKernel *kernel, WgmmaPlan plan, PvCudaGrid *grid)
+// tiles and steps are known. Baked: rows and columns of a tile. sum: as in kernel_args.h.
+static void finish(const PvCudaKernel *kernel, WgmmaPlan plan, int64_t sum, PvCudaGrid *grid)
 {
     uint32_t most = plan.steps / PART_STEPS < MOST_PARTS ? plan.steps / PART_STEPS : MOST_PARTS;
     uint32_t wanted = plan.tiles > 0 && plan.tiles < MULTIPROCESSORS ? MULTIPROCESSORS / plan.tiles : 1;
@@ -31,8 +31,8 @@ static void finish(const PvCudaKernel *kernel, WgmmaPlan plan, PvCudaGrid *grid)
         plan.parts = 1;
     int64_t sums = (int64_t)kernel->baked[TILE_BAKED_M] * kernel->baked[TILE_BAKED_N];
     grid->blocks[0] = plan.tiles * plan.parts;
-    if (plan.parts > 1) {
-        grid->blocks[1] = plan.tiles * (uint32_t)(sums / 4 / THREADS);
+    if (plan.parts > 1 || sum != 0) {
+        grid->blocks[1] = sum < 0 ? 0 : plan.tiles * (uint32_t)(sums / 4 / THREADS);
         grid->workspace = 256 + plan.tiles * (int64_t)plan.parts * sums * (int64_t)sizeof(float);
     }
     memcpy(grid->numbers, &plan, sizeof plan);
@@ -118,7 +118,7 @@ void pv_shape_conv_wgmma(const PvCudaKernel *kernel, const int64_t *numbers, PvC
                               args->y_image, &plan);
     grid->maps[0] = mode == CONV_FPROP ? x : y;
     grid->maps[1] = of_w ? x : weight_map(args, taps, grad ? WGMMA_TILE_K : tile_n);
-    finish(kernel, plan, grid);
+    finish(kernel, plan, args->sum, grid);
 }
 
 // ---- products ----
@@ -157,5 +157,5 @@ void pv_shape_gemm_wgmma(const PvCudaKernel *kernel, const int64_t *numbers, PvC
     plan.steps = plan.chunks * (args->sum_batch ? batches : 1);
     grid->maps[0] = operand_map(args, false, kernel->baked[WGMMA_BAKED_A_MN] == 0, tile_m);
     grid->maps[1] = operand_map(args, true, kernel->baked[WGMMA_BAKED_B_MN] == 0, tile_n);
-    finish(kernel, plan, grid);
+    finish(kernel, plan, args->sum, grid);
 }

@@ -263,7 +263,7 @@ template <class Loads, class Tile> CX_FN void run_turns(const Launch &p, u8 *sha
         GroupSums sums;
         sum_turn(sums, turn, ring, slot);
         int row = group * GROUP_BLOCKS * 64;
-        if (turn.parts > 1) {
+        if (turn.parts > 1 || p.args[turn.segment].sum != 0) {
             Keep keep = Keep::of(p.head.work[turn.segment], turn.parts, turn.tile, turn.part);
             store_sums(sums, keep, row, 0, shared);
         } else {
@@ -279,5 +279,6 @@ template <class Tile> CX_FN void add_parts(const Launch &p)
     u32 block, segment = cx_segment(p.head, &block);
     int number = (int)block / TILE_BLOCKS;
     Tile tile = Tile::of(p, segment, number);
-    tile_collect(p.head.work[segment], number, (int)block % TILE_BLOCKS, tile.out, tile.m0, tile.n0);
+    tile_collect(p.head, segment, p.args[segment].sum, number, (int)block % TILE_BLOCKS, tile.out,
+                 tile.m0, tile.n0);
 }

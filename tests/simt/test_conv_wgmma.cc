@@ -39,13 +39,16 @@ static ConvArgs conv_args(const Shape &shape, int mode)
     return args;
 }
 
-static void add_conv(KernelCase &test, const Shape &shape, int mode)
+// `sum`: as in kernel_args.h; a part of a sum has the result of its first segment, `into`.
+static int64_t add_conv(KernelCase &test, const Shape &shape, int mode, int64_t sum = 0,
+                        int64_t into = 0)
 {
     ConvArgs args = conv_args(shape, mode);
+    args.sum = sum;
     size_t x = (size_t)(args.x_image * args.images), y = (size_t)(args.y_image * args.images);
     size_t w = (size_t)(args.c_out * args.c_in * args.kernel[0] * args.kernel[1] * args.kernel[2]);
     size_t written = mode == 0 ? y : mode == 1 ? x : w;
-    int64_t out = test.output(written, 5e-3, shape.result);
+    int64_t out = into ? into : test.output(written, 5e-3, shape.result);
     args.x = mode == 1 ? out : test.input(x, 1, 0, ST_BF16);
     args.y = mode == 0 ? out : test.input(y, 1, 0, ST_BF16);
     args.w = mode == 2 ? out : test.input(w, 1, 0, ST_BF16);
@@ -54,6 +57,7 @@ static void add_conv(KernelCase &test, const Shape &shape, int mode)
     if (shape.residual != ST_I64)
         args.residual = test.input(written, 1, 0, shape.residual);
     test.segment(args);
+    return out;
 }
 
 // Plain loops, then the residual.
@@ -87,6 +91,24 @@ static void check(int mode, const std::vector<Shape> &shapes, const char *fault 
         test.run();
 }
 
+// The gradient of a kernel that planes share.
+static void check_sum(const std::vector<Shape> &planes, const char *fault = nullptr)
+{
+    auto expected = [](const PvRun *run, const int64_t *args) {
+        for (uint32_t i = 0; i < run->segments; i++)
+            expect(2, args + i * sizeof(ConvArgs) / sizeof(int64_t));
+    };
+    KernelCase test(symbol[2], expected, "a sum of segments");
+    test.together = test.on_90a = true;
+    int64_t into = 0;
+    for (const Shape &plane : planes)
+        into = add_conv(test, plane, 2, into ? -1 : (int64_t)planes.size() - 1, into);
+    if (fault)
+        test.find_fault(fault);
+    else
+        test.run();
+}
+
 int main(void)
 {
     const Storage H = ST_BF16, F = ST_F32, NONE = ST_I64;
@@ -105,6 +127,12 @@ int main(void)
         planes[1].in[1] = 4;
         planes[2].in[2] = 16;
         check(mode, planes);
+        for (Shape &plane : planes)
+            plane.result = F, plane.residual = NONE;
+        if (mode == 2) {
+            check_sum(planes);
+            check_sum(planes, "FAULT_TILE_SUM");
+        }
     }
     // the larger tiles: 256 x 128, 128 x 128, and of wgrad 128 x 256 and 64 x 128
     Shape plane = {"256 x 128", 1, 64, 128, {1, 33, 256}, {1, 1, 1}, {0, 0, 0}, H, H, true, true};

@@ -63,12 +63,14 @@ static GemmArgs gemm_args(const Shape &s)
     return g;
 }
 
-static void add(KernelCase &test, const Shape &s)
+// `sum`: as in kernel_args.h; a part of a sum has the result of its first segment, `into`.
+static int64_t add(KernelCase &test, const Shape &s, int64_t sum = 0, int64_t into = 0)
 {
     GemmArgs g = gemm_args(s);
+    g.sum = sum;
     size_t batches = (size_t)(s.batch0 * s.batch1), of_c = s.sum ? 1 : batches;
     size_t c = (size_t)(s.m * g.c_m) * of_c;
-    g.c = test.output(c, 5e-3, s.c);
+    g.c = into ? into : test.output(c, 5e-3, s.c);
     g.a = test.input((size_t)(s.a_k ? s.m * g.a_m : s.k * g.a_k) * batches, 1, 0, ST_BF16);
     g.b = test.input((size_t)(s.b_k ? s.n * g.b_n : s.k * g.b_k) * batches, 1, 0, ST_BF16);
     if (s.bias >= 0)
@@ -76,6 +78,7 @@ static void add(KernelCase &test, const Shape &s)
     if (s.residual != ST_I64)
         g.residual = test.input(c, 1, 0, s.residual);
     test.segment(g);
+    return g.c;
 }
 
 static void check(const std::vector<Shape> &shapes, const char *fault = nullptr)
@@ -88,6 +91,18 @@ static void check(const std::vector<Shape> &shapes, const char *fault = nullptr)
         test.find_fault(fault);
     else
         test.run();
+}
+
+static void check_sum(Shape shape)
+{
+    KernelCase test("pv_gemm", pv_gemm, "a sum of segments");
+    test.together = test.on_90a = true;
+    int64_t into = add(test, shape, 2);
+    for (int64_t k : {64, 520}) {
+        shape.k = k;
+        add(test, shape, -1, into);
+    }
+    test.run();
 }
 
 int main(void)
@@ -106,6 +121,8 @@ int main(void)
     second.m = 60;
     third.m = 260;
     check({forward, second, third});
+    sum.residual = NONE;
+    check_sum(sum);
     check({turned}, "FAULT_WGMMA_EMPTY");
     check({sum}, "FAULT_WGMMA_MAJOR");
     check({deep}, "FAULT_TILE_PARTS");
