@@ -30,6 +30,7 @@ enum {
     PV_CUDA_INVALID_PTX = 218,
     PV_CUDA_UNSUPPORTED_PTX = 222,
     PV_CUDA_JIT_COMPILER_NOT_FOUND = 221,
+    PV_CUDA_LAUNCH_FAILED = 719,
     PV_CUDA_DRIVER_MISMATCH = 803,
 };
 // Attributes and flags, by their numbers in the driver's interface.

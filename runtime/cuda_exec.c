@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "codegen/cpu/kernels.h"
+#include "runtime/cublaslt.h"
 #include "runtime/random.h"
 
 enum { MOST_RECIPES = 64, IO_SPACING = 64, SHADOW_PIECE = 16384 };
@@ -153,6 +154,7 @@ void pv_gpu_free(PvGpu *gpu)
     pv_device_free(gpu->device, gpu->counters, COUNTER_BYTES);
     pv_device_free(gpu->device, gpu->arena, gpu->arena_bytes);
     pv_device_free(gpu->device, gpu->workspace, gpu->workspace_bytes);
+    pv_lt_close(gpu->lt);
     for (uint32_t i = 0; i < gpu->mark_count; i++)
         driver->event_destroy(gpu->marks[i]);
     for (uint32_t i = 0; i < gpu->exec->model->cuda->modules; i++)
@@ -403,6 +405,11 @@ static bool copy_loss_scale(PvGpu *gpu, PvError *error)
 
 static int launch(const PvGpu *gpu, const PvRecipe *recipe, const PvGpuItem *item, CUstream stream)
 {
+    if (item->product) {
+        int result = pv_lt_run(item->product, (const GemmArgs *)(const void *)pv_item_args(recipe, item),
+                               gpu->workspace, stream);
+        return result == 0 ? PV_CUDA_OK : PV_CUDA_LAUNCH_FAILED;
+    }
     void *params[] = {recipe->params + item->params};
     return gpu->device->driver->launch(item->fn, item->blocks, 1, 1, item->threads, 1, 1,
                                        item->shared, stream, params, NULL);
@@ -733,6 +740,8 @@ PvMemoryItem pv_gpu_workspace(PvGpu *gpu, const PvPlan *plan)
         int64_t one = workspace_at(gpu, plan, &lists, 1);
         item.per_batch = (workspace_at(gpu, plan, &lists, FAR) - one) / (FAR - 1);
         item.fixed = one - item.per_batch;
+        if (gpu->lt && item.fixed < PV_LT_WORKSPACE)
+            item.fixed = PV_LT_WORKSPACE;
     }
     pv_error_free(&ignored);
     return item;
@@ -760,6 +769,16 @@ bool pv_gpu_call(PvGpu *gpu, const char *name, const void *args, size_t bytes, P
     Watch watch = {gpu->device->work, gpu->device->synchronous, false};
     bool good = add_call(gpu, made, &call, error) && pv_recipe_finish(gpu, made, error) &&
                 run_items(gpu, NULL, made, &watch, error);
+    pv_recipe_free(gpu, made);
+    return good;
+}
+
+bool pv_gpu_launch(PvGpu *gpu, uint32_t index, const int64_t *args, uint32_t count, PvError *error)
+{
+    PvRecipe *made = pv_alloc(sizeof *made);
+    Watch watch = {gpu->device->work, gpu->device->synchronous, false};
+    bool good = pv_recipe_add(gpu, made, &gpu->step, index, 0, 1, args, count, error) &&
+                pv_recipe_finish(gpu, made, error) && run_items(gpu, NULL, made, &watch, error);
     pv_recipe_free(gpu, made);
     return good;
 }

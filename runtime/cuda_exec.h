@@ -50,6 +50,8 @@ typedef struct PvGpu {
     uint32_t recipe_count;
     CUevent *marks; // with timing, around launches
     uint32_t mark_count;
+    struct PvLt *lt;         // cuBLASLt, or NULL: it is not used
+    int64_t products;        // launches that it has
     int64_t graphs, replays; // captured; launched
     bool no_graphs;          // the driver could not capture one
 } PvGpu;
@@ -73,6 +75,8 @@ PvMemoryItem pv_gpu_workspace(PvGpu *gpu, const PvPlan *plan);
 // Queues the present draw of a stream, as pv_random_fill makes it: kind 0 normal, 1 uniform.
 bool pv_gpu_draw(PvGpu *gpu, const PvStep *step, uint32_t stream, int kind, int64_t count,
                  CUdeviceptr to, PvError *error);
+// Queues kernel `index` (pv_gpu_kernel) with these arguments.
+bool pv_gpu_launch(PvGpu *gpu, uint32_t index, const int64_t *args, uint32_t count, PvError *error);
 // Queues a kernel of PvCuda by name.
 bool pv_gpu_call(PvGpu *gpu, const char *name, const void *args, size_t bytes, PvError *error);
 // Queues several, one after the other: a recipe of their own, replayed when the same come again.
@@ -101,6 +105,7 @@ typedef struct {
     uint32_t kernel, launch; // index of pv_gpu_kernel; of the plan's launches
     uint32_t blocks, threads, shared;
     size_t params; // offset of its parameter in PvRecipe.params
+    const struct PvLtProduct *product; // cuBLASLt computes it; NULL: fn does
 } PvGpuItem;
 
 struct PvRecipe {

@@ -9,7 +9,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "runtime/cublaslt.h"
 #include "runtime/cuda_exec.h"
+
+PvCudaShape pv_shape_gemm; // codegen/cuda/shape_gemm.c: what products are told by
 
 static int64_t round_up(int64_t bytes, int64_t unit)
 {
@@ -127,6 +130,49 @@ int64_t pv_launch_workspace(const PvCudaKernel *cuda, uint32_t segments, const i
     return work;
 }
 
+// Our own kernel for a product that cuBLASLt may compute.
+typedef struct {
+    PvGpu *gpu;
+    uint32_t kernel;
+} OwnKernel;
+
+static bool run_own(void *context, const GemmArgs *args)
+{
+    const OwnKernel *own = context;
+    PvLt *lt = own->gpu->lt;
+    PvError error = {0}; // then it is not measured, and told when it runs
+    own->gpu->lt = NULL;
+    bool good = pv_gpu_launch(own->gpu, own->kernel, (const int64_t *)args,
+                              sizeof *args / sizeof(int64_t), &error);
+    own->gpu->lt = lt;
+    pv_error_free(&error);
+    return good;
+}
+
+// Adds a product that cuBLASLt computes. False: our own kernel does.
+static bool add_product(PvGpu *gpu, PvRecipe *recipe, const PvGpuStep *step, uint32_t kernel,
+                        uint32_t launch, const int64_t *args, uint32_t arg_count)
+{
+    const PvModel *model = gpu->exec->model;
+    if (!gpu->lt || kernel >= model->kernel_count || !model->kernels[kernel].cuda ||
+        model->kernels[kernel].cuda->shape != pv_shape_gemm ||
+        arg_count != sizeof(GemmArgs) / sizeof(int64_t))
+        return false;
+    GemmArgs product_args;
+    memcpy(&product_args, args, sizeof product_args);
+    OwnKernel own = {gpu, kernel};
+    const PvLtProduct *product = pv_lt_choose(gpu->lt, &product_args, run_own, &own);
+    if (!product)
+        return false;
+    PvLaunchHead head = {.segments = 1, .step = step->at};
+    PvGpuItem item = {.kernel = kernel, .launch = launch, .product = product};
+    add_item(recipe, &item, &head, args, sizeof product_args, sizeof product_args);
+    if (recipe->workspace < pv_lt_workspace(product))
+        recipe->workspace = pv_lt_workspace(product);
+    gpu->products++;
+    return true;
+}
+
 bool pv_recipe_add(PvGpu *gpu, PvRecipe *recipe, const PvGpuStep *step, uint32_t kernel,
                    uint32_t launch, uint32_t segments, const int64_t *args, uint32_t arg_count,
                    PvError *error)
@@ -134,6 +180,8 @@ bool pv_recipe_add(PvGpu *gpu, PvRecipe *recipe, const PvGpuStep *step, uint32_t
     const PvCudaKernel *cuda = pv_gpu_kernel(gpu, kernel, NULL);
     if (!cuda)
         return no_kernel(gpu, kernel, "is not in this executable for GPUs", error);
+    if (segments == 1 && add_product(gpu, recipe, step, kernel, launch, args, arg_count))
+        return true;
     const PvGpuFunctions *functions = pv_gpu_functions(gpu, kernel, error);
     if (!functions)
         return false;
@@ -161,7 +209,7 @@ bool pv_recipe_add(PvGpu *gpu, PvRecipe *recipe, const PvGpuStep *step, uint32_t
             return no_kernel(gpu, kernel, "needs more blocks than a launch may have", error);
         PvGpuItem item = {
             functions->phase[phase], kernel, launch, (uint32_t)blocks, cuda->threads[phase],
-            cuda->shared[phase],     0};
+            cuda->shared[phase],     0,      NULL};
         if (blocks == 0)
             continue;
         add_item(recipe, &item, &head, args, arg_count * sizeof *args, room);

@@ -14,6 +14,7 @@ typedef struct {
     bool profile;
     const char *level; // "0", "1", "2", or NULL
     const char *device; // "cpu", "cuda", "cuda:1", or NULL
+    const char *cublaslt; // "on", "off", "auto" or NULL
     bool idle;          // nothing will run: no device is opened
     // made by pv_session_open
     const PvModel *model;
@@ -29,6 +30,8 @@ typedef struct {
     {"--set", "NAME=VALUE", PV_FLAG_WORDS, &(session)->sets, "value of an option of the model"},   \
         {"--device", "WHERE", PV_FLAG_TEXT, &(session)->device,                                    \
          "cpu, cuda, or cuda:N (default: a GPU if there is one for this executable)"},             \
+        {"--cublaslt", "on|off|auto", PV_FLAG_TEXT, &(session)->cublaslt,                          \
+         "products by cuBLASLt where it is faster (default auto: if it is found)"},                \
         {"--threads", "N", PV_FLAG_INT, &(session)->threads,                                       \
          "threads to use (default: OMP_NUM_THREADS, or all cores)"},                               \
         {"--level", "N", PV_FLAG_TEXT, &(session)->level,                                          \

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "runtime/cublaslt.h"
 #include "runtime/cuda_exec.h"
 #include "runtime/session.h"
 
@@ -31,13 +32,27 @@ static int parse_gpu(const char *text)
     return *end || index > 1023 ? -1 : (int)index;
 }
 
+// --cublaslt: the library for the GPU that is in use.
+static bool use_cublaslt(PvSession *session, PvError *error)
+{
+    const char *when = session->cublaslt ? session->cublaslt : "auto";
+    PvGpu *gpu = session->exec->gpu;
+    bool on = strcmp(when, "on") == 0;
+    if (strcmp(when, "off") == 0)
+        return true;
+    PvError why = {0};
+    gpu->lt = pv_lt_open(gpu->device, on ? error : &why);
+    pv_error_free(&why);
+    return gpu->lt || !on;
+}
+
 static bool open_gpu(PvSession *session, int index, PvError *error)
 {
     PvDevice *device = pv_device_open(index, error);
     if (!device)
         return false;
     if (pv_cuda_check(session->model, device, error))
-        return pv_exec_use(session->exec, device, error);
+        return pv_exec_use(session->exec, device, error) && use_cublaslt(session, error);
     pv_device_close(device);
     return false;
 }
@@ -57,6 +72,9 @@ static bool use_given(PvSession *session, PvError *error)
 
 bool pv_session_device(PvSession *session, PvError *error)
 {
+    const char *when = session->cublaslt;
+    if (when && strcmp(when, "on") != 0 && strcmp(when, "off") != 0 && strcmp(when, "auto") != 0)
+        return pv_error(error, PV_USAGE, "--cublaslt is on, off or auto, not '%s'", when);
     if (session->device)
         return use_given(session, error);
     const PvModel *model = session->model;

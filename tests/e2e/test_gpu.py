@@ -197,6 +197,44 @@ def test_gpu_scaling():
     return f"{skipped[-1]} of 12 steps left out"
 
 
+def test_gpu_cublaslt():
+    """Products by (a fake) cuBLASLt: chosen by measuring, checked against our kernel, kept for the next start."""
+    if not os.path.exists(EMULATOR):
+        raise Skip("the emulator is not built")
+    folder, rng = scratch("gpu_cublaslt"), random.Random(6)
+    exe = compiled(f"{ROOT}/tests/models/filters.model", "--target", "simt")
+    x = "F32", [2, 3, 8, 8], [rng.gauss(0, 1) for _ in range(384)]
+    write_tensors(f"{folder}/in.st", {"x": x, "target": x})
+    run(exe, "weights", "init", "--instance", "net", "-o", f"{folder}/w.st")
+
+    def grad(name, when, cache, mode=""):
+        env = {**GPU, "PVDM_CUBLASLT": EMULATOR, "PVDM_FAKE_TRACE": "1", "PVDM_FAKE_CUBLASLT": mode,
+               "XDG_CACHE_HOME": f"{folder}/{cache}"}
+        told = run(exe, "grad", "distance", "--in", f"{folder}/in.st", "--weights", f"net={folder}/w.st", "--repeat",
+                   "3", "-o", f"{folder}/{name}.st", "--cublaslt", when, env=env)
+        return told.count("fake cuBLASLt"), Tensors(f"{folder}/{name}.st")
+
+    def kept(cache):
+        with open(f"{folder}/{cache}/pvdmc/cublaslt", encoding="ascii") as file:
+            return [line.split()[-1] == "own" for line in file]
+
+    count, want = grad("off", "off", "none")
+    assert count == 0
+    measured, first = grad("first", "on", "here")
+    again, second = grad("second", "auto", "here")
+    assert again > 0 and measured > again and not all(kept("here")), (measured, again, kept("here"))
+    assert bits(f"{folder}/first.st") == bits(f"{folder}/second.st")
+    worst = max(check_close(first.get(name), want.get(name), 1e-5, name) for name in want.names())
+    grad("wrong", "on", "there", "wrong")
+    assert all(kept("there")), "a wrong algorithm was taken"
+    assert bits(f"{folder}/wrong.st") == bits(f"{folder}/off.st")
+    told = run(exe, "grad", "distance", "--cublaslt", "on", "--device", "cuda", status=3, env={**GPU, "PVDM_CUBLASLT": "/nowhere.so"})
+    assert "cuBLASLt cannot be used" in told, told
+    told = run(exe, "grad", "distance", "--cublaslt", "perhaps", status=2, env=GPU)
+    assert "--cublaslt is on, off or auto" in told, told
+    return f"worst {worst:.1e}; {again} products of {len(kept('here'))} shapes"
+
+
 def test_gpu_filters():
     """Mixed precision keeps filters in an order of its own: not in files. Checkpoints go to f32 and back, and a run
     that is resumed gives its own bits."""
