@@ -42,7 +42,7 @@ enum {
     PREF_WORKSPACE = 1,   // cublasLtMatmulPreferenceAttributes_t
     PREF_ALIGNMENT_A = 5, // of B, C, D: the next
 };
-enum { PROPOSALS = 6, ROUNDS = 3, MOST_WORKSPACE = PV_LT_WORKSPACE, MOST_ALIGNMENT = 256, KEY = 320 };
+enum { PROPOSALS = 6, ROUNDS = 3, MOST_ALIGNMENT = 256, KEY = 320 };
 
 typedef void *Handle;
 #define LT_FUNCTIONS(F)                                                                            \
@@ -104,8 +104,13 @@ static void *open_library(const PvDevice *device)
         return dlopen(given, RTLD_NOW | RTLD_LOCAL);
     if (device->arch >= PV_ARCH_SIMT)
         return NULL;
-    void *found = dlopen("libcublasLt.so.13", RTLD_NOW | RTLD_LOCAL);
-    return found ? found : dlopen("libcublasLt.so.12", RTLD_NOW | RTLD_LOCAL);
+    static const char *const places[] = {
+        "libcublasLt.so.13", "/usr/local/cuda/lib64/libcublasLt.so.13", "libcublasLt.so.12",
+        "/usr/local/cuda/lib64/libcublasLt.so.12"};
+    void *found = NULL;
+    for (size_t i = 0; !found && i < sizeof places / sizeof *places; i++)
+        found = dlopen(places[i], RTLD_NOW | RTLD_LOCAL);
+    return found;
 }
 
 // The file of what was chosen: beside the compiler's cache.
@@ -210,7 +215,8 @@ static bool takes(const GemmArgs *args)
 {
     enum { C, A, B, BIAS, RESIDUAL };
     bool half = storage_of(args, A) != PV_STORE_REAL;
-    if (args->act != PV_ACT_NONE || args->sum_batch || args->norm.table || args->stats.table ||
+    if (args->act != PV_ACT_NONE || args->sum_batch || args->sum != 0 || args->norm.table ||
+        args->stats.table ||
         (args->a_m != 1 && args->a_k != 1) || (args->b_n != 1 && args->b_k != 1) ||
         storage_of(args, A) != storage_of(args, B) ||
         (storage_of(args, C) != PV_STORE_REAL && storage_of(args, C) != storage_of(args, A)))
@@ -267,6 +273,7 @@ static bool describe(PvLtProduct *product, const GemmArgs *args)
     int32_t batches = (int32_t)(args->batch0 * args->batch1);
     int32_t turn_a = args->b_n != 1, turn_b = args->a_k != 1, epilogue = EPILOGUE_BIAS;
     bool residual = args->residual != 0;
+    const void *bias = (const void *)(intptr_t)args->bias; // the first one; heuristics look at it
     int64_t of_a = batch_stride(args, args->b0, args->b1);
     int64_t of_b = batch_stride(args, args->a0, args->a1);
     int64_t of_d = batch_stride(args, args->c0, args->c1);
@@ -276,7 +283,8 @@ static bool describe(PvLtProduct *product, const GemmArgs *args)
            lt->desc_set(product->desc, DESC_TRANSA, &turn_a, sizeof turn_a) == 0 &&
            lt->desc_set(product->desc, DESC_TRANSB, &turn_b, sizeof turn_b) == 0 &&
            (!product->bias ||
-            lt->desc_set(product->desc, DESC_EPILOGUE, &epilogue, sizeof epilogue) == 0) &&
+            (lt->desc_set(product->desc, DESC_EPILOGUE, &epilogue, sizeof epilogue) == 0 &&
+             lt->desc_set(product->desc, DESC_BIAS_POINTER, &bias, sizeof bias) == 0)) &&
            make_layout(lt, &product->a, type_a, turn_a ? args->k : args->n,
                        turn_a ? args->n : args->k, turn_a ? args->b_n : args->b_k, batches, of_a) &&
            make_layout(lt, &product->b, type_a, turn_b ? args->m : args->k,
@@ -331,7 +339,7 @@ static bool find_kept(PvLtProduct *product)
             int status = lt->check(lt->handle, product->desc, product->a, product->b, product->c,
                                    product->d, &product->algo, &result);
             product->workspace = result.workspace;
-            return status == 0 && result.workspace <= MOST_WORKSPACE;
+            return status == 0 && result.workspace <= PV_LT_WORKSPACE;
         }
         line = end + 1;
     }
@@ -360,7 +368,16 @@ static void keep(PvLtProduct *product)
 
 // ---- measuring ----
 
-enum { TRIAL_C, TRIAL_A, TRIAL_B, TRIAL_BIAS, TRIAL_RESIDUAL, TRIAL_OTHER, TRIAL_WORK, TRIAL_COUNT };
+enum {
+    TRIAL_C, // in the order of GemmArgs.types
+    TRIAL_A,
+    TRIAL_B,
+    TRIAL_BIAS,
+    TRIAL_RESIDUAL,
+    TRIAL_OTHER,
+    TRIAL_WORK,
+    TRIAL_COUNT
+};
 
 // The product on numbers of our own; TRIAL_OTHER is C of our kernel.
 typedef struct {

@@ -406,8 +406,8 @@ static bool copy_loss_scale(PvGpu *gpu, PvError *error)
 static int launch(const PvGpu *gpu, const PvRecipe *recipe, const PvGpuItem *item, CUstream stream)
 {
     if (item->product) {
-        int result = pv_lt_run(item->product, (const GemmArgs *)(const void *)pv_item_args(recipe, item),
-                               gpu->workspace, stream);
+        const void *args = pv_item_args(recipe, item);
+        int result = pv_lt_run(item->product, args, gpu->workspace, stream);
         return result == 0 ? PV_CUDA_OK : PV_CUDA_LAUNCH_FAILED;
     }
     void *params[] = {recipe->params + item->params};
