@@ -65,7 +65,7 @@ static const char *judge(const CudaKernel *kernel, uint32_t phase, const CubinKe
 {
     if (figures->stack != 0 || cubin_count(figures, "LDL") || cubin_count(figures, "STL"))
         return "local memory";
-    if (cubin_count(figures, "ATOM"))
+    if (cubin_count(figures, "ATOM") > (kernel->choice.counts ? 1 : 0))
         return "atomics";
     if (blocks == 0)
         return "does not fit";

@@ -26,25 +26,50 @@
  *   CONV_W_4      1: 16 bytes at a time
  *   CONV_OUT_4    1: the result is written, and the residual read, so
  *   CONV_ACT      PvAct
+ *   TILE_NORM     x is normalized (norm_load.h); where this is not defined, it is not
+ *   TILE_STATS    1: a norm table of y is made (norm_stats.h)
  */
 #include "gemm_tile.h"
 typedef float Source, Weight, Result, Residual, Bias;
 enum { BY_TAP = 0 };
 #include "conv_problem.h"
+#if TILE_NORM
+#include "norm_load.h"
+
+// Of the image of a position of the result, from the group's first channel on.
+CX_FN NormSource norm_of(const Problem &problem, const ConvArgs &args, int position)
+{
+    int image = position < problem.columns ? position / problem.positions : 0;
+    return NormSource::of(args.norm, image, (long long)problem.group * problem.channels);
+}
+#endif
 
 /* ---- loaders of images ---- */
 
 // Positions in neighbouring lanes; a thread has one, and every THREADS / ROWS-th k, (channel, tap).
 template <int ROWS, int STRIDE> struct GatherRows {
     enum {
-        COUNT = ROWS * TILE_K / THREADS,
+        ELEMENTS = ROWS * TILE_K / THREADS,
         APART = THREADS / ROWS,
+#if TILE_NORM
+        COUNT = 3 * ELEMENTS,
+#else
+        COUNT = ELEMENTS,
+#endif
     };
     const float *from;
     int at[3], in[3], size;
     long long channel_step;
     const uint4 *table;
     Divider taps;
+#if TILE_NORM
+    NormSource norm;
+
+    __device__ void set_norm(const Problem &problem, const ConvArgs &args, int first)
+    {
+        norm = norm_of(problem, args, first + (int)threadIdx.x % ROWS);
+    }
+#endif
 
     __device__ void set(const Problem &problem, int first, const uint4 *table_)
     {
@@ -61,23 +86,43 @@ template <int ROWS, int STRIDE> struct GatherRows {
     {
         int k0 = step * TILE_K + (int)threadIdx.x / ROWS;
         CX_UNROLL
-        for (int i = 0; i < COUNT; i++) {
+        for (int i = 0; i < ELEMENTS; i++) {
             int k = k0 + i * APART, tap, channel = taps.split(k, &tap);
             uint4 entry = table[tap];
             bool inside = k < size && tap_inside(at, entry.x, in);
             r[i] = inside ? from[channel * channel_step + (int)entry.y] : 0.f;
+#if TILE_NORM
+            norm.get(r + ELEMENTS + i, r + 2 * ELEMENTS + i, channel, inside);
+#endif
         }
     }
     __device__ void put(const float *r, float *to)
     {
         CX_UNROLL
-        for (int i = 0; i < COUNT; i++)
-            to[((int)threadIdx.x / ROWS + i * APART) * STRIDE + (int)threadIdx.x % ROWS] = r[i];
+        for (int i = 0; i < ELEMENTS; i++) {
+#if TILE_NORM
+            float value = normalize(r[i], r[ELEMENTS + i], r[2 * ELEMENTS + i]);
+#else
+            float value = r[i];
+#endif
+            to[((int)threadIdx.x / ROWS + i * APART) * STRIDE + (int)threadIdx.x % ROWS] = value;
+        }
     }
 };
 
 // Fours of positions of one image, one matrix: element (position, channel) dense along positions.
-template <int ROWS, int STRIDE> struct Pointwise : DenseRows<ROWS, STRIDE, true> {
+#if TILE_NORM
+template <int ROWS, int STRIDE> using FourRows = NormedRows<DenseRows<ROWS, STRIDE, true>>;
+#else
+template <int ROWS, int STRIDE> using FourRows = DenseRows<ROWS, STRIDE, true>;
+#endif
+template <int ROWS, int STRIDE> struct Pointwise : FourRows<ROWS, STRIDE> {
+#if TILE_NORM
+    __device__ void set_norm(const Problem &problem, const ConvArgs &args, int first)
+    {
+        this->norm = norm_of(problem, args, first + this->row_of(0));
+    }
+#endif
     __device__ void set(const Problem &problem, int first, const uint4 *)
     {
         int at[3], row = this->row_of(0);
@@ -89,12 +134,28 @@ template <int ROWS, int STRIDE> struct Pointwise : DenseRows<ROWS, STRIDE, true>
 };
 
 // Channels dense: fours of k, (tap, channel), that two neighbouring lanes share a position of.
-template <int ROWS, int STRIDE, bool VECTOR> struct GatherLast : DenseK<ROWS, STRIDE, VECTOR> {
+#if TILE_NORM
+template <class Dense> using FourChannels = NormedK<Dense>;
+#else
+template <class Dense> using FourChannels = Dense;
+#endif
+template <int ROWS, int STRIDE, bool VECTOR>
+struct GatherLast : FourChannels<DenseK<ROWS, STRIDE, VECTOR>> {
     typedef DenseK<ROWS, STRIDE, VECTOR> Dense;
     const float *from[Dense::LOADS];
     int at[Dense::LOADS][3], in[3];
     const uint4 *table;
     Divider channels;
+#if TILE_NORM
+    NormSource norms[Dense::LOADS];
+
+    __device__ void set_norm(const Problem &problem, const ConvArgs &args, int first)
+    {
+        CX_UNROLL
+        for (int i = 0; i < Dense::LOADS; i++)
+            norms[i] = norm_of(problem, args, first + this->row_of(i));
+    }
+#endif
 
     __device__ void set(const Problem &problem, int first, const uint4 *table_)
     {
@@ -124,6 +185,16 @@ template <int ROWS, int STRIDE, bool VECTOR> struct GatherLast : DenseK<ROWS, ST
                     load_four<true>(r + 4 * i, address, inside ? 4 : 0);
                 else
                     r[4 * i + e] = inside ? *address : 0.f;
+#if TILE_NORM
+                const float *scale = norms[i].scale + channel, *shift = scale + norms[i].shift;
+                float *a = r + Dense::COUNT + 4 * i, *d = a + Dense::COUNT;
+                if (VECTOR) {
+                    load_four<true>(a, scale, inside ? 4 : 0);
+                    load_four<true>(d, shift, inside ? 4 : 0);
+                } else {
+                    norms[i].get(a + e, d + e, channel, inside);
+                }
+#endif
             }
         }
     }
@@ -234,6 +305,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 384 / THREADS)
     LoadX x;
     w.set(problem, args, CONV_LAST ? problem.n0 : problem.m0, table);
     x.set(problem, CONV_LAST ? problem.m0 : problem.n0, table);
+#if TILE_NORM
+    x.set_norm(problem, args, CONV_LAST ? problem.m0 : problem.n0);
+#endif
 #if CONV_LAST
     tile_product(sums, x, w, (float *)shared, first, end);
 #else
@@ -245,12 +319,19 @@ extern "C" __global__ void __launch_bounds__(THREADS, 384 / THREADS)
         return;
     }
     Out out = Out::of(args, problem);
+#if TILE_STATS
+    out.stats = Out::statistics_of(args, p.head, segment, problem, false);
+#endif
     tile_store(sums, out, problem.m0, problem.n0, (float *)shared);
+#if TILE_STATS
+    out.stats.finish((u32 *)shared);
+#endif
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 384 / THREADS)
     CX_NAME_1(const __grid_constant__ CxLaunch<ConvArgs> p)
 {
+    CX_SHARED(shared);
     u32 block, segment = cx_segment(p.head, &block);
     const ConvArgs &args = p.args[segment];
     Problem problem;
@@ -258,8 +339,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 384 / THREADS)
     if (CONV_STRIDED && (CONV_LAST ? problem.m0 : problem.n0) >= problem.columns)
         return;
     Out out = Out::of(args, problem);
+#if TILE_STATS
+    out.stats = Out::statistics_of(args, p.head, segment, problem, true);
+#endif
     tile_collect(p.head, segment, 0, (int)block / TILE_BLOCKS, (int)block % TILE_BLOCKS, out,
-                 problem.m0, problem.n0);
+                 problem.m0, problem.n0, (float *)shared);
+#if TILE_STATS
+    out.stats.finish((u32 *)shared);
+#endif
 }
 #endif
 
@@ -291,6 +378,36 @@ template <class Dense> struct ByImage : Dense {
     }
 };
 
+#if TILE_NORM
+// One whose rows are channels of images that are normalized: a and d are fetched once an image.
+template <class Dense> struct NormedChannels : Dense {
+    const NormLoad *norm;
+    int channel; // of row 0
+    int image;   // that a and d are of; -1: none yet
+    float a[Dense::LOADS], d[Dense::LOADS];
+
+    __device__ void load(float *r, int step)
+    {
+        Dense::load(r, step);
+        if (step / this->per == image)
+            return;
+        image = step / this->per;
+        NormSource source = NormSource::of(*norm, image, channel);
+        CX_UNROLL
+        for (int i = 0; i < Dense::LOADS; i++)
+            source.get(&a[i], &d[i], this->row_of(i), this->row_of(i) < this->rows);
+    }
+    __device__ void put(const float *r, float *to)
+    {
+        float y[Dense::COUNT];
+        CX_UNROLL
+        for (int i = 0; i < Dense::COUNT; i++)
+            y[i] = normalize(r[i], a[i / 4], d[i / 4]);
+        Dense::put(y, to);
+    }
+};
+#endif
+
 // Positions in TILE_K neighbouring lanes; a thread has every THREADS / TILE_K-th (channel, tap).
 struct GatherK {
     enum {
@@ -302,6 +419,9 @@ struct GatherK {
     int per, positions, size[3], in[3], step_of[3], origin[3];
     int offset[COUNT];
     u32 tap[COUNT]; // packed; ~0: there is no such column
+#if TILE_NORM
+    NormedColumns<COUNT, APART> norm;
+#endif
 
     __device__ void set(const Problem &problem, const ConvArgs &args)
     {
@@ -328,6 +448,10 @@ struct GatherK {
             offset[i] = channel * (int)problem.source_channel +
                         ((d * in[1] + h) * in[2] + w) * (int)position_step;
         }
+#if TILE_NORM
+        int first = problem.n0 + (int)threadIdx.x / TILE_K;
+        norm.set(args.norm, problem.group * columns + first, columns - first, problem.taps);
+#endif
     }
     __device__ void load(float *r, int step)
     {
@@ -340,17 +464,29 @@ struct GatherK {
         }
         long long element = ((long long)at[0] * in[1] + at[1]) * in[2] + at[2];
         const float *from = source + image * image_step + element * position_step;
+#if TILE_NORM
+        norm.begin(image);
+#endif
         CX_UNROLL
         for (int i = 0; i < COUNT; i++) {
             bool inside = position < positions && tap[i] != ~0u && tap_inside(at, tap[i], in);
             r[i] = inside ? from[offset[i]] : 0.f;
+#if TILE_NORM
+            norm.inside |= (u32)inside << i;
+#endif
         }
     }
     __device__ void put(const float *r, float *to)
     {
         CX_UNROLL
-        for (int i = 0; i < COUNT; i++)
-            to[(int)threadIdx.x % TILE_K * ROW_B + (int)threadIdx.x / TILE_K + i * APART] = r[i];
+        for (int i = 0; i < COUNT; i++) {
+#if TILE_NORM
+            float value = norm.value(r[i], i);
+#else
+            float value = r[i];
+#endif
+            to[(int)threadIdx.x % TILE_K * ROW_B + (int)threadIdx.x / TILE_K + i * APART] = value;
+        }
     }
 };
 
@@ -359,7 +495,9 @@ typedef ByImage<DenseK<TILE_M, ROW_A, CONV_W_4>> LoadY;
 #else
 typedef ByImage<DenseRows<TILE_M, ROW_A, CONV_W_4>> LoadY;
 #endif
-#if CONV_X == 1
+#if CONV_X == 1 && TILE_NORM
+typedef NormedChannels<ByImage<DenseK<TILE_N, ROW_B, true>>> LoadX;
+#elif CONV_X == 1
 typedef ByImage<DenseK<TILE_N, ROW_B, true>> LoadX;
 #else
 typedef GatherK LoadX;
@@ -389,6 +527,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 256 / THREADS)
 #if CONV_X == 1
     x.set(problem.source + problem.n0 * args.x_channel, args.x_channel, args.x_image,
           problem.channels - problem.n0, problem.positions);
+#if TILE_NORM
+    x.norm = &args.norm;
+    x.channel = problem.group * problem.channels + problem.n0;
+    x.image = -1;
+#endif
 #else
     x.set(problem, args);
 #endif

@@ -1,9 +1,14 @@
 /* How a block of a convolution (ConvArgs) finds its product, its positions and its taps, and where
  * results go, whatever makes the sums. Included in a kernel's namespace behind the header of a tile
- * product. Definitions: CONV_MODE, CONV_LAST, CONV_AXES, CONV_STRIDED, CONV_OUT_4, CONV_ACT as in
- * conv_f32.cu; Source, Weight, Result, Residual and Bias are types of elements (storage.h); BY_TAP:
+ * product. Definitions: CONV_MODE, CONV_LAST, CONV_AXES, CONV_STRIDED, CONV_OUT_4, CONV_ACT,
+ * TILE_STATS as in conv_f32.cu; Source, Weight, Result, Residual and Bias are types of elements (storage.h); BY_TAP:
  * columns of wgrad are (tap, channel), not (channel, tap).
  */
+
+#if TILE_STATS
+enum { ROWS_ARE_POSITIONS = CONV_LAST };
+#include "norm_stats.h"
+#endif
 
 enum { FIRST_AXIS = 3 - CONV_AXES };
 
@@ -228,6 +233,11 @@ CX_FN int tiles_of(const ConvArgs &args)
 #if CONV_MODE != 2
 // Images: rows are channels and columns positions, or with CONV_LAST the other way round.
 struct Out {
+#if TILE_STATS && CONV_LAST
+    enum { BY_COLUMN = 1 };
+#else
+    enum { BY_COLUMN = 0 };
+#endif
     Result *out;
     const Residual *residual;
     const Bias *bias;
@@ -237,6 +247,30 @@ struct Out {
     int n;
     long long to[4], from[4]; // of the four columns, in the result and in the residual
     float added[4];           // CONV_LAST: bias of the columns
+#if TILE_STATS
+    Statistics stats;
+
+    // in_parts: phase 1 makes the results.
+    CX_FN Statistics statistics_of(const ConvArgs &args, const CxHead &head, u32 segment,
+                                   const Problem &problem, bool in_parts)
+    {
+        int across = cut(problem.rows, W_ROWS) * (int)args.groups;
+        int rows = in_parts ? (int)COLLECT_ROWS : (int)WARP_M;
+        Statistics stats = {&args.stats, moments_of(head, segment, in_parts),
+                            head.counters + segment * CX_COUNTERS, (int)args.images,
+                            (int)args.c_out, problem.positions, problem.positions,
+                            CONV_LAST ? rows : TILE_N,
+                            across * (in_parts ? (int)TILE_BLOCKS : 1),
+                            CONV_LAST ? problem.m0 : problem.n0, 0};
+        stats.first_image = stats.start / problem.positions;
+        return stats;
+    }
+    __device__ void columns(const float *results, int stride, int m, int n0)
+    {
+        stats.add_columns(results, stride, m, problem->group * problem->rows + n0,
+                          problem->rows - n0);
+    }
+#endif
 
     CX_FN Out of(const ConvArgs &args, const Problem &problem)
     {
@@ -293,14 +327,21 @@ struct Out {
             }
         }
     }
-    __device__ void put(int m, const float *sum)
+    __device__ void put(int m, float *value)
     {
         int rows = CONV_LAST ? problem->columns : problem->rows;
         int there = (CONV_LAST ? problem->rows : problem->columns) - n;
-        if (m >= rows || there <= 0)
-            return;
+        if (m < rows && there > 0)
+            finish(m, there, value);
+#if TILE_STATS && !CONV_LAST
+        stats.add_row(problem->group * problem->rows + m, m < rows, value);
+#endif
+    }
+    // Results of row m, of which `there` are in the image.
+    __device__ void finish(int m, int there, float *value)
+    {
         long long to_row = m * channel, from_row = m * residual_channel;
-        float of_row = 0.f, more[4] = {0.f, 0.f, 0.f, 0.f}, value[4];
+        float of_row = 0.f, more[4] = {0.f, 0.f, 0.f, 0.f};
         if (CONV_LAST) {
             int which;
             long long at = position_of(m, &which);
@@ -315,7 +356,7 @@ struct Out {
         for (int e = 0; e < 4; e++) {
             if (!CONV_OUT_4 && residual && e < there)
                 more[e] = cx_read(residual[from_row + from[e]]);
-            value[e] = activate<CONV_ACT>(sum[e] + (CONV_LAST ? added[e] : of_row)) + more[e];
+            value[e] = activate<CONV_ACT>(value[e] + (CONV_LAST ? added[e] : of_row)) + more[e];
         }
         if (CONV_OUT_4) {
             store_four<true>(out + to_row + to[0], value, 4);
@@ -331,6 +372,7 @@ struct Out {
 // w of one group: [rows][channel, tap], or where BY_TAP sums of [tap, channel]; it lies so as
 // well if w_last.
 struct Out {
+    enum { BY_COLUMN = 0 };
     Result *w;
     const Residual *residual;
     int rows, columns, channels, taps, n;

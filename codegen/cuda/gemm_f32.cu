@@ -11,12 +11,17 @@
  *   GEMM_C_4            1: c and the residual are accessed so
  *   GEMM_ACT            PvAct
  *   GEMM_SUM            1: sum_batch
+ *   TILE_NORM           b is normalized (norm_load.h); where this is not defined, it is not
+ *   TILE_STATS          1: a norm table of c is made (norm_stats.h)
  *
  * 128 x 128 tiles (8 x 8 sums of 256 threads) have 64 FFMA for 4 LDS of 16 bytes.
  */
 #include "gemm_tile.h"
 typedef float COut, Residual, Bias;
 #include "gemm_out.h"
+#if TILE_NORM
+#include "norm_load.h"
+#endif
 
 // A loader of the sum over all batch elements, each of which has `per` steps.
 template <class Loader> struct Summed : Loader {
@@ -57,9 +62,16 @@ typedef DenseK<TILE_M, ROW_A, GEMM_A_4> LoadA;
 typedef DenseRows<TILE_M, ROW_A, GEMM_A_4> LoadA;
 #endif
 #if GEMM_B_K
-typedef DenseK<TILE_N, ROW_B, GEMM_B_4> LoadB;
+typedef DenseK<TILE_N, ROW_B, GEMM_B_4> PlainB;
 #else
-typedef DenseRows<TILE_N, ROW_B, GEMM_B_4> LoadB;
+typedef DenseRows<TILE_N, ROW_B, GEMM_B_4> PlainB;
+#endif
+#if !TILE_NORM
+typedef PlainB LoadB;
+#elif GEMM_B_K
+typedef NormedK<PlainB> LoadB;
+#else
+typedef NormedRows<PlainB> LoadB;
 #endif
 
 extern "C" __global__ void __launch_bounds__(THREADS, 384 / THREADS)
@@ -98,6 +110,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 384 / THREADS)
     set_sum(a, args, args.a0, args.a1);
     set_sum(b, args, args.b0, args.b1);
 #endif
+#if TILE_NORM
+    b.norm = NormSource::of(args.norm, place.i0, 0);
+#endif
     tile_product(sums, a, b, (float *)shared, first, end);
     if (task.parts > 1 || args.sum != 0) {
         Keep keep = Keep::of(p.head.work[segment], task.parts, task.tile, task.part);
@@ -105,17 +120,30 @@ extern "C" __global__ void __launch_bounds__(THREADS, 384 / THREADS)
         return;
     }
     Out out = Out::of(args, place);
+#if TILE_STATS
+    out.stats = Out::statistics_of(args, p.head, segment, place, false);
+#endif
     tile_store(sums, out, place.m0, place.n0, (float *)shared);
+#if TILE_STATS
+    out.stats.finish((u32 *)shared);
+#endif
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 384 / THREADS)
     CX_NAME_1(const __grid_constant__ CxLaunch<GemmArgs> p)
 {
+    CX_SHARED(shared);
     u32 block, segment = cx_segment(p.head, &block);
     const GemmArgs &args = p.args[segment];
     int tile = (int)block / TILE_BLOCKS;
     Place place = place_of(args, tile);
     Out out = Out::of(args, place);
+#if TILE_STATS
+    out.stats = Out::statistics_of(args, p.head, segment, place, true);
+#endif
     tile_collect(p.head, segment, args.sum, tile, (int)block % TILE_BLOCKS, out, place.m0,
-                 place.n0);
+                 place.n0, (float *)shared);
+#if TILE_STATS
+    out.stats.finish((u32 *)shared);
+#endif
 }

@@ -1,7 +1,11 @@
 /* Tiles of a matrix product (GemmArgs) and its epilogue, whatever makes the sums. Included in a
- * kernel's namespace behind the header of a tile product. Definitions: GEMM_C_4, GEMM_ACT, GEMM_SUM
- * as in gemm_f32.cu; COut, Residual and Bias are types of elements (storage.h).
+ * kernel's namespace behind the header of a tile product. Definitions: GEMM_C_4, GEMM_ACT, GEMM_SUM,
+ * TILE_STATS as in gemm_f32.cu; COut, Residual and Bias are types of elements (storage.h).
  */
+#if TILE_STATS
+enum { ROWS_ARE_POSITIONS = 0 };
+#include "norm_stats.h"
+#endif
 
 // Where tile, part and batch element of a block lie.
 struct Place {
@@ -38,6 +42,7 @@ CX_FN Task task_of(const GemmArgs &args, int block, int blocks)
 
 // c of one batch element.
 struct Out {
+    enum { BY_COLUMN = 0 };
     COut *c;
     const Residual *residual;
     const Bias *bias;
@@ -45,6 +50,23 @@ struct Out {
     int rows, columns, n;
     bool bias_of_row;
     float added[4]; // bias of the columns at hand
+#if TILE_STATS
+    Statistics stats;
+
+    // Images are i0, each with tiles of its own. in_parts: phase 1 makes the results.
+    CX_FN Statistics statistics_of(const GemmArgs &args, const CxHead &head, u32 segment,
+                                   const Place &place, bool in_parts)
+    {
+        int tiles = ((int)args.n + TILE_N - 1) / TILE_N;
+        int row_tiles = ((int)args.m + TILE_M - 1) / TILE_M;
+        Statistics stats = {&args.stats, moments_of(head, segment, in_parts),
+                            head.counters + segment * CX_COUNTERS, (int)args.batch0, (int)args.m,
+                            (int)args.n, tiles * TILE_N, TILE_N,
+                            row_tiles * (in_parts ? (int)TILE_BLOCKS : 1),
+                            place.i0 * tiles * TILE_N + place.n0, place.i0};
+        return stats;
+    }
+#endif
 
     CX_FN Out of(const GemmArgs &args, const Place &place)
     {
@@ -68,11 +90,17 @@ struct Out {
         for (int e = 0; e < 4; e++)
             added[e] = bias && !bias_of_row && n + e < columns ? cx_read(bias[n + e]) : 0.f;
     }
-    __device__ void put(int m, const float *sum)
+    __device__ void put(int m, float *value)
     {
-        if (m >= rows || n >= columns)
-            return;
-        float value[4], more[4], of_row = bias && bias_of_row ? cx_read(bias[m]) : 0.f;
+        if (m < rows && n < columns)
+            finish(m, value);
+#if TILE_STATS
+        stats.add_row(m, m < rows, value);
+#endif
+    }
+    __device__ void finish(int m, float *value)
+    {
+        float more[4], of_row = bias && bias_of_row ? cx_read(bias[m]) : 0.f;
         int there = columns - n;
 #ifdef FAULT_GEMM_EDGE // columns beyond the last are written
         there = 4;
@@ -80,7 +108,7 @@ struct Out {
         load_four<GEMM_C_4>(more, residual + m * residual_row + n, residual ? there : 0);
         CX_UNROLL
         for (int e = 0; e < 4; e++)
-            value[e] = activate<GEMM_ACT>(sum[e] + added[e] + of_row) + more[e];
+            value[e] = activate<GEMM_ACT>(value[e] + added[e] + of_row) + more[e];
         store_four<GEMM_C_4>(c + m * row + n, value, there);
     }
 };

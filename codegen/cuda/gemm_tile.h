@@ -126,6 +126,10 @@ CX_FN void tile_store(const TileSums &sums, Out &out, int m0, int n0, float *sha
         __syncthreads();
         tile_rows(shared, WARP_M, ROW, out, m0 + row_of_warps * WARP_M);
         __syncthreads();
+        if constexpr (Out::BY_COLUMN) {
+            out.columns(shared, ROW, m0 + row_of_warps * WARP_M, n0);
+            __syncthreads();
+        }
     }
 }
 
@@ -138,6 +142,8 @@ template <int ROWS, int STRIDE, bool VECTOR> struct DenseK {
         CHUNKS = ROWS * TILE_K / 4,
         LOADS = (CHUNKS + THREADS - 1) / THREADS,
         COUNT = LOADS * 4,
+        WHOLE = CHUNKS % THREADS == 0,
+        FOURS = VECTOR,
     };
     const float *base; // of row 0 of the tile, k 0
     long long stride;
@@ -157,7 +163,7 @@ template <int ROWS, int STRIDE, bool VECTOR> struct DenseK {
         CX_UNROLL
         for (int i = 0; i < LOADS; i++) {
             int row = row_of(i), k = k0 + k_of(i);
-            bool there = row < rows && (CHUNKS % THREADS == 0 || k_of(i) < TILE_K);
+            bool there = row < rows && (WHOLE || k_of(i) < TILE_K);
             load_four<VECTOR>(r + 4 * i, from + row * stride + k, there ? size - k : 0);
         }
     }
@@ -169,7 +175,7 @@ template <int ROWS, int STRIDE, bool VECTOR> struct DenseK {
     {
         CX_UNROLL
         for (int i = 0; i < LOADS; i++) {
-            if (CHUNKS % THREADS != 0 && k_of(i) >= TILE_K)
+            if (!WHOLE && k_of(i) >= TILE_K)
                 break;
             CX_UNROLL
             for (int e = 0; e < 4; e++)
@@ -184,6 +190,8 @@ template <int ROWS, int STRIDE, bool VECTOR> struct DenseRows {
         CHUNKS = ROWS * TILE_K / 4,
         LOADS = (CHUNKS + THREADS - 1) / THREADS,
         COUNT = LOADS * 4,
+        WHOLE = CHUNKS % THREADS == 0,
+        FOURS = VECTOR,
     };
     const float *base;
     long long stride;
@@ -202,7 +210,7 @@ template <int ROWS, int STRIDE, bool VECTOR> struct DenseRows {
         CX_UNROLL
         for (int i = 0; i < LOADS; i++) {
             int row = row_of(i), k = k0 + k_of(i);
-            bool there = k < size && (CHUNKS % THREADS == 0 || k_of(i) < TILE_K);
+            bool there = k < size && (WHOLE || k_of(i) < TILE_K);
             load_four<VECTOR>(r + 4 * i, from + k * stride + row, there ? rows - row : 0);
         }
     }
@@ -214,7 +222,7 @@ template <int ROWS, int STRIDE, bool VECTOR> struct DenseRows {
     {
         CX_UNROLL
         for (int i = 0; i < LOADS; i++) {
-            if (CHUNKS % THREADS != 0 && k_of(i) >= TILE_K)
+            if (!WHOLE && k_of(i) >= TILE_K)
                 break;
             *(float4 *)(to + k_of(i) * STRIDE + row_of(i)) =
                 make_float4(r[4 * i], r[4 * i + 1], r[4 * i + 2], r[4 * i + 3]);

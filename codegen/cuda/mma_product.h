@@ -226,5 +226,9 @@ CX_FN void tile_store(const TileSums &sums, Out &out, int m0, int n0, float *sha
         __syncthreads();
         tile_rows(shared, WARP_M, ROW, out, m0 + row_of_warps * WARP_M);
         __syncthreads();
+        if constexpr (Out::BY_COLUMN) {
+            out.columns(shared, ROW, m0 + row_of_warps * WARP_M, n0);
+            __syncthreads();
+        }
     }
 }

@@ -23,6 +23,7 @@ typedef struct {
     uint32_t segments;               // that it takes; 0: 1 or PV_MAX_SEGMENTS, by its arguments
     uint32_t maps;                   // as in PvCudaKernel
     uint32_t resident[PV_MAX_PHASES];
+    bool counts;                     // blocks count themselves with an atomic (CxHead.counters)
 } CudaChoice;
 
 // Addresses are given modulo this, without their buffers: launches that differ in nothing else ask

@@ -99,6 +99,10 @@ static Access image_access(const CudaLaunch *launch, const ConvArgs *args, int m
     access.x =
         !last && plain && volume_fours(launch, AT(out)) && takes_fours(launch, from, false);
     access.x_4 = last && channels % 4 == 0 && takes_fours(launch, from, true);
+    if (args->norm.table)          // factors of four channels at a time
+        access.x_4 = access.x_4 && cuda_is_aligned(launch, AT(norm.table), 16) &&
+                     tile_multiple(launch, AT(norm.image), 4) &&
+                     tile_multiple(launch, AT(norm.shift), 4);
     access.w = grad ? (taps == 1 ? 2 : 0) : (taps == 1 || !last);
     access.w_4 = access.w != 0 && (access.w == 1 ? channels * taps : rows) % 4 == 0 &&
                  cuda_is_aligned(launch, AT(w), 16);
@@ -118,19 +122,21 @@ static const char *common_definitions(const CudaLaunch *launch, CudaChoice *choi
     static const char *const name[] = {"conv", "conv_dgrad", "conv_wgrad"};
     bool flat = tile_is_one(launch, AT(in)) && tile_is_one(launch, AT(out)) && one->kernel[0] == 1;
     choice->baked[TILE_BAKED_MODE] = mode;
-    choice->baked[TILE_BAKED_LAST] = last;
     choice->shared[0] += TILE_PROBLEM_BYTES;
     choice->shared[0] += mode == CONV_WGRAD ? 0 : (uint32_t)volume(one->kernel) * 16;
     choice->phases = 2;
     choice->shape = "pv_shape_conv";
-    choice->name = arena_printf(launch->arena, "%s_%s%s%dx%d%s", name[mode],
+    choice->name = arena_printf(launch->arena, "%s_%s%s%dx%d%s%s", name[mode],
                                 tile_half_name(one->types), volume(one->kernel) == 1 ? "1x1_" : "",
                                 choice->baked[TILE_BAKED_M], choice->baked[TILE_BAKED_N],
-                                tile_act_name(one->act));
-    return arena_printf(launch->arena,
-                        "CONV_MODE=%d CONV_LAST=%d CONV_AXES=%d CONV_STRIDED=%d CONV_ACT=%d",
-                        mode, last, flat ? 2 : 3, mode == CONV_DGRAD && volume(one->stride) > 1,
-                        (int)one->act);
+                                tile_act_name(one->act),
+                                tile_norm_name(one->norm.table, one->stats.table));
+    if (one->stats.table)
+        tile_choose_stats(choice);
+    return arena_printf(
+        launch->arena, "CONV_MODE=%d CONV_LAST=%d CONV_AXES=%d CONV_STRIDED=%d CONV_ACT=%d%s", mode,
+        last, flat ? 2 : 3, mode == CONV_DGRAD && volume(one->stride) > 1, (int)one->act,
+        tile_norm_definitions(launch->arena, one->norm.table, one->norm.act, one->stats.table));
 }
 
 enum { STORE_Y, STORE_X, STORE_W, STORE_BIAS, STORE_RESIDUAL }; // in `types`
@@ -175,6 +181,7 @@ static void choose_bf16(const CudaLaunch *launch, CudaChoice *choice, const Conv
     else
         w_8 = w_8 && one->w_last != 0 && c_in % 8 == 0 && cuda_is_aligned(launch, AT(w), 16);
     mma_choose(choice, tile);
+    choice->baked[TILE_BAKED_LAST] = tile->warp_m;
     choice->file = "conv_bf16.cu";
     const char *common = common_definitions(launch, choice, one, mode, true);
     choice->definitions = arena_printf(
@@ -195,6 +202,9 @@ bool cuda_select_conv(const CudaLaunch *launch, CudaChoice *choice)
     int mode = strcmp(launch->symbol, "pv_conv") == 0         ? CONV_FPROP
                : strcmp(launch->symbol, "pv_conv_dgrad") == 0 ? CONV_DGRAD
                                                               : CONV_WGRAD;
+    if ((one.norm.table && (one.types || mode == CONV_DGRAD)) ||
+        (one.stats.table && (one.types || mode != CONV_FPROP)))
+        return false;
     if (tile_half(one.types) < 0 || (one.w_last && !one.types && volume(one.kernel) > 1))
         return false;
     if (one.types) {
@@ -211,6 +221,7 @@ bool cuda_select_conv(const CudaLaunch *launch, CudaChoice *choice)
         return false;
     const Tile *tile = conv_tile(&usual, mode, last);
     tile_choose(choice, tile);
+    choice->baked[TILE_BAKED_LAST] = last ? tile->lanes_m * tile->thread_m : 0;
     choice->file = "conv_f32.cu";
     const char *common = common_definitions(launch, choice, &one, mode, last);
     choice->definitions = arena_printf(

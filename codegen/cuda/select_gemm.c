@@ -44,6 +44,9 @@ static bool find_access(const CudaLaunch *launch, const GemmArgs *args, Access *
     if (cuda_is_there(launch, AT(residual)))
         access->c = access->c && takes(launch, 4, tile_storage(args->types, STORE_RESIDUAL) ? 8 : 16,
                                        AT(residual), AT(r_m), AT(r0), AT(r1), AT(n));
+    if (args->norm.table && b_k)     // factors of four channels at a time
+        access->b = access->b && takes(launch, 4, 16, AT(norm.table), AT(norm.image),
+                                       AT(norm.shift), AT(norm.shift), AT(k));
     return (a_k || tile_is_one(launch, AT(a_m))) && (b_k || tile_is_one(launch, AT(b_n)));
 }
 
@@ -54,12 +57,16 @@ static const char *common_definitions(const CudaLaunch *launch, CudaChoice *choi
     choice->phases = 2;
     choice->shared[0] += TILE_TASK_BYTES;
     choice->shape = "pv_shape_gemm";
-    choice->name = arena_printf(launch->arena, "gemm_%s%dx%d%s%s", tile_half_name(one->types),
+    choice->name = arena_printf(launch->arena, "gemm_%s%dx%d%s%s%s", tile_half_name(one->types),
                                 choice->baked[TILE_BAKED_M], choice->baked[TILE_BAKED_N],
-                                tile_act_name(one->act), one->sum_batch ? "_sum" : "");
-    return arena_printf(launch->arena,
-                        "GEMM_A_K=%d GEMM_B_K=%d GEMM_C_4=%d GEMM_ACT=%d GEMM_SUM=%d",
-                        access->a_k, access->b_k, access->c, (int)one->act, one->sum_batch != 0);
+                                tile_act_name(one->act), one->sum_batch ? "_sum" : "",
+                                tile_norm_name(one->norm.table, one->stats.table));
+    if (one->stats.table)
+        tile_choose_stats(choice);
+    return arena_printf(
+        launch->arena, "GEMM_A_K=%d GEMM_B_K=%d GEMM_C_4=%d GEMM_ACT=%d GEMM_SUM=%d%s", access->a_k,
+        access->b_k, access->c, (int)one->act, one->sum_batch != 0,
+        tile_norm_definitions(launch->arena, one->norm.table, one->norm.act, one->stats.table));
 }
 
 bool cuda_select_gemm(const CudaLaunch *launch, CudaChoice *choice)
@@ -70,6 +77,9 @@ bool cuda_select_gemm(const CudaLaunch *launch, CudaChoice *choice)
     tile_numbers(launch, 0, 1, (int64_t *)&one);
     tile_numbers(launch, 0, TILE_USUAL_BATCH, (int64_t *)&usual);
     if (!find_access(launch, &one, &access) || tile_half(one.types) < 0)
+        return false;
+    bool taken_apart = one.norm.table || one.stats.table;
+    if (taken_apart && (one.types || one.sum_batch || one.batch1 != 1))
         return false;
     int64_t batches = one.sum_batch ? 1 : usual.batch0 * usual.batch1;
     batches *= launch->segments > 1 ? launch->segments : 1;

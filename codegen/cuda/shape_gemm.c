@@ -21,10 +21,12 @@ void pv_shape_gemm(const PvCudaKernel *kernel, const int64_t *args, PvCudaGrid *
 {
     const GemmArgs *gemm = (const GemmArgs *)args;
     tile_grid(kernel, tile_gemm_work(gemm, kernel->baked), gemm->sum, grid);
+    grid->workspace += tile_gemm_stats(gemm, kernel->baked);
 }
 
 void pv_shape_conv(const PvCudaKernel *kernel, const int64_t *args, PvCudaGrid *grid)
 {
     const ConvArgs *conv = (const ConvArgs *)args;
     tile_grid(kernel, tile_conv_work(conv, kernel->baked), conv->sum, grid);
+    grid->workspace += tile_conv_stats(conv, kernel->baked, grid->blocks[1] > 0);
 }

@@ -25,6 +25,8 @@ void pv_shape_group_norm(const PvCudaKernel *kernel, const int64_t *args, PvCuda
     int64_t blocks = groups * (cut ? ceil_div(count, CHUNK) : 1);
     *grid = (PvCudaGrid){.blocks = {cut ? (uint32_t)blocks : 0, (uint32_t)blocks},
                          .workspace = cut ? blocks * 8 : 0};
+    if (a->table)
+        grid->blocks[1] = (uint32_t)groups;
 }
 
 void pv_shape_group_norm_grad(const PvCudaKernel *kernel, const int64_t *args, PvCudaGrid *grid)

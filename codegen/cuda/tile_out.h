@@ -4,7 +4,9 @@
  *
  * An `out` has
  *     void column(int n)                         four columns from n follow
- *     void put(int m, const float *value)        four sums of row m
+ *     void put(int m, float *value)              four sums of row m, to be made results
+ *     BY_COLUMN                                  1: when some rows are put,
+ *     void columns(const float *results, int stride, int m, int n)   has them in shared memory
  * A product passes its sums by tile_rows, a few rows at a time out of shared memory, so that the
  * code of the epilogue is there once, in a loop, and neighbouring threads write whole rows.
  */
@@ -60,13 +62,15 @@ CX_FN int tile_column4()
     return (int)threadIdx.x % (TILE_N / 4) * 4;
 }
 template <class Out>
-CX_FN void tile_rows(const float *shared, int rows, int stride, Out &out, int m)
+CX_FN void tile_rows(float *shared, int rows, int stride, Out &out, int m)
 {
     CX_NO_UNROLL
     for (int row = (int)threadIdx.x / (TILE_N / 4); row < rows; row += THREADS / (TILE_N / 4)) {
         float4 four = *(const float4 *)(shared + row * stride + tile_column4());
         float value[4] = {four.x, four.y, four.z, four.w};
         out.put(m + row, value);
+        if constexpr (Out::BY_COLUMN)
+            cx_write4(shared + row * stride + tile_column4(), value);
     }
 }
 
@@ -76,6 +80,7 @@ CX_FN void tile_rows(const float *shared, int rows, int stride, Out &out, int m)
 // segments (`sum` in kernel_args.h). A workspace is a line of 256 bytes, whose first word is the number of parts, and the sums of
 // every tile and part, row-major.
 struct Keep {
+    enum { BY_COLUMN = 0 };
     float *tile;
     int n;
 
@@ -98,13 +103,14 @@ struct Keep {
     }
 };
 
-enum { TILE_BLOCKS = TILE_M * TILE_N / 4 / THREADS }; // of the second phase, a tile
+// Of the second phase: blocks of a tile, and rows of a block.
+enum { TILE_BLOCKS = TILE_M * TILE_N / 4 / THREADS, COLLECT_ROWS = TILE_M / TILE_BLOCKS };
 
 // Block `block` of a tile: four sums of each thread over all parts of `segment` and of the `more`
-// behind it, which have the same tiles; then out.
+// behind it, which have the same tiles; then out. shared: rows of results for one by column.
 template <class Out>
 CX_FN void tile_collect(const CxHead &head, u32 segment, int64_t more, int tile, int block,
-                        Out &out, int m0, int n0)
+                        Out &out, int m0, int n0, float *shared = nullptr)
 {
     int four = (block * THREADS + (int)threadIdx.x) * 4;
     float sum[4] = {0.f, 0.f, 0.f, 0.f};
@@ -129,4 +135,10 @@ CX_FN void tile_collect(const CxHead &head, u32 segment, int64_t more, int tile,
     }
     out.column(n0 + four % TILE_N);
     out.put(m0 + four / TILE_N, sum);
+    if constexpr (Out::BY_COLUMN) {
+        const int stride = TILE_N + 4;
+        cx_write4(shared + four / TILE_N % COLLECT_ROWS * stride + four % TILE_N, sum);
+        __syncthreads();
+        out.columns(shared, stride, m0 + block * COLLECT_ROWS, n0);
+    }
 }

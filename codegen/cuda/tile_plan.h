@@ -10,7 +10,8 @@
 
 enum { TILE_MANY_BLOCKS = 264, TILE_FEW_BLOCKS = 132, TILE_PART_K = 256, TILE_MOST_PARTS = 32 };
 
-// baked[] of kernels of this family; the last two of convolutions only
+// baked[] of kernels of this family; the last two of convolutions only. LAST: 0, or where channels are
+// dense the rows of sums that come at a time.
 enum { TILE_BAKED_M, TILE_BAKED_N, TILE_BAKED_K, TILE_BAKED_BLOCKS, TILE_BAKED_MODE, TILE_BAKED_LAST };
 enum { CONV_FPROP, CONV_DGRAD, CONV_WGRAD };
 
@@ -56,6 +57,32 @@ static inline TileWork tile_conv_work(const ConvArgs *args, const int32_t *baked
     int64_t tiles = phases * tile_count(columns, last ? tile_m : tile_n) * args->groups *
                     tile_count(grad ? c_in : c_out, last ? tile_n : tile_m);
     return (TileWork){tiles, tile_count((grad ? c_out : c_in) * most_taps, tile_k)};
+}
+
+// Bytes of the moments of norm_stats.h: chunks of `chunk` of these positions, image after image.
+static inline int64_t tile_stats_bytes(int64_t images, int64_t apart, int64_t channels,
+                                       int64_t chunk)
+{
+    return ((tile_count(images * apart, chunk) + images) * channels * 8 + 255) / 256 * 256;
+}
+
+static inline int64_t tile_gemm_stats(const GemmArgs *args, const int32_t *baked)
+{
+    int64_t tile = baked[TILE_BAKED_N];
+    if (!args->stats.table)
+        return 0;
+    return tile_stats_bytes(args->batch0, tile_count(args->n, tile) * tile, args->m, tile);
+}
+
+static inline int64_t tile_conv_stats(const ConvArgs *args, const int32_t *baked, bool in_parts)
+{
+    int64_t chunk = baked[TILE_BAKED_N];
+    if (!args->stats.table || baked[TILE_BAKED_MODE] != CONV_FPROP)
+        return 0;
+    if (baked[TILE_BAKED_LAST])
+        chunk = in_parts ? baked[TILE_BAKED_M] / baked[TILE_BAKED_BLOCKS] : baked[TILE_BAKED_LAST];
+    return tile_stats_bytes(args->images, args->out[0] * args->out[1] * args->out[2], args->c_out,
+                            chunk);
 }
 
 // tiles: blocks without a cut; steps: of the reduction, `k` long each.

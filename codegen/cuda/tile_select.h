@@ -124,6 +124,27 @@ static inline const char *mma_definitions(Arena *arena, const MmaTile *tile, int
                         tile->n, tile->warp_m, tile->warp_n, half);
 }
 
+// Shared memory of phase 1 for norm_stats.h: the rows of a block, which a flag a position fits in too.
+static inline void tile_choose_stats(CudaChoice *choice)
+{
+    int n = choice->baked[TILE_BAKED_N], rows = choice->baked[TILE_BAKED_M];
+    choice->shared[1] = (uint32_t)(rows / choice->baked[TILE_BAKED_BLOCKS] * (n + 4)) * 4;
+    choice->counts = true;
+}
+
+// Definitions of operands that are normalized and results whose statistics are taken, each with a
+// blank in front; "" where there is neither.
+static inline const char *tile_norm_definitions(Arena *arena, int64_t norm, int64_t act,
+                                                int64_t stats)
+{
+    const char *first = norm ? arena_printf(arena, " TILE_NORM=%d", (int)act + 1) : "";
+    return stats ? arena_printf(arena, "%s TILE_STATS=1", first) : first;
+}
+static inline const char *tile_norm_name(int64_t norm, int64_t stats)
+{
+    return norm && stats ? "_norm_stats" : norm ? "_norm" : stats ? "_stats" : "";
+}
+
 // PvStorage of address `number` of a struct.
 static inline int tile_storage(int64_t types, int number)
 {

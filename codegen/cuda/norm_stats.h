@@ -1,0 +1,216 @@
+/* Norm tables of what a product or a convolution makes (NormStats of kernel_args.h), in the same
+ * launch. Included in a kernel's namespace behind tile_out.h by templates with the definition
+ * TILE_STATS 1; ROWS_ARE_POSITIONS says which way a tile lies.
+ *
+ * Results are positions of images, one image after another, by channels. Their positions are cut
+ * into chunks, and the epilogue leaves the mean of every channel of every image in each chunk, and
+ * the squares about it, in the workspace: float2 [chunk + image][channel] (going on by a chunk or an
+ * image, or both, never meets a row twice). Where positions lie along rows a chunk is a tile, whose
+ * rows neighbouring lanes add; else it is as many rows as lie in shared memory at a time.
+ *
+ * Then each block of a tile counts itself at the counters of the tile's images. The one that is the
+ * last of an image puts the means and squares of each group together, in a fixed order (Chan, Golub
+ * and LeVeque 1979), and writes the table. Everything that a block wrote is before its barrier, which
+ * is before the fence and the count; the count and a fence of the last are before what it reads. A
+ * counter goes from its end back to 0 by itself.
+ */
+
+enum { STATS_TILE = ROWS_ARE_POSITIONS ? TILE_M : TILE_N }; // positions
+
+// The sum over `count` neighbouring lanes, a power of 2, in each of them.
+template <int count> CX_FN float lanes_sum(float value)
+{
+    CX_UNROLL
+    for (int by = count / 2; by > 0; by >>= 1)
+        value += __shfl_xor_sync(CX_ALL_LANES, value, by);
+    return value;
+}
+
+// Where moments lie: behind the sums of parts, which phase 1 reads.
+CX_FN float2 *moments_of(const CxHead &head, u32 segment, bool in_parts)
+{
+    u8 *work = head.work[segment];
+    if (in_parts) {
+        u32 tiles = (head.first[segment + 1] - head.first[segment]) / TILE_BLOCKS;
+        work += 256 + (u64)tiles * *(const u32 *)work * (TILE_M * TILE_N * 4);
+    }
+    return (float2 *)work;
+}
+
+struct Statistics {
+    const NormStats *to;
+    float2 *moments;
+    u32 *counters;
+    int images, channels;
+    int positions, apart; // of an image; from the first of an image to that of the next
+    int chunk;            // positions
+    int blocks;           // that fill a tile of positions, with all channels
+    int start;            // of the tile
+    int first_image;      // there
+
+    __device__ int end() const // of all positions
+    {
+        return (images - 1) * apart + positions;
+    }
+    // How many positions of an image lie in [from, from + count).
+    __device__ int shared_positions(int image, int from, int count) const
+    {
+        return min(image * apart + positions, from + count) - max(image * apart, from);
+    }
+    __device__ void leave(int number, int image, int channel, float mean, float squares)
+    {
+        moments[(long long)(number + image) * channels + channel] = make_float2(mean, squares);
+    }
+
+    // Four values of a channel, at the thread's columns; neighbouring lanes have the rest of its row.
+    // All lanes of a warp take part. there: the channel is one.
+    __device__ void add_row(int channel, bool there, const float *value)
+    {
+        int at = start + tile_column4(), limit = min(start + STATS_TILE, end());
+        CX_NO_UNROLL
+        for (int image = first_image; image * apart < limit; image++) {
+            int first = image * apart - at, last = first + positions;
+            float sum = 0.f, squares = 0.f;
+            CX_UNROLL
+            for (int e = 0; e < 4; e++)
+                sum += e >= first && e < last ? value[e] : 0.f;
+            float mean = lanes_sum<TILE_N / 4>(sum) *
+                         cx_reciprocal((float)shared_positions(image, start, STATS_TILE));
+            CX_UNROLL
+            for (int e = 0; e < 4; e++) {
+                float away = e >= first && e < last ? value[e] - mean : 0.f;
+                squares += away * away;
+            }
+            squares = lanes_sum<TILE_N / 4>(squares);
+            if (there && tile_column4() == 0)
+                leave(start / STATS_TILE, image, channel, mean, squares);
+        }
+    }
+
+    // `chunk` rows of positions from `at`, in shared memory, and the columns of channels from
+    // `channel`, `there` of them.
+    __device__ void add_columns(const float *values, int stride, int at, int channel, int there)
+    {
+        const int each = THREADS / TILE_N;
+        int column = (int)threadIdx.x / each, limit = min(at + chunk, end());
+        CX_NO_UNROLL
+        for (int image = at / apart; image * apart < limit; image++) {
+            int first = max(image * apart - at, 0), count = shared_positions(image, at, chunk);
+            float sum = 0.f, squares = 0.f;
+            CX_NO_UNROLL
+            for (int row = (int)threadIdx.x % each; row < count; row += each)
+                sum += values[(first + row) * stride + column];
+            float mean = lanes_sum<each>(sum) * cx_reciprocal((float)count);
+            CX_NO_UNROLL
+            for (int row = (int)threadIdx.x % each; row < count; row += each) {
+                float away = values[(first + row) * stride + column] - mean;
+                squares += away * away;
+            }
+            squares = lanes_sum<each>(squares);
+            if (column < there && (int)threadIdx.x % each == 0)
+                leave(at / chunk, image, channel + column, mean, squares);
+        }
+    }
+
+    // Walks the moments of a group of an image: lane by lane, a chunk's channels before the next's.
+    struct Walk {
+        const float2 *from;
+        int row, rest; // which chunk, and which channel of the group
+        int row_step, rest_step, in_group;
+
+        __device__ void next()
+        {
+            row += row_step;
+            rest += rest_step;
+            if (rest >= in_group) {
+                rest -= in_group;
+                row++;
+            }
+        }
+    };
+    // Sums over it: of what the chunks' means tell of the whole, or of squares about `mean`.
+    template <bool squares>
+    __device__ float sum_over(Walk at, int image, int chunks, float mean) const
+    {
+        float sum = 0.f;
+        CX_UNROLL_BY(4)
+        for (; at.row < chunks; at.next()) {
+            float2 part = at.from[(long long)at.row * channels + at.rest];
+            int number = image * apart / chunk + at.row;
+            float count = (float)shared_positions(image, number * chunk, chunk);
+            float away = part.x - mean;
+            sum += squares ? fmaf(away * away, count, part.y) : part.x * count;
+        }
+        return lanes_sum<32>(sum);
+    }
+
+    // The table of a group of an image, by a warp.
+    __device__ void make_table(int image, int group)
+    {
+        int lane = threadIdx.x & 31, in_group = channels / (int)to->groups;
+        int first = image * apart, number = first / chunk;
+        int chunks = (first + positions - 1) / chunk - number + 1;
+        Walk walk = {moments + (long long)(number + image) * channels + group * in_group,
+                     lane / in_group, lane % in_group, 32 / in_group, 32 % in_group, in_group};
+        float share = cx_reciprocal((float)in_group * (float)positions);
+        float mean = sum_over<false>(walk, image, chunks, 0.f) * share;
+        float rstd =
+            rsqrtf(sum_over<true>(walk, image, chunks, mean) * share + cx_real(to->eps));
+        int at = image * (int)to->groups + group;
+        if (lane == 0 && to->mean)
+            ((float *)to->mean)[at] = mean;
+        if (lane == 0 && to->rstd)
+            ((float *)to->rstd)[at] = rstd;
+        CX_NO_UNROLL
+        for (int i = lane; i < in_group; i += 32)
+            put_factors(image, group * in_group + i, mean, rstd);
+    }
+    __device__ void put_factors(int image, int channel, float mean, float rstd)
+    {
+        float *table = (float *)to->table + (long long)image * 2 * channels;
+        float a = rstd, d = 0.f;
+        if (to->gamma)
+            a *= ((const float *)to->gamma)[channel];
+        if (to->beta)
+            d = ((const float *)to->beta)[channel];
+        d -= mean * a;
+        if (to->scale) {
+            float more = 1.f + ((const float *)to->scale)[image * to->mod_image + channel];
+            a *= more;
+            d *= more;
+        }
+        if (to->shift)
+            d += ((const float *)to->shift)[image * to->mod_image + channel];
+        table[channel] = a;
+        table[channels + channel] = d;
+    }
+
+    // The block has left all its moments. flags: STATS_TILE words of shared memory.
+    __device__ void finish(u32 *flags)
+    {
+        int per = (images + CX_COUNTERS - 1) / CX_COUNTERS, span = per * apart;
+        int first = start / span, limit = min(start + (int)STATS_TILE, end());
+        int count = (limit - 1) / span - first + 1, i = (int)threadIdx.x;
+#ifndef FAULT_STATS_BARRIER // some warps are still at work
+        __syncthreads();
+#endif
+        if (i < count) {
+            int from = (first + i) * span, last = min(from + span, end()) - 1;
+            u32 most = (u32)((last / STATS_TILE - from / STATS_TILE + 1) * blocks - 1);
+#ifndef FAULT_STATS_FENCE // what was written is on its way when the block is counted
+            __threadfence();
+#endif
+            flags[i] = atomicInc(counters + first + i, most) == most;
+            __threadfence();
+        }
+        __syncthreads();
+        CX_NO_UNROLL
+        for (i = 0; i < count; i++) {
+            int image = (first + i) * per, groups = (int)to->groups;
+            int tasks = flags[i] ? min(per, images - image) * groups : 0;
+            CX_NO_UNROLL
+            for (int task = (int)threadIdx.x / 32; task < tasks; task += THREADS / 32)
+                make_table(image + task / groups, task % groups);
+        }
+    }
+};

@@ -1,0 +1,167 @@
+// cases
+// Convolutions and products in f32 that normalize an operand and make the norm table of their
+// result: tails, tiles of several images, groups across tiles, parts, segments, layouts; and tables
+// of what others have made.
+#include <stddef.h>
+#include "norm_case.h"
+
+struct Shape {
+    const char *what;
+    int64_t images, c_in, c_out, groups, height, width, kernel, stride;
+    int64_t norm_act;    // of x; -1: it is not normalized
+    int64_t norm_groups; // of y; 0: no table
+    bool last, rich;     // channels last; with bias, residual and all that a table may depend on
+};
+
+static void add_conv(KernelCase &test, const Shape &shape, bool wgrad)
+{
+    ConvArgs args = {};
+    int64_t pad = (shape.kernel - 1) / 2, reach = 2 * pad - shape.kernel;
+    int64_t out_h = (shape.height + reach) / shape.stride + 1;
+    int64_t out_w = (shape.width + reach) / shape.stride + 1;
+    int64_t inside = shape.height * shape.width, outside = out_h * out_w;
+    args.images = shape.images, args.c_in = shape.c_in, args.c_out = shape.c_out;
+    args.groups = shape.groups;
+    args.in[0] = args.out[0] = args.kernel[0] = args.stride[0] = 1;
+    args.in[1] = shape.height, args.in[2] = shape.width, args.out[1] = out_h, args.out[2] = out_w;
+    for (int axis = 1; axis < 3; axis++)
+        args.kernel[axis] = shape.kernel, args.stride[axis] = shape.stride, args.pad[axis] = pad;
+    args.x_channel = shape.last ? 1 : inside, args.x_position = shape.last ? shape.c_in : 1;
+    args.y_channel = shape.last ? 1 : outside, args.y_position = shape.last ? shape.c_out : 1;
+    args.x_image = shape.c_in * inside, args.y_image = shape.c_out * outside;
+    size_t x = (size_t)(args.images * args.x_image), y = (size_t)(args.images * args.y_image);
+    size_t w = (size_t)(args.c_out * args.c_in / args.groups * shape.kernel * shape.kernel);
+    args.x = test.input(x, 1, 0.5f);
+    args.w = wgrad ? test.output(w) : test.input(w);
+    args.y = wgrad ? test.input(y) : test.output(y);
+    if (shape.rich && !wgrad) {
+        args.bias = test.input((size_t)args.c_out, 1, 3);
+        args.residual = test.input(y);
+        args.residual_image = args.y_image, args.residual_channel = args.y_channel;
+        args.act = PV_ACT_SILU;
+    }
+    if (shape.norm_act >= 0)
+        args.norm = add_norm(test, args.images, args.c_in, shape.norm_act);
+    if (shape.norm_groups && !wgrad)
+        args.stats = add_stats(test, args.images, args.c_out, shape.norm_groups, shape.rich);
+    test.segment(args);
+}
+
+static void check(const Shape &shape, bool wgrad = false, const char *fault = nullptr)
+{
+    KernelCase test(wgrad ? "pv_conv_wgrad" : "pv_conv",
+                    [=](const PvRun *, const int64_t *args) { plain_norm_conv(wgrad, args); },
+                    shape.what);
+    add_conv(test, shape, wgrad);
+    if (fault)
+        test.find_fault(fault);
+    else
+        test.run();
+}
+
+struct Product {
+    const char *what;
+    int64_t m, n, k, images;
+    bool b_k;
+    int64_t norm_act, norm_groups;
+    bool rich;
+};
+
+static void check_product(const Product &p)
+{
+    KernelCase test("pv_gemm", [](const PvRun *, const int64_t *args) { plain_norm_gemm(args); },
+                    p.what);
+    GemmArgs args = {};
+    args.m = p.m, args.n = p.n, args.k = p.k, args.batch0 = p.images, args.batch1 = 1;
+    args.a_m = p.k, args.a_k = 1;
+    args.b_n = p.b_k ? p.k : 1, args.b_k = p.b_k ? 1 : p.n, args.b0 = p.k * p.n;
+    args.c_m = p.n, args.c0 = p.m * p.n;
+    args.a = test.input((size_t)(p.m * p.k));
+    args.b = test.input((size_t)(p.images * args.b0));
+    args.c = test.output((size_t)(p.images * args.c0));
+    if (p.rich) {
+        args.bias = test.input((size_t)p.m, 1, 3), args.bias_axis = 1;
+        args.residual = test.input((size_t)(p.images * args.c0));
+        args.r0 = args.c0, args.r_m = args.c_m;
+    }
+    if (p.norm_act >= 0)
+        args.norm = add_norm(test, p.images, p.k, p.norm_act);
+    if (p.norm_groups)
+        args.stats = add_stats(test, p.images, p.m, p.norm_groups, p.rich);
+    test.segment(args);
+    test.run();
+}
+
+// A table alone, of images as they lie.
+static void check_table(const char *what, int64_t images, int64_t c, int64_t positions,
+                        int64_t groups, bool last)
+{
+    KernelCase test(
+        "pv_group_norm",
+        [](const PvRun *, const int64_t *raw) {
+            const GroupNormArgs &a = *(const GroupNormArgs *)raw;
+            plain_table({a.table, a.mean, a.rstd, a.gamma, a.beta, a.scale, a.shift, a.mod_image,
+                         a.groups, a.eps},
+                        a.images, a.c, a.positions, (const float *)a.x,
+                        [&](int64_t image, int64_t channel, int64_t position) {
+                            return image * a.x_image + channel * a.x_channel +
+                                   position * a.x_position;
+                        });
+        },
+        what);
+    GroupNormArgs args = {};
+    NormStats stats = add_stats(test, images, c, groups, true);
+    args.table = stats.table, args.mean = stats.mean, args.rstd = stats.rstd;
+    args.gamma = stats.gamma, args.beta = stats.beta, args.scale = stats.scale;
+    args.shift = stats.shift, args.mod_image = stats.mod_image, args.eps = stats.eps;
+    args.images = images, args.c = c, args.positions = positions, args.groups = groups;
+    args.x_image = c * positions, args.x_channel = last ? 1 : positions;
+    args.x_position = last ? c : 1;
+    args.x = test.input((size_t)(images * args.x_image), 1, 2);
+    test.segment(args);
+    test.run();
+}
+
+int main(void)
+{
+    // images, channels in and out, groups of the convolution, height, width, kernel, stride
+    Shape odd = {"odd images, several a tile", 3, 6, 20, 1, 5, 5, 3, 1, PV_ACT_SILU, 4, false, true};
+    Shape across = {"groups across tiles", 2, 8, 136, 1, 9, 8, 3, 1, PV_ACT_NONE, 8, false, false};
+    Shape point = {"1 x 1", 2, 36, 20, 1, 4, 6, 1, 1, PV_ACT_RELU, 10, false, true};
+    Shape deep = {"parts", 2, 65, 68, 1, 5, 9, 3, 1, PV_ACT_GELU, 4, false, true};
+    Shape grouped = {"groups, stride", 1, 6, 8, 2, 8, 9, 3, 2, PV_ACT_SILU, 2, false, false};
+    Shape few = {"few channels", 1, 8, 4, 1, 9, 15, 3, 1, PV_ACT_SILU, 2, false, true};
+    Shape last = {"channels last", 3, 20, 24, 1, 6, 7, 3, 1, PV_ACT_SILU, 3, true, true};
+    Shape last_odd = {"channels last, odd", 2, 5, 7, 1, 8, 9, 3, 2, PV_ACT_NONE, 7, true, false};
+    Shape last_deep = {"channels last, parts", 2, 64, 68, 1, 5, 7, 3, 1, -1, 4, true, true};
+    Shape many = {"more images than counters", 1030, 4, 4, 1, 1, 1, 1, 1, -1, 2, false, false};
+    for (const Shape &shape :
+         {odd, across, point, deep, grouped, few, last, last_odd, last_deep, many})
+        check(shape);
+    check(odd, true);
+    check(point, true);
+    check(grouped, true);
+    {
+        KernelCase test("pv_conv",
+                        [](const PvRun *, const int64_t *args) { plain_norm_conv(false, args); },
+                        "three segments");
+        for (int64_t side : {4, 7, 2}) {
+            Shape plane = odd;
+            plane.c_in = 40, plane.height = side;
+            add_conv(test, plane, false);
+        }
+        test.run();
+    }
+    check_product({"positions dense", 70, 36, 40, 3, false, PV_ACT_SILU, 7, true});
+    check_product({"channels dense", 20, 66, 36, 2, true, PV_ACT_NONE, 5, false});
+    check_product({"odd", 24, 35, 37, 2, false, PV_ACT_SILU, 3, true});
+    check_product({"odd, channels dense", 9, 130, 19, 1, true, PV_ACT_SILU, 0, false});
+    check_product({"parts", 40, 30, 800, 2, false, -1, 8, true});
+    check_table("a table", 2, 12, 35, 4, false);
+    check_table("a table, chunks", 1, 6, 3000, 2, false);
+    check_table("a table, channels last", 2, 24, 33, 3, true);
+    check(odd, false, "FAULT_NORM_IMAGE");
+    check(across, false, "FAULT_STATS_FENCE");
+    check(deep, false, "FAULT_STATS_BARRIER");
+    return finish_cases();
+}
