@@ -7,6 +7,7 @@ e2e    compiled models: golden tensors, training, kill and resume, sampling, bad
 simt   CUDA kernels on the CPU emulator and, where NVRTC is found, compiled and inspected
 asan   the unit tests and the cases once more under AddressSanitizer and UBSan
 """
+import concurrent.futures
 import os
 import re
 import subprocess
@@ -18,16 +19,21 @@ COUNTS = re.compile(r"^(\d+) passed, (\d+) failed(?:, (\d+) skipped)?$", re.M)
 
 
 def unit(preset):
-    """Runs each cmocka program; counts its tests."""
+    """Runs the cmocka programs, two at once; counts their tests."""
     folder = os.path.join(ROOT, "out", preset, "tests")
     programs = sorted(name for name in os.listdir(folder)
                       if name.startswith("test_") and os.access(os.path.join(folder, name), os.X_OK)
                       and os.path.isfile(os.path.join(folder, name)))
-    passed = failed = skipped = 0
-    for name in programs:
-        start = time.time()
+
+    def start(name):
+        begin = time.time()
         done = subprocess.run([os.path.join(folder, name)], cwd=ROOT, text=True, errors="replace",
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        return done, time.time() - begin
+
+    passed = failed = skipped = 0
+    pool = concurrent.futures.ThreadPoolExecutor(2)
+    for name, (done, seconds) in zip(programs, pool.map(start, programs)):
         ok = len(re.findall(r"^\[       OK \]", done.stdout, re.M))
         skip = len(re.findall(r"^\[  SKIPPED \] (?!\d+ test)", done.stdout, re.M))
         bad = len(set(re.findall(r"^\[  FAILED  \] (\w+)", done.stdout, re.M)))
@@ -39,7 +45,7 @@ def unit(preset):
             print(f"{name}: ran no test")
             bad = 1
         print(f"  {preset} {name}: {ok} passed, {bad} failed, {skip} skipped "
-              f"({time.time() - start:.1f} s)", flush=True)
+              f"({seconds:.1f} s)", flush=True)
         passed, failed, skipped = passed + ok, failed + bad, skipped + skip
     return passed, failed, skipped
 
