@@ -246,10 +246,12 @@ PlanArg result_place(Lower *lower, Val val);             // storage of a result 
 PlanArg wanted_place(Lower *lower, const Group *group, uint32_t out);   // a dummy if not wanted
 PlanArg view_place(Lower *lower, const View *view, DType dtype);        // where a view begins
 PlanArg dense_place(Lower *lower, Val val);              // row-major, copied if need be
-// Row-major behind the first two axes, whose strides go to stride[0 .. 1]; copied if need be.
+// An image: the strides of image, channel and position go to stride[0 .. 2]; copied if need be.
 PlanArg image_place(Lower *lower, Val val, Dim *stride);
 // What `val` shows as a value of the shape `type`: strides, false if there are none.
 bool strides_as(const Lower *lower, Val val, const Type *type, Dim *stride);
+// A copy of what `val` shows as `type`, its axes in the order of the strides, which become its own.
+PlanArg place_like(Lower *lower, Val val, const Type *type, Dim *stride);
 // The launch reads each element of `residual` before it writes it in `result`: they may be one.
 void residual_inplace(Lower *lower, const Group *group, PlanArg result, PlanArg residual);
 // Elements of `dtype`; they may be stored otherwise on either side.

@@ -112,25 +112,28 @@ static void conv_sizes(Lower *lower, const Node *node, const Type *x, const Type
     }
 }
 
-// From channel to channel; of a single one, what it would be.
-static Dim channel_step(const Dim *stride, const Type *type)
+// The residual as an image of the shape `type`, at the same distance from position to position as
+// the result, which lies at `result`; copied if it lies otherwise. Strides of image and channel.
+static PlanArg residual_place(Lower *lower, Val val, const Type *type, const Dim *result,
+                              Dim *stride)
 {
-    return dim_is_one(type->dim[1]) ? dims_between(type, 2, type->rank) : stride[1];
-}
-
-// The residual as an image of the shape `type`; copied if it lies otherwise.
-static PlanArg residual_place(Lower *lower, Val val, const Type *type, Dim *stride)
-{
-    Dim dense[MAX_RANK];
+    Dim image[3], there[3];
     View view = view_of(lower->work, val);
-    dense_strides(type, dense);
-    bool fits = strides_as(lower, val, type, stride);
-    for (uint32_t axis = 2; fits && axis < type->rank; axis++)
-        fits = dim_equal(stride[axis], dense[axis]);
-    if (fits)
+    if (!image_strides(type, result, image))
+        bug("a residual of a result that is no image");
+    if (strides_as(lower, val, type, stride) && image_strides(type, stride, there) &&
+        dim_equal(there[2], image[2])) {
+        memcpy(stride, there, sizeof there);
         return view_place(lower, &view, type->dtype);
-    memcpy(stride, dense, type->rank * sizeof *dense);
-    return dense_place(lower, val);
+    }
+    memcpy(stride, result, type->rank * sizeof *stride);
+    if (!is_mixed_plan(lower->work))
+        dense_strides(type, stride);
+    PlanArg place = is_mixed_plan(lower->work) ? place_like(lower, val, type, stride)
+                                               : dense_place(lower, val);
+    image_strides(type, stride, there);
+    memcpy(stride, there, sizeof there);
+    return place;
 }
 
 static bool same_strides(const Type *type, const Dim *x, const Dim *y)
@@ -197,7 +200,7 @@ static bool is_mixed(const Lower *lower, const Group *group, const Node *node)
 void lower_conv(Lower *lower, const Group *group)
 {
     const Node *node = anchor_of(lower, group);
-    Dim stride[3][MAX_RANK];           // x, y, w: of image and channel
+    Dim stride[3][MAX_RANK];           // x, y, w: of image, channel, position
     PlanArg place[3];
     const Type *type[3];
     // which of x, y, w is written, and which the operands are
@@ -227,7 +230,10 @@ void lower_conv(Lower *lower, const Group *group)
     if (group->residual && written == 2)
         residual = added_filter(lower, group->residual, type[2], stride[2]);
     else if (group->residual)
-        residual = residual_place(lower, group->residual, type[written], added);
+        residual =
+            residual_place(lower, group->residual, type[written], stride[written], added);
+    if (written != 2 && !image_strides(type[written], stride[written], stride[written]))
+        bug("a convolution that cannot write its result");
     place[written] = moved ? new_buffer(lower, count_of(type[2]), lower->cg->module->real)
                            : result_place(lower, group->results[0]);
     NormTablePlaces table = group_table_places(lower, group);
@@ -242,15 +248,15 @@ void lower_conv(Lower *lower, const Group *group)
     set_arg(lower, ARG(ConvArgs, residual), residual);
     set_dim(lower, ARG(ConvArgs, x_image), stride[0][0]);
     set_dim(lower, ARG(ConvArgs, y_image), stride[1][0]);
-    set_dim(lower, ARG(ConvArgs, x_channel), channel_step(stride[0], type[0]));
-    set_dim(lower, ARG(ConvArgs, y_channel), channel_step(stride[1], type[1]));
-    set_int(lower, ARG(ConvArgs, x_position), 1);
-    set_int(lower, ARG(ConvArgs, y_position), 1);
+    set_dim(lower, ARG(ConvArgs, x_channel), stride[0][1]);
+    set_dim(lower, ARG(ConvArgs, y_channel), stride[1][1]);
+    set_dim(lower, ARG(ConvArgs, x_position), stride[0][2]);
+    set_dim(lower, ARG(ConvArgs, y_position), stride[1][2]);
     set_int(lower, ARG(ConvArgs, w_last), last);
     set_int(lower, ARG(ConvArgs, act), activation(group->act));
     if (group->residual && written != 2) {
         set_dim(lower, ARG(ConvArgs, residual_image), added[0]);
-        set_dim(lower, ARG(ConvArgs, residual_channel), channel_step(added, type[written]));
+        set_dim(lower, ARG(ConvArgs, residual_channel), added[1]);
     }
     set_norm_load(lower, ARG(ConvArgs, norm), &group->norm);
     set_norm_stats(lower, ARG(ConvArgs, stats), &table);
@@ -478,16 +484,16 @@ static void set_normed(Lower *lower, const Node *node, PlanArg x, const Dim *x_s
     set_dim(lower, ARG(GroupNormArgs, positions), dims_between(type, 2, type->rank));
     set_int(lower, ARG(GroupNormArgs, groups), node->attr->n[0]);
     set_dim(lower, ARG(GroupNormArgs, x_image), x_stride[0]);
-    set_dim(lower, ARG(GroupNormArgs, x_channel), channel_step(x_stride, type));
-    set_int(lower, ARG(GroupNormArgs, x_position), 1);
-    set_int(lower, ARG(GroupNormArgs, y_position), 1);
+    set_dim(lower, ARG(GroupNormArgs, x_channel), x_stride[1]);
+    set_dim(lower, ARG(GroupNormArgs, x_position), x_stride[2]);
+    set_dim(lower, ARG(GroupNormArgs, y_position), x_stride[2]);
     set_real(lower, ARG(GroupNormArgs, eps), node->attr->real);
 }
 
 static void lower_norm_table(Lower *lower, const Group *group)
 {
     const Node *node = anchor_of(lower, group);
-    Dim x_stride[2];
+    Dim x_stride[3];
     PlanArg x = image_place(lower, node->in[0], x_stride);
     NormTablePlaces at = norm_table_places(lower, node, group->results);
     launch_begin(lower, "pv_group_norm", sizeof(GroupNormArgs) / 8);
@@ -508,7 +514,7 @@ static void lower_group_norm(Lower *lower, const Group *group)
 {
     const Node *node = anchor_of(lower, group);
     const Type *type = node->type[0];
-    Dim x_stride[2], y_stride[MAX_RANK], mod_stride = dim_fixed(0);
+    Dim x_stride[3], y_stride[MAX_RANK], mod_stride = dim_fixed(0);
     PlanArg x = image_place(lower, node->in[0], x_stride);
     PlanArg gamma = dense_place(lower, node->in[1]), beta = dense_place(lower, node->in[2]);
     PlanArg scale = arg_none(), shift = arg_none();
@@ -519,7 +525,8 @@ static void lower_group_norm(Lower *lower, const Group *group)
         shift = view_place(lower, &shift_view, type->dtype);
         mod_stride = scale_view.stride[0];
     }
-    if (!strides_as(lower, group->results[0], type, y_stride))
+    if (!strides_as(lower, group->results[0], type, y_stride) ||
+        !image_strides(type, y_stride, y_stride))
         bug("a norm that cannot write its result");
     PlanArg y = result_place(lower, group->results[0]);
     PlanArg mean = optional_result(lower, group, 1), rstd = optional_result(lower, group, 2);
@@ -534,7 +541,8 @@ static void lower_group_norm(Lower *lower, const Group *group)
     set_arg(lower, ARG(GroupNormArgs, shift), shift);
     set_dim(lower, ARG(GroupNormArgs, y_image), y_stride[0]);
     set_dim(lower, ARG(GroupNormArgs, mod_image), mod_stride);
-    set_dim(lower, ARG(GroupNormArgs, y_channel), channel_step(y_stride, type));
+    set_dim(lower, ARG(GroupNormArgs, y_channel), y_stride[1]);
+    set_dim(lower, ARG(GroupNormArgs, y_position), y_stride[2]);
     set_int(lower, ARG(GroupNormArgs, act), activation(group->act));
     set_types(lower, ARG(GroupNormArgs, types), ARG(GroupNormArgs, y), 8, NULL, 0);
     need_scratch(lower, pv_norm_scratch(type->dim[1].n, real_size(lower)));
@@ -550,8 +558,10 @@ static void lower_group_norm_grad(Lower *lower, const Group *group)
 {
     const Node *node = anchor_of(lower, group);
     const Type *type = node->type[0];
-    Dim x_stride[2], dy_stride[2];
+    Dim x_stride[3], dy_stride[3], dx_stride[3];
     View dx_view = view_of(lower->work, group->results[0]);
+    if (!image_strides(type, dx_view.stride, dx_stride))
+        bug("a norm's gradient that cannot write its result");
     PlanArg dy = image_place(lower, node->in[0], dy_stride);
     PlanArg x = image_place(lower, node->in[1], x_stride);
     PlanArg mean = dense_place(lower, node->in[2]), rstd = dense_place(lower, node->in[3]);
@@ -579,13 +589,13 @@ static void lower_group_norm_grad(Lower *lower, const Group *group)
     set_int(lower, ARG(GroupNormGradArgs, groups), node->attr->n[0]);
     set_dim(lower, ARG(GroupNormGradArgs, x_image), x_stride[0]);
     set_dim(lower, ARG(GroupNormGradArgs, dy_image), dy_stride[0]);
-    set_dim(lower, ARG(GroupNormGradArgs, dx_image), dx_view.stride[0]);
-    set_dim(lower, ARG(GroupNormGradArgs, x_channel), channel_step(x_stride, type));
-    set_dim(lower, ARG(GroupNormGradArgs, dy_channel), channel_step(dy_stride, type));
-    set_dim(lower, ARG(GroupNormGradArgs, dx_channel), channel_step(dx_view.stride, type));
-    set_int(lower, ARG(GroupNormGradArgs, x_position), 1);
-    set_int(lower, ARG(GroupNormGradArgs, dy_position), 1);
-    set_int(lower, ARG(GroupNormGradArgs, dx_position), 1);
+    set_dim(lower, ARG(GroupNormGradArgs, dx_image), dx_stride[0]);
+    set_dim(lower, ARG(GroupNormGradArgs, x_channel), x_stride[1]);
+    set_dim(lower, ARG(GroupNormGradArgs, dy_channel), dy_stride[1]);
+    set_dim(lower, ARG(GroupNormGradArgs, dx_channel), dx_stride[1]);
+    set_dim(lower, ARG(GroupNormGradArgs, x_position), x_stride[2]);
+    set_dim(lower, ARG(GroupNormGradArgs, dy_position), dy_stride[2]);
+    set_dim(lower, ARG(GroupNormGradArgs, dx_position), dx_stride[2]);
     need_scratch(lower, pv_norm_scratch(type->dim[1].n, real_size(lower)));
 }
 

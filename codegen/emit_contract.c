@@ -435,8 +435,8 @@ static Choice choose_forms(const Lower *lower, const Node *node, const Operand *
 }
 
 // Strides of the result and of the residual; where there is none, those of the result. The residual
-// is copied if `row_major`. Returns where it lies.
-static PlanArg spread_result(Lower *lower, const Group *group, const Node *node, bool row_major,
+// is copied if `copied`. Returns where it lies.
+static PlanArg spread_result(Lower *lower, const Group *group, const Node *node, bool copied,
                              Axes *axes)
 {
     Dim stride[MAX_RANK], added[MAX_RANK];
@@ -444,9 +444,11 @@ static PlanArg spread_result(Lower *lower, const Group *group, const Node *node,
     if (!strides_as(lower, group->results[0], node->type[0], stride))
         bug("a product that cannot write its result");
     memcpy(added, stride, sizeof added);
-    if (group->residual && !row_major && strides_as(lower, group->residual, node->type[0], added)) {
+    if (group->residual && !copied && strides_as(lower, group->residual, node->type[0], added)) {
         View view = view_of(lower->work, group->residual);
         place = view_place(lower, &view, node->type[0]->dtype);
+    } else if (group->residual && is_mixed_plan(lower->work)) {
+        place = place_like(lower, group->residual, node->type[0], added);
     } else if (group->residual) {
         dense_strides(node->type[0], added);
         place = dense_place(lower, group->residual);

@@ -362,14 +362,22 @@ PlanArg image_place(Lower *lower, Val val, Dim *stride)
     View view = view_of(lower->work, val);
     Dim dense[MAX_RANK];
     dense_strides(type, dense);
-    memcpy(stride, dense, 2 * sizeof *stride);
+    image_strides(type, dense, stride);
+    if (is_mixed_plan(lower->work)) {
+        Dim image[3];
+        if (image_strides(type, view.stride, image)) {
+            memcpy(stride, image, sizeof image);
+            return view_place(lower, &view, type->dtype);
+        }
+        return dense_place(lower, val);
+    }
     uint32_t free_axes = lower->work->rungs & RUNG_PLACEMENT ? 2 : 1;
     bool fits = view.stride[0].n >= 0 && view.stride[1].n >= 0;
     for (uint32_t axis = free_axes; axis < type->rank; axis++)
         fits &= dim_equal(dense[axis], view.stride[axis]);
     if (!fits)
         return dense_place(lower, val);
-    memcpy(stride, view.stride, 2 * sizeof *stride);
+    image_strides(type, view.stride, stride);
     return view_place(lower, &view, type->dtype);
 }
 
@@ -400,6 +408,37 @@ static bool covers(const View *view, const Type *type)
         if (!done[axis] && !dim_is_one(type->dim[axis]))
             return false;
     return true;
+}
+
+PlanArg place_like(Lower *lower, Val val, const Type *type, Dim *stride)
+{
+    Dim there[MAX_RANK], next = dim_fixed(1);
+    const Type *own = val_type(lower->graph, val);
+    bool done[MAX_RANK] = {false};
+    for (uint32_t i = 0; i < type->rank; i++) {
+        uint32_t least = MAX_RANK;     // the axis that comes next, from the inner one outwards
+        for (uint32_t axis = type->rank; axis-- > 0;)
+            if (!done[axis] && (least == MAX_RANK || stride[axis].batch < stride[least].batch ||
+                                (stride[axis].batch == stride[least].batch &&
+                                 stride[axis].n < stride[least].n)))
+                least = axis;
+        done[least] = true;
+        there[least] = dim_is_one(type->dim[least]) ? dim_fixed(0) : next;
+        next = dim_product(next, type->dim[least]);
+    }
+    memcpy(stride, there, sizeof there);
+    CopyShape shape = {.rank = type->rank};
+    memcpy(shape.size, type->dim, sizeof shape.size);
+    memcpy(shape.y, there, sizeof shape.y);
+    View view = view_of(lower->work, val);
+    PlanArg x = view_place(lower, &view, own->dtype);
+    if (!strides_as(lower, val, type, shape.x)) {
+        x = dense_place(lower, val);
+        dense_strides(type, shape.x);
+    }
+    PlanArg y = new_buffer(lower, count_of(type), stored_dtype(lower->work, val));
+    launch_copy(lower, y, x, &shape, type->dtype);
+    return y;
 }
 
 void residual_inplace(Lower *lower, const Group *group, PlanArg result, PlanArg residual)

@@ -178,11 +178,13 @@ void lower_reduce(Lower *lower, const Group *group)
         residual_inplace(lower, group, y, residual);
 }
 
-// A value that is made by moving elements in row-major order (a reshape that is no view).
+// A value that is made by moving elements in row-major order (a reshape that is no view) to where
+// it lies.
 void lower_move(Lower *lower, const Group *group)
 {
     const Node *node = anchor_of(lower, group);
     Dim stride[MAX_RANK];
-    dense_strides(val_type(lower->graph, node->in[0]), stride);
+    if (!strides_as(lower, group->results[0], val_type(lower->graph, node->in[0]), stride))
+        bug("elements that cannot be moved");
     copy_val(lower, node->in[0], result_place(lower, group->results[0]), stride);
 }

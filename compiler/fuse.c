@@ -221,7 +221,10 @@ static bool result_fits(const Fuse *fuse, const Group *group, NodeId id)
 {
     const View *within = within_of(fuse->work, val_of(id, 0));
     const Node *anchor = graph_node(fuse->graph, group->anchor);
-    View view;
+    View view, there = view_of(fuse->work, val_of(id, 0));
+    if (is_mixed_plan(fuse->work))
+        return reshape_view(&there, graph_node(fuse->graph, id)->type[0], anchor->type[0], &view) &&
+               kernel_writes(fuse->work, anchor, &view);
     if (!within)
         return true;
     return (anchor->op == OP_CONV || anchor->op == OP_CONV_DGRAD || anchor->op == OP_GROUP_NORM ||
@@ -307,8 +310,14 @@ static bool takes_residual(const Fuse *fuse, const Group *group, Val residual, c
 {
     View view = view_of(fuse->work, residual), as_anchor;
     const Node *anchor = graph_node(fuse->graph, group->anchor);
+    Dim image[3];
     if (view_is_dense(&view, type))
         return true;
+    if (is_mixed_plan(fuse->work))
+        return anchor->op == OP_CONTRACT || anchor->op == OP_CONV_WGRAD ||
+               (reshape_view(&view, type, anchor->type[0], &as_anchor) &&
+                (anchor->op == OP_CONV || anchor->op == OP_CONV_DGRAD) &&
+                image_strides(anchor->type[0], as_anchor.stride, image));
     return (anchor->op == OP_CONV || anchor->op == OP_CONV_DGRAD || anchor->op == OP_CONTRACT) &&
            fuse->work->rungs & RUNG_PLACEMENT &&
            reshape_view(&view, type, anchor->type[0], &as_anchor) &&

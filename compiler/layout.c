@@ -338,6 +338,8 @@ void find_layout(Work *work)
     work->order = arena_alloc(work->arena, slots * sizeof *work->order);
     work->within = arena_alloc(work->arena, slots * sizeof *work->within);
     work->pieces = arena_alloc(work->arena, (work->count + 1) * sizeof *work->pieces);
+    if (is_mixed_plan(work) && places)
+        choose_orders(work);
     if (places)
         place_parts(work);
     for (uint32_t local = 0; local < work->count; local++) {
@@ -350,8 +352,9 @@ void find_layout(Work *work)
             *work->view[local] = view;
         } else {
             for (uint32_t out = 0; out < node->nout && !work->step[local]; out++)
-                work->order[local * MAX_OUT + out] =
-                    result_order(work, val_of(work->nodes[local], out));
+                if (!work->order[local * MAX_OUT + out])
+                    work->order[local * MAX_OUT + out] =
+                        result_order(work, val_of(work->nodes[local], out));
         }
     }
     choose_storage(work);

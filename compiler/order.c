@@ -21,6 +21,31 @@ void ordered_strides(const Type *type, const uint32_t *order, Dim *stride)
     }
 }
 
+bool is_mixed_plan(const Work *work)
+{
+    return work->module->storage != DT_NONE && !work->taps;
+}
+
+bool image_strides(const Type *type, const Dim *full, Dim *image)
+{
+    Dim position = dim_fixed(0), next = dim_fixed(0), channel = full[1];
+    bool good = full[0].n >= 0 && channel.n >= 0;
+    for (uint32_t axis = type->rank; axis-- > 2;) {
+        if (dim_is_one(type->dim[axis]))
+            continue;
+        if (position.n == 0)
+            position = next = full[axis];
+        good = good && full[axis].n > 0 && dim_equal(full[axis], next);
+        next = dim_product(next, type->dim[axis]);
+    }
+    if (position.n == 0)       // a single one
+        position = next = dim_fixed(1);
+    image[0] = full[0];
+    image[1] = dim_is_one(type->dim[1]) ? next : channel;
+    image[2] = position;
+    return good && (dim_equal(channel, dim_fixed(1)) || dim_equal(position, dim_fixed(1)));
+}
+
 // ---- filters ----
 
 void filter_strides(const Type *type, Dim *stride)
@@ -100,7 +125,7 @@ uint32_t *result_order(const Work *work, Val val)
     const Module *module = work->module;
     const Node *node = val_get(module->graph, val);
     const Type *type = node->type[val_out(val)];
-    bool mixed = module->storage != DT_NONE && !work->taps;
+    bool mixed = is_mixed_plan(work);
     switch ((int)node->op) {
     case OP_ATTENTION:
         return attention_order(work, val);

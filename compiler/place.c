@@ -41,6 +41,15 @@ static bool dense_behind(const View *view, const Type *type, uint32_t first)
     return true;
 }
 
+// Some axis is dense, as kernels of mixed plans want it: products and elementwise ones take any.
+static bool some_is_dense(const View *view, const Type *type)
+{
+    for (uint32_t axis = 0; axis < type->rank; axis++)
+        if (!dim_is_one(type->dim[axis]) && dim_equal(view->stride[axis], dim_fixed(1)))
+            return true;
+    return last_is_dense(view, type);
+}
+
 // One of the two inner axes, positions and width of an attention, is dense.
 static bool inner_is_dense(const View *view, const Type *type)
 {
@@ -49,35 +58,44 @@ static bool inner_is_dense(const View *view, const Type *type)
 }
 
 // Whether the kernel of `node` can write output `out` with these strides.
-static bool can_write(const Node *node, uint32_t out, const View *view)
+static bool can_write(const Work *work, const Node *node, uint32_t out, const View *view)
 {
     const Type *type = node->type[out];
+    Dim image[3];
+    bool mixed = is_mixed_plan(work);
     switch ((int)node->op) {
     case OP_CONV: case OP_CONV_DGRAD:
-        return dense_behind(view, type, 2);
+        return mixed ? image_strides(type, view->stride, image) : dense_behind(view, type, 2);
     case OP_GROUP_NORM: case OP_GROUP_NORM_GRAD:
-        return out == 0 && dense_behind(view, type, 2);
+        return out == 0 && (mixed ? image_strides(type, view->stride, image)
+                                  : dense_behind(view, type, 2));
     case OP_CONTRACT: case OP_CONCAT:
-        return last_is_dense(view, type);
+        return mixed ? some_is_dense(view, type) : last_is_dense(view, type);
     case OP_ATTENTION: case OP_ATTENTION_GRAD:
         return (out == 0 || node->op == OP_ATTENTION_GRAD) && inner_is_dense(view, type);
     default:
-        return op_info[node->op].class == CLASS_ELEMENTWISE && last_is_dense(view, type);
+        return op_info[node->op].class == CLASS_ELEMENTWISE &&
+               (mixed ? some_is_dense(view, type) : last_is_dense(view, type));
     }
 }
 
 // Whether the kernel of `node` reads operand number `index` as it lies.
-static bool can_read(const Node *node, uint32_t index, const View *view, const Type *type)
+static bool can_read(const Work *work, const Node *node, uint32_t index, const View *view,
+                     const Type *type)
 {
+    Dim image[3];
+    bool mixed = is_mixed_plan(work);
+    bool images = mixed ? type->rank > 1 && image_strides(type, view->stride, image)
+                        : dense_behind(view, type, 2);
     switch ((int)node->op) {
     case OP_CONV: case OP_CONV_DGRAD:
-        return index == 0 && dense_behind(view, type, 2);
+        return index == 0 && images;
     case OP_GROUP_NORM: case OP_GROUP_NORM_TABLE:
-        return index == 0 && dense_behind(view, type, 2);
+        return index == 0 && images;
     case OP_CONV_WGRAD: case OP_GROUP_NORM_GRAD:
-        return index < 2 && dense_behind(view, type, 2);
+        return index < 2 && images;
     case OP_CONTRACT:
-        return last_is_dense(view, type);
+        return mixed ? some_is_dense(view, type) : last_is_dense(view, type);
     case OP_ATTENTION:
         return index < 3;
     case OP_ATTENTION_GRAD:
@@ -108,7 +126,7 @@ static bool readers_agree(const Placer *p, Val val, const View *view)
                 if (!readers_agree(p, val_of(work->users[i], 0), &shown))
                     return false;
             } else if (user->op == OP_RESHAPE ||
-                       !can_read(user, k, view, val_type(p->graph, val))) {
+                       !can_read(work, user, k, view, val_type(p->graph, val))) {
                 return false;
             }
         }
@@ -147,7 +165,7 @@ static bool place_part(Placer *p, Val val, View part)
     const Node *node = val_get(p->graph, val);
     uint32_t slot = local_of(work, val) * MAX_OUT + val_out(val);
     if (work->step[local_of(work, val)] || work->within[slot] || node->op == OP_CAST ||
-        node->op == OP_STOP_GRADIENT || !can_write(node, val_out(val), &part) ||
+        node->op == OP_STOP_GRADIENT || !can_write(work, node, val_out(val), &part) ||
         !readers_agree(p, val, &part))
         return false;
     work->within[slot] = arena_alloc(work->arena, sizeof(View));
@@ -173,6 +191,24 @@ static void place_concat(Placer *p, uint32_t local)
         work->pieces[local][i] = placed;
         work->pieces[local][node->nin] |= placed;
         move_offset(&part.offset, part.stride[axis], type->dim[axis]);
+    }
+}
+
+bool kernel_writes(const Work *work, const Node *node, const View *view)
+{
+    Dim stride[MAX_RANK];
+    bool filter = true;
+    switch ((int)node->op) {
+    case OP_CONV: case OP_CONV_DGRAD: case OP_GROUP_NORM: case OP_GROUP_NORM_GRAD:
+    case OP_CONTRACT:
+        return can_write(work, node, 0, view);
+    case OP_CONV_WGRAD:
+        filter_strides(node->type[0], stride);
+        for (uint32_t axis = 0; axis < node->type[0]->rank; axis++)
+            filter &= dim_equal(stride[axis], view->stride[axis]);
+        return filter || view_is_dense(view, node->type[0]);
+    default:
+        return view_is_dense(view, node->type[0]);
     }
 }
 

@@ -222,6 +222,14 @@ void ordered_strides(const Type *type, const uint32_t *order, Dim *stride);
 void param_strides(const Module *module, uint32_t param, Dim *stride);
 // Storage order of results, by the kernels that make them. Part of find_layout.
 uint32_t *result_order(const Work *work, Val val);
+bool is_mixed_plan(const Work *work);
+// Of images [image, channel, positions...] that lie at `full`, the strides of image, channel and
+// position; false: positions are not one row, or neither they nor channels are dense.
+bool image_strides(const Type *type, const Dim *full, Dim *image);
+
+/* choose_order.c */
+// In mixed precision: which axis of each stored value is the dense one. Part of find_layout.
+void choose_orders(Work *work);
 
 /* rungs.c */
 uint32_t level_rungs(int level);
@@ -280,6 +288,8 @@ void take_norms_apart(Work *work);
 int pointwise_operand(const Graph *graph, const Node *node);
 
 /* place.c */
+// Of a library kernel: whether it can write its first output with these strides.
+bool kernel_writes(const Work *work, const Node *node, const View *view);
 // Operands of concats that lie within them. RUNG_PLACEMENT; part of find_layout.
 void place_parts(Work *work);
 

@@ -191,6 +191,7 @@ static void test_random_graphs(void **unused)
         Arena *arena = arena_new();
         Sample sample;
         make_sample(&sample, arena, 5 + (uint32_t)random_below(60));
+        sample.module.storage = round / 3 % 2 ? DT_BF16 : DT_NONE;
         Codegen *cg = codegen_new(&sample.module, NULL, "native");
         Work work = {.module = &sample.module, .entry = &sample.entry, .variant = &sample.variant,
                      .level = round % 3, .rungs = level_rungs(round % 3), .arena = arena};
