@@ -279,8 +279,8 @@ def correctness(pack):
 
 
 def timings(batches):
-    """The step is timed without the frozen encoder ("step") and with it, which is most of it where the
-    batch has a condition: "train", "train-cond"."""
+    """The step is timed without the frozen encoder ("step") and with it ("train": whether the batch has a
+    condition, which is encoded too, is drawn, always alike)."""
     most = batches[-1]
     steps = [Step("times", "ceilings", 25, ceilings)]
     for model in ("large-bf16", "large"):
@@ -291,10 +291,8 @@ def timings(batches):
                           lambda m=model: step_timed(m, "diffusion", most)))
         steps += [Step("times", f"ladder {model} denoise batch {b}", 25 + scale * b // 2,
                        lambda m=model, b=b: ladder(m, "denoise", b)) for b in batches]
-        for name, cond in (("train", 0), ("train-cond", 1)):
-            steps.append(Step("times", f"ladder {model} {name} batch {most}", 70 * scale,
-                              lambda m=model, c=cond: ladder(m, "train.diffusion", most, "--ends",
-                                                             "--set", f"cond_prob={c}")))
+        steps.append(Step("times", f"ladder {model} train batch {most}", 70 * scale,
+                          lambda m=model: ladder(m, "train.diffusion", most, "--ends")))
     return steps
 
 
