@@ -1,7 +1,7 @@
 // Convolutions, attention and norms: their arguments, layouts and epilogues.
 //
 // Convolutions and group norms want images whose positions are dense; attention takes
-// any strides with one of its two inner axes dense, over two axes of problems (images and heads),
+// any strides with one of its two inner axes dense, over three axes of problems (images, heads),
 // so leading axes are joined first; layer norm and softmax want rows.
 #include <string.h>
 
@@ -276,6 +276,7 @@ void lower_conv(Lower *lower, const Group *group)
 // ---- attention ----
 
 enum { Q, K, V, O, MASK, DO, DQ, DK, DV, TENSORS };
+enum { LEADING = 3 };          // axes of problems that the kernels take
 
 typedef struct {
     PlanArg place[TENSORS];
@@ -336,8 +337,9 @@ static void set_strides(Lower *lower, const Attention *at, int which, size_t fir
     const Dim *stride = at->stride[which];
     set_dim(lower, first, at->lead > 0 ? stride[0] : dim_fixed(0));
     set_dim(lower, first + 1, at->lead > 1 ? stride[1] : dim_fixed(0));
-    set_dim(lower, first + 2, stride[at->rank - 2]);
-    set_dim(lower, first + 3, stride[at->rank - 1]);
+    set_dim(lower, first + 2, at->lead > 2 ? stride[2] : dim_fixed(0));
+    set_dim(lower, first + 3, stride[at->rank - 2]);
+    set_dim(lower, first + 4, stride[at->rank - 1]);
 }
 
 // The fields that forward and backward share; the launch has begun.
@@ -354,6 +356,7 @@ static void set_attention(Lower *lower, const Node *node, const Attention *at, P
         set_arg(lower, ARG(AttentionArgs, mask), at->place[MASK]);
     set_dim(lower, ARG(AttentionArgs, batch0), at->lead > 0 ? at->size[0] : dim_fixed(1));
     set_dim(lower, ARG(AttentionArgs, batch1), at->lead > 1 ? at->size[1] : dim_fixed(1));
+    set_dim(lower, ARG(AttentionArgs, batch2), at->lead > 2 ? at->size[2] : dim_fixed(1));
     set_dim(lower, ARG(AttentionArgs, n), q->dim[n]);
     set_dim(lower, ARG(AttentionArgs, m), v->dim[n]);
     set_dim(lower, ARG(AttentionArgs, d), q->dim[n + 1]);
@@ -381,7 +384,7 @@ static void take_operands(Lower *lower, Attention *at, const Val *vals, const Ty
     }
     Attention joined = *at;
     join_leading(&joined, q);
-    if (joined.lead <= 2)
+    if (joined.lead <= LEADING)
         return;
     for (int i = 0; i < TENSORS; i++)
         if (vals[i])
@@ -402,8 +405,8 @@ void lower_attention(Lower *lower, const Group *group)
     memcpy(at.stride[O], o.stride, sizeof o.stride);
     PlanArg lse = wanted_place(lower, group, 1);
     join_leading(&at, q);
-    if (at.lead > 2)
-        bug("attention over more than two axes of problems: %s", type_text(q));
+    if (at.lead > LEADING)
+        bug("attention over more than three axes of problems: %s", type_text(q));
     launch_begin(lower, "pv_attention", sizeof(AttentionArgs) / 8);
     set_attention(lower, node, &at, lse, q, v);
     need_scratch(lower, pv_attention_scratch(launch_numbers(lower), real_size(lower)));
@@ -452,8 +455,8 @@ void lower_attention_grad(Lower *lower, const Group *group)
         memcpy(at.stride[DQ + i], view.stride, sizeof view.stride);
     }
     join_leading(&at, q);
-    if (at.lead > 2)
-        bug("attention over more than two axes of problems: %s", type_text(q));
+    if (at.lead > LEADING)
+        bug("attention over more than three axes of problems: %s", type_text(q));
     launch_begin(lower, "pv_attention_grad", sizeof(AttentionGradArgs) / 8);
     set_attention(lower, node, &at, lse, q, v);
     set_arg(lower, ARG(AttentionGradArgs, d_o), at.place[DO]);
@@ -599,11 +602,40 @@ static void lower_group_norm_grad(Lower *lower, const Group *group)
     need_scratch(lower, pv_norm_scratch(type->dim[1].n, real_size(lower)));
 }
 
+// Rows in an order of axes, that of `like`: their strides, in values of `per` elements a row where
+// those of `like` have c.
+static PlanArg rows_place(Lower *lower, Val val, const View *like, int64_t c, int64_t per)
+{
+    const Type *type = val_type(lower->graph, val);
+    View view = view_of(lower->work, val);
+    Dim stride[MAX_RANK] = {{0, 0}}, dense[MAX_RANK];
+    bool same = true, row_major = true;
+    dense_strides(type, dense);
+    for (uint32_t axis = 0; axis < type->rank; axis++) {
+        stride[axis] = like->stride[axis];
+        if (axis + 1 < type->rank)
+            stride[axis].n = stride[axis].n / c * per;
+        else if (dim_is_one(type->dim[axis]))
+            stride[axis] = dim_fixed(0);
+        same &= dim_equal(view.stride[axis], stride[axis]);
+        row_major &= dim_equal(dense[axis], stride[axis]);
+    }
+    if (same)
+        return view_place(lower, &view, type->dtype);
+    if (row_major)
+        return dense_place(lower, val);
+    PlanArg y = new_buffer(lower, count_of(type), stored_dtype(lower->work, val));
+    copy_val(lower, val, y, stride);
+    return y;
+}
+
 static void lower_layer_norm(Lower *lower, const Group *group)
 {
     const Node *node = anchor_of(lower, group);
     const Type *type = node->type[0];
-    PlanArg x = dense_place(lower, node->in[0]), gamma = arg_none(), beta = arg_none();
+    View rows = view_of(lower->work, group->results[0]);
+    int64_t c = type->dim[type->rank - 1].n;
+    PlanArg x = rows_place(lower, node->in[0], &rows, c, c), gamma = arg_none(), beta = arg_none();
     if (node->nin > 1) {
         gamma = dense_place(lower, node->in[1]);
         beta = dense_place(lower, node->in[2]);
@@ -632,8 +664,12 @@ static void lower_layer_norm_grad(Lower *lower, const Group *group)
     const Type *type = node->type[0];
     bool affine = node->nin > 4;
     PlanArg in[5] = {arg_none(), arg_none(), arg_none(), arg_none(), arg_none()};
-    for (uint32_t i = 0; i < node->nin; i++)
-        in[i] = dense_place(lower, node->in[i]);
+    View rows = view_of(lower->work, group->results[0]);
+    int64_t c = type->dim[type->rank - 1].n;
+    for (uint32_t i = 0; i < 4; i++)
+        in[i] = rows_place(lower, node->in[i], &rows, c, i < 2 ? c : 1);
+    if (affine)
+        in[4] = dense_place(lower, node->in[4]);
     PlanArg dx = result_place(lower, group->results[0]);
     PlanArg dgamma = affine ? wanted_place(lower, group, 1) : arg_none();
     PlanArg dbeta = affine ? wanted_place(lower, group, 2) : arg_none();

@@ -439,24 +439,31 @@ static Choice choose_forms(const Lower *lower, const Node *node, const Operand *
 static PlanArg spread_result(Lower *lower, const Group *group, const Node *node, bool copied,
                              Axes *axes)
 {
-    Dim stride[MAX_RANK], added[MAX_RANK];
     PlanArg place = arg_none();
-    if (!strides_as(lower, group->results[0], node->type[0], stride))
+    bool mixed = is_mixed_plan(lower->work);
+    View there = view_of(lower->work, group->results[0]), result = {.base = 0};
+    if (mixed ? !strides_as(lower, group->results[0], node->type[0], result.stride)
+              : !anchor_strides(lower->work, group, &there, &result))
         bug("a product that cannot write its result");
-    memcpy(added, stride, sizeof added);
-    if (group->residual && !copied && strides_as(lower, group->residual, node->type[0], added)) {
+    View added = result;
+    if (group->residual) {
         View view = view_of(lower->work, group->residual);
-        place = view_place(lower, &view, node->type[0]->dtype);
-    } else if (group->residual && is_mixed_plan(lower->work)) {
-        place = place_like(lower, group->residual, node->type[0], added);
-    } else if (group->residual) {
-        dense_strides(node->type[0], added);
-        place = dense_place(lower, group->residual);
+        if (!copied && (mixed ? strides_as(lower, group->residual, node->type[0], added.stride)
+                              : anchor_strides(lower->work, group, &view, &added))) {
+            place = view_place(lower, &view, node->type[0]->dtype);
+        } else if (mixed) {
+            place = place_like(lower, group->residual, node->type[0], added.stride);
+        } else {
+            dense_strides(val_type(lower->graph, group->residual), view.stride);
+            if (!anchor_strides(lower->work, group, &view, &added))
+                bug("a product that cannot read what it adds");
+            place = dense_place(lower, group->residual);
+        }
     }
-    spread_strides(node, 2, added, axes);
+    spread_strides(node, 2, added.stride, axes);
     for (uint32_t i = 0; i < axes->count; i++)
         axes->axis[i].added = axes->axis[i].out;
-    spread_strides(node, 2, stride, axes);
+    spread_strides(node, 2, result.stride, axes);
     return place;
 }
 

@@ -101,17 +101,15 @@ static void swap_axes(Kern *kern, uint32_t x, uint32_t y)
     }
 }
 
-// Where the first result is not dense along the last axis, sorts the axes from its longest stride
-// to the shortest. Pairs that change places are neighbours along the last axis, which stays it.
+// Sorts the axes from the first result's longest stride to the shortest. Pairs that change places
+// are neighbours along the last axis, which stays it.
 static void sort_axes(Kern *kern, uint32_t rank)
 {
     const Dim *stride = kern->pointers[0].stride;
-    if (rank == 0 || dim_equal(stride[rank - 1], dim_fixed(1)))
-        return;
+    bool swaps = false;
     for (uint32_t i = 0; i < kern->pointer_count; i++)
-        if (kern->pointers[i].swap)
-            return;
-    for (uint32_t end = 1; end < rank; end++)
+        swaps |= kern->pointers[i].swap;
+    for (uint32_t end = 1; end + swaps < rank; end++)
         for (uint32_t axis = end; axis > 0 && is_longer(stride[axis], stride[axis - 1]); axis--)
             swap_axes(kern, axis, axis - 1);
 }

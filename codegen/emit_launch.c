@@ -389,27 +389,6 @@ bool strides_as(const Lower *lower, Val val, const Type *type, Dim *stride)
     return fits;
 }
 
-// The elements lie without gaps, in whatever order of axes.
-static bool covers(const View *view, const Type *type)
-{
-    bool done[MAX_RANK] = {false};
-    Dim next = dim_fixed(1);
-    for (uint32_t i = 0; i < type->rank; i++) {
-        uint32_t axis = 0;
-        while (axis < type->rank && (done[axis] || dim_is_one(type->dim[axis]) ||
-                                     !dim_equal(view->stride[axis], next)))
-            axis++;
-        if (axis == type->rank)
-            continue;
-        done[axis] = true;
-        next = dim_product(next, type->dim[axis]);
-    }
-    for (uint32_t axis = 0; axis < type->rank; axis++)
-        if (!done[axis] && !dim_is_one(type->dim[axis]))
-            return false;
-    return true;
-}
-
 PlanArg place_like(Lower *lower, Val val, const Type *type, Dim *stride)
 {
     Dim there[MAX_RANK], next = dim_fixed(1);

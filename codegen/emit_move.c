@@ -127,14 +127,26 @@ void lower_random(Lower *lower, const Group *group)
     set_int(lower, ARG(RandomArgs, hi), node->attr->n[2]);
 }
 
+static bool is_shorter(Dim x, Dim y)
+{
+    return x.batch != y.batch ? x.batch < y.batch : x.n < y.n;
+}
+
 // Axes of one kind (kept, reduced) of `x` into the arguments from `at` on; neighbours are joined.
 static uint32_t reduce_axes(Lower *lower, const Node *node, const View *x, bool reduced,
                             uint32_t at)
 {
     const Type *type = val_type(lower->graph, node->in[0]);
     Dim size = dim_fixed(1), stride = dim_fixed(0);
-    uint32_t count = 0;
-    for (uint32_t axis = 0; axis < type->rank; axis++) {
+    uint32_t count = 0, order[MAX_RANK];
+    for (uint32_t i = 0; i < type->rank; i++) {        // what is summed up may come in any order
+        uint32_t k = i;
+        for (; reduced && k > 0 && is_shorter(x->stride[order[k - 1]], x->stride[i]); k--)
+            order[k] = order[k - 1];
+        order[k] = i;
+    }
+    for (uint32_t i = 0; i < type->rank; i++) {
+        uint32_t axis = order[i];
         if (((node->attr->n[0] >> axis & 1) != 0) != reduced || dim_is_one(type->dim[axis]))
             continue;
         if (count > 0 && axes_merge(stride, x->stride[axis], type->dim[axis])) {

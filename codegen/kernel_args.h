@@ -86,14 +86,14 @@ typedef struct {
     int64_t sum;                         // wgrad: see above
 } ConvArgs;
 
-// Attention over batch0 x batch1 problems (images and heads). q [n, d], k [m, d], v [m, e],
-// o [n, e] with any strides, one of the two being 1; lse [batch0, batch1, n] dense.
+// Attention over batch0 x batch1 x batch2 problems (images, heads). q [n, d], k [m, d], v [m, e],
+// o [n, e] with any strides, one of the two being 1; lse [batch0, batch1, batch2, n] dense.
 // mask: address or 0; strides may be 0.
 typedef struct {
     int64_t o, lse, q, k, v, mask;
-    int64_t batch0, batch1, n, m, d, e;
-    int64_t q0, q1, q_n, q_d, k0, k1, k_n, k_d, v0, v1, v_n, v_d, o0, o1, o_n, o_d;
-    int64_t mask0, mask1, mask_n, mask_m;
+    int64_t batch0, batch1, batch2, n, m, d, e;
+    int64_t q0, q1, q2, q_n, q_d, k0, k1, k2, k_n, k_d, v0, v1, v2, v_n, v_d, o0, o1, o2, o_n, o_d;
+    int64_t mask0, mask1, mask2, mask_n, mask_m;
     int64_t scale;                       // bits of a double
     int64_t causal;
     int64_t types;                       // PvStorage of o, lse, q, k, v, mask: 4 bits each
@@ -101,7 +101,7 @@ typedef struct {
 typedef struct {
     AttentionArgs f;                     // o, lse, q, k, v, mask are inputs
     int64_t d_o, dq, dk, dv;             // d_o: strides of o; dq, dk, dv: strides below
-    int64_t dq0, dq1, dq_n, dq_d, dk0, dk1, dk_n, dk_d, dv0, dv1, dv_n, dv_d;
+    int64_t dq0, dq1, dq2, dq_n, dq_d, dk0, dk1, dk2, dk_n, dk_d, dv0, dv1, dv2, dv_n, dv_d;
     int64_t types;                       // PvStorage of d_o, dq, dk, dv (f.types: the rest)
 } AttentionGradArgs;
 

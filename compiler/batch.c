@@ -118,11 +118,59 @@ static uint32_t hash_group(const Work *work, const Group *group)
     return (uint32_t)(hash ^ hash >> 32) % KINDS;
 }
 
-bool nodes_alike(const Graph *graph, const Node *x, const Node *y)
+// Rows of any number of axes times a matrix, or rows times rows summed up: which of the two, by
+// operand and by the order of the matrix's labels; 0: neither.
+static uint32_t rows_product(const Node *node)
 {
-    if (x->op != y->op || x->attr != y->attr || x->nin != y->nin)
+    const int64_t *rank = node->attr->n, *labels[3] = {rank + 3, rank + 3 + rank[0], NULL};
+    labels[2] = labels[1] + rank[1];
+    for (uint32_t matrix = 0; matrix < 3; matrix++) {
+        // the other two share all labels but their last ones, which are those of the matrix
+        const int64_t *two = labels[matrix], *x = labels[matrix == 0], *y = labels[2 - (matrix == 2)];
+        int64_t rows = rank[matrix == 0] - 1;
+        if (rank[matrix] != 2 || rows < 1 || rank[2 - (matrix == 2)] != rows + 1 ||
+            memcmp(x, y, (size_t)rows * sizeof *x) != 0)
+            continue;
+        if (two[0] == x[rows] && two[1] == y[rows])
+            return 1 + 2 * matrix;
+        if (two[1] == x[rows] && two[0] == y[rows])
+            return 2 + 2 * matrix;
+    }
+    return 0;
+}
+
+// The number of axes in front is not the kernel's: rows are rows.
+static bool is_by_rows(const Node *node)
+{
+    const Type *type = node->type[0];
+    switch ((int)node->op) {
+    case OP_LAYER_NORM: case OP_LAYER_NORM_GRAD: case OP_SOFTMAX: case OP_ATTENTION:
+    case OP_ATTENTION_GRAD: case OP_CONCAT:
+        return true;
+    case OP_REDUCE_SUM:
+        return node->attr->n[0] == (INT64_C(1) << (type->rank - 1)) - 1;
+    case OP_CONTRACT:
+        return rows_product(node) != 0;
+    default:
         return false;
-    for (uint32_t i = 0; i < x->nin; i++)
+    }
+}
+
+// The kernel's own parameters: channels and taps of a convolution, head widths of an attention.
+// `rows`: of rows, however many axes they have.
+static bool same_operands(const Graph *graph, const Node *x, const Node *y, bool rows)
+{
+    if (x->op != y->op || x->nin != y->nin)
+        return false;
+    if (rows && x->op == OP_CONTRACT && rows_product(x) != rows_product(y))
+        return false;
+    if (rows && x->op == OP_CONCAT &&
+        x->type[0]->rank - x->attr->n[0] != y->type[0]->rank - y->attr->n[0])
+        return false;
+    bool by_axis = x->op == OP_CONTRACT || x->op == OP_REDUCE_SUM || x->op == OP_CONCAT;
+    if (x->attr != y->attr && !(rows && by_axis))
+        return false;
+    for (uint32_t i = 0; i < x->nin && !rows; i++)
         if (val_type(graph, x->in[i])->rank != val_type(graph, y->in[i])->rank)
             return false;
     const Type *x_type = x->type[0], *y_type = y->type[0];
@@ -144,13 +192,19 @@ bool nodes_alike(const Graph *graph, const Node *x, const Node *y)
     }
 }
 
+bool nodes_alike(const Graph *graph, const Node *x, const Node *y)
+{
+    return x->attr == y->attr && same_operands(graph, x, y, false);
+}
+
 static bool same_parts(const Group *x, const Group *y)
 {
     for (uint32_t i = 0; i < MAX_OUT; i++)
         if (!x->added[i] != !y->added[i] || !x->results[i] != !y->results[i])
             return false;
     return !x->bias == !y->bias && !x->residual == !y->residual && !x->scale == !y->scale &&
-           x->bias_axis == y->bias_axis && x->act == y->act && !x->norm.x == !y->norm.x &&
+           (!x->bias || x->space->rank - x->bias_axis == y->space->rank - y->bias_axis) &&
+           x->act == y->act && !x->norm.x == !y->norm.x &&
            (!x->norm.x || x->norm.act == y->norm.act) && x->term_count == y->term_count;
 }
 
@@ -164,9 +218,9 @@ static bool same_work(const Work *work, const Group *x, const Group *y)
         if (graph_node(graph, x->members[i])->op != graph_node(graph, y->members[i])->op)
             return false;
     const Node *left = graph_node(graph, x->anchor), *right = graph_node(graph, y->anchor);
-    if (x->kind == GROUP_ELEMENTWISE)
-        return x->space->rank == y->space->rank;
-    return takes_segments(left->op) && nodes_alike(graph, left, right);
+    bool rows = is_by_rows(left) && is_by_rows(right);
+    return x->kind == GROUP_ELEMENTWISE ||
+           (takes_segments(left->op) && same_operands(graph, left, right, rows));
 }
 
 // out[b, o, n...] = sum over c of w[o, c] x[b, c, n...]: a convolution of kernel 1.

@@ -216,21 +216,106 @@ static bool is_one(const Graph *graph, Val val)
     return node->op == OP_CONST && node->attr->real == 1.0;
 }
 
-// Whether the kernel of the group can write node `id`, its result then, where that lies.
-static bool result_fits(const Fuse *fuse, const Group *group, NodeId id)
+// The operand of an epilogue's node that the group computes; 0: it is a sum of several groups.
+static Val chain_operand(const Work *work, const Group *group, const Node *node)
 {
-    const View *within = within_of(fuse->work, val_of(id, 0));
+    uint32_t number = (uint32_t)(group - work->groups) + 1;
+    for (uint32_t i = 0; i < node->nin; i++)
+        if (work->owner[local_of(work, node->in[i])] == number)
+            return node->in[i];
+    return 0;
+}
+
+// The same for a value on the way from the anchor to its result.
+static bool strides_from(const Work *work, const Group *group, Val val, const View *view, View *out)
+{
+    const Graph *graph = work->module->graph;
+    *out = *view;
+    while (val_node(val) != group->anchor) {
+        const Node *node = val_get(graph, val);
+        View before;
+        if (node->op == OP_RESHAPE || node->op == OP_TRANSPOSE) {
+            if (!undo_view(graph, node, out, &before))
+                return false;
+            *out = before;
+        }
+        Val operand = chain_operand(work, group, node);
+        if (!operand) {
+            before = *out;
+            return reshape_view(&before, val_type(graph, val),
+                                graph_node(graph, group->anchor)->type[0], out);
+        }
+        val = operand;
+    }
+    return true;
+}
+
+bool anchor_strides(const Work *work, const Group *group, const View *view, View *out)
+{
+    return strides_from(work, group, group->results[0], view, out);
+}
+
+// A movement behind the group's result so far.
+typedef struct {
+    NodeId ids[4];
+    uint32_t count;
+} Moves;
+
+static bool strides_through(const Fuse *fuse, const Group *group, const Moves *moves,
+                            const View *view, View *out)
+{
+    View at = *view;
+    for (uint32_t i = moves->count; i-- > 0;) {
+        View before;
+        if (!undo_view(fuse->graph, graph_node(fuse->graph, moves->ids[i]), &at, &before))
+            return false;
+        at = before;
+    }
+    return strides_from(fuse->work, group, group->results[0], &at, out);
+}
+
+// A product writes rows of one of its axes, at any strides of up to three others.
+static bool product_writes(const View *view, const Type *type)
+{
+    uint32_t axes = 0;
+    bool dense = false;
+    for (uint32_t axis = 0; axis < type->rank; axis++) {
+        axes += !dim_is_one(type->dim[axis]);
+        dense |= dim_equal(view->stride[axis], dim_fixed(1));
+    }
+    return view_is_dense(view, type) || (axes <= 4 && dense);
+}
+
+// Whether the kernel of the group can write node `id`, its result then, where that lies.
+static bool result_fits(const Fuse *fuse, const Group *group, NodeId id, const Moves *moves)
+{
+    const Work *work = fuse->work;
     const Node *anchor = graph_node(fuse->graph, group->anchor);
-    View view, there = view_of(fuse->work, val_of(id, 0));
-    if (is_mixed_plan(fuse->work))
+    View there = view_of(work, val_of(id, 0)), view;
+    if (is_mixed_plan(work))
         return reshape_view(&there, graph_node(fuse->graph, id)->type[0], anchor->type[0], &view) &&
-               kernel_writes(fuse->work, anchor, &view);
-    if (!within)
+               kernel_writes(work, anchor, &view);
+    uint32_t slot = local_of(work, val_of(id, 0)) * MAX_OUT;
+    bool turned = false;
+    for (uint32_t i = 0; i < moves->count; i++)
+        turned |= graph_node(fuse->graph, moves->ids[i])->op == OP_TRANSPOSE;
+    if (!within_of(work, val_of(id, 0)) && !work->order[slot] && !turned &&
+        !work->order[local_of(work, val_of(group->anchor, 0)) * MAX_OUT])
         return true;
-    return (anchor->op == OP_CONV || anchor->op == OP_CONV_DGRAD || anchor->op == OP_GROUP_NORM ||
-            anchor->op == OP_CONTRACT) &&
-           reshape_view(within, graph_node(fuse->graph, id)->type[0], anchor->type[0], &view) &&
-           (anchor->op == OP_CONTRACT || is_image(&view, anchor->type[0]));
+    if (!strides_through(fuse, group, moves, &there, &view))
+        return false;
+    switch ((int)anchor->op) {
+    case OP_CONTRACT:
+        return product_writes(&view, anchor->type[0]);
+    case OP_CONV: case OP_CONV_DGRAD: case OP_GROUP_NORM:
+        return is_image(&view, anchor->type[0]);
+    case OP_LAYER_NORM: {          // its statistics lie as its result would
+        View own = view_of(work, val_of(group->anchor, 0));
+        return memcmp(own.stride, view.stride, sizeof own.stride) == 0;
+    }
+    default:
+        return false;
+    }
 }
 
 // Takes `id` into the group as the new end of its chain.
@@ -260,7 +345,7 @@ static Val match_modulation(Fuse *fuse, Group *group, Val val)
                                                    : 0;
     Val shift = other_operand(sum, val_of(product_id, 0));
     Dim scale_stride, shift_stride;
-    if (!scale || !shift || !result_fits(fuse, group, sum_id) ||
+    if (!scale || !shift || !result_fits(fuse, group, sum_id, &(Moves){.count = 0}) ||
         !is_modulation(work, scale, type, &scale_stride) ||
         !is_modulation(work, shift, type, &shift_stride) || !dim_equal(scale_stride, shift_stride))
         return val;
@@ -279,7 +364,7 @@ static Val match_bias(Fuse *fuse, Group *group, const Node *anchor, Val val)
         return val;
     Val bias = other_operand(sum, val);
     if (!bias || !is_vector(fuse->work, bias, anchor->type[0], &axis) ||
-        !takes_bias(anchor, axis) || !result_fits(fuse, group, id))
+        !takes_bias(anchor, axis) || !result_fits(fuse, group, id, &(Moves){.count = 0}))
         return val;
     group->bias = bias;
     group->bias_axis = axis;
@@ -290,7 +375,8 @@ static Val match_activation(Fuse *fuse, Group *group, Val val)
 {
     NodeId id;
     const Node *node = only_reader(fuse->work, val, &id);
-    if (!node || !is_activation(node->op) || !result_fits(fuse, group, id))
+    if (!node || !is_activation(node->op) ||
+        !result_fits(fuse, group, id, &(Moves){.count = 0}))
         return val;
     group->act = node->op;
     return absorb(fuse->work, group, id);
@@ -306,7 +392,8 @@ static bool is_computed_inline(const Work *work, Val val)
 }
 
 // Whether the epilogue can read `residual`, which has the shape of `type`, where it lies.
-static bool takes_residual(const Fuse *fuse, const Group *group, Val residual, const Type *type)
+static bool takes_residual(const Fuse *fuse, const Group *group, Val residual, const Type *type,
+                           const Moves *moves)
 {
     View view = view_of(fuse->work, residual), as_anchor;
     const Node *anchor = graph_node(fuse->graph, group->anchor);
@@ -318,22 +405,28 @@ static bool takes_residual(const Fuse *fuse, const Group *group, Val residual, c
                (reshape_view(&view, type, anchor->type[0], &as_anchor) &&
                 (anchor->op == OP_CONV || anchor->op == OP_CONV_DGRAD) &&
                 image_strides(anchor->type[0], as_anchor.stride, image));
+
+    if (!(fuse->work->rungs & (RUNG_PLACEMENT | RUNG_ATTENTION)) ||
+        !strides_through(fuse, group, moves, &view, &as_anchor))
+        return false;
+    if (anchor->op == OP_CONTRACT && product_writes(&as_anchor, anchor->type[0]))
+        return is_image(&as_anchor, anchor->type[0]) || covers(&as_anchor, anchor->type[0]);
     return (anchor->op == OP_CONV || anchor->op == OP_CONV_DGRAD || anchor->op == OP_CONTRACT) &&
-           fuse->work->rungs & RUNG_PLACEMENT &&
-           reshape_view(&view, type, anchor->type[0], &as_anchor) &&
            is_image(&as_anchor, anchor->type[0]);
 }
 
-// A sum with a tensor that lies as the result does; reshapes between keep the order.
+// A sum with a tensor of the result's shape; movements between change where the result lies.
 static Val match_residual(Fuse *fuse, Group *group, Val val)
 {
     Work *work = fuse->work;
-    NodeId id, view_ids[4];
-    uint32_t views = 0;
+    NodeId id;
+    Moves moves = {.count = 0};
     Val end = val;
     const Node *node = only_reader(work, end, &id);
-    while (node && node->op == OP_RESHAPE && views < 4) {
-        view_ids[views++] = id;
+    bool turns = graph_node(fuse->graph, group->anchor)->op == OP_CONTRACT && !is_mixed_plan(work);
+    while (node && (node->op == OP_RESHAPE || (turns && node->op == OP_TRANSPOSE)) &&
+           moves.count < 4) {
+        moves.ids[moves.count++] = id;
         end = val_of(id, 0);
         node = only_reader(work, end, &id);
     }
@@ -343,12 +436,12 @@ static Val match_residual(Fuse *fuse, Group *group, Val val)
     const Type *type = val_type(fuse->graph, end);
     if (!residual || val_is_step(work, residual) ||
         !shape_equal(val_type(fuse->graph, residual), type) ||
-        val_get(fuse->graph, residual)->op == OP_CONST || !result_fits(fuse, group, id) ||
-        !takes_residual(fuse, group, residual, type))
+        val_get(fuse->graph, residual)->op == OP_CONST || !result_fits(fuse, group, id, &moves) ||
+        !takes_residual(fuse, group, residual, type, &moves))
         return val;
     group->residual = residual;
-    for (uint32_t i = 0; i < views; i++)
-        absorb(work, group, view_ids[i]);
+    for (uint32_t i = 0; i < moves.count; i++)
+        absorb(work, group, moves.ids[i]);
     return absorb(work, group, id);
 }
 

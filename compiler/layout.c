@@ -66,6 +66,26 @@ bool view_is_dense(const View *view, const Type *type)
     return true;
 }
 
+bool covers(const View *view, const Type *type)
+{
+    bool done[MAX_RANK] = {false};
+    Dim next = dim_fixed(1);
+    for (uint32_t i = 0; i < type->rank; i++) {
+        uint32_t axis = 0;
+        while (axis < type->rank && (done[axis] || dim_is_one(type->dim[axis]) ||
+                                     !dim_equal(view->stride[axis], next)))
+            axis++;
+        if (axis == type->rank)
+            continue;
+        done[axis] = true;
+        next = dim_product(next, type->dim[axis]);
+    }
+    for (uint32_t axis = 0; axis < type->rank; axis++)
+        if (!done[axis] && !dim_is_one(type->dim[axis]))
+            return false;
+    return true;
+}
+
 uint32_t count_users(const Work *work, Val val, NodeId *user)
 {
     uint32_t local = local_of(work, val), count = 0;
@@ -323,12 +343,33 @@ static void collect_users(Work *work)
     work->user_first = first;
 }
 
-void find_layout(Work *work)
+// Views and, in the first turn, the orders of what is stored.
+static void find_views(Work *work, bool orders)
 {
     const Graph *graph = work->module->graph;
+    for (uint32_t local = 0; local < work->count; local++) {
+        const Node *node = graph_node(graph, work->nodes[local]);
+        View operand = {.base = 0}, view;
+        work->view[local] = NULL;
+        if (!work->step[local] && node->nin > 0)
+            operand = view_of(work, node->in[0]);
+        if (operand.base && view_through(graph, node, &operand, &view))
+            work->view[local] = arena_copy(work->arena, &view, sizeof view);
+        for (uint32_t out = 0;
+             orders && !work->view[local] && !work->step[local] && out < node->nout; out++)
+            if (!work->order[local * MAX_OUT + out])
+                work->order[local * MAX_OUT + out] =
+                    result_order(work, val_of(work->nodes[local], out));
+    }
+}
+
+void find_layout(Work *work)
+{
     bool places = work->rungs & RUNG_PLACEMENT && !work->taps;
     if (work->rungs && !work->taps)
         rewrite_graph(work);
+    if (work->rungs & RUNG_ATTENTION && !work->taps && !is_mixed_plan(work))
+        refine_axes(work);
     if (work->rungs && !work->taps)
         take_norms_apart(work);
     collect_nodes(work);
@@ -338,24 +379,19 @@ void find_layout(Work *work)
     work->order = arena_alloc(work->arena, slots * sizeof *work->order);
     work->within = arena_alloc(work->arena, slots * sizeof *work->within);
     work->pieces = arena_alloc(work->arena, (work->count + 1) * sizeof *work->pieces);
-    if (is_mixed_plan(work) && places)
-        choose_orders(work);
-    if (places)
-        place_parts(work);
-    for (uint32_t local = 0; local < work->count; local++) {
-        const Node *node = graph_node(graph, work->nodes[local]);
-        View operand = {.base = 0}, view;
-        if (!work->step[local] && node->nin > 0)
-            operand = view_of(work, node->in[0]);
-        if (operand.base && view_through(graph, node, &operand, &view)) {
-            work->view[local] = arena_alloc(work->arena, sizeof view);
-            *work->view[local] = view;
-        } else {
-            for (uint32_t out = 0; out < node->nout && !work->step[local]; out++)
-                if (!work->order[local * MAX_OUT + out])
-                    work->order[local * MAX_OUT + out] =
-                        result_order(work, val_of(work->nodes[local], out));
+    if (is_mixed_plan(work)) {     // kernels' wishes first
+        if (places) {
+            choose_orders(work);
+            place_parts(work);
         }
+        find_views(work, true);
+        choose_storage(work);
+        return;
+    }
+    find_views(work, true);
+    if (places) {
+        place_parts(work);         // where a concat lies, its parts come to lie
+        find_views(work, false);
     }
     choose_storage(work);
 }

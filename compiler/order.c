@@ -1,7 +1,8 @@
 // The order in which the axes of a stored value lie.
 //
 // Attention writes any strides, so its result is stored in the order its reader wants: [b, n, h, d]
-// for a [b, h, n, d] that is transposed next, which makes transpose and reshape free.
+// for a [b, h, n, d] that is transposed next, which makes transpose and reshape free. What else
+// follows rows says rows.c.
 //
 // In mixed precision, kernels read 16 bytes of neighbouring channels at a time. So filters of
 // convolutions lie as [c_out, positions..., c_in], the parameter and whatever lies as parameters do:
@@ -126,6 +127,9 @@ uint32_t *result_order(const Work *work, Val val)
     const Node *node = val_get(module->graph, val);
     const Type *type = node->type[val_out(val)];
     bool mixed = is_mixed_plan(work);
+    uint32_t *rows = rows_order(work, val);
+    if (rows)
+        return rows;
     switch ((int)node->op) {
     case OP_ATTENTION:
         return attention_order(work, val);

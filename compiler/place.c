@@ -134,8 +134,7 @@ static bool readers_agree(const Placer *p, Val val, const View *view)
     return true;
 }
 
-// From the strides of what `node` shows to those of its operand; false: it cannot be undone.
-static bool undo_view(const Graph *graph, const Node *node, const View *view, View *operand)
+bool undo_view(const Graph *graph, const Node *node, const View *view, View *operand)
 {
     *operand = *view;
     switch ((int)node->op) {

@@ -231,6 +231,21 @@ bool image_strides(const Type *type, const Dim *full, Dim *image);
 // In mixed precision: which axis of each stored value is the dense one. Part of find_layout.
 void choose_orders(Work *work);
 
+/* rows.c */
+// The order of axes in which a node stores result `out`, so that its rows lie as those of the operand
+// that it follows do; `lies` tells how operands lie. false: row-major.
+typedef View (*Lies)(void *context, Val val);
+bool order_of_rows(const Graph *graph, const Node *node, uint32_t out, Lies lies, void *context,
+                   uint32_t *order);
+
+// Of a plan's result; NULL: row-major. Part of result_order.
+uint32_t *rows_order(const Work *work, Val val);
+
+/* refine.c */
+// Axes that are joined from what lies apart stay apart: the plan gets outputs of its own.
+// RUNG_ATTENTION; part of find_layout.
+void refine_axes(Work *work);
+
 /* rungs.c */
 uint32_t level_rungs(int level);
 // "elementwise,norms", "all", "none" to bits; false: one of the names is none.
@@ -266,6 +281,8 @@ void move_offset(Affine *offset, Dim stride, Dim steps);
 // The view that a movement of `x` is; false: it is none, or its elements have to be moved.
 bool view_through(const Graph *graph, const Node *node, const View *x, View *out);
 bool view_is_dense(const View *view, const Type *type);
+// The elements lie without gaps, in whatever order of axes.
+bool covers(const View *view, const Type *type);
 bool val_is_step(const Work *work, Val val);
 Dim dim_product(Dim x, Dim y);
 // stride == inner stride * inner size: two axes are one.
@@ -290,6 +307,10 @@ int pointwise_operand(const Graph *graph, const Node *node);
 /* place.c */
 // Of a library kernel: whether it can write its first output with these strides.
 bool kernel_writes(const Work *work, const Node *node, const View *view);
+
+// From the strides of what a reshape or a transpose shows to those of its operand; false: it cannot
+// be undone.
+bool undo_view(const Graph *graph, const Node *node, const View *view, View *operand);
 // Operands of concats that lie within them. RUNG_PLACEMENT; part of find_layout.
 void place_parts(Work *work);
 
@@ -298,6 +319,9 @@ void place_parts(Work *work);
 void fuse_groups(Work *work);
 bool group_inlines(const Work *work, uint32_t group, Val val);
 bool contract_order_is_simple(const Node *node);
+// From the strides of something of the shape of a group's result to those of the anchor's result:
+// the movements between are undone. false: there are none.
+bool anchor_strides(const Work *work, const Group *group, const View *view, View *out);
 void print_groups(FILE *out, const Work *work);
 
 /* fuse_norms.c: part of fuse_groups */

@@ -65,17 +65,28 @@ typedef struct {
     PvReal scale;
 } Problem;
 
+static void problem_axes(const AttentionArgs *args, int64_t number, int64_t *i0, int64_t *i1,
+                         int64_t *i2)
+{
+    *i2 = number % args->batch2;
+    number /= args->batch2;
+    *i1 = number % args->batch1;
+    *i0 = number / args->batch1;
+}
+
 static Problem problem_of(const AttentionArgs *args, int64_t number)
 {
-    int64_t i0 = number / args->batch1, i1 = number % args->batch1;
+    int64_t i0, i1, i2;
+    problem_axes(args, number, &i0, &i1, &i2);
     return (Problem){
         .args = args,
-        .q = (const PvReal *)args->q + i0 * args->q0 + i1 * args->q1,
-        .k = (const PvReal *)args->k + i0 * args->k0 + i1 * args->k1,
-        .v = (const PvReal *)args->v + i0 * args->v0 + i1 * args->v1,
-        .mask =
-            args->mask ? (const PvReal *)args->mask + i0 * args->mask0 + i1 * args->mask1 : NULL,
-        .o = (PvReal *)args->o + i0 * args->o0 + i1 * args->o1,
+        .q = (const PvReal *)args->q + i0 * args->q0 + i1 * args->q1 + i2 * args->q2,
+        .k = (const PvReal *)args->k + i0 * args->k0 + i1 * args->k1 + i2 * args->k2,
+        .v = (const PvReal *)args->v + i0 * args->v0 + i1 * args->v1 + i2 * args->v2,
+        .mask = args->mask ? (const PvReal *)args->mask + i0 * args->mask0 + i1 * args->mask1 +
+                                 i2 * args->mask2
+                           : NULL,
+        .o = (PvReal *)args->o + i0 * args->o0 + i1 * args->o1 + i2 * args->o2,
         .lse = args->lse ? (PvReal *)args->lse + number * args->n : NULL,
         .scale = pv_real(args->scale),
     };
@@ -222,7 +233,7 @@ static void forward_task(const Problem *problem, int64_t n0, int64_t n1, char *s
 
 static void attention_one(const PvRun *run, const AttentionArgs *args)
 {
-    int64_t problems = args->batch0 * args->batch1;
+    int64_t problems = args->batch0 * args->batch1 * args->batch2;
     if (problems == 0 || args->n == 0)
         return;
     int64_t blocks = pv_ceil_div(args->n, PV_QUERIES);
@@ -440,18 +451,19 @@ static void grad_store_queries(const GradProblem *problem)
 static void attention_grad_one(const PvRun *run, const AttentionGradArgs *grad)
 {
     const AttentionArgs *args = &grad->f;
-    int64_t problems = args->batch0 * args->batch1;
+    int64_t problems = args->batch0 * args->batch1 * args->batch2;
     int64_t together = pv_most(1, problems / (TASKS_A_THREAD * run->threads));
 #pragma omp parallel for schedule(dynamic, together) num_threads(run->threads) if (problems > 1)
     for (int64_t task = 0; task < problems; task++) {
-        int64_t i0 = task / args->batch1, i1 = task % args->batch1;
+        int64_t i0, i1, i2;
+        problem_axes(args, task, &i0, &i1, &i2);
         GradProblem problem = {
             .f = problem_of(args, task),
             .args = grad,
-            .d_o = (const PvReal *)grad->d_o + i0 * args->o0 + i1 * args->o1,
-            .dq = (PvReal *)grad->dq + i0 * grad->dq0 + i1 * grad->dq1,
-            .dk = (PvReal *)grad->dk + i0 * grad->dk0 + i1 * grad->dk1,
-            .dv = (PvReal *)grad->dv + i0 * grad->dv0 + i1 * grad->dv1,
+            .d_o = (const PvReal *)grad->d_o + i0 * args->o0 + i1 * args->o1 + i2 * args->o2,
+            .dq = (PvReal *)grad->dq + i0 * grad->dq0 + i1 * grad->dq1 + i2 * grad->dq2,
+            .dk = (PvReal *)grad->dk + i0 * grad->dk0 + i1 * grad->dk1 + i2 * grad->dk2,
+            .dv = (PvReal *)grad->dv + i0 * grad->dv0 + i1 * grad->dv1 + i2 * grad->dv2,
             .block = key_block(args->m, PV_GRAD_KEYS),
         };
         grad_scratch(&problem, pv_thread_scratch(run));

@@ -194,10 +194,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     __syncthreads();
 #endif
     store_tile<OWN, ATT_D>(
-        matrix_of(a.dk, problem.i0 * a.dk0 + problem.i1 * a.dk1, a.dk_n, a.dk_d, a.f.m, a.f.d),
+        matrix_of(a.dk, offset_of(problem, a.dk0, a.dk1, a.dk2), a.dk_n, a.dk_d, a.f.m, a.f.d),
         shared, first);
     store_tile<OWN, ATT_E>(
-        matrix_of(a.dv, problem.i0 * a.dv0 + problem.i1 * a.dv1, a.dv_n, a.dv_d, a.f.m, a.f.e),
+        matrix_of(a.dv, offset_of(problem, a.dv0, a.dv1, a.dv2), a.dv_n, a.dv_d, a.f.m, a.f.e),
         shared + E_AT, first);
 }
 
@@ -256,6 +256,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     spread<ATT_D>(shared, dq, cx_real(a.f.scale), own);
     __syncthreads();
     store_tile<OWN, ATT_D>(
-        matrix_of(a.dq, problem.i0 * a.dq0 + problem.i1 * a.dq1, a.dq_n, a.dq_d, a.f.n, a.f.d),
+        matrix_of(a.dq, offset_of(problem, a.dq0, a.dq1, a.dq2), a.dq_n, a.dq_d, a.f.n, a.f.d),
         shared, first);
 }

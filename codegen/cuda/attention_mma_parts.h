@@ -167,27 +167,33 @@ CX_FN void spread(u8 *tile, const float (&sums)[BLOCKS][width / 8][4], float fac
 
 // One problem of the batch.
 struct Problem {
-    int64_t i0, i1, number;
+    int64_t i0, i1, i2, number;
 };
 CX_FN Problem problem_of(const AttentionArgs &a, int64_t number)
 {
-    return {number / a.batch1, number % a.batch1, number};
+    int64_t outer = number / a.batch2;
+    return {outer / a.batch1, outer % a.batch1, number % a.batch2, number};
+}
+// Where a tensor with such strides has its matrix of the problem.
+CX_FN int64_t offset_of(const Problem &p, int64_t stride0, int64_t stride1, int64_t stride2)
+{
+    return p.i0 * stride0 + p.i1 * stride1 + p.i2 * stride2;
 }
 CX_FN Matrix matrix_q(const AttentionArgs &a, const Problem &p)
 {
-    return matrix_of(a.q, p.i0 * a.q0 + p.i1 * a.q1, a.q_n, a.q_d, a.n, a.d);
+    return matrix_of(a.q, offset_of(p, a.q0, a.q1, a.q2), a.q_n, a.q_d, a.n, a.d);
 }
 CX_FN Matrix matrix_k(const AttentionArgs &a, const Problem &p)
 {
-    return matrix_of(a.k, p.i0 * a.k0 + p.i1 * a.k1, a.k_n, a.k_d, a.m, a.d);
+    return matrix_of(a.k, offset_of(p, a.k0, a.k1, a.k2), a.k_n, a.k_d, a.m, a.d);
 }
 CX_FN Matrix matrix_v(const AttentionArgs &a, const Problem &p)
 {
-    return matrix_of(a.v, p.i0 * a.v0 + p.i1 * a.v1, a.v_n, a.v_d, a.m, a.e);
+    return matrix_of(a.v, offset_of(p, a.v0, a.v1, a.v2), a.v_n, a.v_d, a.m, a.e);
 }
 CX_FN Matrix matrix_o(const AttentionArgs &a, const Problem &p, int64_t address) // o or do
 {
-    return matrix_of(address, p.i0 * a.o0 + p.i1 * a.o1, a.o_n, a.o_d, a.n, a.e);
+    return matrix_of(address, offset_of(p, a.o0, a.o1, a.o2), a.o_n, a.o_d, a.n, a.e);
 }
 
 // What a score, in units of log2, is raised by; -inf: key j does not count for query i.
@@ -197,7 +203,7 @@ CX_FN float score_offset(const AttentionArgs &a, const Problem &p, int i, int j)
         return -INFINITY;
 #if ATT_MASK
     typedef CxStored<ATT_MASK - 1>::Element Mask;
-    const Mask *mask = (const Mask *)a.mask + p.i0 * a.mask0 + p.i1 * a.mask1;
+    const Mask *mask = (const Mask *)a.mask + offset_of(p, a.mask0, a.mask1, a.mask2);
     return cx_read(mask[i * a.mask_n + j * a.mask_m]) * CX_LOG2E;
 #else
     (void)p;

@@ -205,27 +205,33 @@ CX_FN Matrix<Element> empty_unless(bool there, Matrix<Element> x) // no row wher
 
 // One problem of the batch.
 struct Problem {
-    int64_t i0, i1, number;
+    int64_t i0, i1, i2, number;
 };
 CX_FN Problem problem_of(const AttentionArgs &a, int64_t number)
 {
-    return {number / a.batch1, number % a.batch1, number};
+    int64_t outer = number / a.batch2;
+    return {outer / a.batch1, outer % a.batch1, number % a.batch2, number};
+}
+// Where a tensor with such strides has its matrix of the problem.
+CX_FN int64_t offset_of(const Problem &p, int64_t stride0, int64_t stride1, int64_t stride2)
+{
+    return p.i0 * stride0 + p.i1 * stride1 + p.i2 * stride2;
 }
 CX_FN Matrix<StoredQ> matrix_q(const AttentionArgs &a, const Problem &p)
 {
-    return matrix_of<StoredQ>(a.q, p.i0 * a.q0 + p.i1 * a.q1, a.q_n, a.q_d, a.n, a.d);
+    return matrix_of<StoredQ>(a.q, offset_of(p, a.q0, a.q1, a.q2), a.q_n, a.q_d, a.n, a.d);
 }
 CX_FN Matrix<StoredK> matrix_k(const AttentionArgs &a, const Problem &p)
 {
-    return matrix_of<StoredK>(a.k, p.i0 * a.k0 + p.i1 * a.k1, a.k_n, a.k_d, a.m, a.d);
+    return matrix_of<StoredK>(a.k, offset_of(p, a.k0, a.k1, a.k2), a.k_n, a.k_d, a.m, a.d);
 }
 CX_FN Matrix<StoredV> matrix_v(const AttentionArgs &a, const Problem &p)
 {
-    return matrix_of<StoredV>(a.v, p.i0 * a.v0 + p.i1 * a.v1, a.v_n, a.v_d, a.m, a.e);
+    return matrix_of<StoredV>(a.v, offset_of(p, a.v0, a.v1, a.v2), a.v_n, a.v_d, a.m, a.e);
 }
 CX_FN Matrix<StoredO> matrix_o(const AttentionArgs &a, const Problem &p)
 {
-    return matrix_of<StoredO>(a.o, p.i0 * a.o0 + p.i1 * a.o1, a.o_n, a.o_d, a.n, a.e);
+    return matrix_of<StoredO>(a.o, offset_of(p, a.o0, a.o1, a.o2), a.o_n, a.o_d, a.n, a.e);
 }
 
 // What a score is raised by; -inf: key j does not count for query i.
@@ -235,7 +241,7 @@ CX_FN float score_offset(const AttentionArgs &a, const Problem &p, int i, int j)
         return -INFINITY;
     if (ATT_MASK)
         return (
-            (const float *)a.mask)[p.i0 * a.mask0 + p.i1 * a.mask1 + i * a.mask_n + j * a.mask_m];
+            (const float *)a.mask)[offset_of(p, a.mask0, a.mask1, a.mask2) + i * a.mask_n + j * a.mask_m];
     return 0.f;
 }
 
@@ -246,22 +252,22 @@ typedef ATT_STORED(ATT_GRAD_TYPES, 2) StoredDk;
 typedef ATT_STORED(ATT_GRAD_TYPES, 3) StoredDv;
 CX_FN Matrix<StoredDo> matrix_do(const AttentionGradArgs &a, const Problem &p)
 {
-    int64_t offset = p.i0 * a.f.o0 + p.i1 * a.f.o1;
+    int64_t offset = offset_of(p, a.f.o0, a.f.o1, a.f.o2);
     return matrix_of<StoredDo>(a.d_o, offset, a.f.o_n, a.f.o_d, a.f.n, a.f.e);
 }
 CX_FN Matrix<StoredDq> matrix_dq(const AttentionGradArgs &a, const Problem &p)
 {
-    int64_t offset = p.i0 * a.dq0 + p.i1 * a.dq1;
+    int64_t offset = offset_of(p, a.dq0, a.dq1, a.dq2);
     return matrix_of<StoredDq>(a.dq, offset, a.dq_n, a.dq_d, a.f.n, a.f.d);
 }
 CX_FN Matrix<StoredDk> matrix_dk(const AttentionGradArgs &a, const Problem &p)
 {
-    int64_t offset = p.i0 * a.dk0 + p.i1 * a.dk1;
+    int64_t offset = offset_of(p, a.dk0, a.dk1, a.dk2);
     return matrix_of<StoredDk>(a.dk, offset, a.dk_n, a.dk_d, a.f.m, a.f.d);
 }
 CX_FN Matrix<StoredDv> matrix_dv(const AttentionGradArgs &a, const Problem &p)
 {
-    int64_t offset = p.i0 * a.dv0 + p.i1 * a.dv1;
+    int64_t offset = offset_of(p, a.dv0, a.dv1, a.dv2);
     return matrix_of<StoredDv>(a.dv, offset, a.dv_n, a.dv_d, a.f.m, a.f.e);
 }
 #endif

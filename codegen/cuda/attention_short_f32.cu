@@ -60,7 +60,7 @@ extern "C" __global__ void __launch_bounds__(ATT_WARPS * 32, 8 / ATT_WARPS)
     const AttentionArgs &a = p.args[cx_segment(p.head, &block)];
     int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, row = lane % ATT_LANES;
     float *tiles = (float *)shared + (warp * TOGETHER) * 3 * PART;
-    int64_t problems = a.batch0 * a.batch1;
+    int64_t problems = a.batch0 * a.batch1 * a.batch2;
     int64_t first = ((int64_t)block * ATT_WARPS + warp) * TOGETHER;
     CX_NO_UNROLL
     for (int i = 0; i < TOGETHER; i++) { // zeros where there is no problem

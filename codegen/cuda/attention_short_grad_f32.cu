@@ -98,7 +98,7 @@ extern "C" __global__ void __launch_bounds__(ATT_WARPS * 32, 8 / ATT_WARPS)
     int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, row = lane % ATT_LANES;
     float *all = (float *)shared + warp * TOGETHER * WHOLE, *tiles = all + lane / ATT_LANES * WHOLE;
     int64_t first = ((int64_t)block * ATT_WARPS + warp) * TOGETHER;
-    int count = min((int)(a.f.batch0 * a.f.batch1 - first), (int)TOGETHER);
+    int count = min((int)(a.f.batch0 * a.f.batch1 * a.f.batch2 - first), (int)TOGETHER);
     int mine = lane / ATT_LANES < count ? lane / ATT_LANES : 0; // whose masks and sums are read
     float scale = cx_real(a.f.scale), weight[ATT_LANES];
     CX_NO_UNROLL

@@ -9,7 +9,7 @@ enum { DELTA_ROWS = 32 };
 
 static uint32_t blocks_of(const AttentionArgs *a, int64_t length, int64_t rows)
 {
-    return (uint32_t)(a->batch0 * a->batch1 * ((length + rows - 1) / rows));
+    return (uint32_t)(a->batch0 * a->batch1 * a->batch2 * ((length + rows - 1) / rows));
 }
 
 // baked: queries of a block; of the backward pass, queries or keys.
@@ -25,13 +25,13 @@ void pv_shape_attention_grad(const PvCudaKernel *kernel, const int64_t *args, Pv
     int64_t own = kernel->baked[0];
     *grid = (PvCudaGrid){.blocks = {blocks_of(a, a->n, DELTA_ROWS), blocks_of(a, a->m, own),
                                     blocks_of(a, a->n, own)},
-                         .workspace = a->batch0 * a->batch1 * a->n * 4};
+                         .workspace = a->batch0 * a->batch1 * a->batch2 * a->n * 4};
 }
 
 // Forward and backward, whose structs begin alike. baked: problems of a block.
 void pv_shape_attention_short(const PvCudaKernel *kernel, const int64_t *args, PvCudaGrid *grid)
 {
     const AttentionArgs *a = (const AttentionArgs *)args;
-    int64_t problems = a->batch0 * a->batch1, each = kernel->baked[0];
+    int64_t problems = a->batch0 * a->batch1 * a->batch2, each = kernel->baked[0];
     *grid = (PvCudaGrid){.blocks = {(uint32_t)((problems + each - 1) / each)}};
 }

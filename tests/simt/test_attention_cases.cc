@@ -39,23 +39,36 @@ static int64_t bits_of(double value)
     return bits;
 }
 
+// An even second axis of problems as two axes, the inner one of 2: strides of both.
+static void split(const Shape &s, int64_t stride, int64_t *outer, int64_t *inner)
+{
+    *outer = s.batch1 % 2 ? stride : 2 * stride;
+    *inner = s.batch1 % 2 ? 0 : stride;
+}
+
 // Inputs of one segment; o and lse are made by the caller.
 static AttentionArgs make_args(KernelCase &test, const Shape &s)
 {
     AttentionArgs a = {};
-    a.batch0 = s.batch0, a.batch1 = s.batch1, a.n = s.n, a.m = s.m, a.d = s.d, a.e = s.e;
+    a.batch2 = s.batch1 % 2 ? 1 : 2;
+    a.batch0 = s.batch0, a.batch1 = s.batch1 / a.batch2, a.n = s.n, a.m = s.m, a.d = s.d, a.e = s.e;
     Strides q = strides_of(s, s.n, s.d), k = strides_of(s, s.m, s.d), v = strides_of(s, s.m, s.e);
     Strides o = strides_of(s, s.n, s.e);
-    a.q0 = q.batch0, a.q1 = q.batch1, a.q_n = q.n, a.q_d = q.d;
-    a.k0 = k.batch0, a.k1 = k.batch1, a.k_n = k.n, a.k_d = k.d;
-    a.v0 = v.batch0, a.v1 = v.batch1, a.v_n = v.n, a.v_d = v.d;
-    a.o0 = o.batch0, a.o1 = o.batch1, a.o_n = o.n, a.o_d = o.d;
+    split(s, q.batch1, &a.q1, &a.q2);
+    a.q0 = q.batch0, a.q_n = q.n, a.q_d = q.d;
+    split(s, k.batch1, &a.k1, &a.k2);
+    a.k0 = k.batch0, a.k_n = k.n, a.k_d = k.d;
+    split(s, v.batch1, &a.v1, &a.v2);
+    a.v0 = v.batch0, a.v_n = v.n, a.v_d = v.d;
+    split(s, o.batch1, &a.o1, &a.o2);
+    a.o0 = o.batch0, a.o_n = o.n, a.o_d = o.d;
     a.q = test.input(q.count, 1.5f, 0, s.storage), a.k = test.input(k.count, 1, 0, s.storage);
     a.v = test.input(v.count, 1, 0.2f, s.storage);
     a.types = s.storage == ST_BF16 ? 0x11101 : s.storage == ST_F16 ? 0x22202 : 0;
     if (s.mask) { // the same for all of batch0
         a.mask = test.input((size_t)(s.batch1 * s.n * s.m), 2);
-        a.mask1 = s.n * s.m, a.mask_n = s.m, a.mask_m = 1;
+        split(s, s.n * s.m, &a.mask1, &a.mask2);
+        a.mask_n = s.m, a.mask_m = 1;
         for (int64_t i = 0; i < s.batch1 * s.n; i++)
             test.set(a.mask, (size_t)(i * s.m + i % s.m), s.m > 1 ? -INFINITY : 0.f);
     }
@@ -103,9 +116,12 @@ static AttentionGradArgs backward(KernelCase &test, const Shape &s)
     g.dq = test.output(q.count, tolerance, s.storage);
     g.dk = test.output(k.count, tolerance, s.storage);
     g.dv = test.output(v.count, tolerance, s.storage);
-    g.dq0 = q.batch0, g.dq1 = q.batch1, g.dq_n = q.n, g.dq_d = q.d;
-    g.dk0 = k.batch0, g.dk1 = k.batch1, g.dk_n = k.n, g.dk_d = k.d;
-    g.dv0 = v.batch0, g.dv1 = v.batch1, g.dv_n = v.n, g.dv_d = v.d;
+    split(s, q.batch1, &g.dq1, &g.dq2);
+    g.dq0 = q.batch0, g.dq_n = q.n, g.dq_d = q.d;
+    split(s, k.batch1, &g.dk1, &g.dk2);
+    g.dk0 = k.batch0, g.dk_n = k.n, g.dk_d = k.d;
+    split(s, v.batch1, &g.dv1, &g.dv2);
+    g.dv0 = v.batch0, g.dv_n = v.n, g.dv_d = v.d;
     return g;
 }
 

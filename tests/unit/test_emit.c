@@ -551,9 +551,94 @@ static void test_norms(void **unused)
     }
 }
 
+// ---- attention over one axis of a grid, then over the other ----
+
+enum { ROWS = 4, COLUMNS = 6, WIDTH = 16, HEADS = 2, HEAD = WIDTH / HEADS };
+
+static Val turn_pairs(Graph *graph, Val x, Val cosines, Val sines)
+{
+    Val turned = g_binary(graph, OP_MUL, g_unary(graph, OP_SWAP_PAIRS, x), sines);
+    return g_binary(graph, OP_ADD, g_binary(graph, OP_MUL, x, cosines), turned);
+}
+
+// One of q, k, v: [sequences, heads, n, d] of [sequences, n, 3 heads d].
+static Val head_of(Graph *graph, Val all, int which)
+{
+    const Type *type = val_type(graph, all);
+    Dim dim[] = {type->dim[0], type->dim[1], dim_fixed(3), dim_fixed(HEADS), dim_fixed(HEAD)};
+    Val x = g_transpose(graph, g_reshape(graph, all, 5, dim), (uint32_t[]){2, 0, 3, 1, 4});
+    Dim one[] = {dim[0], dim[3], dim[1], dim[4]};
+    return g_reshape(graph, g_slice(graph, x, 0, which, 1), 4, one);
+}
+
+// Rows of x [sequences, n, width] attend to one another.
+static Val attend(Graph *graph, Val x, Val w, Val gamma, Val cosines, Val sines)
+{
+    const Type *type = val_type(graph, x);
+    Val norm = make(graph, OP_LAYER_NORM, (Val[]){x, gamma, gamma}, 3, (Attr){.real = 1e-5}, NULL);
+    Val all = g_contract(graph, norm, w, "snc", "oc", "sno");
+    Val q = turn_pairs(graph, head_of(graph, all, 0), cosines, sines);
+    Val k = turn_pairs(graph, head_of(graph, all, 1), cosines, sines);
+    Attr attr = {.n = {0}, .count = 1, .real = 0.5};
+    Val o = make(graph, OP_ATTENTION, (Val[]){q, k, head_of(graph, all, 2)}, 3, attr, NULL);
+    o = g_transpose(graph, o, (uint32_t[]){0, 2, 1, 3});
+    o = g_reshape(graph, o, 3, type->dim);
+    Val bias = g_reshape(graph, gamma, 3, (Dim[]){dim_fixed(1), dim_fixed(1), dim_fixed(WIDTH)});
+    Val back = g_slice(graph, w, 0, 0, WIDTH);
+    return g_binary(graph, OP_ADD, g_contract(graph, o, back, "snc", "co", "sno"), bias);
+}
+
+// Tokens [b, rows columns, width]: over rows, whose sequences lie apart, and over columns.
+static void grid(Graph *graph, Vals *vals)
+{
+    Val first = input(graph, 0, shape(DT_F32, 3, -1, ROWS * COLUMNS, WIDTH)), x = first;
+    Val w = input(graph, 1, shape(DT_F32, 2, 3 * WIDTH, WIDTH));
+    Val gamma = input(graph, 2, shape(DT_F32, 1, WIDTH));
+    Val tables[2][2] = {{input(graph, 3, shape(DT_F32, 4, 1, 1, ROWS, HEAD)),
+                         input(graph, 4, shape(DT_F32, 4, 1, 1, ROWS, HEAD))},
+                        {input(graph, 5, shape(DT_F32, 4, 1, 1, COLUMNS, HEAD)),
+                         input(graph, 6, shape(DT_F32, 4, 1, 1, COLUMNS, HEAD))}};
+    const Dim flat[] = {dim_batch(1), dim_fixed(ROWS * COLUMNS), dim_fixed(WIDTH)};
+    const Dim cells[] = {dim_batch(1), dim_fixed(ROWS), dim_fixed(COLUMNS), dim_fixed(WIDTH)};
+    const Dim turned[] = {cells[0], cells[2], cells[1], cells[3]};
+    const Dim over[2][3] = {{dim_batch(COLUMNS), dim_fixed(ROWS), dim_fixed(WIDTH)},
+                            {dim_batch(ROWS), dim_fixed(COLUMNS), dim_fixed(WIDTH)}};
+    const uint32_t turn[] = {0, 2, 1, 3};
+    for (int layer = 0; layer < 2; layer++) {
+        Val y = g_transpose(graph, g_reshape(graph, x, 4, cells), turn);
+        y = attend(graph, g_reshape(graph, y, 3, over[0]), w, gamma, tables[0][0], tables[0][1]);
+        y = g_transpose(graph, g_reshape(graph, y, 4, turned), turn);
+        x = g_binary(graph, OP_ADD, x, g_reshape(graph, y, 3, flat));
+        y = attend(graph, g_reshape(graph, x, 3, over[1]), w, gamma, tables[1][0], tables[1][1]);
+        x = g_binary(graph, OP_ADD, x, g_reshape(graph, y, 3, flat));
+    }
+    keep(vals, simplify_val(graph, x));
+    Val total = g_reduce(graph, OP_REDUCE_SUM, g_unary(graph, OP_TANH, x), 7), grads[3];
+    Val wrt[] = {first, w, gamma};
+    grad_build(graph, g_reshape(graph, total, 0, NULL), 0, wrt, 3, grads);
+    for (int i = 0; i < 3; i++)
+        keep(vals, simplify_val(graph, grads[i]));
+}
+
+// Turning the grid and back costs nothing, forward and backward.
+static void test_axes(void **unused)
+{
+    (void)unused;
+    const uint32_t rungs[] = {RUNG_ALL, level_rungs(1), RUNG_EPILOGUES, RUNG_ATTENTION,
+                              RUNG_ATTENTION | RUNG_NORMS, RUNG_PLACEMENT,
+                              RUNG_PLACEMENT | RUNG_ATTENTION, RUNG_BATCHING, 0};
+    enum { COUNT = sizeof rungs / sizeof *rungs };
+    Codegen *cg = check_graph(grid, rungs, COUNT);
+    uint32_t segments;
+    // the gradient of the slice of w goes between zeros
+    assert_int_equal(count_launches(cg, cg->plans[0], "pv_copy", &segments), 1);
+    assert_true(count_launches(cg, cg->plans[COUNT - 1], "pv_copy", &segments) > 8);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_every_op),
-                                       cmocka_unit_test(test_planes), cmocka_unit_test(test_norms)};
+                                       cmocka_unit_test(test_planes), cmocka_unit_test(test_norms),
+                                       cmocka_unit_test(test_axes)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

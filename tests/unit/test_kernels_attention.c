@@ -98,11 +98,26 @@ static void expect_backward(const AttentionGradArgs *grad, const Expect *at)
     }
 }
 
+// The second axis of problems, of an even size, as two.
+static void split_problems(AttentionGradArgs *grad)
+{
+    AttentionArgs *args = &grad->f;
+    args->batch1 /= 2;
+    args->batch2 = 2;
+    int64_t *first[] = {&args->q1,    &args->k1,  &args->v1,  &args->o1,
+                        &args->mask1, &grad->dq1, &grad->dk1, &grad->dv1};
+    for (size_t i = 0; i < sizeof first / sizeof *first; i++) {
+        first[i][1] = *first[i];       // the field behind it: the inner axis
+        *first[i] *= 2;
+    }
+}
+
 static void check_attention(AttentionCase test)
 {
     int64_t q_count, k_count, v_count, o_count;
     AttentionGradArgs grad = {.f = {.batch0 = test.batch0,
                                     .batch1 = test.batch1,
+                                    .batch2 = 1,
                                     .n = test.n,
                                     .m = test.m,
                                     .d = test.d,
@@ -134,9 +149,9 @@ static void check_attention(AttentionCase test)
     args->lse = (int64_t)outs[1].data;
 
     memcpy(&grad.dq0,
-           (int64_t[]){args->q0, args->q1, args->q_n, args->q_d, args->k0, args->k1, args->k_n,
-                       args->k_d, args->v0, args->v1, args->v_n, args->v_d},
-           12 * sizeof(int64_t));
+           (int64_t[]){args->q0, args->q1, 0, args->q_n, args->q_d, args->k0, args->k1, 0,
+                       args->k_n, args->k_d, args->v0, args->v1, 0, args->v_n, args->v_d},
+           15 * sizeof(int64_t));
     Output grads[3] = {output(q_count), output(k_count), output(v_count)};
     PvReal *d_o = random_array(o_count);
     grad.d_o = (int64_t)d_o;
@@ -172,6 +187,8 @@ static void check_attention(AttentionCase test)
         };
         expect_forward(args, &all[i]);
     }
+    if (test.batch1 % 2 == 0)
+        split_problems(&grad);
     check(name, pv_attention, args, pv_attention_scratch(args, sizeof(PvReal)), outs, 2, 100);
     for (int64_t i = 0; i < problems; i++)
         expect_backward(&grad, &all[i]);
