@@ -82,10 +82,10 @@ def test_report():
         assert program["error_against"] == "the unfused rung", program
         assert program["rungs"][0]["largest_error"] == 0, program["rungs"][0]
     convolutions = [k for k in programs[0]["kernels"] if k["family"] == "conv"]
-    assert any("conv3x3 + bias + add" == k["computes"] and k["line"] == "small.model:10" for k in convolutions), convolutions
+    assert any("conv3x3 + norm_load + bias + add" == k["computes"] and k["line"] == "small.model:10" for k in convolutions), convolutions
     for name in RUNGS:
         assert told.count(f"\n{name} ") == 3, told
-    assert "conv3x3 + bias + add" in told and "small.model:10" in told, told
+    assert "conv3x3 + norm_load + bias + add" in told and "small.model:10" in told, told
     with open(page) as file:
         text = file.read()
     inside = re.search(r'<script type="application/json" id="report">(.*?)</script>', text, re.S)

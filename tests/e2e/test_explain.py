@@ -15,13 +15,14 @@ def test_explain_a_line():
     assert "y = silu(norm(first(x)))" in told, told
     assert re.search(r"elaborated: .*conv", told) and "batch 4; predicted by the roofline of 10 GB/s and 50 GFLOP/s" in told, told
     restore = told.split("\nrestore: ")[1].split("\n\n")[0]
-    assert "2 of 3 launches" in restore and "group_norm + silu" in restore and "backward" not in restore, told
+    # the norm's table is made with the convolution before, its values by the one behind
+    assert "1 of 2 launches" in restore and "conv3x3 + bias + norm_table" in restore and "backward" not in restore, told
     gradient = told.split("\ngrad.distance: ")[1].split("\n\n")[0]
     forward, backward = gradient.split("  backward\n")
     assert "conv3x3 + bias" in forward and "conv_wgrad3x3" in backward and "group_norm_grad" in backward, told
     # twice the batch moves more; at -O0 nothing is fused
     again = run(PVDMC, "--explain", f"{SMALL}:9", "--machine", "10,50", "-O0")
-    assert "group_norm + silu" not in again and "silu" in again, again
+    assert "norm_table" not in again and "group_norm" in again and "silu" in again, again
 
 
 def test_explain_an_imported_line():
@@ -81,8 +82,8 @@ def check_apart(buffers):
 
 
 def test_dumps_as_graphviz():
-    for name, word in (("elaborate", "conv"), ("simplify", "conv"), ("fuse", "group_norm + silu"),
-                       ("batch", "group_norm + silu"), ("plan", "conv3x3 + bias + add")):
+    for name, word in (("elaborate", "conv"), ("simplify", "conv"), ("fuse", "conv3x3 + bias + norm_table"),
+                       ("batch", "conv3x3 + bias + norm_table"), ("plan", "conv3x3 + norm_load + bias + add")):
         text = run(PVDMC, SMALL, "--emit", "dot", "--dump", name)
         assert text.startswith(f"// after {name}\ndigraph ") and word in text and " -> " in text, text[:400]
         assert text.count("{") == text.count("}"), name
