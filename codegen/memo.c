@@ -15,6 +15,8 @@ typedef struct MemoItem {
 
 void bytes_add(Arena *arena, Bytes *bytes, const void *data, size_t size)
 {
+    if (size == 0)
+        return;
     if (bytes->count + size > bytes->capacity) {
         bytes->capacity = 2 * (bytes->count + size) + 1024;
         unsigned char *at = arena_alloc(arena, bytes->capacity);
@@ -31,7 +33,7 @@ static MemoItem *find_item(const Memo *memo, uint64_t hash, const Bytes *key)
     for (; memo->items[at].value; at = (at + 1) & mask) {
         const MemoItem *item = &memo->items[at];
         if (item->hash == hash && item->size == key->count &&
-            memcmp(item->key, key->at, key->count) == 0)
+            (key->count == 0 || memcmp(item->key, key->at, key->count) == 0))
             break;
     }
     return &memo->items[at];
