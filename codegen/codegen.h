@@ -183,11 +183,6 @@ static inline bool wants_cuda(const Codegen *cg)
 {
     return cg->targets.cuda || cg->targets.simt;
 }
-// Whether the kernels of all targets read and make norm tables (kernel_args.h). GPUs' do not yet.
-static inline bool takes_norm_tables(const Codegen *cg)
-{
-    return !wants_cuda(cg);
-}
 enum { CUDA_SEGMENT_ARGS = 62 };   // most arguments of a segment, if there is more than one
 // Index + 1 in Codegen.cuda_kernels. `text` NULL: of a template.
 uint32_t cuda_kernel_add(Codegen *cg, const CudaChoice *choice, const char *text, uint32_t args);

@@ -108,7 +108,6 @@ static void add_plan(Build *build, uint32_t entry, uint32_t variant, int level, 
     work->level = level;
     work->rungs = !taps && build->options.choose_rungs ? build->options.rungs : level_rungs(level);
     work->taps = taps;
-    work->norm_tables = takes_norm_tables(cg);
     work->arena = arena_new();
     cg->plans = grow_array(cg->plans, &cg->plan_capacity, cg->plan_count, sizeof *cg->plans);
     cg->plans[cg->plan_count++] = work;

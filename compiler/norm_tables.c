@@ -14,8 +14,7 @@
 //     bytes that are saved, or be little against the product itself;
 //   - where something else reads the normalized value, or what lies between: it has to be stored
 //     anyway, and a norm is the better kernel for that;
-//   - where the values of a plan are stored as bf16: tensor cores take operands as they lie;
-//   - where kernels of the plan's targets cannot (Work.norm_tables).
+//   - where the values of a plan are stored as bf16: tensor cores take operands as they lie.
 //
 // As unite.c it gives the plan outputs of its own and keeps the places of what it replaces.
 #include <stdlib.h>
@@ -408,7 +407,7 @@ static void replace_outputs(Apart *a)
 
 void take_norms_apart(Work *work)
 {
-    if (!(work->rungs & RUNG_NORMS) || !work->norm_tables || work->module->storage != DT_NONE)
+    if (!(work->rungs & RUNG_NORMS) || work->module->storage != DT_NONE)
         return;
     Apart a = {.work = work, .graph = work->module->graph};
     a.total = graph_count(a.graph);

@@ -271,7 +271,6 @@ static void make_table(Split *split, Work *table, uint32_t row_index)
     Work *work = split->work;
     Arena *arena = work->arena;
     *table = (Work){.module = work->module,
-                    .norm_tables = work->norm_tables,
                     .entry = work->entry,
                     .level = work->level,
                     .entry_index = work->entry_index,

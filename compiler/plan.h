@@ -135,7 +135,6 @@ typedef struct Work {
     uint32_t entry_index, variant_index;
     int level;                 // 0, 1, 2
     uint32_t rungs;            // Rung bits; a plan of a level has level_rungs(level)
-    bool norm_tables;          // kernels of its targets read and make norm tables
     bool taps;
     Arena *arena;
     // A table's row (partial.c): of a step, the plan that makes it and its bytes; of such a plan,
@@ -297,7 +296,7 @@ uint32_t count_users(const Work *work, Val val, NodeId *user);
 void rewrite_graph(Work *work);
 
 /* norm_tables.c */
-// Norms that products read, taken apart into a table and x a + d (RUNG_NORMS, Work.norm_tables):
+// Norms that products read, taken apart into a table and x a + d (RUNG_NORMS):
 // the plan gets outputs of its own. Part of find_layout.
 void take_norms_apart(Work *work);
 // Which operand of a contraction out[b, o, n...] = sum over c of w[o, c] x[b, c, n...] is x; -1: it

@@ -203,7 +203,8 @@ bool cuda_select_conv(const CudaLaunch *launch, CudaChoice *choice)
                : strcmp(launch->symbol, "pv_conv_dgrad") == 0 ? CONV_DGRAD
                                                               : CONV_WGRAD;
     if ((one.norm.table && (one.types || mode == CONV_DGRAD)) ||
-        (one.stats.table && (one.types || mode != CONV_FPROP)))
+        (one.stats.table && (one.types || mode != CONV_FPROP)) ||
+        !tile_same_norms(launch, AT(norm.table), AT(norm.act), AT(stats.table)))
         return false;
     if (tile_half(one.types) < 0 || (one.w_last && !one.types && volume(one.kernel) > 1))
         return false;

@@ -79,7 +79,8 @@ bool cuda_select_gemm(const CudaLaunch *launch, CudaChoice *choice)
     if (!find_access(launch, &one, &access) || tile_half(one.types) < 0)
         return false;
     bool taken_apart = one.norm.table || one.stats.table;
-    if (taken_apart && (one.types || one.sum_batch || one.batch1 != 1))
+    if ((taken_apart && (one.types || one.sum_batch || one.batch1 != 1)) ||
+        !tile_same_norms(launch, AT(norm.table), AT(norm.act), AT(stats.table)))
         return false;
     int64_t batches = one.sum_batch ? 1 : usual.batch0 * usual.batch1;
     batches *= launch->segments > 1 ? launch->segments : 1;

@@ -94,6 +94,20 @@ static inline void tile_numbers(const CudaLaunch *launch, uint32_t segment, int6
         numbers[i] = args[i].space != PV_VALUE ? 1 : args[i].a + args[i].c * batch;
 }
 
+// Every segment normalizes its operand as the first does, or none does, and so with tables of results:
+// what `norm`, `act` and `stats`, indices of arguments, say is baked in.
+static inline bool tile_same_norms(const CudaLaunch *launch, size_t norm, size_t act, size_t stats)
+{
+    for (uint32_t i = 1; i < launch->segments; i++) {
+        const PlanArg *args = launch->all + (size_t)i * launch->arg_count;
+        if ((args[norm].space == PV_VALUE) != (launch->args[norm].space == PV_VALUE) ||
+            (args[stats].space == PV_VALUE) != (launch->args[stats].space == PV_VALUE) ||
+            args[act].a != launch->args[act].a)
+            return false;
+    }
+    return true;
+}
+
 // Threads, shared memory and what shape functions read.
 static inline void tile_choose(CudaChoice *choice, const Tile *tile)
 {
