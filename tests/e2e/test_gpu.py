@@ -134,7 +134,8 @@ def check_mixed(dtype, forward, backward):
     for command, program, bound in (("run", "denoise", forward), ("grad", "diffusion_loss", backward)):
         compute(exact, command, program, "f64", {})
         launches = compute(mixed, command, program, "mixed", traced)
-        assert ("gemm_wgmma" in launches) == (dtype == "bf16"), "which products ran on wgmma"
+        for kernel in ("gemm_wgmma", "conv_wgmma"):
+            assert (kernel in launches) == (dtype == "bf16"), f"what ran {kernel}"
         want, have = Tensors(f"{folder}/f64.st"), Tensors(f"{folder}/mixed.st")
         assert want.names() == have.names() and want.names(), have.names()
         norms = {name: math.hypot(*want.get(name)) for name in want.names()}
