@@ -272,16 +272,21 @@ static bool like_last(Lower *lower, Old *old, PlanLaunch *launch)
     return can_join(old, last, launch, true);
 }
 
-// What several segments of a launch read is read once.
-static void count_shared(Lower *lower, const uint32_t *groups, uint32_t count, uint32_t segments)
+// What several groups of a launch read is read once. made_in: the launch of each member, + 1.
+static void count_shared(Lower *lower, const uint32_t *groups, uint32_t group_count,
+                         const uint32_t *made_in, uint32_t launch)
 {
     Work *work = lower->work;
-    PlanLaunch *launch = &work->launches[work->launch_count - 1];
-    for (uint32_t i = 1; launch->segments == segments && i < count; i++) {
-        double fixed, per_batch;
-        shared_bytes(work, groups, i, &fixed, &per_batch);
-        launch->bytes_fixed -= fixed;
-        launch->bytes_batch -= per_batch;
+    uint32_t together[PV_MAX_SEGMENTS], count = 0, member = 0;
+    for (uint32_t i = 0; i < group_count; i++) {
+        if (made_in[member] == launch + 1) {
+            double fixed, per_batch;
+            together[count++] = groups[i];
+            shared_bytes(work, together, count - 1, &fixed, &per_batch);
+            work->launches[launch].bytes_fixed -= fixed;
+            work->launches[launch].bytes_batch -= per_batch;
+        }
+        member += 1 + work->groups[groups[i]].term_count;
     }
 }
 
@@ -328,20 +333,21 @@ void join_segments(Lower *lower, const uint32_t *groups, uint32_t group_count,
             if (first[i] + round < first[i + 1])
                 put_launch(lower, &old, &launches[first[i] + round - 1 - begin], false);
     uint32_t copies = work->launch_count;
-    bool put[PV_MAX_SEGMENTS] = {false};
+    uint32_t made_in[PV_MAX_SEGMENTS] = {0};
     for (uint32_t i = 0; i < count; i++)
         for (uint32_t k = i; k < count; k++) {         // the first that is left, and those like it
-            if (put[k] || first[k] == first[k + 1])
+            if (made_in[k] || first[k] == first[k + 1])
                 continue;
             PlanLaunch *launch = &launches[first[k + 1] - 1 - begin];
             if (k == i || like_last(lower, &old, launch)) {
                 put_launch(lower, &old, launch, work->launch_count > copies);
-                put[k] = true;
+                made_in[k] = work->launch_count;
             }
         }
     for (uint32_t i = begin; i < work->launch_count; i++) {
         sum_segments(lower, &work->launches[i]);
         keep_inplace(lower, &work->launches[i]);
     }
-    count_shared(lower, groups, group_count, count);
+    for (uint32_t i = copies; i < work->launch_count; i++)
+        count_shared(lower, groups, group_count, made_in, i);
 }
