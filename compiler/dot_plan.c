@@ -37,7 +37,8 @@ static void put_launches(FILE *out, const Work *work, uint32_t plan)
 static void put_groups(FILE *out, const Work *work, uint32_t plan)
 {
     bool *seen = calloc(work->count + 2, sizeof *seen);
-    if (!seen)
+    uint32_t *reader = calloc(work->count + 2, sizeof *reader); // of a group: the last one drawn
+    if (!seen || !reader)
         bug("out of memory");
     for (uint32_t i = 0; i < work->group_count; i++) {
         uint32_t number = work->schedule ? work->schedule[i] : i;
@@ -50,10 +51,13 @@ static void put_groups(FILE *out, const Work *work, uint32_t plan)
         for (uint32_t k = 0; k < group->read_count; k++) {
             Val base = view_of(work, group->reads[k]).base;
             uint32_t from = work->owner[local_of(work, base)];
-            if (from && !val_is_step(work, base))
+            if (from && !val_is_step(work, base) && reader[from] != number + 1) {
+                reader[from] = number + 1;
                 fprintf(out, "    p%u_%u -> p%u_%u;\n", plan, from - 1, plan, number);
+            }
         }
     }
+    free(reader);
     free(seen);
 }
 

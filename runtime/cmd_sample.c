@@ -2,13 +2,13 @@
 //
 // The sampler is planned first (a dry run): what it reads, how much memory, how many frames; so
 // --frames becomes a number of clips, and missing weights are told before any work.
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "runtime/safetensors.h"
 #include "runtime/sample.h"
+#include "runtime/stop.h"
 
 typedef struct {
     PvSession session;
@@ -123,7 +123,7 @@ static bool write_clips(Sampling *s, PvError *error)
     return true;
 }
 
-static bool sample(Sampling *s, bool *stopped, PvError *error)
+static bool sample(Sampling *s, PvError *error)
 {
     s->sampler = pv_find_sampler(&pv_model, s->sampler_name, error);
     if (!s->sampler ||
@@ -145,7 +145,7 @@ static bool sample(Sampling *s, bool *stopped, PvError *error)
     run.clips = s->out ? &s->clips : NULL;
     return plan_frames(s, &run, error) && check_memory(s, error) &&
            pv_session_mount(&s->session, "sample", s->plan.needed, NULL, !s->no_ema, error) &&
-           pv_sample_run(&run, &s->plan, stopped, error) && write_trace(s, error) &&
+           pv_sample_run(&run, &s->plan, error) && write_trace(s, error) &&
            write_clips(s, error);
 }
 
@@ -179,8 +179,7 @@ PvStatus cmd_sample(int argc, char **argv, PvError *error)
         .setting_names = options.items,
         .setting_count = options.count,
     };
-    bool stopped = false;
-    bool good = pv_usage_parse(&usage, argc, argv, &words, error) && sample(&s, &stopped, error);
+    bool good = pv_usage_parse(&usage, argc, argv, &words, error) && sample(&s, error);
     pv_sample_plan_free(&s.plan);
     pv_clips_free(&s.clips);
     pv_set_free(&s.given);
@@ -188,9 +187,7 @@ PvStatus cmd_sample(int argc, char **argv, PvError *error)
     pv_session_close(&s.session);
     pv_words_free(&words);
     pv_words_free(&options);
-    if (good && stopped) {
-        signal(SIGINT, SIG_DFL);
-        raise(SIGINT);
-    }
+    if (good)
+        pv_stop_end();
     return good ? PV_DONE : error->status;
 }

@@ -1,12 +1,11 @@
 // `train STAGE`: settings from YAML and the command line, data, checkpoints, logs, and the loop.
 //
 // Order of work: everything that can be wrong is looked at before the first step: settings, memory
-// (compared with the need before anything of size is allocated), weights, data, the folder. Ctrl-C
-// and SIGTERM end the loop after the step in progress and a checkpoint is written; a second one
-// ends the program at once. Checkpoints replace each other atomically, so that kill -9 and a full
+// (compared with the need before anything of size is allocated), weights, data, the folder. A signal
+// to stop (stop.h) ends the loop after the step in progress and a checkpoint is written; a second
+// one ends the program at once. Checkpoints replace each other atomically, so that kill -9 and a full
 // disk leave the last one whole.
 #include <math.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,6 +16,7 @@
 #include "runtime/file.h"
 #include "runtime/log.h"
 #include "runtime/replay.h"
+#include "runtime/stop.h"
 
 typedef struct {
     PvSession session;
@@ -37,20 +37,6 @@ typedef struct {
     int64_t saved;    // step of the last checkpoint
     int64_t position; // in the data, at the start
 } Training;
-
-static volatile sig_atomic_t stopped; // the signal's number
-
-static void on_stop(int number)
-{
-    stopped = number;
-}
-
-static void catch_signals(void)
-{
-    struct sigaction action = {.sa_handler = on_stop, .sa_flags = (int)(SA_RESTART | SA_RESETHAND)};
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
-}
 
 static double now(void)
 {
@@ -365,7 +351,7 @@ static bool loop(Training *t, PvError *error)
     t->progress = pv_progress_new("step", train->step, t->steps);
     double start = now();
     int64_t begun = train->step;
-    while (train->step < t->steps && !stopped) {
+    while (train->step < t->steps && !pv_stop_signal()) {
         if (!t->session.exec->gpu) { // there steps overlap: the time is a mean since the last row
             start = now();
             begun = train->step;
@@ -388,14 +374,6 @@ static bool loop(Training *t, PvError *error)
     return t->saved == train->step || save(t, error);
 }
 
-// After a signal: says where, and ends as the signal would have.
-static void end_by_signal(int64_t step)
-{
-    fprintf(stderr, "stopped after step %lld; --resume goes on\n", (long long)step);
-    signal(stopped, SIG_DFL);
-    raise(stopped);
-}
-
 static bool train_stage(Training *t, PvError *error)
 {
     t->train = pv_train_new(&t->session, t->stage, t->accumulate, t->ema_every, false, error);
@@ -407,7 +385,7 @@ static bool train_stage(Training *t, PvError *error)
     bool good = get_ready(t, error);
     if (good) {
         say_start(t);
-        catch_signals();
+        pv_stop_catch();
         good = loop(t, error);
         pv_progress_end(t->progress);
         if (!good && t->session.exec->gpu && error->status == PV_MACHINE && t->saved >= 0)
@@ -416,7 +394,7 @@ static bool train_stage(Training *t, PvError *error)
     }
     if (good && t->data && pv_data_skipped(t->data) > 0)
         fprintf(stderr, "%lld videos were skipped\n", (long long)pv_data_skipped(t->data));
-    if (good && !stopped)
+    if (good && !pv_stop_signal())
         printf("%s: step %lld, checkpoint in %s\n", t->stage->name, (long long)t->train->step,
                t->out);
     t->out = NULL;
@@ -494,7 +472,9 @@ PvStatus cmd_train(int argc, char **argv, PvError *error)
     int64_t step = t.train ? t.train->step : 0;
     training_close(&t);
     pv_words_free(&words);
-    if (good && stopped)
-        end_by_signal(step);
+    if (good && pv_stop_signal()) {
+        fprintf(stderr, "stopped after step %lld; --resume goes on\n", (long long)step);
+        pv_stop_end();
+    }
     return good ? PV_DONE : error->status;
 }

@@ -10,12 +10,12 @@
 // weights: a trace of latents decodes no video.
 #include "runtime/sample.h"
 
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "runtime/cuda_exec.h"
 #include "runtime/log.h"
+#include "runtime/stop.h"
 
 struct PvHost {
     const PvSampleRun *run;
@@ -29,13 +29,6 @@ struct PvHost {
     int64_t done;    // of those that are wanted
     PvWords reports; // names of the reports so far
 };
-
-static volatile sig_atomic_t stop_signal;
-
-static void on_stop(int number)
-{
-    stop_signal = number;
-}
 
 const PvSampler *pv_find_sampler(const PvModel *model, const char *name, PvError *error)
 {
@@ -246,7 +239,7 @@ int pv_host_call(PvHost *host, uint32_t index, const PvVar *args, PvVar **result
 {
     PvSession *session = host->run->session;
     const PvEntry *entry = &session->model->entries[index];
-    if (stop_signal)
+    if (pv_stop_signal())
         return -1;
     if (!host->calls[index])
         host->calls[index] = pv_call_new(entry, session->options, session->random);
@@ -370,15 +363,12 @@ void pv_sample_plan_free(PvSamplePlan *plan)
     *plan = (PvSamplePlan){0};
 }
 
-bool pv_sample_run(const PvSampleRun *run, PvSamplePlan *plan, bool *stopped, PvError *error)
+bool pv_sample_run(const PvSampleRun *run, PvSamplePlan *plan, PvError *error)
 {
-    struct sigaction action = {.sa_handler = on_stop, .sa_flags = (int)(SA_RESTART | SA_RESETHAND)};
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
+    pv_stop_catch();
     PvHost host = {.run = run, .plan = plan, .error = error};
     host.progress = pv_progress_new("call", 0, plan->wanted);
     bool good = run_sampler(&host);
     pv_progress_end(host.progress);
-    *stopped = stop_signal != 0;
-    return good || *stopped;
+    return good || (pv_stop_signal() && !error->text);
 }

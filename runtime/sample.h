@@ -38,8 +38,8 @@ typedef struct {
 
 bool pv_sample_plan(const PvSampleRun *run, PvSamplePlan *plan, PvError *error);
 void pv_sample_plan_free(PvSamplePlan *plan);
-// *stopped: a signal ended it early (Ctrl-C); what was yielded is in clips.
-bool pv_sample_run(const PvSampleRun *run, PvSamplePlan *plan, bool *stopped, PvError *error);
+// A signal ends it early (stop.h), without an error; what was yielded is in clips.
+bool pv_sample_run(const PvSampleRun *run, PvSamplePlan *plan, PvError *error);
 
 const PvSampler *pv_find_sampler(const PvModel *model, const char *name, PvError *error);
 

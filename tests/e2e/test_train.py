@@ -215,8 +215,8 @@ def test_config_errors():
     assert "diffusion" in told, told
 
 
-def test_interrupt_writes_a_checkpoint():
-    exe, folder = setup("interrupt")
+def interrupt(number):
+    exe, folder = setup(f"interrupt-{number}")
     child = subprocess.Popen(command(exe, folder, "out", "--set", "save_every=1000000", "--set", "steps=1000000"),
                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     for _ in range(6000):
@@ -224,9 +224,17 @@ def test_interrupt_writes_a_checkpoint():
         if (log and len(losses(log[0])) >= 2) or child.poll() is not None:
             break
         time.sleep(0.01)
-    child.send_signal(signal.SIGINT)
+    child.send_signal(number)
     child.wait(60)
-    assert child.returncode == -signal.SIGINT, child.returncode      # as a shell's loop expects it
+    assert child.returncode == -number, child.returncode      # as a shell's loop expects it
     at = newest(f"{folder}/out")
     assert len(losses(log[0])) == int(Tensors(at).metadata["step"]), "not of the last step"
     run(*command(exe, folder, "out", "--resume", "--set", f"steps={int(at[-20:-12]) + 1}"))
+
+
+def test_interrupt_writes_a_checkpoint():
+    interrupt(signal.SIGINT)
+
+
+def test_closed_terminal_writes_a_checkpoint():
+    interrupt(signal.SIGHUP)
