@@ -368,7 +368,7 @@ void find_layout(Work *work)
     bool places = work->rungs & RUNG_PLACEMENT && !work->taps;
     if (work->rungs && !work->taps)
         rewrite_graph(work);
-    if (work->rungs & RUNG_ATTENTION && !work->taps && !is_mixed_plan(work))
+    if (work->rungs & RUNG_ATTENTION && !work->taps)
         refine_axes(work);
     if (work->rungs && !work->taps)
         take_norms_apart(work);
@@ -379,15 +379,8 @@ void find_layout(Work *work)
     work->order = arena_alloc(work->arena, slots * sizeof *work->order);
     work->within = arena_alloc(work->arena, slots * sizeof *work->within);
     work->pieces = arena_alloc(work->arena, (work->count + 1) * sizeof *work->pieces);
-    if (is_mixed_plan(work)) {     // kernels' wishes first
-        if (places) {
-            choose_orders(work);
-            place_parts(work);
-        }
-        find_views(work, true);
-        choose_storage(work);
-        return;
-    }
+    if (is_mixed_plan(work) && places)
+        choose_orders(work);       // kernels' wishes first; rows.c orders what these leave
     find_views(work, true);
     if (places) {
         place_parts(work);         // where a concat lies, its parts come to lie

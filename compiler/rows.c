@@ -249,7 +249,7 @@ uint32_t *rows_order(const Work *work, Val val)
 {
     const Node *node = val_get(work->module->graph, val);
     uint32_t order[MAX_RANK], rank = node->type[val_out(val)]->rank;
-    if (!(work->rungs & RUNG_ATTENTION) || work->taps || is_mixed_plan(work) || is_kept(work, val))
+    if (!(work->rungs & RUNG_ATTENTION) || work->taps || is_kept(work, val))
         return NULL;
     for (uint32_t i = 0; node->op == OP_CONCAT && i < node->nin; i++)
         if (is_copied(work, node->in[i]))

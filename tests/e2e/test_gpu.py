@@ -107,7 +107,8 @@ BF16 = ["-D", "model_channels=64", "-D", "channels=32", "-D", "ae_heads=2", "-D"
 def check_mixed(dtype, forward, backward):
     """A U-Net of 64 channels in mixed precision against f64, forward and gradients, within bounds of
     the relative 2-norm. bf16: the emulator runs the kernels for sm_90a where there are any, unless
-    PVDM_WGMMA=0."""
+    PVDM_WGMMA=0; and the gradients of an autoencoder, whose loss has sign(y - x) for a gradient, which a
+    rounding may turn (f16: 8.5e-3 from that)."""
     if not os.path.exists(EMULATOR):
         raise Skip("the emulator is not built")
     folder, rng = scratch(f"gpu_{dtype}"), random.Random(5)
@@ -117,25 +118,37 @@ def check_mixed(dtype, forward, backward):
     def normal(*shape, scale=1.0):
         return "F32", list(shape), [rng.gauss(0, scale) for _ in range(math.prod(shape))]
 
-    run(mixed, "weights", "init", "--instance", "unet", "--seed", "5", "-o", f"{folder}/first.st")
-    first, weights = Tensors(f"{folder}/first.st"), {}
-    for name in first.names():            # layers that start as zeros would hide what is behind them
-        values = first.get(name)
-        weights[name] = ("F32", first.shape(name), [x + rng.gauss(0, 0.03) for x in values])
-    write_tensors(f"{folder}/w.st", weights)
+    def write_weights(instance):          # layers that start as zeros would hide what is behind them
+        run(mixed, "weights", "init", "--instance", instance, "--seed", "5", "-o", f"{folder}/first.st")
+        first, weights = Tensors(f"{folder}/first.st"), {}
+        for name in first.names():
+            values = first.get(name)
+            weights[name] = ("F32", first.shape(name), [x + rng.gauss(0, 0.03) for x in values])
+        write_tensors(f"{folder}/{instance}.st", weights)
+
+    write_weights("unet")
     write_tensors(f"{folder}/in.st", {"x": normal(2, 4, 192), "cond": normal(2, 4, 192), "x_start": normal(2, 4, 192),
                                       "noise": normal(2, 4, 192), "t": ("I64", [2], [10, 500])})
+    write_weights("ae")
+    write_tensors(f"{folder}/video.st", {"x": normal(1, 3, 8, 64, 64, scale=0.5)})
     worst, traced = [], {**GPU, "PVDM_FAKE_TRACE": "1"}
 
-    def compute(exe, command, program, name, env):
-        return run(exe, command, program, "--in", f"{folder}/in.st", "--weights", f"unet={folder}/w.st",
-                   "-o", f"{folder}/{name}.st", env=env)
+    def of_video(program):
+        return program == "reconstruction_loss"
 
-    for command, program, bound in (("run", "denoise", forward), ("grad", "diffusion_loss", backward)):
+    def compute(exe, command, program, name, env):
+        weights = f"ae={folder}/ae.st" if of_video(program) else f"unet={folder}/unet.st"
+        return run(exe, command, program, "--in", f"{folder}/{'video' if of_video(program) else 'in'}.st",
+                   "--weights", weights, "-o", f"{folder}/{name}.st", env=env)
+
+    programs = [("run", "denoise", forward), ("grad", "diffusion_loss", backward)]
+    if dtype == "bf16":
+        programs.append(("grad", "reconstruction_loss", backward))
+    for command, program, bound in programs:
         compute(exact, command, program, "f64", {})
         launches = compute(mixed, command, program, "mixed", traced)
         for kernel in ("gemm_wgmma", "conv_wgmma"):
-            assert (kernel in launches) == (dtype == "bf16"), f"what ran {kernel}"
+            assert of_video(program) or (kernel in launches) == (dtype == "bf16"), f"what ran {kernel}"
         want, have = Tensors(f"{folder}/f64.st"), Tensors(f"{folder}/mixed.st")
         assert want.names() == have.names() and want.names(), have.names()
         norms = {name: math.hypot(*want.get(name)) for name in want.names()}
@@ -147,11 +160,11 @@ def check_mixed(dtype, forward, backward):
             launches = compute(mixed, command, program, "general", {**traced, "PVDM_WGMMA": "0"})
             assert "_wgmma_" not in launches and "gemm_bf16" in launches, "wgmma was to be left aside"
             check_close(Tensors(f"{folder}/general.st").get("eps"), want.get("eps"), bound, "eps")
-    return f"worst {worst[0]:.1e}, gradients {worst[1]:.1e}"
+    return f"worst {worst[0]:.1e}, gradients " + " and ".join(f"{error:.1e}" for error in worst[1:])
 
 
 def test_gpu_bf16():
-    """Values have 8 bits, an error of 2e-3 each. Measured: 1.2e-2 and 3.7e-2."""
+    """Values have 8 bits, an error of 2e-3 each. Measured: 1.2e-2, 3.4e-2 and 2.4e-2."""
     return check_mixed("bf16", 2e-2, 5e-2)
 
 

@@ -1,4 +1,5 @@
 """Planned memory: packings near the largest live set, budgets, what is computed anew."""
+import functools
 import os
 import re
 
@@ -93,12 +94,31 @@ def test_recompute_is_heard():
     return f"{plain} bytes, {least} with recompute(...)"
 
 
+@functools.lru_cache
+def stats_of_pvdm(*flags):
+    return run(PVDMC, os.path.join(ROOT, "models", "pvdm.model"), "--stats", "--stop-after", "plan", *flags)
+
+
+MIXED = ("--dtype", "bf16", "--target", "cuda")
+
+
 def test_autoencoder_at_256():
-    """Activations of a training step of the autoencoder, batch 1, in f32 (bf16: half)."""
-    model, told = os.path.join(ROOT, "models", "pvdm.model"), []
-    for flags, most in (((), 12e9), (("--memory", "3GB"), 3e9)):
-        text = run(PVDMC, model, "--stats", "--stop-after", "plan", *flags)
-        for fixed, batch in re.findall(r"^autoencoder.0 .* arena +(\d+) \+ +(\d+) b ", text, re.M):
-            assert int(fixed) + int(batch) <= most, (flags, fixed, batch)
-        told.append(f"{(int(fixed) + int(batch)) / 1e9:.2f} GB")
+    """Activations of a training step of the autoencoder, batch 1."""
+    told = []
+    for flags, most in (((), 12e9), (("--memory", "3GB"), 3e9), (MIXED, 6e9), ((*MIXED, "--memory", "3GB"), 3e9)):
+        steps = re.findall(r"^autoencoder.0 .* arena +(\d+) \+ +(\d+) b ", stats_of_pvdm(*flags), re.M)
+        assert steps and all(int(fixed) + int(batch) <= most for fixed, batch in steps), (flags, steps)
+        told.append(f"{max(int(fixed) + int(batch) for fixed, batch in steps) / 1e9:.2f} GB")
+    return ", ".join(told)
+
+
+def test_transposes():
+    """In mixed precision too, layouts are such that hardly anything is turned."""
+    plans, told = re.findall(r"^(\S+) +-O2 .*\n(.*)", stats_of_pvdm(*MIXED), re.M), []
+    for name, most in (("extract", 2), ("decode", 1), ("denoise", 1), ("grad.reconstruction_loss", 4),
+                       ("grad.diffusion_loss", 1)):
+        counts = [int(count) for plan, line in plans if plan == name
+                  for count in re.findall(r"(\d+) transpose", line) or [0]]
+        assert counts and max(counts) <= most, (name, counts)
+        told.append(f"{name} {max(counts)}")
     return ", ".join(told)
