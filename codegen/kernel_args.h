@@ -39,7 +39,17 @@ typedef struct {
     int64_t gamma, beta;                 // [c]
     int64_t scale, shift, mod_image;     // [images, c], addresses or 0; images mod_image apart
     int64_t groups, eps;                 // of c / groups channels; bits of a double
+    // moments of each channel of each image over all its positions, address, out; 0: none. There may
+    // be a table, moments, or both.
+    int64_t moments, moments_image, moments_shift;       // see below; strides as in NormLoad
 } NormStats;
+
+// Moments are PvReal [images, 2, c]: the mean over n positions, and behind those of all channels the
+// sum of squares about it. Parts of a value that lie elsewhere, or are made by other launches, leave
+// theirs, and tables of the whole are put together from them (GroupNormArgs.parts):
+//   n = n1 + n2,   mean = (n1 mean1 + n2 mean2) / n,
+//   squares = squares1 + squares2 + n1 (mean1 - mean)^2 + n2 (mean2 - mean)^2
+enum { PV_MAX_PARTS = 8 };
 
 // Weight gradients (pv_gemm, pv_conv_wgrad) and sums (pv_reduce) have a field `sum`. 0: a segment has
 // its own result. n > 0: its result is the sum of this segment's and of the n behind it, whose `sum`
@@ -84,6 +94,10 @@ typedef struct {
     NormLoad norm;                       // of x (fprop, wgrad)
     NormStats stats;                     // of y (fprop)
     int64_t sum;                         // wgrad: see above
+    // Nearest up-sampling on the way (fprop): position (d, h, w) of x, of extents in[], is read at
+    // (d >> x_shift[0], ...) of an image of extents in[] >> x_shift[]; the residual's likewise, of
+    // extents out[] >> residual_shift[]. All 0: as they are.
+    int64_t x_shift[3], residual_shift[3];
 } ConvArgs;
 
 // Attention over batch0 x batch1 x batch2 problems (images, heads). q [n, d], k [m, d], v [m, e],
@@ -117,6 +131,9 @@ typedef struct {
     int64_t act;
     int64_t types;                       // PvStorage of y, mean, rstd, x, gamma, beta, scale, shift
     int64_t table;                       // address of a norm table, out, or 0; y is then 0
+    // > 0 (with a table): x are the moments of so many parts [parts, images, 2, c] of count[i] positions
+    // each, x_part apart; x_image and x_channel (1) are theirs, x_position is from mean to squares
+    int64_t parts, x_part, count[PV_MAX_PARTS];
 } GroupNormArgs;
 typedef struct {
     int64_t dx, dgamma, dbeta, dy, x, mean, rstd, gamma;   // dgamma, dbeta [c]

@@ -64,3 +64,8 @@ bool parse_archs(const char *list, Targets *targets)
     targets->ptx = false;
     return each_word(list, take_arch, targets) && (targets->arch_count > 0 || targets->ptx);
 }
+
+uint32_t targets_lack(const Targets *targets)
+{
+    return targets->cuda || targets->simt ? CUDA_LACKS : 0;
+}

@@ -178,8 +178,16 @@ void pv_norm_table(const PvRun *run, const NormStats *stats, const NormSource *x
 static void group_norm_one(const PvRun *run, const GroupNormArgs *args)
 {
     if (args->table) {
-        NormStats stats = {args->table, args->mean,  args->rstd,      args->gamma,  args->beta,
-                           args->scale, args->shift, args->mod_image, args->groups, args->eps};
+        NormStats stats = {.table = args->table,
+                           .mean = args->mean,
+                           .rstd = args->rstd,
+                           .gamma = args->gamma,
+                           .beta = args->beta,
+                           .scale = args->scale,
+                           .shift = args->shift,
+                           .mod_image = args->mod_image,
+                           .groups = args->groups,
+                           .eps = args->eps};
         NormSource x = {(const PvReal *)args->x, args->images,  args->c,
                         args->positions,         args->x_image, args->x_channel};
         pv_norm_table(run, &stats, &x);

@@ -101,7 +101,7 @@ static void check_table(const char *what, int64_t images, int64_t c, int64_t pos
         [](const PvRun *, const int64_t *raw) {
             const GroupNormArgs &a = *(const GroupNormArgs *)raw;
             plain_table({a.table, a.mean, a.rstd, a.gamma, a.beta, a.scale, a.shift, a.mod_image,
-                         a.groups, a.eps},
+                         a.groups, a.eps, 0, 0, 0},
                         a.images, a.c, a.positions, (const float *)a.x,
                         [&](int64_t image, int64_t channel, int64_t position) {
                             return image * a.x_image + channel * a.x_channel +
