@@ -48,29 +48,17 @@ void add_runtime_kernels(Codegen *cg)
         bug("two kernels of the runtime are one");
 }
 
-// The arguments of a segment that stands for all: numbers are the first's, and an address has the
-// alignment that all have.
-static PlanArg *common_args(Codegen *cg, const PlanArg *args, uint32_t segments, uint32_t count)
-{
-    PlanArg *common = arena_alloc(cg->arena, (count + 1) * sizeof *common);
-    memcpy(common, args, count * sizeof *common);
-    for (uint32_t segment = 1; segment < segments; segment++)
-        for (uint32_t i = 0; i < count; i++)
-            if (common[i].space != PV_VALUE) {
-                common[i].a |= args[segment * count + i].a;
-                common[i].c |= args[segment * count + i].c;
-            }
-    return common;
-}
-
 // What a selecting function is told of a launch, `count` arguments a segment.
 static CudaLaunch describe(Codegen *cg, uint32_t kernel, const PlanArg *args, uint32_t segments,
                            uint32_t count)
 {
     CudaLaunch launch = {.arena = cg->arena, .symbol = cg->kernels[kernel].symbol, .args = args,
                          .arg_count = count, .all = args, .segments = segments};
-    if (segments > 1)
-        launch.args = common_args(cg, args, segments, count);
+    if (segments > 1) {
+        PlanArg *common = arena_alloc(cg->arena, (count + 1) * sizeof *common);
+        cuda_common_args(args, segments, count, common);
+        launch.args = common;
+    }
     return launch;
 }
 

@@ -26,8 +26,9 @@
  *   CONV_W_4      1: 16 bytes at a time
  *   CONV_OUT_4    1: the result is written, and the residual read, so
  *   CONV_ACT      PvAct
- *   TILE_NORM     x is normalized (norm_load.h); where this is not defined, it is not
- *   TILE_STATS    1: a norm table of y is made (norm_stats.h)
+ *   TILE_NORM     x is normalized (norm_load.h) in segments with a table; where this is not
+ *                 defined, none has one
+ *   TILE_STATS    1: norm tables of y are made (norm_stats.h), of segments that want one
  */
 #include "gemm_tile.h"
 typedef float Source, Weight, Result, Residual, Bias;
@@ -98,12 +99,14 @@ template <int ROWS, int STRIDE> struct GatherRows {
     }
     __device__ void put(const float *r, float *to)
     {
+#if TILE_NORM
+        bool normed = norm.is_there();
+#endif
         CX_UNROLL
         for (int i = 0; i < ELEMENTS; i++) {
-#if TILE_NORM
-            float value = normalize(r[i], r[ELEMENTS + i], r[2 * ELEMENTS + i]);
-#else
             float value = r[i];
+#if TILE_NORM
+            value = normed ? normalize(value, r[ELEMENTS + i], r[2 * ELEMENTS + i]) : value;
 #endif
             to[((int)threadIdx.x / ROWS + i * APART) * STRIDE + (int)threadIdx.x % ROWS] = value;
         }
@@ -154,6 +157,7 @@ struct GatherLast : FourChannels<DenseK<ROWS, STRIDE, VECTOR>> {
         CX_UNROLL
         for (int i = 0; i < Dense::LOADS; i++)
             norms[i] = norm_of(problem, args, first + this->row_of(i));
+        this->norm = norms[0];
     }
 #endif
 
@@ -189,8 +193,9 @@ struct GatherLast : FourChannels<DenseK<ROWS, STRIDE, VECTOR>> {
                 const float *scale = norms[i].scale + channel, *shift = scale + norms[i].shift;
                 float *a = r + Dense::COUNT + 4 * i, *d = a + Dense::COUNT;
                 if (VECTOR) {
-                    load_four<true>(a, scale, inside ? 4 : 0);
-                    load_four<true>(d, shift, inside ? 4 : 0);
+                    int there = inside && norms[i].shift != 0 ? 4 : 0;
+                    load_four<true>(a, scale, there);
+                    load_four<true>(d, shift, there);
                 } else {
                     norms[i].get(a + e, d + e, channel, inside);
                 }
@@ -402,7 +407,7 @@ template <class Dense> struct NormedChannels : Dense {
         float y[Dense::COUNT];
         CX_UNROLL
         for (int i = 0; i < Dense::COUNT; i++)
-            y[i] = normalize(r[i], a[i / 4], d[i / 4]);
+            y[i] = norm->table ? normalize(r[i], a[i / 4], d[i / 4]) : r[i];
         Dense::put(y, to);
     }
 };

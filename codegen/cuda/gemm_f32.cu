@@ -11,8 +11,9 @@
  *   GEMM_C_4            1: c and the residual are accessed so
  *   GEMM_ACT            PvAct
  *   GEMM_SUM            1: sum_batch
- *   TILE_NORM           b is normalized (norm_load.h); where this is not defined, it is not
- *   TILE_STATS          1: a norm table of c is made (norm_stats.h)
+ *   TILE_NORM           b is normalized (norm_load.h) in segments with a table; where this is not
+ *                       defined, none has one
+ *   TILE_STATS          1: norm tables of c are made (norm_stats.h), of segments that want one
  *
  * 128 x 128 tiles (8 x 8 sums of 256 threads) have 64 FFMA for 4 LDS of 16 bytes.
  */

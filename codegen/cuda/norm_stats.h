@@ -62,11 +62,19 @@ struct Statistics {
         moments[(long long)(number + image) * channels + channel] = make_float2(mean, squares);
     }
 
+    // A segment may want no table; then nothing is left and nothing is counted.
+    __device__ bool wanted() const
+    {
+        return to->table != 0;
+    }
+
     // Four values of a channel, at the thread's columns; neighbouring lanes have the rest of its row.
     // All lanes of a warp take part. there: the channel is one.
     __device__ void add_row(int channel, bool there, const float *value)
     {
         int at = start + tile_column4(), limit = min(start + STATS_TILE, end());
+        if (!wanted())
+            return;
         CX_NO_UNROLL
         for (int image = first_image; image * apart < limit; image++) {
             int first = image * apart - at, last = first + positions;
@@ -93,6 +101,8 @@ struct Statistics {
     {
         const int each = THREADS / TILE_N;
         int column = (int)threadIdx.x / each, limit = min(at + chunk, end());
+        if (!wanted())
+            return;
         CX_NO_UNROLL
         for (int image = at / apart; image * apart < limit; image++) {
             int first = max(image * apart - at, 0), count = shared_positions(image, at, chunk);
@@ -191,6 +201,8 @@ struct Statistics {
         int per = (images + CX_COUNTERS - 1) / CX_COUNTERS, span = per * apart;
         int first = start / span, limit = min(start + (int)STATS_TILE, end());
         int count = (limit - 1) / span - first + 1, i = (int)threadIdx.x;
+        if (!wanted())
+            return;
 #ifndef FAULT_STATS_BARRIER // some warps are still at work
         __syncthreads();
 #endif

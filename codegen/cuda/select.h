@@ -33,11 +33,30 @@ enum { CUDA_KNOWN_ALIGNMENT = 256 };
 typedef struct {
     Arena *arena;
     const char *symbol;          // "pv_conv"
-    const PlanArg *args;         // of the first segment
+    const PlanArg *args;         // of a segment that stands for all: cuda_common_args
     uint32_t arg_count;          // of one segment
     const PlanArg *all;          // of all segments, one after the other; NULL: there is only one
     uint32_t segments;
 } CudaLaunch;
+
+// Arguments that stand for those of all segments, `count` each: numbers are the first's; an address
+// is there if any segment has it, with the alignment that all have.
+static inline void cuda_common_args(const PlanArg *args, uint32_t segments, uint32_t count,
+                                    PlanArg *common)
+{
+    for (uint32_t i = 0; i < count; i++) {
+        common[i] = args[i];
+        for (uint32_t segment = 1; segment < segments; segment++) {
+            const PlanArg *arg = &args[segment * count + i];
+            if (arg->space == PV_VALUE)
+                continue;
+            if (common[i].space == PV_VALUE)
+                common[i] = *arg;
+            common[i].a |= arg->a;
+            common[i].c |= arg->c;
+        }
+    }
+}
 
 static inline bool cuda_is_number(const CudaLaunch *launch, size_t index)   // the same at any batch
 {

@@ -204,7 +204,7 @@ bool cuda_select_conv(const CudaLaunch *launch, CudaChoice *choice)
                                                               : CONV_WGRAD;
     if ((one.norm.table && (one.types || mode == CONV_DGRAD)) ||
         (one.stats.table && (one.types || mode != CONV_FPROP)) ||
-        !tile_same_norms(launch, AT(norm.table), AT(norm.act), AT(stats.table)))
+        !tile_norm_act(launch, AT(norm.table), AT(norm.act), &one.norm.act))
         return false;
     if (tile_half(one.types) < 0 || (one.w_last && !one.types && volume(one.kernel) > 1))
         return false;

@@ -80,7 +80,7 @@ bool cuda_select_gemm(const CudaLaunch *launch, CudaChoice *choice)
         return false;
     bool taken_apart = one.norm.table || one.stats.table;
     if ((taken_apart && (one.types || one.sum_batch || one.batch1 != 1)) ||
-        !tile_same_norms(launch, AT(norm.table), AT(norm.act), AT(stats.table)))
+        !tile_norm_act(launch, AT(norm.table), AT(norm.act), &one.norm.act))
         return false;
     int64_t batches = one.sum_batch ? 1 : usual.batch0 * usual.batch1;
     batches *= launch->segments > 1 ? launch->segments : 1;

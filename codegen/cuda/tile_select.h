@@ -94,16 +94,20 @@ static inline void tile_numbers(const CudaLaunch *launch, uint32_t segment, int6
         numbers[i] = args[i].space != PV_VALUE ? 1 : args[i].a + args[i].c * batch;
 }
 
-// Every segment normalizes its operand as the first does, or none does, and so with tables of results:
-// what `norm`, `act` and `stats`, indices of arguments, say is baked in.
-static inline bool tile_same_norms(const CudaLaunch *launch, size_t norm, size_t act, size_t stats)
+// The activation of segments that normalize, those whose argument number `table` is an address:
+// it is baked in. false: they have several.
+static inline bool tile_norm_act(const CudaLaunch *launch, size_t table, size_t act, int64_t *found)
 {
-    for (uint32_t i = 1; i < launch->segments; i++) {
-        const PlanArg *args = launch->all + (size_t)i * launch->arg_count;
-        if ((args[norm].space == PV_VALUE) != (launch->args[norm].space == PV_VALUE) ||
-            (args[stats].space == PV_VALUE) != (launch->args[stats].space == PV_VALUE) ||
-            args[act].a != launch->args[act].a)
+    bool there = false;
+    for (uint32_t i = 0; i == 0 || i < launch->segments; i++) {
+        const PlanArg *args = launch->segments > 1 ? launch->all + (size_t)i * launch->arg_count
+                                                   : launch->args;
+        if (args[table].space == PV_VALUE)
+            continue;
+        if (there && args[act].a != *found)
             return false;
+        *found = args[act].a;
+        there = true;
     }
     return true;
 }

@@ -74,3 +74,17 @@ def test_both_targets():
                 "--out", f"{folder}/{device}.safetensors", env={"PVDM_CUDA_DRIVER": EMULATOR})
         check_close(Tensors(f"{folder}/cuda.safetensors").get("z"), Tensors(f"{folder}/cpu.safetensors").get("z"),
                     1e-6, program)
+
+
+def test_same_plans():
+    """A plan for GPUs has the launches of the CPU's, and moves the same bytes: segments of a launch may differ in
+    what they normalize and in what they make a table of."""
+    told = {}
+    for target in ("cpu", "cuda"):
+        lines = run(PVDMC, "models/pvdm-tiny.model", "--target", target, "--emit", "plan", "--stats",
+                    "-o", "/dev/null").splitlines()
+        told[target] = [(line, lines[i + 1]) for i, line in enumerate(lines)
+                        if re.match(r"(grad\.)?(denoise|ddim_step|diffusion_loss|extract|decode)\S* +-O2 ", line)]
+    assert len(told["cpu"]) > 10 and any("gemm" in what for _, what in told["cpu"]), told["cpu"]
+    for one, other in zip(told["cpu"], told["cuda"], strict=True):
+        assert one == other, f"{one}\n{other}"

@@ -28,13 +28,9 @@ bool kernel_choose(const char *symbol, const PvArg *args, uint32_t arg_count, ui
     PlanArg *all = arena_alloc(arena, arg_count * segments * sizeof *all);
     PlanArg *common = arena_alloc(arena, arg_count * sizeof *common);
     CudaChoice choice;
-    for (uint32_t i = 0; i < arg_count * segments; i++) {
+    for (uint32_t i = 0; i < arg_count * segments; i++)
         all[i] = (PlanArg){.a = args[i].a, .c = args[i].c, .space = args[i].space};
-        if (i < arg_count)
-            common[i] = all[i];
-        else if (all[i].space != PV_VALUE) // as aligned as all
-            common[i % arg_count].a |= all[i].a;
-    }
+    cuda_common_args(all, segments, arg_count, common);
     CudaLaunch launch = {.arena = arena,
                          .symbol = symbol,
                          .args = common,

@@ -1,7 +1,7 @@
 // cases
 // Convolutions and products in f32 that normalize an operand and make the norm table of their
-// result: tails, tiles of several images, groups across tiles, parts, segments, layouts; and tables
-// of what others have made.
+// result: tails, tiles of several images, groups across tiles, parts, layouts; segments of which some
+// normalize, or make a table, and others do not; and tables of what others have made.
 #include <stddef.h>
 #include "norm_case.h"
 
@@ -59,6 +59,24 @@ static void check(const Shape &shape, bool wgrad = false, const char *fault = nu
         test.run();
 }
 
+// Segments as `shape` has them, with neither norm nor table, with a table alone, with a norm alone.
+static void check_some(const char *what, const Shape &shape, bool wgrad = false,
+                       const char *fault = nullptr)
+{
+    KernelCase test(wgrad ? "pv_conv_wgrad" : "pv_conv",
+                    [=](const PvRun *, const int64_t *args) { plain_norm_conv(wgrad, args); },
+                    what);
+    Shape plain = shape, table = shape, norm = shape;
+    plain.norm_act = table.norm_act = -1, plain.norm_groups = norm.norm_groups = 0;
+    plain.height = 4;
+    for (const Shape &segment : {plain, shape, table, norm})
+        add_conv(test, segment, wgrad);
+    if (fault)
+        test.find_fault(fault);
+    else
+        test.run();
+}
+
 struct Product {
     const char *what;
     int64_t m, n, k, images;
@@ -67,10 +85,8 @@ struct Product {
     bool rich;
 };
 
-static void check_product(const Product &p)
+static void add_product(KernelCase &test, const Product &p)
 {
-    KernelCase test("pv_gemm", [](const PvRun *, const int64_t *args) { plain_norm_gemm(args); },
-                    p.what);
     GemmArgs args = {};
     args.m = p.m, args.n = p.n, args.k = p.k, args.batch0 = p.images, args.batch1 = 1;
     args.a_m = p.k, args.a_k = 1;
@@ -89,6 +105,16 @@ static void check_product(const Product &p)
     if (p.norm_groups)
         args.stats = add_stats(test, p.images, p.m, p.norm_groups, p.rich);
     test.segment(args);
+}
+
+// some: a segment with neither norm nor table stands in front.
+static void check_product(const Product &p, bool some = false)
+{
+    KernelCase test("pv_gemm", [](const PvRun *, const int64_t *args) { plain_norm_gemm(args); },
+                    p.what);
+    if (some)
+        add_product(test, {p.what, p.m, p.n, p.k, 1, p.b_k, -1, 0, p.rich});
+    add_product(test, p);
     test.run();
 }
 
@@ -152,15 +178,25 @@ int main(void)
         }
         test.run();
     }
+    check_some("some segments", odd);
+    check_some("some segments, 1 x 1", point);
+    check_some("some segments, parts", deep);
+    check_some("some segments, channels last", last);
+    check_some("some segments, channels last, odd", last_odd);
+    check_some("some segments, gathered", odd, true);
+    check_some("some segments, 1 x 1", point, true);
     check_product({"positions dense", 70, 36, 40, 3, false, PV_ACT_SILU, 7, true});
     check_product({"channels dense", 20, 66, 36, 2, true, PV_ACT_NONE, 5, false});
     check_product({"odd", 24, 35, 37, 2, false, PV_ACT_SILU, 3, true});
     check_product({"odd, channels dense", 9, 130, 19, 1, true, PV_ACT_SILU, 0, false});
     check_product({"parts", 40, 30, 800, 2, false, -1, 8, true});
+    check_product({"some segments", 70, 36, 40, 3, false, PV_ACT_SILU, 7, true}, true);
+    check_product({"some segments, channels dense", 20, 66, 36, 2, true, PV_ACT_SILU, 5, false}, true);
     check_table("a table", 2, 12, 35, 4, false);
     check_table("a table, chunks", 1, 6, 3000, 2, false);
     check_table("a table, channels last", 2, 24, 33, 3, true);
     check(odd, false, "FAULT_NORM_IMAGE");
+    check_some("some segments", odd, false, "FAULT_NORM_SOME");
     check(across, false, "FAULT_STATS_FENCE");
     check(deep, false, "FAULT_STATS_BARRIER");
     return finish_cases();
