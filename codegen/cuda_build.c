@@ -1,7 +1,8 @@
 // Programs of CUDA kernels and their images: NVRTC for GPUs, the C++ compiler for the emulator.
 //
 // Each program becomes one image for each architecture. NVRTC compiles in parallel threads, and
-// gives PTX of the oldest architecture asked for along with its cubin; the C++ compiler runs in
+// gives PTX of the oldest architecture asked for along with its cubin, from which it assembles the
+// images of the others (ptx.c: under NVRTC 13.0 the same images); the C++ compiler runs in
 // parallel processes and makes a shared object that the emulator opens. Images come from the cache
 // where the same text was compiled before: the key is the program with all that it includes, the
 // options and the compiler's version.
@@ -111,54 +112,82 @@ static int ptx_source(const Targets *targets)
     return best;
 }
 
-// Items of one program: an image for each architecture, and PTX. Those that are not in the cache
-// get jobs. Returns how many items.
+// An item of a program and what it is made with, for its key.
+static Item *add_item(const Build *build, Item *item, const CudaProgram *program, CudaImage image,
+                      const char *with)
+{
+    *item = (Item){.program = program, .image = image};
+    set_key(build, item, with);
+    fetch(build, item, image.ptx ? "ptx" : "cubin");
+    return item;
+}
+
+// The job that makes a cubin or PTX of an architecture or both, unless they are there. ptx, if
+// another job makes it: what this one may assemble.
+static void add_job(Item *cubin, Item *text, const char *arch, const Item *ptx, NvrtcJob *jobs,
+                    int *job_count)
+{
+    if ((!cubin || cubin->bytes) && (!text || text->bytes))
+        return;
+    const CudaProgram *program = (cubin ? cubin : text)->program;
+    NvrtcJob *job = &jobs[(*job_count)++];
+    *job = (NvrtcJob){.name = program->name,
+                      .text = program->text,
+                      .arch = arch,
+                      .wants_ptx = text != NULL,
+                      .headers = program->headers,
+                      .header_count = (int)program->header_count,
+                      .weight = program->weight,
+                      .older = ptx ? ptx->job : NULL,
+                      .older_ptx = ptx ? ptx->bytes : NULL};
+    Item *made[] = {cubin, text};
+    for (size_t i = 0; i < sizeof made / sizeof *made; i++)
+        if (made[i]) {
+            free(made[i]->bytes);
+            made[i]->bytes = NULL;
+            made[i]->job = job;
+        }
+}
+
+static bool has_place(const CudaProgram *program, const CudaArch *arch)
+{
+    return program->places != (is_90a(arch) ? CUDA_BESIDE_90A : CUDA_ON_90A);
+}
+
+// Items of one program: PTX, with the image of its architecture, then the images for all others,
+// which are assembled from it where they are newer. Those that are not in the cache get jobs.
+// Returns how many items.
 static uint32_t add_items(const Build *build, const CudaProgram *program, Item *items,
                           NvrtcJob *jobs, int *job_count)
 {
     const Targets *targets = &build->cg->targets;
     Arena *arena = build->cg->arena;
+    uint32_t count = 0, module = (uint32_t)(program - build->programs);
     int source = targets->ptx ? ptx_source(targets) : -1, major, minor;
-    uint32_t count = 0, archs = targets->arch_count + (targets->ptx && source < 0);
+    CudaArch base = source < 0 ? (CudaArch){80, false} : targets->archs[source];
+    const char *name = source < 0 ? "compute_80" : arch_name(arena, &base);
+    Item *text = NULL, *cubin = NULL;
     nvrtc_version(&major, &minor);
-    for (uint32_t i = 0; i < archs; i++) {
-        bool alone = i == targets->arch_count, ptx = alone || (targets->ptx && (int)i == source);
-        CudaArch arch = alone ? (CudaArch){80, false} : targets->archs[i];
-        if (program->places == (is_90a(&arch) ? CUDA_BESIDE_90A : CUDA_ON_90A))
-            continue;
-        const char *name = alone ? "compute_80" : arch_name(arena, &arch);
-        Item *cubin = NULL, *text = NULL;
-        uint32_t module = (uint32_t)(program - build->programs);
+    if (targets->ptx && has_place(program, &base)) {
         const char *with = arena_printf(arena, "nvrtc %d.%d %s", major, minor, name);
-        if (!alone)
-            *(cubin = &items[count++]) = (Item){
-                .program = program, .image = {module, arch.number, arch.specific, false, 0, 0}};
-        if (ptx)
-            *(text = &items[count++]) =
-                (Item){.program = program, .image = {module, arch.number, false, true, 0, 0}};
-        bool there = true;
-        if (cubin) {
-            set_key(build, cubin, with);
-            there &= fetch(build, cubin, "cubin");
-        }
-        if (text) {
-            set_key(build, text, with);
-            there &= fetch(build, text, "ptx");
-        }
-        if (there)
+        if (source >= 0)
+            cubin = add_item(build, &items[count++], program,
+                             (CudaImage){module, base.number, false, false, 0, 0}, with);
+        text = add_item(build, &items[count++], program,
+                        (CudaImage){module, base.number, false, true, 0, 0}, with);
+        add_job(cubin, text, name, NULL, jobs, job_count);
+    }
+    for (uint32_t i = 0; i < targets->arch_count; i++) {
+        const CudaArch *arch = &targets->archs[i];
+        const Item *from = text && arch->number >= base.number ? text : NULL;
+        if ((int)i == source || !has_place(program, arch))
             continue;
-        NvrtcJob *job = &jobs[(*job_count)++];
-        *job = (NvrtcJob){.name = program->name,
-                          .text = program->text,
-                          .arch = name,
-                          .wants_ptx = ptx,
-                          .headers = program->headers,
-                          .header_count = (int)program->header_count};
-        for (Item *item = cubin ? cubin : text; item && item < &items[count]; item++) {
-            free(item->bytes);
-            item->bytes = NULL;
-            item->job = job;
-        }
+        const char *with = arena_printf(arena, "nvrtc %d.%d %s%s%s", major, minor,
+                                        arch_name(arena, arch), from ? " of " : "",
+                                        from ? name : "");
+        cubin = add_item(build, &items[count++], program,
+                         (CudaImage){module, arch->number, arch->specific, false, 0, 0}, with);
+        add_job(cubin, NULL, arch_name(arena, arch), from, jobs, job_count);
     }
     return count;
 }
@@ -182,7 +211,8 @@ static int report_jobs(const Build *build, const NvrtcJob *jobs, int count)
     int failed = 0;
     for (int i = 0; i < count; i++) {
         if (build->options->verbose)
-            fprintf(stderr, "nvrtc %s %.2f s %s\n", jobs[i].arch, jobs[i].seconds, jobs[i].name);
+            fprintf(stderr, "nvrtc %s%s %.2f s %s\n", jobs[i].arch,
+                    jobs[i].assembled ? " assembled" : "", jobs[i].seconds, jobs[i].name);
         bool warns = jobs[i].log && nvrtc_log_warns(jobs[i].log);
         if (!jobs[i].done || (warns && build->options->verbose))
             fprintf(stderr, "%s\n", jobs[i].log ? jobs[i].log : "");

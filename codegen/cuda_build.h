@@ -19,6 +19,7 @@ typedef struct {
     const char *text;
     NvrtcHeader *headers;        // what it includes, directly or not
     uint32_t header_count;
+    size_t weight;               // bytes that its kernels are written in: as its time, roughly
     CudaPlaces places;
 } CudaProgram;
 

@@ -83,6 +83,20 @@ static void add_includes(const CudaSources *sources, CudaProgram *program, const
     }
 }
 
+// What a kernel is written in: its text, or its template with all that this includes.
+static size_t weigh(const CudaSources *sources, const CudaModuleKernel *kernel)
+{
+    NvrtcHeader files[MAX_SOURCES];
+    CudaProgram alone = {.headers = files};
+    if (!kernel->file)
+        return strlen(kernel->text);
+    add_include(sources, &alone, kernel->file, strlen(kernel->file));
+    size_t bytes = 0;
+    for (uint32_t i = 0; i < alone.header_count; i++)
+        bytes += strlen(files[i].text);
+    return bytes;
+}
+
 // ---- programs ----
 
 static int compare_kernels(const void *x, const void *y)
@@ -118,10 +132,12 @@ CudaProgram *cuda_make_programs(Codegen *cg, const CudaSources *sources, uint32_
     *count = 0;
     for (uint32_t i = 0; i < kernels;) {
         CudaProgram *program = &programs[*count];
+        *program = (CudaProgram){.weight = 0};
         uint32_t size = cut(order, i, kernels);
         for (uint32_t k = 0; k < size; k++) {
             order[i + k]->module = *count;
             parts[k] = cuda_kernel_text(cg, order[i + k]);
+            program->weight += weigh(sources, &parts[k]);
         }
         char *text = cuda_module_text(parts, size);
         program->name = arena_printf(cg->arena, "%s.cu", order[i]->symbol);

@@ -5,7 +5,7 @@
  * site-packages of $VIRTUAL_ENV, of the user and of the system), and last the dynamic loader's own
  * path. The wheels' NVRTC does not find its builtins library by itself, so that one is opened
  * first, by its path, from the same folder. NVRTC is thread-safe: a job a thread, each with a
- * program of its own.
+ * program of its own. A job with an older one follows it in the same thread.
  */
 #include <assert.h>
 #include <dlfcn.h>
@@ -226,18 +226,16 @@ static void compile_program(NvrtcProgram *program, NvrtcJob *job)
                 (strncmp(job->arch, "compute_", 8) == 0 || take_cubin(program, job));
 }
 
-static void compile_job(NvrtcJob *job)
+static void compile_text(NvrtcJob *job, const char *program_text)
 {
     NvrtcProgram *program = NULL;
     const char *texts[MOST_HEADERS], *names[MOST_HEADERS];
-    struct timespec start, end;
     assert(job->header_count <= MOST_HEADERS);
     for (int i = 0; i < job->header_count; i++) {
         texts[i] = job->headers[i].text;
         names[i] = job->headers[i].name;
     }
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &start);
-    int status = nvrtc.create(&program, job->text, job->name, job->header_count, texts, names);
+    int status = nvrtc.create(&program, program_text, job->name, job->header_count, texts, names);
     if (status == NVRTC_SUCCESS) {
         compile_program(program, job);
         nvrtc.destroy(&program);
@@ -247,6 +245,29 @@ static void compile_job(NvrtcJob *job)
         job->log = allocate(strlen(text) + 1);
         strcpy(job->log, text);
     }
+}
+
+// From the PTX of the older job. What cannot be, or warns, is left to the text.
+static void assemble(NvrtcJob *job)
+{
+    const char *ptx = job->older && job->older->done ? job->older->ptx : job->older_ptx;
+    char *text = ptx ? ptx_program(ptx) : NULL;
+    if (!text)
+        return;
+    compile_text(job, text);
+    free(text);
+    job->assembled = job->done && !nvrtc_log_warns(job->log);
+    if (!job->assembled)
+        nvrtc_free_job(job);
+}
+
+static void compile_job(NvrtcJob *job)
+{
+    struct timespec start, end;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &start);
+    assemble(job);
+    if (!job->assembled)
+        compile_text(job, job->text);
     clock_gettime(CLOCK_THREAD_CPUTIME_ID, &end);
     job->seconds =
         (double)(end.tv_sec - start.tv_sec) + 1e-9 * (double)(end.tv_nsec - start.tv_nsec);
@@ -255,17 +276,43 @@ static void compile_job(NvrtcJob *job)
 typedef struct Queue {
     NvrtcJob *jobs;
     int count;
+    NvrtcJob **order; // those without an older one, the heaviest first
+    int order_count;
     atomic_int next;
 } Queue;
+
+static int compare_weights(const void *x, const void *y)
+{
+    const NvrtcJob *a = *(NvrtcJob *const *)x, *b = *(NvrtcJob *const *)y;
+    return a->weight != b->weight ? (a->weight > b->weight ? -1 : 1) : (a > b) - (a < b);
+}
+
+static void put_in_order(Queue *queue)
+{
+    queue->order = allocate(((size_t)queue->count + 1) * sizeof *queue->order);
+    for (int i = 0; i < queue->count; i++)
+        if (!queue->jobs[i].older)
+            queue->order[queue->order_count++] = &queue->jobs[i];
+    qsort(queue->order, (size_t)queue->order_count, sizeof *queue->order, compare_weights);
+}
+
+// A job, and those that wait for it.
+static void compile_chain(const Queue *queue, NvrtcJob *job)
+{
+    compile_job(job);
+    for (int i = 0; i < queue->count; i++)
+        if (queue->jobs[i].older == job)
+            compile_chain(queue, &queue->jobs[i]);
+}
 
 static void *work(void *argument)
 {
     Queue *queue = argument;
     for (;;) {
         int i = atomic_fetch_add(&queue->next, 1);
-        if (i >= queue->count)
+        if (i >= queue->order_count)
             return NULL;
-        compile_job(&queue->jobs[i]);
+        compile_chain(queue, queue->order[i]);
     }
 }
 
@@ -278,12 +325,14 @@ bool nvrtc_compile(NvrtcJob *jobs, int count, int threads)
     bool all = true;
     if (nvrtc_open() != NULL)
         return false;
+    put_in_order(&queue);
     while (started + 1 < threads && started + 1 < count && started < MOST_THREADS &&
            pthread_create(&others[started], NULL, work, &queue) == 0)
         started++;
     work(&queue);
     for (int i = 0; i < started; i++)
         pthread_join(others[i], NULL);
+    free(queue.order);
     for (int i = 0; i < count; i++)
         all = all && jobs[i].done;
     return all;

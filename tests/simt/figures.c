@@ -4,6 +4,7 @@
  * fit a multiprocessor, have the instructions its template promises and none that it forbids.
  * Registers, occupancy and instruction counts are compared with tests/simt/figures.txt, so that a
  * change shows in review; they belong to one version of NVRTC and are not compared under another.
+ * PTX assembled for another architecture must be what the text gives there.
  * Without NVRTC everything is skipped and the reason told. Ends with `N passed, N failed, N
  * skipped`.
  */
@@ -202,6 +203,57 @@ static void check_seeded_faults(void)
     }
 }
 
+// Two kernels in the manner of those of plans, and one with a function beside it.
+static const char shared_sums[] =
+    "struct Args { const float *x[8]; float *y; unsigned n; };\n"
+    "extern \"C\" __global__ void __launch_bounds__(256, 2) first(const __grid_constant__ Args a) {\n"
+    "  extern __shared__ __align__(1024) unsigned char memory[];\n"
+    "  float *sums = (float *)memory, sum = 0;\n"
+    "  for (unsigned i = threadIdx.x; i < a.n; i += 256) sum += a.x[blockIdx.x % 8][i];\n"
+    "  sums[threadIdx.x] = sum;\n"
+    "  __syncthreads();\n"
+    "  if (threadIdx.x < a.n) a.y[threadIdx.x] = sums[threadIdx.x ^ 1] / sum;\n"
+    "}\n"
+    "extern \"C\" __global__ void __launch_bounds__(64) second(const __grid_constant__ Args a) {\n"
+    "  a.y[threadIdx.x] = expf(a.x[0][threadIdx.x]);\n"
+    "}\n";
+static const char calling[] =
+    "struct Args { float *x; };\n"
+    "__device__ __noinline__ float function(float x) { return expf(x) + 1.f; }\n"
+    "extern \"C\" __global__ void f(const __grid_constant__ Args a) { *a.x = function(*a.x); }\n";
+
+static void expect(bool holds, const char *what)
+{
+    ++*(holds ? &passed : &failed);
+    if (!holds)
+        printf("FAIL %s\n", what);
+}
+
+// PTX of sm_80 assembled for sm_90a is the cubin that the text gives; what cannot be assembled is
+// compiled.
+static void check_assembly(void)
+{
+    NvrtcJob jobs[] = {
+        {.name = "sums.cu", .text = shared_sums, .arch = "sm_90a", .older = &jobs[2]},
+        {.name = "sums.cu", .text = shared_sums, .arch = "sm_90a"},
+        {.name = "sums.cu", .text = shared_sums, .arch = "sm_80", .wants_ptx = true},
+        {.name = "calling.cu", .text = calling, .arch = "sm_80", .wants_ptx = true, .weight = 1},
+        {.name = "calling.cu", .text = calling, .arch = "sm_90a", .older = &jobs[3]},
+        {.name = "sums.cu", .text = shared_sums, .arch = "sm_90a", .older_ptx = "no PTX"},
+    };
+    const int count = sizeof jobs / sizeof *jobs;
+    expect(nvrtc_compile(jobs, count, 2), "programs of tests are compiled");
+    expect(jobs[0].assembled && !jobs[1].assembled, "PTX of kernels is assembled");
+    for (int i = 0; i < count; i += 5)
+        expect(jobs[i].cubin_bytes == jobs[1].cubin_bytes &&
+                   memcmp(jobs[i].cubin, jobs[1].cubin, jobs[1].cubin_bytes) == 0,
+               "assembled, compiled: one cubin");
+    expect(jobs[4].done && !jobs[4].assembled, "PTX of functions is left to the compiler");
+    expect(jobs[5].done && !jobs[5].assembled, "what is no PTX is left to the compiler");
+    for (int i = 0; i < count; i++)
+        nvrtc_free_job(&jobs[i]);
+}
+
 // Compares with the golden file, whose first line has NVRTC's version.
 static void compare(const char *root, const char *figures, bool update)
 {
@@ -300,6 +352,7 @@ int main(int argc, char **argv)
     for (int i = 0; i < HEADERS; i++)
         free((void *)texts[i].text);
     check_seeded_faults();
+    check_assembly();
     compare(argv[1], figures, argc > 2 && strcmp(argv[2], "--update") == 0);
     printf("%d cubins in %.1f s of NVRTC\n%d passed, %d failed\n", count, seconds, passed, failed);
     return failed != 0;
