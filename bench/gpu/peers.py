@@ -2,19 +2,21 @@
 """PyTorch on the GPU: the machine's ceilings, and the peers of our programs, timed by events.
 
 usage: python3 bench/gpu/peers.py ceilings
-       python3 bench/gpu/peers.py denoise|step|train|train-cond [--batch N] [--width 256]
-                                  [--mode eager|bf16|compile|max-autotune]
+       python3 bench/gpu/peers.py CASE:BATCH... [--mode eager|bf16|compile|max-autotune] [--small]
+                                  [--weights INSTANCE=FILE]... [--out DTYPE=FILE]... [--in FILE]
 
+CASE   denoise, step (loss, gradients and fused AdamW from latents), train (that, from a clip that the
+       frozen autoencoder encodes), train-cond (two clips), check (denoise's result beside ours)
 eager  f32 without TF32   bf16  autocast, channels_last   compile, max-autotune  that, torch.compile
-A step is loss, gradients and AdamW (fused) from latents; `train` encodes a clip first, with the frozen
-autoencoder, `train-cond` two. The last line is JSON. PVDM_PEER_DEVICE=cpu rehearses it, in small.
+
+Every case prints a line of JSON, `failed` in it where it did not run; the others follow all the same.
+Weights are ours; what has none here is drawn. PVDM_PEER_DEVICE=cpu rehearses it, in small.
 """
 import argparse
 import json
 import os
 import statistics
 import sys
-
 import time
 
 import torch
@@ -23,7 +25,9 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.join(os.path.dirname(HERE), "peers"))
 DEVICE = os.environ.get("PVDM_PEER_DEVICE") or "cuda"
 ON_GPU = DEVICE == "cuda"
-SMALL = {"resolution": 64, "frames": 8, "channels": 64, "depth": 1, "heads": 2, "width": 32}
+CASES = ["check", "denoise", "step", "train", "train-cond"]
+SMALL_UNET = {"width": 32, "mult": (1,), "blocks": 1, "heads": 4, "sizes": ((2, 2),) * 3}  # pack.py's stand-in
+SMALL_AE = {"resolution": 16, "frames": 2, "channels": 16, "depth": 1, "heads": 2, "width": 8, "mixer": (1, 2, 16)}
 
 
 def once(body):
@@ -59,80 +63,136 @@ def ceilings():
     return told
 
 
-def network(args):
-    import pvdm_torch as peer
-    torch.manual_seed(0)
-    if args.width == 256:
-        net = peer.UNet(256)
-    else:
-        net = peer.UNet(args.width, mult=(1, 2), blocks=1, heads=4, sizes=((8, 8), (8, 8), (8, 8)))
-    return prepared(net, args)
+class Peer:
+    """The two networks of one mode, made when a case asks for them, and what their batches are cut from."""
+
+    def __init__(self, args):
+        import pvdm_torch
+        self.torch_side, self.args = pvdm_torch, args
+        self.mixed = args.mode != "eager"
+        self.weights = dict(text.split("=", 1) for text in args.weights)
+        self.net = self.optimizer = self.encode = None
+
+    def made(self, kind, instance, options):
+        with torch.device(DEVICE):
+            net = kind(**options)
+        if instance in self.weights:
+            self.torch_side.load(net, self.torch_side.read_safetensors(self.weights[instance]), instance + ".")
+        net = net.to(DEVICE)
+        return net.to(memory_format=torch.channels_last) if self.mixed else net
+
+    def compiled(self, run):
+        """Shapes are constants: a batch of another size is compiled anew, not for all sizes."""
+        if self.args.mode == "max-autotune":
+            return torch.compile(run, mode="max-autotune-no-cudagraphs", dynamic=False)
+        return torch.compile(run, dynamic=False) if self.args.mode == "compile" else run
+
+    def autocast(self):
+        return torch.autocast(DEVICE, torch.bfloat16, enabled=self.mixed)
+
+    def network(self):
+        if self.net is None:
+            self.net = self.made(self.torch_side.UNet, "unet", SMALL_UNET if self.args.small else {})
+            self.run = self.compiled(self.net)
+        return self.run
+
+    def encoded(self, clips):
+        if self.encode is None:
+            whole = self.made(self.torch_side.Autoencoder, "ae", SMALL_AE if self.args.small else {})
+            self.encode = self.compiled(whole.requires_grad_(False).extract)
+        with torch.no_grad(), self.autocast():
+            return self.encode(clips).float()
+
+    def step(self, case, batch):
+        """A training step as a function, and what it reads already on the device."""
+        net = self.network()
+        if self.optimizer is None:
+            self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=1e-4, fused=True)
+        start, cond, t = self.latents(batch)
+        noise = torch.randn_like(start)
+        frames, side = (SMALL_AE["frames"], SMALL_AE["resolution"]) if self.args.small else (16, 256)
+        clips = torch.rand(batch, 3, frames, side, side, device=DEVICE) * 2 - 1
+
+        def body():
+            self.optimizer.zero_grad(set_to_none=True)
+            clean = start if case == "step" else self.encoded(clips)
+            before = self.encoded(clips) if case == "train-cond" else cond
+            with self.autocast():
+                loss = ((net(clean + noise, t, before).float() - noise) ** 2).mean()
+            loss.backward()
+            self.optimizer.step()
+        return body
+
+    def latents(self, batch):
+        self.network()
+        length = sum(rows * columns for rows, columns in self.net.sizes)
+        x, cond = (torch.randn(batch, 4, length, device=DEVICE) for _ in range(2))
+        return x, cond, torch.randint(1, 999, (batch,), device=DEVICE)
+
+    def denoise(self, batch):
+        net, given = self.network(), self.latents(batch)
+
+        def body():
+            with torch.no_grad(), self.autocast():
+                net(given[0], given[2], given[1])
+        return body
+
+    def measured(self, case, batch):
+        if ON_GPU:
+            torch.cuda.reset_peak_memory_stats()
+        body = self.denoise(batch) if case == "denoise" else self.step(case, batch)
+        start = time.time()
+        body()
+        first = time.time() - start
+        elapsed = milliseconds(body, 11 if ON_GPU else 1, 2 if ON_GPU else 0)
+        return {"milliseconds": elapsed, "first_seconds": round(first, 1), "torch": torch.__version__,
+                "bytes": torch.cuda.max_memory_allocated() if ON_GPU else 0}
+
+    def check(self):
+        """How far our results of denoise, from the same weights and inputs, are from this one."""
+        given = self.torch_side.read_safetensors(self.args.inputs)
+        with torch.no_grad(), self.autocast():
+            right = self.network()(*(given[name].to(DEVICE) for name in ("x", "t", "cond"))).float().cpu()
+        errors = {}
+        for dtype, path in (text.split("=", 1) for text in self.args.out):
+            ours = next(iter(self.torch_side.read_safetensors(path).values()))
+            errors[dtype] = ((ours.view_as(right) - right).norm() / right.norm()).item()
+        return {"apart": errors}
 
 
-def prepared(net, args):
-    net = net.to(DEVICE)
-    return net.to(memory_format=torch.channels_last) if args.mode != "eager" else net
-
-
-def compiled(run, args):
-    if args.mode == "max-autotune":
-        return torch.compile(run, mode="max-autotune-no-cudagraphs")
-    return torch.compile(run) if args.mode == "compile" else run
-
-
-def encoder(args):
-    """What encodes a batch of clips, and the clips."""
-    import pvdm_torch as peer
-    net = prepared(peer.Autoencoder() if args.width == 256 else peer.Autoencoder(**SMALL), args).requires_grad_(False)
-    frames, side = (16, 256) if args.width == 256 else (SMALL["frames"], SMALL["resolution"])
-    clips = torch.rand(args.batch, 3, frames, side, side, device=DEVICE) * 2 - 1
-    return compiled(net.extract, args), clips
-
-
-def measured(args):
-    net = network(args)
-    length = sum(rows * columns for rows, columns in net.sizes)
-    x, cond, noise = (torch.randn(args.batch, 4, length, device=DEVICE) for _ in range(3))
-    t = torch.randint(1, 999, (args.batch,), device=DEVICE)
-    run = compiled(net, args)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, fused=True)
-    encode, clips = encoder(args) if args.case.startswith("train") else (None, None)
-    mixed = torch.autocast(DEVICE, torch.bfloat16, enabled=args.mode != "eager")
-
-    def denoise():
-        with torch.no_grad(), mixed:
-            run(x, t, cond)
-
-    def encoded(given):
-        with torch.no_grad(), mixed:
-            return encode(clips).float() if encode else given
-
-    def step():
-        optimizer.zero_grad(set_to_none=True)
-        start = encoded(x)
-        before = encoded(cond) if args.case == "train-cond" else cond
-        with mixed:
-            loss = ((run(start + noise, t, before).float() - noise) ** 2).mean()
-        loss.backward()
-        optimizer.step()
-
-    elapsed = milliseconds(denoise if args.case == "denoise" else step, 11 if ON_GPU else 3)
-    return {"milliseconds": elapsed, "batch": args.batch, "mode": args.mode, "torch": torch.__version__,
-            "bytes": torch.cuda.max_memory_allocated() if ON_GPU else 0}
+def run_case(peer, text):
+    case, _, batch = text.partition(":")
+    batch = int(batch or 1)
+    told = {"case": case, "batch": batch, "mode": peer.args.mode}
+    try:
+        told.update(peer.check() if case == "check" else peer.measured(case, batch))
+    except (Exception, SystemExit) as error:  # out of memory, a shape that is not compiled: the next case goes on
+        told["failed"] = f"{type(error).__name__}: {error}"[:600]
+    if ON_GPU:
+        torch.cuda.empty_cache()
+    print(json.dumps(told), flush=True)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("case", choices=["ceilings", "denoise", "step", "train", "train-cond"])
-    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("cases", nargs="+", help=f"ceilings, or of {', '.join(CASES)}")
     parser.add_argument("--mode", default="eager", choices=["eager", "bf16", "compile", "max-autotune"])
-    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--small", action="store_true")
+    parser.add_argument("--weights", action="append", default=[])
+    parser.add_argument("--in", dest="inputs")
+    parser.add_argument("--out", action="append", default=[])
     args = parser.parse_args()
     if not ON_GPU:
         torch.set_num_threads(1)
+    torch.manual_seed(0)
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
-    print(json.dumps(ceilings() if args.case == "ceilings" else measured(args)))
+    if args.cases == ["ceilings"]:
+        print(json.dumps(ceilings()))
+        return
+    peer = Peer(args)
+    for text in args.cases:
+        run_case(peer, text)
 
 
 main()

@@ -5,7 +5,8 @@ A step is one process or a few, with a limit of its own. What a step gave is kep
 out/gpu-report/state.json, so the next call goes on behind it; a step that was cut short by the call's
 limit is begun anew, one that failed is not tried again (--again WORD does). Phases: kernels, programs
 (on both devices), times, peers (PyTorch). A step is not begun when less time is left than it is
-expected to take; --plan prints what that is.
+expected to take; --plan prints what that is. A kernel that faults or hangs ends its program, which is
+begun again behind that case.
 """
 import argparse
 import ctypes
@@ -13,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -25,19 +27,24 @@ PACKED = os.path.join(ROOT, "out", "gpu")
 REPORT = os.environ.get("PVDM_GPU_REPORT") or os.path.join(ROOT, "out", "gpu-report")
 DRIVER = os.environ.get("PVDM_CUDA_DRIVER") or "libcuda.so.1"
 PACK = os.path.join(REPORT, "pack")
-STEP_LIMIT = 420
+STEP_LIMIT, CASES_LIMIT = 300, 90  # seconds of a process
+RESTARTS = 12  # of a program of cases that ended before its end
 OUTPUT, GRADIENT = 1e-5, 1e-4  # bounds of differences between the devices, in the 2-norm
 BF16_OUTPUT, BF16_GRADIENT = 5e-2, 1e-1
-OFTEN = {"repeat": "21", "profile": "3", "steps": "12", "rounds": ["--rounds", "3"]}
-ONCE = {"repeat": "1", "profile": "1", "steps": "2", "rounds": ["--rounds", "1", "--ends"]}    # in a rehearsal
+OFTEN = {"repeat": "21", "steps": "8", "rounds": ["--rounds", "3"]}
+ONCE = {"repeat": "1", "steps": "2", "rounds": ["--rounds", "1", "--ends"]}    # in a rehearsal
+SAMPLE = {}  # in a rehearsal one case of each template
 Step = namedtuple("Step", "phase name seconds body")  # seconds: what it is expected to take
 sys.path.insert(0, HERE)
 import tensors  # noqa: E402  (beside this file)
-from sources import sources_hash  # noqa: E402
 
 
 class Failed(Exception):
-    """A step went wrong; the text says how."""
+    """A step went wrong; the text says how. What it gave before that is kept."""
+
+    def __init__(self, text, data=None):
+        super().__init__(text)
+        self.data = data
 
 
 class Again(Exception):
@@ -58,21 +65,53 @@ class Clock:
 CLOCK = Clock(540)
 
 
+def own_group():
+    """In a child: a process group of its own, which ends when this script is killed."""
+    os.setpgrp()
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def process(command, env, limit):
+    """(status, output) of a command; status None: it was still running after so many seconds. Its whole
+    process group ends with it, and what it printed until then is not lost."""
+    child = subprocess.Popen(command, cwd=ROOT, text=True, errors="replace", stdin=subprocess.DEVNULL,
+                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, **(env or {})},
+                             preexec_fn=own_group)
+    late = False
+    try:
+        text, _ = child.communicate(timeout=limit)
+    except subprocess.TimeoutExpired:
+        late = True
+        os.killpg(child.pid, signal.SIGKILL)
+        try:
+            text, _ = child.communicate(timeout=20)
+        except subprocess.TimeoutExpired:  # a driver may not let go of it
+            text = ""
+    except BaseException:
+        os.killpg(child.pid, signal.SIGKILL)
+        raise
+    return None if late else child.returncode, text
+
+
+def room(limit):
+    """Seconds that a process may take; Again where that is too little to begin one."""
+    left = min(limit, CLOCK.left() - 5)
+    if left < min(limit, 20):
+        raise Again
+    return left
+
+
 def call(*command, env=None, limit=STEP_LIMIT):
     """A command's output; Failed with the end of it when its status is not 0."""
-    room = min(limit, CLOCK.left() - 5)
-    if room < min(limit, 20):
-        raise Again
-    try:
-        done = subprocess.run(command, cwd=ROOT, text=True, errors="replace", timeout=room, check=False,
-                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, **(env or {})})
-    except subprocess.TimeoutExpired as late:
-        if room < limit:
-            raise Again from late
-        raise Failed(f"still running after {limit} s: {' '.join(command)}") from late
-    if done.returncode != 0:
-        raise Failed(f"status {done.returncode}: {' '.join(command)}\n{done.stdout[-1500:]}")
-    return done.stdout
+    seconds = room(limit)
+    status, text = process(command, env, seconds)
+    if status is None:
+        if seconds < limit:
+            raise Again
+        raise Failed(f"still running after {limit} s: {' '.join(command)}\n{text[-1500:]}")
+    if status != 0:
+        raise Failed(f"status {status}: {' '.join(command)}\n{text[-1500:]}")
+    return text
 
 
 def binary(model):
@@ -117,12 +156,32 @@ def ceilings():
 # ---- correctness ----
 
 def kernels(test):
-    env = {"PVDM_CASES": DRIVER, "PVDM_ROOT": ROOT, "LD_LIBRARY_PATH": os.path.join(PACK, "lib")}
-    text = call(os.path.join(PACK, "cases", test), env=env)
-    counts = re.findall(r"^(\d+) passed, (\d+) failed", text, re.M)
-    if not counts or counts[-1][1] != "0" or counts[-1][0] == "0":
-        raise Failed(text[-1500:])
-    return {"cases": int(counts[-1][0])}
+    """The cases of one program. One that ends the program, or does not end, is told, and the program
+    begun again behind it: after a fault of a kernel nothing else runs in a process."""
+    program, begun, wrong = os.path.join(PACK, "cases", test), 0, []
+    env = {"PVDM_CASES": DRIVER, "PVDM_IMAGES": os.path.join(PACK, "images"), "PVDM_ROOT": ROOT,
+           "LD_LIBRARY_PATH": os.path.join(PACK, "lib"), **SAMPLE}
+    last, text = 0, ""
+    for _ in range(RESTARTS):
+        seconds = room(CASES_LIMIT)
+        status, text = process([program], {**env, "PVDM_CASES_FROM": str(last + 1)}, seconds)
+        if status is None and seconds < CASES_LIMIT:
+            raise Again
+        cases = re.findall(r"^case (\d+): (.*)$", text, re.M)
+        begun += len(cases)
+        wrong += re.findall(r"^FAIL (.*)$", text, re.M)
+        if re.search(r"^\d+ passed, \d+ failed$", text, re.M):
+            break
+        if not cases:
+            raise Failed(f"{'too slow' if status is None else f'status {status}'}: {text[-1500:]}")
+        last = int(cases[-1][0])
+        if "\nFAIL " not in text[text.rindex(f"case {last}: "):]:
+            wrong.append(f"{cases[-1][1]}: " + ("still running" if status is None else f"status {status}"))
+    else:
+        wrong.append(f"ended {RESTARTS} times: the cases behind {last} were not run")
+    if wrong or not begun:
+        raise Failed(f"{len(wrong)} of {begun} cases\n" + "\n".join(wrong)[:3000] + ("" if begun else text[-1500:]))
+    return {"cases": begun}
 
 
 def weights(model):
@@ -222,9 +281,9 @@ def timed(model, name, batch):
     command = [binary(model), "run", name, *weights(plain(model)), "--in", inputs(plain(model), found, batch),
                "--device", "cuda", "--seed", "5"]
     variant = found["variants"][0]
-    return {"milliseconds": median(call(*command, "--repeat", OFTEN["repeat"])), "batch": batch, "launches": variant["launches"],
-            "gflop": (variant["flops_fixed"] + variant["flops_sample"] * batch) / 1e9,
-            "profile": call(*command, "--repeat", OFTEN["profile"], "--profile")[-6000:]}
+    return {"milliseconds": median(call(*command, "--repeat", OFTEN["repeat"])), "batch": batch,
+            "launches": variant["launches"],
+            "gflop": (variant["flops_fixed"] + variant["flops_sample"] * batch) / 1e9}
 
 
 def step_timed(model, stage, batch):
@@ -253,72 +312,86 @@ def ladder(model, name, batch, *options):
             "text": text[-6000:], "report": report}
 
 
-def peer(case, batch, mode, width):
-    return json.loads(call(sys.executable, os.path.join(HERE, "peers.py"), case, "--batch", str(batch), "--mode", mode,
-                           "--width", str(width), limit=480).splitlines()[-1])
+def peer(mode, cases, small, limit):
+    """PyTorch's cases of one mode in one process. What ran before a case that fails is kept."""
+    given = ["--small"] * small + [*weights("large"), "--in", work("large-denoise-1.in")]
+    for model, dtype in (("large", "f32"), ("large-bf16", "bf16")):
+        path = work(f"{model}-cuda.out")
+        given += ["--out", f"{dtype}={path}"] if os.path.exists(path) else []
+    seconds = room(limit)
+    status, text = process([sys.executable, os.path.join(HERE, "peers.py"), *cases, "--mode", mode, *given], None,
+                           seconds)
+    if status is None and seconds < limit:
+        raise Again
+    told = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+    wrong = [f"{each['case']}:{each['batch']}: {each['failed']}" for each in told if "failed" in each]
+    for each in told:
+        wrong += [f"our {dtype} is {error:.2e} apart" for dtype, error in each.get("apart", {}).items()
+                  if not error <= (GRADIENT if dtype == "f32" else BF16_OUTPUT)]
+    if len(told) < len(cases):
+        why = "still running" if status is None else f"status {status}"
+        wrong.append(f"{why} before {cases[len(told)]}: {text[-1000:]}")
+    data = {"cases": [each for each in told if "failed" not in each]}
+    if wrong:
+        raise Failed("\n".join(wrong), data)
+    return data
 
 
 # ---- the list ----
 
 def correctness(pack):
-    steps = [Step("kernels", "machine", 15, machine)]
-    steps += [Step("kernels", f"kernels {t}", 15, lambda t=t: kernels(t)) for t in pack["cases"]]
+    steps = [Step("kernels", "machine", 20, machine)]
+    steps += [Step("kernels", f"kernels {t}", 8, lambda t=t: kernels(t)) for t in pack["cases"]]
     small = info("tiny")
     for model in ("tiny", "tiny-bf16"):
         for each in small["programs"]:
-            steps.append(Step("programs", f"run {model} {each['name']}", 4,
+            steps.append(Step("programs", f"run {model} {each['name']}", 3,
                               lambda m=model, n=each["name"]: program(m, n, "run")))
         for each in small["gradients"]:
             name = each["name"] if isinstance(each, dict) else each
-            steps.append(Step("programs", f"grad {model} {name}", 6, lambda m=model, n=name: program(m, n, "grad")))
+            steps.append(Step("programs", f"grad {model} {name}", 5, lambda m=model, n=name: program(m, n, "grad")))
     for each in small["stages"]:
-        steps.append(Step("programs", f"train tiny {each['name']}", 8, lambda n=each["name"]: replayed("tiny", n)))
-    for model in ("large", "large-bf16"):
-        steps.append(Step("programs", f"run {model} denoise", 60, lambda m=model: program(m, "denoise", "run")))
+        steps.append(Step("programs", f"train tiny {each['name']}", 6, lambda n=each["name"]: replayed("tiny", n)))
+    for model, seconds in (("large", 50), ("large-bf16", 15)):  # the first also makes the weights
+        steps.append(Step("programs", f"run {model} denoise", seconds, lambda m=model: program(m, "denoise", "run")))
     return steps
 
 
 def timings(batches):
-    """The step is timed without the frozen encoder ("step") and with it ("train": whether the batch has a
-    condition, which is encoded too, is drawn, always alike)."""
-    most = batches[-1]
-    steps = [Step("times", "ceilings", 25, ceilings)]
-    for model in ("large-bf16", "large"):
-        scale = 1 if model == "large-bf16" else 2
-        steps += [Step("times", f"time {model} denoise batch {b}", 12 + scale * b // 8,
+    """What is timed alone first, then the ladders, which tell each kernel's share. The step is timed without
+    the frozen encoder ("step") and with it ("train": whether the batch has a condition, which is encoded
+    too, is drawn, always alike)."""
+    least, most = batches[0], batches[-1]
+    steps = [Step("times", "ceilings", 20, ceilings)]
+    for model, scale in (("large-bf16", 1), ("large", 3)):
+        steps += [Step("times", f"time {model} denoise batch {b}", 8 + scale * b // 8,
                        lambda m=model, b=b: timed(m, "denoise", b)) for b in batches]
-        steps.append(Step("times", f"time {model} step batch {most}", 30 * scale,
+        steps.append(Step("times", f"time {model} step batch {most}", 15 * scale,
                           lambda m=model: step_timed(m, "diffusion", most)))
-        steps += [Step("times", f"ladder {model} denoise batch {b}", 25 + scale * b // 2,
-                       lambda m=model, b=b: ladder(m, "denoise", b)) for b in batches]
-        steps.append(Step("times", f"ladder {model} train batch {most}", 70 * scale,
-                          lambda m=model: ladder(m, "train.diffusion", most, "--ends")))
+    for model, batch, seconds in (("large-bf16", least, 20), ("large-bf16", most, 40), ("large", least, 20)):
+        steps.append(Step("times", f"ladder {model} denoise batch {batch}", seconds,
+                          lambda m=model, b=batch: ladder(m, "denoise", b)))
+    steps.append(Step("times", f"ladder large-bf16 train batch {most}", 60,
+                      lambda: ladder("large-bf16", "train.diffusion", most, "--ends")))
     return steps
 
 
-def pytorch(batches, width):
+def pytorch(batches, small):
     """Compilation last, since it takes longest; max-autotune only of what it fits for."""
-    most, steps = batches[-1], []
-
-    def add(case, batch, mode, seconds):
-        steps.append(Step("peers", f"peer {case} batch {batch} {mode}", seconds,
-                          lambda: peer(case, batch, mode, width)))
-    for mode in ("bf16", "eager"):
-        for batch in batches:
-            add("denoise", batch, mode, 15)
-        for case in ("step", "train", "train-cond"):
-            add(case, most, mode, 25)
-    for batch in batches[:-1]:
-        add("denoise", batch, "compile", 60)
-    for case in ("step", "train-cond"):
-        add(case, most, "compile", 100)
-    add("denoise", most, "max-autotune", 200)
-    return steps
+    most = batches[-1]
+    sizes = [f"denoise:{batch}" for batch in batches]
+    steps = [f"{case}:{most}" for case in ("step", "train", "train-cond")]
+    plan = (("eager", "eager", ["check", *sizes, *steps], 120), ("bf16", "bf16", [*sizes, *steps], 75),
+            ("compile denoise", "compile", sizes, 150), ("compile step", "compile", steps, 180),
+            ("max-autotune denoise", "max-autotune", sizes[-1:], 200))
+    return [Step("peers", f"peer {name}", seconds,
+                 lambda mode=mode, cases=cases, limit=2 * seconds: peer(mode, cases, small, limit))
+            for name, mode, cases, seconds in plan]
 
 
 def all_steps(pack):
-    batches, width = ((1, 2), 32) if pack["rehearsal"] else ((1, 8, 64), 256)
-    return correctness(pack) + timings(batches) + pytorch(batches, width)
+    batches = (1, 2) if pack["rehearsal"] else (1, 8, 64)
+    return correctness(pack) + timings(batches) + pytorch(batches, pack["rehearsal"])
 
 
 def print_plan(steps, state):
@@ -362,7 +435,19 @@ def summary(name, result):
         return f"{data['milliseconds']:.3f} ms{rate}{launches}"
     if "error" in data:
         return f"{data['error']:.1e} apart"
+    if isinstance(data.get("cases"), list):
+        return ", ".join(f"{each['case']}:{each['batch']} {each['milliseconds']:.2f} ms" if "milliseconds" in each
+                         else " ".join(f"{dtype} {error:.1e} apart" for dtype, error in each["apart"].items())
+                         for each in data["cases"])
     return ", ".join(f"{k} {v}" for k, v in data.items() if not isinstance(v, (dict, list)) and k != "text")
+
+
+def peers_of(state, case, batch):
+    """What PyTorch took for a case; `train` also shows what two clips to encode take."""
+    told = [each for name, result in state.items() if name.startswith("peer ")
+            for each in (result.get("data") or {}).get("cases", [])]
+    return [each for each in told if "milliseconds" in each and each["batch"] == batch
+            and (each["case"] == case or case == "train" and each["case"] == "train-cond")]
 
 
 def shares(state):
@@ -381,11 +466,9 @@ def shares(state):
         if top.get(f"{kind}_tflops") and data.get("gflop"):
             share = 100 * data["gflop"] / data["milliseconds"] / top[f"{kind}_tflops"]
             line += f", {share:.0f} % of the {kind} product rate"
-        for mode in ("eager", "bf16", "max-autotune", "compile"):
-            other = (state.get(f"peer {words[2]} batch {data['batch']} {mode}") or {}).get("data")
-            if other:
-                times = other["milliseconds"] / data["milliseconds"]
-                line += f"; PyTorch {mode} {other['milliseconds']:.3f} ms ({times:.2f} times ours)"
+        for other in peers_of(state, words[2], data["batch"]):
+            times = other["milliseconds"] / data["milliseconds"]
+            line += f"; PyTorch {other['mode']} {other['case']} {other['milliseconds']:.3f} ms ({times:.2f} times ours)"
         lines.append(line)
     return lines
 
@@ -437,7 +520,8 @@ def run_steps(steps, state, only, pack):
         except Again:
             break
         except Exception as error:  # any failure is one step's; the next ones go on
-            state[step.name] = {"status": "failed", "why": f"{type(error).__name__}: {error}"}
+            state[step.name] = {"status": "failed", "why": f"{type(error).__name__}: {error}",
+                                "data": getattr(error, "data", None)}
         state[step.name]["seconds"] = round(time.time() - start, 1)
         print(f"{state[step.name]['status']:6} {step.name} ({state[step.name]['seconds']} s): "
               f"{summary(step.name, state[step.name])[:300]}", flush=True)
@@ -463,11 +547,10 @@ def main():
     CLOCK.limit, CLOCK.end = args.limit, time.time() + args.limit
     os.makedirs(os.path.join(REPORT, "work"), exist_ok=True)
     pack = unpack()
-    if pack["sources"] != sources_hash(ROOT):
-        sys.exit("gpu: the sources of kernels are not those that were packed: sh bench/gpu.sh pack")
     if pack["rehearsal"]:
         os.environ.setdefault("PVDM_PEER_DEVICE", "cpu")
         OFTEN.update(ONCE)
+        SAMPLE["PVDM_SAMPLE"] = "1"
     state, steps = load_state(), all_steps(pack)
     for name in list(state):
         if args.again is not None and args.again in name:

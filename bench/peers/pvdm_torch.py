@@ -132,7 +132,7 @@ class Transformer(nn.Module):
 
 class Autoencoder(nn.Module):
     def __init__(self, resolution=256, frames=16, patch=8, channels=384, embed=4, depth=8, heads=8, width=64,
-                 planes="sum"):
+                 planes="sum", mixer=(4, 4, 512)):
         super().__init__()
         self.t, self.g, self.p = frames, resolution // patch, patch
         t, g = frames, self.g
@@ -142,7 +142,7 @@ class Autoencoder(nn.Module):
         for plane, n in (("xy", t), ("yt", g), ("xt", g)):
             setattr(self, plane + "_token", nn.Parameter(torch.randn(1, 1, channels)))
             setattr(self, plane + "_pos_embedding", nn.Parameter(torch.randn(1, n + 1, channels)))
-            setattr(self, plane + "_quant_attn", Transformer(channels, 4, 4, channels // 8, 512))
+            setattr(self, plane + "_quant_attn", Transformer(channels, *mixer[:2], channels // 8, mixer[2]))
             setattr(self, "pre_" + plane, nn.Conv2d(channels, embed, 1))
             if planes == "sum":
                 setattr(self, "post_" + plane, nn.Conv2d(embed, channels, 1))

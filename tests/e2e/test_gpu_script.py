@@ -95,6 +95,50 @@ def test_gpu_script_keeps_what_is_done():
     assert "one" in seen and counts == {"good": 2, "failed": 0} and left == ["long"], (seen, counts, left)
 
 
+STUB = """#!/bin/sh
+[ "$PVDM_CASES_FROM" -le 1 ] && echo "case 1: good"
+[ "$PVDM_CASES_FROM" -le 2 ] && { echo "case 2: reads nowhere"; echo "FAIL reads nowhere: its launch: illegal"; exit 1; }
+[ "$PVDM_CASES_FROM" -le 3 ] && { echo "case 3: crashes"; kill -SEGV $$; }
+[ "$PVDM_CASES_FROM" -le 4 ] && { echo "case 4: hangs"; sleep 60; }
+echo "case 5: differs"; echo "FAIL differs: another value"; echo "case 6: good"; echo "1 passed, 1 failed"; exit 1
+"""
+
+
+def test_gpu_script_cases_go_on():
+    """Behind a case that faults, crashes or hangs the program goes on, and each is told by its name."""
+    script = load_script("gpu_cases")
+    script.PACK, script.CASES_LIMIT = f"{script.REPORT}/pack", 1
+    os.makedirs(f"{script.PACK}/cases")
+    with open(f"{script.PACK}/cases/stub", "w", encoding="ascii") as file:
+        file.write(STUB)
+    os.chmod(f"{script.PACK}/cases/stub", 0o755)
+    try:
+        script.kernels("stub")
+        raise AssertionError("nothing was noticed")
+    except script.Failed as error:
+        text = str(error)
+    assert text.startswith("4 of 6 cases") and "differs: another value" in text, text
+    for word in ("reads nowhere: its launch", "crashes: status -11", "hangs: still running"):
+        assert text.count(word) == 1, text
+
+
+def test_gpu_script_keeps_what_peers_gave():
+    """What was measured before a case that failed stands in the report, beside our time."""
+    script = load_script("gpu_peers")
+    done = [{"case": "denoise", "batch": 1, "mode": "bf16", "milliseconds": 3.0}]
+
+    def body():
+        raise script.Failed("train:64: OutOfMemoryError", {"cases": done})
+
+    steps = [script.Step("times", "time large-bf16 denoise batch 1", 1, lambda: {"milliseconds": 2.0, "batch": 1}),
+             script.Step("peers", "peer bf16", 1, body)]
+    counts, _ = script.run_steps(steps, {}, "", PACK)
+    with open(f"{script.REPORT}/report.txt", encoding="utf-8") as file:
+        text = file.read()
+    assert counts == {"good": 1, "failed": 1} and "OutOfMemoryError" in text, text
+    assert "PyTorch bf16 denoise 3.000 ms (1.50 times ours)" in text, text
+
+
 def test_gpu_script_rehearsal():
     """Packs stand-ins, and runs every step on the driver of tests, in calls of a minute; PyTorch may be missing."""
     if os.environ.get("PVDM_SLOW") != "1":

@@ -9,18 +9,12 @@
 #include <unistd.h>
 #include "cx_launch.h"
 #include "kernel_case_device.h"
+#include "kernel_case_image.h"
 extern "C" {
 #include "kernel_choice.h"
 }
 
-static int passed, failed;
-
-// Where the sources lie: those that this was built from, or a copy of them elsewhere.
-static const char *root_folder(void)
-{
-    const char *other = getenv("PVDM_ROOT");
-    return other && *other ? other : SIMT_ROOT;
-}
+static int passed, failed, cases; // cases: run() and run_fast() so far, on a device
 
 // Device memory: the emulator's or a driver's.
 static void *allocate(size_t bytes)
@@ -322,89 +316,6 @@ struct KernelCase::Built {
     PvCudaShape *shape;
 };
 
-static uint64_t hash_text(uint64_t hash, const std::string &text)
-{
-    for (char c : text)
-        hash = (hash ^ (uint8_t)c) * 1099511628211ull;
-    return hash;
-}
-
-static std::string read_file(const std::string &path)
-{
-    std::string text;
-    char part[65536];
-    FILE *file = fopen(path.c_str(), "r");
-    for (size_t count; file && (count = fread(part, 1, sizeof part, file)) > 0;)
-        text.append(part, count);
-    if (file)
-        fclose(file);
-    return text;
-}
-
-// Hash of a text and of all files that it includes.
-static uint64_t hash_program(uint64_t hash, const std::string &text, int depth)
-{
-    static const char *const folders[] = {"/codegen/cuda/", "/codegen/", "/tests/simt/",
-                                          "/runtime/"};
-    hash = hash_text(hash, text);
-    for (size_t at = 0; depth < 6 && (at = text.find("#include \"", at)) != std::string::npos;) {
-        at += 10;
-        std::string name = text.substr(at, text.find('"', at) - at);
-        for (const char *folder : folders) {
-            std::string file = read_file(std::string(root_folder()) + folder + name);
-            if (!file.empty()) {
-                hash = hash_program(hash, file, depth + 1);
-                break;
-            }
-        }
-    }
-    return hash;
-}
-
-static int run_command(const std::string &command)
-{
-    fflush(stdout);
-    return system(command.c_str());
-}
-
-// The shared object of a program: from an earlier run, or compiled. "": the compiler failed.
-static std::string shared_object(const std::string &text, const std::string &name, bool race)
-{
-    std::string folder = std::string(root_folder()) + "/out/tests", root = root_folder();
-    mkdir((root + "/out").c_str(), 0777);
-    mkdir(folder.c_str(), 0777);
-#if SIMT_ASAN
-    const char *checks = "-O1 -g -fsanitize=address,undefined";
-#else
-    const char *checks = race ? "-O1 -g -fsanitize=thread" : "-O2";
-#endif
-    // programs of the driver of this folder call its emulator, not the one in this executable
-    std::string library = device_wanted() ? std::string(" ") + getenv("PVDM_CASES") : "";
-    char suffix[32];
-    snprintf(suffix, sizeof suffix, "-%016llx",
-             (unsigned long long)hash_program(hash_text(14695981039346656037ull, checks + library),
-                                              text, 0));
-    std::string path = folder + "/" + name + suffix, finished = path + ".so";
-    if (access(finished.c_str(), R_OK) == 0)
-        return finished;
-    path += "-" + std::to_string(getpid());
-    FILE *file = fopen((path + ".cc").c_str(), "w");
-    if (!file || fputs(text.c_str(), file) < 0 || fclose(file) != 0)
-        return "";
-    std::string command = std::string(SIMT_CXX) +
-                          " -std=c++17 -fPIC -Wall -Wextra -Wshadow -Werror "
-                          "-Wno-psabi " +
-                          checks + " -I" + root + "/codegen/cuda -I" + root + "/codegen -I" + root +
-                          "/tests/simt -iquote " + root + "/runtime";
-    bool good = run_command(command + " -c " + path + ".cc -o " + path + ".o") == 0 &&
-                run_command(std::string(SIMT_CXX) + " -shared " + path + ".o -o " + path + ".so" +
-                            library) == 0 &&
-                rename((path + ".so").c_str(), finished.c_str()) == 0;
-    unlink((path + ".o").c_str());
-    unlink((path + ".cc").c_str());
-    return good ? finished : "";
-}
-
 static void fail(const std::string &what, const std::string &why)
 {
     failed++;
@@ -412,13 +323,12 @@ static void fail(const std::string &what, const std::string &why)
     fflush(stdout);
 }
 
-bool KernelCase::build_for_device(const std::string &text, Built *built)
+bool KernelCase::build_for_device(Built *built)
 {
-    std::string image;
-    if (device_emulates())
-        image = read_file(shared_object(text, built->choice.symbol, false));
-    free(built->choice.text);
-    built->choice.text = strdup(text.c_str());
+    std::string image = find_image(built->choice);
+    if (image.empty() && device_emulates())
+        image = read_file(
+            shared_object(built->choice.text, built->choice.symbol, false, getenv("PVDM_CASES")));
     std::string wrong = device_load(built->choice, root_folder(), image, built->function);
     if (!wrong.empty())
         fail(what, wrong);
@@ -454,23 +364,30 @@ bool KernelCase::build(bool race, const char *fault, Built *built)
         fail(what, "no shape function " + std::string(built->choice.shape));
         return false;
     }
-    if (device_wanted())
-        return build_for_device(text, built);
+    free(built->choice.text);
+    built->choice.text = strdup(text.c_str());
+    if (device_wanted() || making_images()) {
+        if (!sample_wants(built->choice))
+            return false;
+        if (device_wanted()) {
+            printf("case %d: %s\n", cases, what.c_str());
+            fflush(stdout);
+            return build_for_device(built);
+        }
+        add_image(built->choice);
+        return false;
+    }
     if (race && !fault) {
         char stamp[4096];
         snprintf(stamp, sizeof stamp, "%s/out/tests/%s-%016llx.ok", root_folder(),
-                 built->choice.symbol, (unsigned long long)hash_program(7, text, 0));
+                 built->choice.symbol, (unsigned long long)hash_program(7, text));
         mkdir((std::string(root_folder()) + "/out").c_str(), 0777);
         mkdir((std::string(root_folder()) + "/out/tests").c_str(), 0777);
-        std::swap(text, head);
-        free(built->choice.text);
-        built->choice.text = strdup(head.c_str());
         const char *wrong = kernel_compiles(&built->choice, root_folder(), stamp);
-        text = head;
         if (wrong)
             fail(what, wrong);
     }
-    std::string path = shared_object(text, built->choice.symbol, race);
+    std::string path = shared_object(text, built->choice.symbol, race, "");
     built->library = path.empty() ? nullptr : dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
     if (!built->library) {
         fail(what, path.empty() ? "its text does not compile" : dlerror());
@@ -555,9 +472,10 @@ bool KernelCase::launch(Built *built)
             std::string wrong = device_launch(built->function[phase], blocks,
                                               choice.threads[phase], choice.shared[phase],
                                               block.data());
-            ended = wrong.empty();
-            if (!ended)
+            if (!wrong.empty()) { // it sticks to the context: what comes next would say nothing
                 fail(what, wrong);
+                _exit(1);
+            }
         } else if (blocks > 0)
             ended = simt_launch(choice.symbol, built->phase[phase], SimtDim(blocks),
                                 SimtDim(choice.threads[phase]), choice.shared[phase], params) == 0;
@@ -599,20 +517,21 @@ bool KernelCase::try_mode(Built *built, int order, int async, int race, unsigned
     return false;
 }
 
-// Some devices cannot run kernels for sm_90a.
-static bool cannot_run(bool on_90a)
+// Counts the cases of a device: who started the program goes on behind one that ended it. false: it
+// is not asked for, or the device cannot run it.
+bool KernelCase::begin()
 {
-    return on_90a && device_wanted() && !device_runs_90a();
+    const char *from = getenv("PVDM_CASES_FROM");
+    return !device_wanted() ||
+           (++cases >= (from ? atoi(from) : 1) && (!on_90a || device_runs_90a()));
 }
 
 void KernelCase::run()
 {
     Built built;
-    if (cannot_run(on_90a))
+    if (!begin() || !build(true, nullptr, &built))
         return;
     run_reference();
-    if (!build(true, nullptr, &built))
-        return;
     passed += try_mode(&built, SIMT_IN_ORDER, SIMT_EAGER, 1, 1, false);
     if (device_wanted())
         return;
@@ -623,21 +542,20 @@ void KernelCase::run()
 void KernelCase::run_fast()
 {
     Built built;
-    if (cannot_run(on_90a))
+    if (!begin() || !build(false, nullptr, &built))
         return;
     run_reference();
-    if (build(false, nullptr, &built))
-        passed += try_mode(&built, SIMT_IN_ORDER, SIMT_EAGER, 0, 1, false);
+    passed += try_mode(&built, SIMT_IN_ORDER, SIMT_EAGER, 0, 1, false);
 }
 
 void KernelCase::find_fault(const char *fault)
 {
     Built built;
-    if (device_wanted()) // a GPU does not tell of a race
+    if (device_wanted() || making_images()) // a GPU does not tell of a race
         return;
-    run_reference();
     if (!build(true, fault, &built))
         return;
+    run_reference();
     for (unsigned seed = 1; seed <= 2; seed++)
         if (try_mode(&built, SIMT_RANDOM_ORDER, SIMT_RANDOM_ASYNC, 1, seed, true))
             fail(what, std::string(fault) + " was not found");
@@ -647,6 +565,11 @@ void KernelCase::find_fault(const char *fault)
 
 int finish_cases(void)
 {
+    if (making_images()) {
+        std::string wrong = make_images();
+        if (!wrong.empty())
+            fail("images", wrong);
+    }
     printf("%d passed, %d failed\n", passed, failed);
     return failed != 0;
 }

@@ -13,7 +13,7 @@
  * left in a copy, elements that it did not write included. Where NVRTC is at hand the text must
  * compile for sm_80 and sm_90a without a warning and without local memory. A program ends with
  * `return finish_cases();`. Needs the line `// cases` at the top of the test. With
- * PVDM_CASES=libcuda.so.1 cases run on a GPU (kernel_case_device.h).
+ * PVDM_CASES=libcuda.so.1 cases run on a GPU (kernel_case_device.h, kernel_case_image.h).
  */
 #pragma once
 #include <stddef.h>
@@ -91,7 +91,8 @@ private:
     int64_t host_address(int64_t value);
     void run_reference();
     bool build(bool race, const char *fault, Built *built);
-    bool build_for_device(const std::string &text, Built *built);
+    bool build_for_device(Built *built);
+    bool begin();
     bool launch(Built *built);
     std::string compare();
     bool try_mode(Built *built, int order, int async, int race, unsigned seed, bool quiet);

@@ -1,8 +1,8 @@
 /* Cases through a CUDA driver, when PVDM_CASES names one (libcuda.so.1): the same kernels, arrays
  * and tolerances as under the emulator, on a GPU.
  *
- * Programs are compiled by NVRTC for the device that is there; for the driver of this
- * folder they are the emulator's shared objects.
+ * Programs are images made ahead (kernel_case_image.h), or compiled by NVRTC for the device that is
+ * there; for the driver of this folder they are the emulator's shared objects.
  */
 #pragma once
 #include <stddef.h>
