@@ -15,7 +15,7 @@
 
 #include "compiler/plan.h"
 
-enum { TYPICAL_BATCH = 4, KINDS = 4096 };
+enum { TYPICAL_BATCH = 4, KINDS = 4096, MAX_DRAWN = 16, MAX_READY = 32 };
 
 typedef struct {
     uint32_t *at, count, capacity;
@@ -34,6 +34,7 @@ typedef struct {
     bool *shared;              // by slot: other values lie in it too
     uint32_t *order;           // the schedule that is tried: positions
     bool *joined;
+    uint32_t placed;           // of order
     int64_t *change;           // by time: bytes that begin or end to live
 } Batcher;
 
@@ -261,48 +262,127 @@ static bool is_ready(const Batcher *b, uint32_t position, const bool *done)
     return true;
 }
 
-// Products that a kernel of convolutions can compute go with those at position p.
+// The first parameter that the kernel of a group reads; 0: none.
+static Val weight_of(const Work *work, const Group *group)
+{
+    for (uint32_t i = 0; group->kind == GROUP_LIBRARY && i < group->read_count; i++) {
+        Val base = view_of(work, group->reads[i]).base;
+        if (graph_node(work->module->graph, val_node(base))->op == OP_PARAM)
+            return base;
+    }
+    return 0;
+}
+
+// Products that a kernel of convolutions can compute go with those at position p: of those that are
+// ready, all that share a weight or none.
 static uint32_t add_products(Batcher *b, uint32_t p, uint32_t window, const bool *done,
                              uint32_t *set, uint32_t members)
 {
     const Work *work = b->work;
     const Group *group = &work->groups[work->schedule[p]];
+    uint32_t ready[MAX_READY], count = 0;
+    Val weight[MAX_READY];
     while (b->left_product && b->left_product - 1 < p)
         b->left_product = b->next_product[b->left_product - 1];
-    for (uint32_t q = b->left_product; q && q - 1 - p <= window && members < PV_MAX_SEGMENTS;
-         q = b->next_product[q - 1])
-        if (!done[q - 1] && work->groups[work->schedule[q - 1]].act == group->act &&
+    for (uint32_t q = b->left_product; q && q - 1 - p <= window && count < MAX_READY;
+         q = b->next_product[q - 1]) {
+        const Group *other = &work->groups[work->schedule[q - 1]];
+        if (done[q - 1] || other->act != group->act || !is_ready(b, q - 1, done))
+            continue;
+        weight[count] = weight_of(work, other);
+        ready[count++] = q - 1;
+    }
+    bool seen[MAX_READY] = {false};
+    for (uint32_t i = 0; i < count; i++) {
+        uint32_t family[MAX_READY], size = 0;
+        for (uint32_t k = i; k < count; k++)
+            if (!seen[k] && (k == i || (weight[i] && weight[k] == weight[i]))) {
+                seen[k] = true;
+                family[size++] = ready[k];
+            }
+        if (members + size > PV_MAX_SEGMENTS)
+            continue;
+        memcpy(set + members, family, size * sizeof *set);
+        members += size;
+    }
+    return members;
+}
+
+// What has to come before position q and is not done, q itself not counted: added to `waiting`, which
+// has `count`. Above MAX_DRAWN: too many, or position `without` is among them.
+static uint32_t find_waiting(const Batcher *b, uint32_t q, uint32_t without, const bool *done,
+                             uint32_t *waiting, uint32_t count)
+{
+    const List *before = &b->before[q];
+    for (uint32_t i = 0; i < before->count && count <= MAX_DRAWN; i++) {
+        uint32_t p = before->at[i];
+        bool known = done[p];
+        for (uint32_t k = 0; k < count && !known; k++)
+            known = waiting[k] == p;
+        if (known)
+            continue;
+        if (p == without || count == MAX_DRAWN)
+            return MAX_DRAWN + 1;
+        count = find_waiting(b, p, without, done, waiting, count);
+        if (count >= MAX_DRAWN)
+            return MAX_DRAWN + 1;
+        waiting[count++] = p;
+    }
+    return count;
+}
+
+// Places position p, and with it groups of the same work that are ready.
+static void draw_set(Batcher *b, uint32_t p, uint32_t window, bool *done)
+{
+    const Work *work = b->work;
+    const Group *group = &work->groups[work->schedule[p]];
+    uint32_t set[PV_MAX_SEGMENTS] = {p}, members = 1, each = segments_of(b, p);
+    for (uint32_t q = b->next_alike[p];
+         q && q - 1 - p <= window && (members + 1) * each <= PV_MAX_SEGMENTS;
+         q = b->next_alike[q - 1])
+        if (!done[q - 1] && same_work(work, group, &work->groups[work->schedule[q - 1]]) &&
             is_ready(b, q - 1, done))
             set[members++] = q - 1;
-    return members;
+    if (graph_node(work->module->graph, group->anchor)->op == OP_CONV &&
+        group->kind == GROUP_LIBRARY)
+        members = add_products(b, p, window, done, set, members);
+    for (uint32_t i = 0; i < members; i++) {
+        done[set[i]] = true;
+        b->joined[b->placed] = i > 0;
+        b->order[b->placed++] = set[i];
+    }
+}
+
+// Places what siblings of position p that share its weight wait for.
+static void draw_waiting(Batcher *b, uint32_t p, uint32_t window, bool *done)
+{
+    const Work *work = b->work;
+    const Group *group = &work->groups[work->schedule[p]];
+    Val weight = weight_of(work, group);
+    uint32_t waiting[MAX_DRAWN + 1];
+    for (uint32_t q = b->next_alike[p]; weight && q && q - 1 - p <= window;
+         q = b->next_alike[q - 1]) {
+        const Group *other = &work->groups[work->schedule[q - 1]];
+        if (done[q - 1] || weight_of(work, other) != weight || !same_work(work, group, other))
+            continue;
+        uint32_t count = find_waiting(b, q - 1, p, done, waiting, 0);
+        for (uint32_t i = 0; count <= MAX_DRAWN && i < count; i++)
+            if (!done[waiting[i]])
+                draw_set(b, waiting[i], window, done);
+    }
 }
 
 // Fills order and joined.
 static void draw_forward(Batcher *b, uint32_t window, bool *done)
 {
-    const Work *work = b->work;
-    const Graph *graph = work->module->graph;
     memset(done, 0, b->count * sizeof *done);
     b->left_product = b->head_product;
-    uint32_t at = 0;
+    b->placed = 0;
     for (uint32_t p = 0; p < b->count; p++) {
-        if (done[p])
-            continue;
-        uint32_t set[PV_MAX_SEGMENTS] = {p}, members = 1, each = segments_of(b, p);
-        const Group *group = &work->groups[work->schedule[p]];
-        for (uint32_t q = b->next_alike[p];
-             q && q - 1 - p <= window && (members + 1) * each <= PV_MAX_SEGMENTS;
-             q = b->next_alike[q - 1])
-            if (!done[q - 1] && same_work(work, group, &work->groups[work->schedule[q - 1]]) &&
-                is_ready(b, q - 1, done))
-                set[members++] = q - 1;
-        if (graph_node(graph, group->anchor)->op == OP_CONV && group->kind == GROUP_LIBRARY)
-            members = add_products(b, p, window, done, set, members);
-        for (uint32_t i = 0; i < members; i++) {
-            done[set[i]] = true;
-            b->joined[at] = i > 0;
-            b->order[at++] = set[i];
-        }
+        if (!done[p])
+            draw_waiting(b, p, window, done);
+        if (!done[p])
+            draw_set(b, p, window, done);
     }
 }
 
@@ -379,9 +459,24 @@ static void make_room(Batcher *b)
     b->change = arena_alloc(arena, positions * sizeof *b->change);
 }
 
+// Bytes of parameters that the sets of the schedule that is tried do not read again.
+static double find_saved(const Batcher *b)
+{
+    double saved = 0;
+    uint32_t set[PV_MAX_SEGMENTS], members = 0;
+    for (uint32_t i = 0; i < b->count; i++) {
+        members = b->joined[i] ? members : 0;
+        set[members++] = b->work->schedule[b->order[i]];
+        double fixed, per_batch;
+        shared_bytes(b->work, set, members - 1, &fixed, &per_batch);
+        saved += fixed;
+    }
+    return saved;
+}
+
 void batch_groups(Work *work)
 {
-    static const uint32_t windows[] = {512, 128, 48, 16, 0};
+    static const uint32_t windows[] = {4096, 512, 128, 48, 16, 0};
     if (!(work->rungs & RUNG_BATCHING) || work->taps)
         return;
     Batcher b = {.work = work, .count = work->group_count};
@@ -393,9 +488,12 @@ void batch_groups(Work *work)
         gradients |= work->variant->outputs[i].kind == OUT_GRAD;
     draw_forward(&b, 0, done);
     int64_t peak = find_peak(&b), limit = gradients ? peak + peak / 32 : peak + peak / 4;
+    double saved = find_saved(&b);
     for (uint32_t i = 0; i < sizeof windows / sizeof *windows; i++) {
         draw_forward(&b, windows[i], done);
-        if (find_peak(&b) <= limit)
+        int64_t tried = find_peak(&b);
+        if (tried <= limit ||
+            (!gradients && work->budget == 0 && 2 * (double)(tried - peak) <= find_saved(&b) - saved))
             break;
     }
     uint32_t *schedule = arena_alloc(work->arena, (b.count + 1) * sizeof *schedule);

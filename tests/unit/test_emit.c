@@ -635,10 +635,58 @@ static void test_axes(void **unused)
     assert_true(count_launches(cg, cg->plans[COUNT - 1], "pv_copy", &segments) > 8);
 }
 
+// ---- one network twice ----
+
+enum { LAYERS = 6, CHANNELS = 16 };
+
+static Val network(Graph *graph, Val x, Val gamma)
+{
+    Type filter = shape(DT_F32, 4, CHANNELS, CHANNELS, 3, 3);
+    for (int i = 0; i < LAYERS; i++) {
+        Val w = make(graph, OP_PARAM, NULL, 0, (Attr){.n = {i}, .count = 1}, &filter);
+        Val y = conv3(graph, g_unary(graph, OP_SILU, norm2(graph, x, gamma)), w);
+        x = g_binary(graph, OP_ADD, x, y);
+    }
+    return x;
+}
+
+// The network on x with a condition, and without: the first layers differ.
+static void guided(Graph *graph, Vals *vals)
+{
+    Val x = input(graph, 0, shape(DT_F32, 4, -1, 8, 4, 6));
+    Val parts[] = {x, input(graph, 1, shape(DT_F32, 4, -1, 4, 4, 6))};
+    Val gamma = input(graph, 2, shape(DT_F32, 1, CHANNELS));
+    Val with = input(graph, 3, shape(DT_F32, 4, CHANNELS, 12, 3, 3));
+    Val without = input(graph, 4, shape(DT_F32, 4, CHANNELS, 8, 3, 3));
+    Val one = network(graph, conv3(graph, g_concat(graph, parts, 2, 1), with), gamma);
+    Val other = network(graph, conv3(graph, x, without), gamma);
+    Val apart = g_binary(graph, OP_SUB, one, other);
+    keep(vals, simplify_val(graph, g_binary(graph, OP_ADD, other, apart)));
+}
+
+// Both calls are one launch a layer, behind the first, which reads its filter once.
+static void test_guided(void **unused)
+{
+    (void)unused;
+    const uint32_t rungs[] = {RUNG_ALL, RUNG_BATCHING, RUNG_ALL & ~RUNG_BATCHING, 0};
+    Codegen *cg = check_graph(guided, rungs, 4);
+    uint32_t segments;
+    for (int i = 0; i < 2; i++) {
+        assert_int_equal(count_launches(cg, cg->plans[i], "pv_conv", &segments), LAYERS + 2);
+        assert_int_equal(segments, 2 * LAYERS + 2);
+    }
+    assert_int_equal(count_launches(cg, cg->plans[2], "pv_conv", &segments), 2 * LAYERS + 2);
+    double fixed[2] = {0, 0};
+    for (int i = 0; i < 2; i++)
+        for (uint32_t l = 0; l < cg->plans[2 * i]->launch_count; l++)
+            fixed[i] += cg->plans[2 * i]->launches[l].bytes_fixed;
+    assert_true(fixed[0] < 0.6 * fixed[1]);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_every_op),
                                        cmocka_unit_test(test_planes), cmocka_unit_test(test_norms),
-                                       cmocka_unit_test(test_axes)};
+                                       cmocka_unit_test(test_axes), cmocka_unit_test(test_guided)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
