@@ -9,11 +9,59 @@
 // Backward, a task is one problem: for each block of keys, blocks of queries; P is made again from
 // the log-sum-exp, dS = P (dP - D) with D = rowsum(do o), and
 //   dV += P^T dO,  dK += dS^T Q,  dQ += dS K.
-// Scores are in units of q k scale: q is scaled when it is packed.
+// Scores are in units of q k scale log2(e): q is scaled when it is packed, and e^x is 2^score. The
+// sums of a tile of scores begin with what would be subtracted from them.
 #include "codegen/cpu/pv_math.h"
 #include "codegen/cpu/tile.h"
+#if defined __AVX512DQ__ && !defined PV_REAL64
+#include <immintrin.h>
+#endif
 
 enum { TASKS_A_THREAD = 32 }; // pieces in which a thread takes its work, about
+
+#define LOG2_E ((PvReal)1.4426950408889634)
+#define LOG_2 ((PvReal)0.6931471805599453)
+
+// 2^x for x up to about 1; 0 or nearly so below the smallest normal number. AVX-512 splits x into whole
+// and fraction, and scales, in an instruction each.
+PV_INLINE PvVec vec_exp2(PvVec x)
+{
+#ifdef PV_REAL64
+    for (int i = 0; i < PV_WIDTH; i++)
+        x[i] = __builtin_exp2(x[i]);
+    return x;
+#elif defined __AVX512DQ__
+    PvVec r = (PvVec)_mm512_reduce_ps((__m512)x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+    PvVec p = r * 0.0002161291504f + 0.001246784642f;
+    p = p * r + 0.009675451571f;
+    p = p * r + 0.05548528062f;
+    p = p * r + 0.2402293056f;
+    p = p * r + 0.6931470444f;
+    p = p * r + 1.0f;
+    return (PvVec)_mm512_scalef_ps((__m512)p, (__m512)x);
+#else
+    PvMask keep = ~(x <= -126.0f);
+    PvVec shifted = x + 12582912.0f;
+    PvVec r = x - (shifted - 12582912.0f);
+    PvVec p = r * 0.001326472712f + 0.009671512645f;
+    p = p * r + 0.05550733743f;
+    p = p * r + 0.2402224209f;
+    p = p * r + 0.6931469776f;
+    p = p * r + 1.0f;
+    PvMask scale = ((PvMask)shifted - 0x4b400000 + 127) << 23;
+    return (PvVec)(keep & (PvMask)(p * (PvVec)scale));
+#endif
+}
+
+// The larger, element by element.
+PV_INLINE PvVec vec_larger(PvVec x, PvVec y)
+{
+#if defined __AVX512DQ__ && !defined PV_REAL64
+    return (PvVec)_mm512_max_ps((__m512)x, (__m512)y);
+#else
+    return vec_max(x, y);
+#endif
+}
 
 static int64_t round_rows(int64_t count)
 {
@@ -25,13 +73,20 @@ static int64_t round_lanes(int64_t count)
     return pv_ceil_div(count, PV_LANES) * PV_LANES;
 }
 
-// Panels of PV_ROWS rows out of `rows`: to[panel][k][PV_ROWS].
+// Rows of a panel: even panels, in thirds of PV_ROWS, since a tile of few rows waits for itself.
+static int64_t panel_rows(int64_t rows)
+{
+    int64_t panels = pv_most(1, pv_ceil_div(rows, PV_ROWS)), third = PV_ROWS / 3;
+    return pv_ceil_div(pv_ceil_div(rows, panels), third) * third;
+}
+
+// Panels of panel_rows rows out of `rows`: to[panel][k][PV_ROWS].
 static void pack_row_panels(PvReal *to, const PvReal *from, int64_t row_step, int64_t k_step,
                             int64_t rows, int64_t k)
 {
-    for (int64_t i = 0; i < rows; i += PV_ROWS)
-        pack_panel(to + i * k, PV_ROWS, from + i * row_step, row_step, k_step,
-                   pv_least(rows - i, PV_ROWS), k);
+    int64_t step = panel_rows(rows);
+    for (int64_t i = 0; i < rows; i += step, to += PV_ROWS * k)
+        pack_panel(to, PV_ROWS, from + i * row_step, row_step, k_step, pv_least(rows - i, step), k);
 }
 
 // Panels of PV_LANES columns out of `columns`, times scale: to[panel][k][PV_LANES].
@@ -52,9 +107,27 @@ static void panels_multiply(PvReal *c, int64_t c_step, const PvReal *row_panels,
                             const PvReal *lane_panel, int64_t lane_step, int64_t lanes, int64_t k,
                             bool add)
 {
-    for (int64_t i = 0; i < rows; i += PV_ROWS)
-        tile_multiply(pv_least(rows - i, PV_ROWS), lanes, k, row_panels + i * k, lane_panel,
-                      lane_step, c + i * c_step, c_step, add);
+    int64_t step = panel_rows(rows);
+    for (int64_t i = 0; i < rows; i += step, row_panels += PV_ROWS * k)
+        tile_multiply(pv_least(rows - i, step), lanes, k, row_panels, lane_panel, lane_step,
+                      c + i * c_step, c_step, add);
+}
+
+static __attribute__((noinline)) void scores_tile(int64_t rows, int64_t lanes, int64_t k,
+                                                  const PvReal *a, const PvReal *b,
+                                                  const PvReal *start, PvReal *c, int64_t c_step)
+{
+    tile_choose(rows, lanes, k, a, 1, PV_ROWS, b, PV_LANES, start, c, c_step, false);
+}
+
+// c[rows][lanes] = start[lanes] + row panels times one packed lane panel
+static void panels_scores(PvReal *c, int64_t c_step, const PvReal *row_panels, int64_t rows,
+                          const PvReal *lane_panel, int64_t lanes, int64_t k, const PvReal *start)
+{
+    int64_t step = panel_rows(rows);
+    for (int64_t i = 0; i < rows; i += step, row_panels += PV_ROWS * k)
+        scores_tile(pv_least(rows - i, step), lanes, k, row_panels, lane_panel, start,
+                    c + i * c_step, c_step);
 }
 
 // One problem of the batch.
@@ -62,7 +135,7 @@ typedef struct {
     const AttentionArgs *args;
     const PvReal *q, *k, *v, *mask;
     PvReal *o, *lse;
-    PvReal scale;
+    PvReal scale, unit; // of q k; with log2(e)
 } Problem;
 
 static void problem_axes(const AttentionArgs *args, int64_t number, int64_t *i0, int64_t *i1,
@@ -89,6 +162,7 @@ static Problem problem_of(const AttentionArgs *args, int64_t number)
         .o = (PvReal *)args->o + i0 * args->o0 + i1 * args->o1 + i2 * args->o2,
         .lse = args->lse ? (PvReal *)args->lse + number * args->n : NULL,
         .scale = pv_real(args->scale),
+        .unit = pv_real(args->scale) * LOG2_E,
     };
 }
 
@@ -102,7 +176,7 @@ static void mask_scores(const Problem *problem, PvReal *scores, int64_t step, in
         for (int64_t j = 0; j < keys; j++) {
             const PvReal *mask = problem->mask + (m0 + j) * args->mask_m + n0 * args->mask_n;
             for (int64_t i = 0; i < queries; i++)
-                scores[j * step + i] += mask[i * args->mask_n];
+                scores[j * step + i] += mask[i * args->mask_n] * LOG2_E;
         }
     }
     for (int64_t j = 0; args->causal && j < keys; j++) {
@@ -125,26 +199,48 @@ typedef struct {
     PvReal *most, *sum; // [queries]: running maximum and sum
 } ForwardScratch;
 
-// Takes scores [keys][PV_LANES] to exp(scores - maximum), and brings most and sum up to date;
+enum { CHAINS = 4 }; // maxima and sums side by side, so that none waits for the one before it
+
+// Takes scores [keys][PV_LANES] to 2^(scores - maximum), and brings most and sum up to date;
 // correction gets what the former sums are to be multiplied by.
 static void soften(PvReal *scores, int64_t keys, int64_t vectors, PvReal *most, PvReal *sum,
                    PvReal *correction)
 {
     for (int64_t j = 0; j < vectors; j++, scores += PV_WIDTH) {
-        PvVec former = vec_load(most + j * PV_WIDTH), high = former, total = {0};
-        for (int64_t i = 0; i < keys; i++)
-            high = vec_max(high, vec_load(scores + i * PV_LANES));
-        vec_store(most + j * PV_WIDTH, high);
+        PvVec former = vec_load(most + j * PV_WIDTH), high[CHAINS], total[CHAINS] = {0};
+        for (int k = 0; k < CHAINS; k++)
+            high[k] = former;
+        int64_t whole = keys - keys % CHAINS;
+        for (int64_t i = 0; i < whole; i += CHAINS) {
+#pragma GCC unroll 4
+            for (int k = 0; k < CHAINS; k++)
+                high[k] = vec_larger(high[k], vec_load(scores + (i + k) * PV_LANES));
+        }
+        for (int64_t i = whole; i < keys; i++)
+            high[0] = vec_larger(high[0], vec_load(scores + i * PV_LANES));
+        for (int k = 1; k < CHAINS; k++)
+            high[0] = vec_larger(high[0], high[k]);
+        vec_store(most + j * PV_WIDTH, high[0]);
         // all forbidden so far: any finite number will do
-        PvVec zero = vec_choose(high == vec_all(-(PvReal)INFINITY), (PvVec){0}, high);
-        for (int64_t i = 0; i < keys; i++) {
-            PvVec p = vec_exp_negative(vec_load(scores + i * PV_LANES) - zero);
-            total += p;
+        PvVec zero = vec_choose(high[0] == vec_all(-(PvReal)INFINITY), (PvVec){0}, high[0]);
+        for (int64_t i = 0; i < whole; i += CHAINS) {
+#pragma GCC unroll 4
+            for (int k = 0; k < CHAINS; k++) {
+                PvVec p = vec_exp2(vec_load(scores + (i + k) * PV_LANES) - zero);
+                total[k] += p;
+                vec_store(scores + (i + k) * PV_LANES, p);
+            }
+        }
+        for (int64_t i = whole; i < keys; i++) {
+            PvVec p = vec_exp2(vec_load(scores + i * PV_LANES) - zero);
+            total[0] += p;
             vec_store(scores + i * PV_LANES, p);
         }
-        PvVec factor = vec_exp_negative(former - zero);
+        for (int k = 1; k < CHAINS; k++)
+            total[0] += total[k];
+        PvVec factor = vec_exp2(former - zero);
         vec_store(correction + j * PV_WIDTH, factor);
-        vec_store(sum + j * PV_WIDTH, vec_load(sum + j * PV_WIDTH) * factor + total);
+        vec_store(sum + j * PV_WIDTH, vec_load(sum + j * PV_WIDTH) * factor + total[0]);
     }
 }
 
@@ -186,7 +282,7 @@ static void forward_finish(const Problem *problem, const ForwardScratch *at, int
             o[i * PV_LANES + j] *= inverse[j];
     }
     for (int64_t i = 0; problem->lse && i < queries; i++)
-        problem->lse[n0 + i] = most[i] + pv_log(sum[i]);
+        problem->lse[n0 + i] = most[i] * LOG_2 + pv_log(sum[i]);
     if (args->o_d == 1) {
         store_transposed(problem->o + n0 * args->o_n, args->o_n, o, PV_LANES, args->e, queries);
         return;
@@ -213,7 +309,7 @@ static void forward_task(const Problem *problem, int64_t n0, int64_t n1, char *s
     at.k = next, next += block * args->d + PV_LANES;
     at.v = next;
     pack_lane_panels(at.q, problem->q + n0 * args->q_n, args->q_n, args->q_d, n1 - n0, args->d,
-                     problem->scale);
+                     problem->unit);
     for (int64_t i = 0; i < queries; i++) {
         at.most[i] = -(PvReal)INFINITY;
         at.sum[i] = 0;
@@ -269,7 +365,6 @@ typedef struct {
     PvReal *q, *d_o;              // [d][PV_LANES], [e][PV_LANES] of one panel
     PvReal *q_turned, *do_turned; // [d panel][queries][PV_LANES], [e panel][queries][PV_LANES]
     PvReal *p, *ds;               // [keys][PV_GRAD_QUERIES]
-    PvReal *left;                 // one row panel over queries
     PvReal *dq;                   // of all queries: [query panel][d, whole row panels][PV_LANES]
     PvReal *delta;                // [n]: rowsum(do o)
 } GradScratch;
@@ -301,8 +396,7 @@ static void grad_scratch(GradProblem *problem, char *scratch)
     at->delta = next, next += round_lanes(args->n);
     at->k = next, next += keys * args->d + PV_LANES;
     at->k_turned = next, next += keys * round_rows(args->d) + PV_LANES;
-    at->v = next, next += keys * args->e + PV_LANES;
-    at->left = next;
+    at->v = next;
 }
 
 // delta[i] = sum over e of do[i, e] o[i, e]
@@ -336,42 +430,48 @@ static void grad_panel(const GradProblem *problem, int64_t n0, int64_t column, i
     const AttentionArgs *args = problem->f.args;
     const GradScratch *at = &problem->at;
     PvReal *p = at->p + column, *ds = at->ds + column;
-    PvReal lse[PV_LANES];
+    PvReal high[PV_LANES], delta[PV_LANES]; // negative
     pack_lane_panels(at->q, problem->f.q + n0 * args->q_n, args->q_n, args->q_d, queries, args->d,
-                     problem->f.scale);
+                     problem->f.unit);
     pack_lane_panels(at->d_o, problem->d_o + n0 * args->o_n, args->o_n, args->o_d, queries, args->e,
                      1);
-    panels_multiply(p, PV_GRAD_QUERIES, at->k, keys, at->q, PV_LANES, queries, args->d, false);
-    panels_multiply(ds, PV_GRAD_QUERIES, at->v, keys, at->d_o, PV_LANES, queries, args->e, false);
+    for (int64_t i = 0; i < PV_LANES; i++) {
+        high[i] = i < queries ? problem->f.lse[n0 + i] * -LOG2_E : -(PvReal)INFINITY;
+        delta[i] = -at->delta[n0 + i];
+    }
+    panels_scores(p, PV_GRAD_QUERIES, at->k, keys, at->q, queries, args->d, high);
+    panels_scores(ds, PV_GRAD_QUERIES, at->v, keys, at->d_o, queries, args->e, delta);
     if (problem->f.mask || args->causal)
         mask_scores(&problem->f, p, PV_GRAD_QUERIES, n0, queries, m0, keys);
-    for (int64_t i = 0; i < PV_LANES; i++)
-        lse[i] = i < queries ? problem->f.lse[n0 + i] : (PvReal)INFINITY;
-    for (int64_t j = 0; j < pv_ceil_div(queries, PV_WIDTH) * PV_WIDTH; j += PV_WIDTH) {
-        PvVec high = vec_load(lse + j), delta = vec_load(at->delta + n0 + j);
-        for (int64_t i = 0; i < keys; i++) {
+    for (int64_t i = 0; i < keys; i++) {
+        for (int64_t j = 0; j < pv_ceil_div(queries, PV_WIDTH) * PV_WIDTH; j += PV_WIDTH) {
             int64_t place = i * PV_GRAD_QUERIES + j;
-            PvVec prob = vec_exp_negative(vec_load(p + place) - high);
+            PvVec prob = vec_exp2(vec_load(p + place));
             vec_store(p + place, prob);
-            vec_store(ds + place, prob * (vec_load(ds + place) - delta));
+            vec_store(ds + place, prob * vec_load(ds + place));
         }
     }
     panels_multiply(at->dq + n0 * round_rows(args->d), PV_LANES, at->k_turned, args->d, ds,
                     PV_GRAD_QUERIES, queries, keys, m0 > 0);
 }
 
-// sums[panel][keys][PV_LANES] += weights[keys][queries] right[panel][queries][PV_LANES]
+static __attribute__((noinline)) void keys_tile(int64_t rows, int64_t lanes, int64_t k,
+                                                const PvReal *a, const PvReal *b, PvReal *c,
+                                                bool add)
+{
+    tile_choose(rows, lanes, k, a, PV_GRAD_QUERIES, 1, b, PV_LANES, NULL, c, PV_LANES, add);
+}
+
+// sums[panel][keys][PV_LANES] += weights[keys][queries] right[panel][queries][PV_LANES]. The weights
+// are read as they lie, a number at a time; rows behind `keys` are read and make nothing.
 static void grad_keys(const GradProblem *problem, PvReal *sums, const PvReal *weights,
                       const PvReal *right, int64_t columns, int64_t keys, int64_t queries, bool add)
 {
-    PvReal *left = problem->at.left;
     for (int64_t i = 0; i < keys; i += PV_ROWS) {
-        int64_t rows = pv_least(keys - i, PV_ROWS);
-        pack_transposed(left, PV_ROWS, weights + i * PV_GRAD_QUERIES, PV_GRAD_QUERIES, rows,
-                        queries);
         for (int64_t j = 0; j < columns; j += PV_LANES)
-            tile_multiply(rows, pv_least(columns - j, PV_LANES), queries, left, right + j * queries,
-                          PV_LANES, sums + j * problem->block + i * PV_LANES, PV_LANES, add);
+            keys_tile(pv_least(keys - i, PV_ROWS), pv_least(columns - j, PV_LANES), queries,
+                      weights + i * PV_GRAD_QUERIES, right + j * queries,
+                      sums + j * problem->block + i * PV_LANES, add);
     }
 }
 

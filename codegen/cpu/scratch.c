@@ -128,7 +128,7 @@ int64_t pv_attention_grad_scratch(const AttentionGradArgs *grad, int64_t real)
     int64_t d_rows = round_up(args->d, PV_MAX_ROWS);
     int64_t count = keys * (d_lanes + e_lanes + 2 * PV_GRAD_QUERIES + args->d + d_rows + args->e) +
                     MAX_LANES * (args->d + args->e) + PV_GRAD_QUERIES * (d_lanes + e_lanes) +
-                    round_up(args->n, MAX_LANES) * (d_rows + 1) + PV_GRAD_QUERIES * PV_MAX_ROWS;
+                    round_up(args->n, MAX_LANES) * (d_rows + 1);
     return pv_align(count * real + 8 * PV_SLACK);
 }
 

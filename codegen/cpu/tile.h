@@ -74,9 +74,11 @@ typedef struct {
     int64_t step, rows;
 } Ahead;
 
-// One variant; rows and vectors are constants where it is inlined.
-PV_INLINE void tile_body(int rows, int vectors, int64_t k, const PvReal *a, const PvReal *b,
-                         int64_t b_step, PvReal *c, int64_t c_step, bool add, const Ahead *next)
+// One variant; rows and vectors are constants where it is inlined. Row i of a is a_row elements after
+// row i - 1, and k + 1 is a_step after k. `start`: what the sums of each lane begin with, or NULL.
+PV_INLINE void tile_body(int rows, int vectors, int64_t k, const PvReal *a, int64_t a_row,
+                         int64_t a_step, const PvReal *b, int64_t b_step, const PvReal *start,
+                         PvReal *c, int64_t c_step, bool add, const Ahead *next)
 {
     Ahead ahead = next ? *next : (Ahead){0};
     int64_t row = 0;
@@ -85,7 +87,7 @@ PV_INLINE void tile_body(int rows, int vectors, int64_t k, const PvReal *a, cons
     for (int i = 0; i < rows; i++) {
 #pragma GCC unroll 2
         for (int j = 0; j < vectors; j++)
-            sum[i][j] = (PvVec){0};
+            sum[i][j] = start ? vec_load(start + j * PV_WIDTH) : (PvVec){0};
     }
     for (int64_t p = 0; p < k; p++) {
         PvVec right[2];
@@ -94,12 +96,12 @@ PV_INLINE void tile_body(int rows, int vectors, int64_t k, const PvReal *a, cons
             right[j] = vec_load(b + j * PV_WIDTH);
 #pragma GCC unroll 16
         for (int i = 0; i < rows; i++) {
-            PvVec left = vec_all(a[i]);
+            PvVec left = vec_all(a[i * a_row]);
 #pragma GCC unroll 2
             for (int j = 0; j < vectors; j++)
                 sum[i][j] += left * right[j];
         }
-        a += PV_ROWS;
+        a += a_step;
         b += b_step;
         if (!next)
             continue;
@@ -120,6 +122,29 @@ PV_INLINE void tile_body(int rows, int vectors, int64_t k, const PvReal *a, cons
     }
 }
 
+// The variant for so many rows and lanes; to be inlined where strides and `start` are constants.
+PV_INLINE void tile_choose(int64_t rows, int64_t lanes, int64_t k, const PvReal *a, int64_t a_row,
+                           int64_t a_step, const PvReal *b, int64_t b_step, const PvReal *start,
+                           PvReal *c, int64_t c_step, bool add)
+{
+    enum { THIRD = PV_ROWS / 3 };
+    if (lanes > PV_WIDTH) {
+        if (rows > 2 * THIRD)
+            tile_body(PV_ROWS, 2, k, a, a_row, a_step, b, b_step, start, c, c_step, add, NULL);
+        else if (rows > THIRD)
+            tile_body(2 * THIRD, 2, k, a, a_row, a_step, b, b_step, start, c, c_step, add, NULL);
+        else
+            tile_body(THIRD, 2, k, a, a_row, a_step, b, b_step, start, c, c_step, add, NULL);
+    } else {
+        if (rows > 2 * THIRD)
+            tile_body(PV_ROWS, 1, k, a, a_row, a_step, b, b_step, start, c, c_step, add, NULL);
+        else if (rows > THIRD)
+            tile_body(2 * THIRD, 1, k, a, a_row, a_step, b, b_step, start, c, c_step, add, NULL);
+        else
+            tile_body(THIRD, 1, k, a, a_row, a_step, b, b_step, start, c, c_step, add, NULL);
+    }
+}
+
 // c[rows][lanes] (+)= sum over k of a[k][rows] b[k][lanes]. Writes whole vectors and `rows`
 // rounded up to a third of PV_ROWS.
 static __attribute__((noinline, unused)) void tile_multiply(int64_t rows, int64_t lanes, int64_t k,
@@ -127,21 +152,7 @@ static __attribute__((noinline, unused)) void tile_multiply(int64_t rows, int64_
                                                             int64_t b_step, PvReal *c,
                                                             int64_t c_step, bool add)
 {
-    if (lanes > PV_WIDTH) {
-        if (rows > 2 * PV_ROWS / 3)
-            tile_body(PV_ROWS, 2, k, a, b, b_step, c, c_step, add, NULL);
-        else if (rows > PV_ROWS / 3)
-            tile_body(2 * PV_ROWS / 3, 2, k, a, b, b_step, c, c_step, add, NULL);
-        else
-            tile_body(PV_ROWS / 3, 2, k, a, b, b_step, c, c_step, add, NULL);
-    } else {
-        if (rows > 2 * PV_ROWS / 3)
-            tile_body(PV_ROWS, 1, k, a, b, b_step, c, c_step, add, NULL);
-        else if (rows > PV_ROWS / 3)
-            tile_body(2 * PV_ROWS / 3, 1, k, a, b, b_step, c, c_step, add, NULL);
-        else
-            tile_body(PV_ROWS / 3, 1, k, a, b, b_step, c, c_step, add, NULL);
-    }
+    tile_choose(rows, lanes, k, a, 1, PV_ROWS, b, b_step, NULL, c, c_step, add);
 }
 
 // The same for all PV_ROWS rows and packed panels, while asking for what comes next.
@@ -151,9 +162,9 @@ static __attribute__((noinline, unused)) void tile_multiply_ahead(int64_t lanes,
                                                                   const Ahead *next)
 {
     if (lanes > PV_WIDTH)
-        tile_body(PV_ROWS, 2, k, a, b, PV_LANES, c, PV_LANES, add, next);
+        tile_body(PV_ROWS, 2, k, a, 1, PV_ROWS, b, PV_LANES, NULL, c, PV_LANES, add, next);
     else
-        tile_body(PV_ROWS, 1, k, a, b, PV_LANES, c, PV_LANES, add, next);
+        tile_body(PV_ROWS, 1, k, a, 1, PV_ROWS, b, PV_LANES, NULL, c, PV_LANES, add, next);
 }
 
 // ---- packing ----
