@@ -1,6 +1,5 @@
 // link: pvdm32 jansson yaml png jpeg minizip z -fopenmp dl
 // Pictures, charts, and what training logs.
-
 #include <math.h>
 
 #include "tests/unit/io_check.h"

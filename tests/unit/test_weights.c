@@ -1,6 +1,5 @@
 // link: pvdm32 jansson yaml png jpeg minizip z -fopenmp dl
 // Weights mounted from files, and checkpoints.
-
 #include "tests/unit/io_check.h"
 
 #include "runtime/file.h"
