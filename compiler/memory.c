@@ -173,8 +173,7 @@ bool check_budgets(Work *const *plans, uint32_t count)
 
 // ---- the certificate ----
 
-// All but the arena and the workspace.
-static int64_t outside(const Footprint *of, int64_t batch)
+int64_t footprint_outside(const Footprint *of, int64_t batch)
 {
     return of->parameters + of->shadow + of->gradients + of->sums + of->moments + of->averages +
            of->values.fixed + of->data.fixed + batch * (of->values.batch + of->data.batch);
@@ -229,8 +228,9 @@ static void print_footprint(FILE *out, const Work *work, const Footprint *print)
     if (work->repeats > 0)
         fprintf(out, "  %-12s %u kernels, %.3g GFLOP at batch 1 (%.1f%% more)\n", "computed anew",
                 work->repeats, 1e-9 * again, 100 * again / (flops - again));
-    Affine all = {outside(print, 0) + print->activations.fixed, 0};
-    all.batch = outside(print, 1) - outside(print, 0) + print->activations.batch;
+    Affine all = {footprint_outside(print, 0) + print->activations.fixed, 0};
+    all.batch =
+        footprint_outside(print, 1) - footprint_outside(print, 0) + print->activations.batch;
     fprintf(out, "  %-12s %s\n", "all", affine_text(arena, all));
 }
 

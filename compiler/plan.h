@@ -399,6 +399,7 @@ typedef struct {
 } Footprint;
 // Of one of all plans: a stage counts what all its turns need.
 Footprint plan_footprint(Work *const *plans, uint32_t count, uint32_t index);
+int64_t footprint_outside(const Footprint *of, int64_t batch); // all but the arena and workspaces
 // Work.budget of all plans of RUNG_MEMORY: the bytes of the arena at a batch.
 void set_budgets(Work *const *plans, uint32_t count, int64_t bytes, int64_t batch);
 // Says on stderr which plans do not meet it, and what they take at least.

@@ -11,9 +11,12 @@
 // group is refused; then the next position is looked at. Three rounds, each until there is nothing
 // to gain:
 //   1. what the model file wishes (`recompute(m)`), the most bytes first, whatever it costs;
-//   2. what is cheap, an activation function, a norm, a concatenation, the most bytes first;
-//   3. if there is a budget (`--memory`) and the peak is above it: anything, the fewest operations
-//      per byte first, until the peak fits.
+//   2. what is cheap, an activation function, a norm, a concatenation, the most bytes first. With a
+//      budget (`--memory`), until the peak fits; without one, only where all of it together makes
+//      the step smaller by WORTH, its parameters counted: repeats are launches, and they keep
+//      siblings apart that could have been one (batch.c);
+//   3. if the peak is still above the budget: anything, the fewest operations per byte first, until
+//      it fits.
 // In the rounds 1 and 3 a group brings along what it reads and what would not be there any more (a
 // qkv projection brings its norm), back to values that wait anyway; a repeat that comes later in
 // any case moves forward instead of coming twice. (Chen et al. 2016, Training deep nets with
@@ -24,6 +27,8 @@
 #include "compiler/plan.h"
 
 enum { TYPICAL_BATCH = 4, LEAST_GAIN = 2000, MAX_REPEATS = 4096, MAX_TOGETHER = 24 };
+
+#define WORTH 0.2 // of the bytes of a step
 
 typedef enum { ROUND_WISHES, ROUND_CHEAP, ROUND_BUDGET } Round;
 
@@ -46,6 +51,7 @@ typedef struct {
     uint32_t slots;
     uint32_t capacity; // of the schedule
     uint32_t *saved;   // a schedule
+    uint32_t *plain;   // the schedule before anything cheap came again
     // of the present schedule
     int32_t *first, *last; // by slot: of the instance at hand
     int64_t *live;         // by position
@@ -357,6 +363,7 @@ static void make_room(Recompute *r)
     r->at_peak = arena_alloc(arena, r->slots * sizeof *r->at_peak);
     r->live = arena_alloc(arena, positions * sizeof *r->live);
     r->saved = arena_alloc(arena, positions * sizeof *r->saved);
+    r->plain = arena_alloc(arena, positions * sizeof *r->plain);
     uint32_t *schedule = arena_alloc(arena, positions * sizeof *schedule);
     memcpy(schedule, work->schedule, count * sizeof *schedule);
     work->schedule = schedule;
@@ -382,6 +389,29 @@ static void count_repeats(Recompute *r)
     }
 }
 
+// Round 2. Returns the peak.
+static int32_t repeat_cheap(Recompute *r, int32_t peak)
+{
+    Work *work = r->work;
+    if (work->budget > 0) {
+        while (r->live[peak] > work->budget && repeat_best(r, &peak, ROUND_CHEAP))
+            ;
+        return peak;
+    }
+    uint32_t count = work->group_count;
+    memcpy(r->plain, work->schedule, count * sizeof *r->plain);
+    int64_t most = r->live[peak];
+    while (repeat_best(r, &peak, ROUND_CHEAP))
+        ;
+    Footprint print = plan_footprint(&work, 1, 0);
+    if ((double)(most - r->live[peak]) >=
+        WORTH * (double)(most + footprint_outside(&print, r->batch)))
+        return peak;
+    memcpy(work->schedule, r->plain, count * sizeof *r->plain);
+    work->group_count = count;
+    return find_peak(r);
+}
+
 void recompute_groups(Work *work)
 {
     Recompute r = {.work = work,
@@ -395,8 +425,7 @@ void recompute_groups(Work *work)
     int32_t peak = find_peak(&r);
     while (repeat_best(&r, &peak, ROUND_WISHES))
         ;
-    while (repeat_best(&r, &peak, ROUND_CHEAP))
-        ;
+    peak = repeat_cheap(&r, peak);
     for (uint32_t g = 0; g < r.groups; g++)
         r.items[g].refused = false;
     while (work->budget > 0 && r.live[peak] > work->budget && repeat_best(&r, &peak, ROUND_BUDGET))

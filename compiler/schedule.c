@@ -16,20 +16,20 @@
 
 #include "compiler/plan.h"
 
-enum { TYPICAL_BATCH = 4, MAX_MERGED_READS = 16 };
+enum { TYPICAL_BATCH = 4, MAX_MERGED_READS = 16, MERGE_WINDOW = 8 };
 
 typedef struct {
     Work *work;
-    uint32_t *maker;           // by local number of a base: group + 1
-    uint32_t *readers_left;    // by local number of a base: groups that still read it
-    uint32_t **readers;        // by local number of a base: those groups
+    uint32_t *maker;        // by local number of a base: group + 1
+    uint32_t *readers_left; // by local number of a base: groups that still read it
+    uint32_t **readers;     // by local number of a base: those groups
     uint32_t *reader_count;
-    uint32_t *waits;           // by group: groups it waits for
-    uint32_t **bases;          // by group: local numbers of the bases it reads, each once
+    uint32_t *waits;  // by group: groups it waits for
+    uint32_t **bases; // by group: local numbers of the bases it reads, each once
     uint32_t *base_count;
-    bool *in_grad;             // by value (local number, output): stored outside the arena
+    bool *in_grad; // by value (local number, output): stored outside the arena
     bool *done;
-    NodeId *rank;              // by group: place in the natural order
+    NodeId *rank; // by group: place in the natural order
     uint32_t *heap;
     uint32_t heap_count;
 } Scheduler;
@@ -205,7 +205,7 @@ static uint32_t run_from(Scheduler *s, uint32_t first, uint32_t position, uint32
             uint32_t local = at->results[i] ? local_of(work, at->results[i]) : 0;
             if (!at->results[i] || s->maker[local] != group + 1)
                 continue;
-            bool again = false;    // two results of one node share its readers
+            bool again = false; // two results of one node share its readers
             for (uint32_t k = 0; k < i; k++)
                 again |= at->results[k] && local_of(work, at->results[k]) == local;
             for (uint32_t k = 0; !again && k < s->reader_count[local]; k++) {
@@ -295,7 +295,7 @@ static bool merge(Work *work, uint32_t x_number, uint32_t y_number)
         if (!known)
             reads[count++] = y->reads[i];
     }
-    uint32_t i = 0, k = 0, total = 0;          // both lists ascend
+    uint32_t i = 0, k = 0, total = 0; // both lists ascend
     while (i < x->member_count || k < y->member_count) {
         NodeId left = i < x->member_count ? x->members[i] : UINT32_MAX;
         NodeId right = k < y->member_count ? y->members[k] : UINT32_MAX;
@@ -316,14 +316,48 @@ static bool merge(Work *work, uint32_t x_number, uint32_t y_number)
     return true;
 }
 
+static bool reads_result(const Work *work, const Group *x, const Group *y)
+{
+    for (uint32_t i = 0; i < y->read_count; i++)
+        for (uint32_t k = 0; k < x->result_count; k++)
+            if (view_of(work, y->reads[i]).base == x->results[k])
+                return true;
+    return false;
+}
+
+// Makes a group one with one of the last in the schedule: with its neighbour, or with a group a few
+// places before that it reads from, so that siblings that lie a little differently fare alike. The
+// two come where either can be: neither may pass a group that reads or makes what it needs. False:
+// with none; else the schedule has one group for the two.
+static bool merge_back(Work *work, uint32_t count, uint32_t number)
+{
+    const Group *group = &work->groups[number];
+    for (uint32_t back = 1; back <= MERGE_WINDOW && back <= count; back++) {
+        uint32_t at = count - back, first = work->schedule[at];
+        const Group *before = &work->groups[first];
+        bool down = true, up = true;
+        for (uint32_t i = at + 1; i < count; i++) {
+            down &= !reads_result(work, before, &work->groups[work->schedule[i]]);
+            up &= !reads_result(work, &work->groups[work->schedule[i]], group);
+        }
+        if ((back > 1 && !reads_result(work, before, group)) || (!down && !up) ||
+            !merge(work, first, number))
+            continue;
+        if (down)
+            memmove(work->schedule + at, work->schedule + at + 1,
+                    (back - 1) * sizeof *work->schedule);
+        work->schedule[down ? count - 1 : at] = number;
+        return true;
+    }
+    return false;
+}
+
 static void merge_neighbours(Work *work, uint32_t count)
 {
     uint32_t kept = 0;
-    for (uint32_t i = 0; i < count; i++) {
-        if (kept > 0 && merge(work, work->schedule[kept - 1], work->schedule[i]))
-            kept--;
-        work->schedule[kept++] = work->schedule[i];
-    }
+    for (uint32_t i = 0; i < count; i++)
+        if (!merge_back(work, kept, work->schedule[i]))
+            work->schedule[kept++] = work->schedule[i];
     work->group_count = kept;
 }
 
@@ -346,8 +380,7 @@ void schedule_groups(Work *work)
             position = run_from(&s, group, position, stack);
     }
     if (position != work->group_count)
-        bug("%u of %u groups wait for each other", work->group_count - position,
-            work->group_count);
+        bug("%u of %u groups wait for each other", work->group_count - position, work->group_count);
     // neighbours of one iteration space: only with the whole of -O2, since it is no rung of its own
     if (work->rungs & RUNG_ELEMENTWISE && work->rungs & RUNG_MEMORY)
         merge_neighbours(work, position);
