@@ -122,3 +122,15 @@ def test_transposes():
         assert counts and max(counts) <= most, (name, counts)
         told.append(f"{name} {max(counts)}")
     return ", ".join(told)
+
+
+def test_launches():
+    """Fused and batched, a step of the model has a fraction of the launches that its text has operations."""
+    plans, told = re.findall(r"^(\S+) +-O(\d) .* (\d+) launches", stats_of_pvdm(), re.M), []
+    for name, times in (("denoise", 8), ("ddim_step", 8), ("grad.diffusion_loss", 5), ("extract", 4)):
+        counts = {level: [int(count) for plan, at, count in plans if plan == name and at == level and int(count) > 20]
+                  for level in "02"}
+        plain, fused = min(counts["0"]), min(counts["2"])
+        assert fused * times <= plain, (name, plain, fused)
+        told.append(f"{name} {plain} -> {fused}")
+    return ", ".join(told)
