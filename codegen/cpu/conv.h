@@ -6,14 +6,14 @@
 #include "codegen/cpu/product.h"
 #include "codegen/cpu/unfold.h"
 
-// The three convolutions; forward, phases of dgrad and its scattered form differ in the rows.
-typedef enum { CONV_FORWARD, CONV_PHASE, CONV_SCATTER, CONV_WGRAD } ConvKind;
+// Forward, phases of dgrad and its scattered form differ in the rows.
+typedef enum { CONV_FORWARD, CONV_PHASE, CONV_SCATTER } ConvKind;
 
 typedef struct {
     Product base;
     ConvKind kind;
     Unfold unfold;
-    const PvReal *w;          // of this group; wgrad: dy of this group
+    const PvReal *w;          // of this group
     int64_t w_row, w_channel; // steps of row and of channel of k in w
     int32_t *table;           // CONV_PHASE: place of a tap in the kernel; CONV_SCATTER: where
                               // a tap's results go
@@ -25,7 +25,6 @@ typedef struct {
     int32_t *out_offset, *residual_offset; // [columns]; the residual lies as the result but for
                                            // the steps from row to row and image to image
     int64_t scatter_taps;                  // CONV_SCATTER: rows are (channel, tap)
-    PvReal *rows;                          // CONV_WGRAD: [PV_WIDTH][PV_K_BLOCK]
     PvAct act;
 } ConvProduct;
 

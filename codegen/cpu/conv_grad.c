@@ -154,78 +154,113 @@ void pv_conv_dgrad(const PvRun *run, const int64_t *raw)
 
 // ---- gradient of the kernel: k runs over boxes of positions, segment by segment of a sum ----
 
+// Segments of one box each are one block of k while they are few positions: a tile that ends soon is
+// mostly begun and stored. A block is otherwise one box.
 typedef struct {
-    ConvProduct conv;      // of the segment at hand; its result is that of the sum
+    int64_t segment, count; // the first one; how many segments are in each of the blocks
+    int64_t blocks;
+} WgradRun;
+
+typedef struct {
+    Product base;
     const ConvArgs *args;  // of the first segment
     const Unfold *unfolds; // of each segment, sizes only
+    const WgradRun *runs;  // of blocks of k, in their order
     int64_t group;
+    PvReal *out;
+    const PvReal *residual;
+    PvReal *rows;          // [PV_WIDTH][PV_K_BLOCK]
+    PvReal *patch;
+    int32_t *offset, *out_offset, *tap_offset; // room for all boxes of a block
+    // the boxes of the present block of k
+    int64_t k, count;
+    struct {
+        Unfold unfold;
+        const PvReal *y;     // of its group and image
+        int64_t y_channel;
+        int32_t *out_offset; // [columns of the box] into y
+    } box[PV_MAX_SEGMENTS];
 } WgradProduct;
 
-static void wgrad_open(WgradProduct *product, int64_t segment)
+// Opens box `number` of a segment behind `k` positions of others; channels c0 .. c1 - 1.
+static void wgrad_open(WgradProduct *product, int64_t number, int64_t segment, int64_t box,
+                       int64_t c0, int64_t c1)
 {
     const ConvArgs *args = product->args + segment;
-    ConvProduct *conv = &product->conv;
-    Unfold at = product->unfolds[segment];
+    const int64_t zero[3] = {0, 0, 0}, one[3] = {1, 1, 1};
     int64_t rows = args->c_out / args->groups, channels = args->c_in / args->groups;
-    at.patch = conv->unfold.patch;
-    at.offset = conv->unfold.offset;
-    at.tap_offset = conv->unfold.tap_offset;
+    Unfold at = product->unfolds[segment];
+    at.patch = product->patch;
+    for (int64_t i = 0; i < number; i++)
+        at.patch += unfold_patch_bytes(&product->box[i].unfold, c1 - c0) / (int64_t)sizeof(PvReal);
+    at.offset = product->offset + product->k;
+    at.tap_offset = product->tap_offset + number * at.tap_count;
     at.source = (const PvReal *)args->x + product->group * channels * args->x_channel;
     if (at.norm)
         at.norm += product->group * channels;
-    conv->unfold = at;
-    conv->w = (const PvReal *)args->y + product->group * rows * args->y_channel;
-    conv->w_row = args->y_channel;
-    conv->w_channel = args->y_image;
+    unfold_open(&at, box);
+    unfold_fill(&at, c0, c1);
+    int32_t *out = product->out_offset + product->k;
+    out_offsets(out, &at.at, at.out, zero, one, args->y_image);
+    product->box[number].y = (const PvReal *)args->y + product->group * rows * args->y_channel +
+                             at.at.image * args->y_image;
+    product->box[number].y_channel = args->y_channel;
+    product->box[number].out_offset = out;
+    product->box[number].unfold = at;
+    product->k += at.at.columns;
 }
 
 static int64_t wgrad_begin(Product *base, int64_t block, int64_t n0, int64_t n1)
 {
-    WgradProduct *sum = (WgradProduct *)base;
-    ConvProduct *product = &sum->conv;
-    Unfold *unfold = &product->unfold;
-    const int64_t zero[3] = {0, 0, 0}, one[3] = {1, 1, 1};
-    int64_t segment = 0;
-    for (; block >= sum->unfolds[segment].box_count; segment++)
-        block -= sum->unfolds[segment].box_count;
-    wgrad_open(sum, segment);
-    unfold_open(unfold, block);
-    unfold_fill(unfold, n0 / unfold->tap_count, (n1 - 1) / unfold->tap_count + 1);
-    out_offsets(product->out_offset, &unfold->at, unfold->out, zero, one, product->w_channel);
-    product->k = unfold->at.columns;
+    WgradProduct *product = (WgradProduct *)base;
+    const WgradRun *run = product->runs;
+    int64_t taps = product->unfolds->tap_count;
+    for (; block >= run->blocks; run++)
+        block -= run->blocks;
+    product->k = 0;
+    product->count = run->count;
+    for (int64_t i = 0; i < run->count; i++)
+        wgrad_open(product, i, run->segment + i, block, n0 / taps, (n1 - 1) / taps + 1);
     return product->k;
 }
 
-// dy of the box's positions, in runs of neighbours
+// dy of the boxes' positions, in runs of neighbours
 static Ahead wgrad_pack_rows(Product *base, int64_t m0, int64_t rows, PvReal *panel)
 {
-    ConvProduct *product = (ConvProduct *)base;
-    const int32_t *offset = product->out_offset;
-    const PvReal *from =
-        product->w + product->unfold.at.image * product->w_channel + m0 * product->w_row;
-    for (int64_t k = 0; k < product->k;) {
-        int64_t end = k + 1;
-        while (end < product->k && offset[end] == offset[end - 1] + 1)
-            end++;
-        pack_transposed(panel + k * PV_ROWS, PV_ROWS, from + offset[k], product->w_row, rows,
-                        end - k);
-        k = end;
+    WgradProduct *product = (WgradProduct *)base;
+    for (int64_t i = 0; i < product->count; i++) {
+        const int32_t *offset = product->box[i].out_offset;
+        int64_t step = product->box[i].y_channel, count = product->box[i].unfold.at.columns;
+        const PvReal *from = product->box[i].y + m0 * step;
+        for (int64_t k = 0; k < count;) {
+            int64_t end = k + 1;
+            while (end < count && offset[end] == offset[end - 1] + 1)
+                end++;
+            pack_transposed(panel, PV_ROWS, from + offset[k], step, rows, end - k);
+            panel += (end - k) * PV_ROWS;
+            k = end;
+        }
     }
     return (Ahead){0}; // dy is small enough to be near
 }
 
 static void wgrad_pack_columns(Product *base, int64_t n0, int64_t columns, PvReal *panel)
 {
-    ConvProduct *product = (ConvProduct *)base;
-    Unfold *unfold = &product->unfold;
-    int grain = offsets_grain(unfold->offset, product->k);
+    WgradProduct *product = (WgradProduct *)base;
+    int64_t taps = product->unfolds->tap_count;
     for (int64_t first = 0; first < PV_LANES; first += PV_WIDTH) {
         int64_t rows = pv_most(0, pv_least(columns - first, PV_WIDTH));
-        for (int64_t i = 0; i < rows; i++) {
-            int64_t n = n0 + first + i;
-            collect_any(product->rows + i * PV_K_BLOCK,
-                        unfold_at(unfold, n / unfold->tap_count, n % unfold->tap_count),
-                        unfold->offset, product->k, grain);
+        PvReal *to = product->rows;
+        for (int64_t b = 0; b < product->count; b++) {
+            Unfold *unfold = &product->box[b].unfold;
+            int64_t count = unfold->at.columns;
+            int grain = offsets_grain(unfold->offset, count);
+            for (int64_t i = 0; i < rows; i++) {
+                int64_t n = n0 + first + i;
+                collect_any(to + i * PV_K_BLOCK, unfold_at(unfold, n / taps, n % taps),
+                            unfold->offset, count, grain);
+            }
+            to += count;
         }
         pack_square(panel + first, PV_LANES, product->rows, PV_K_BLOCK, rows, product->k);
     }
@@ -234,36 +269,46 @@ static void wgrad_pack_columns(Product *base, int64_t n0, int64_t columns, PvRea
 static void wgrad_store(Product *base, int64_t m0, int64_t rows, int64_t n0, int64_t columns,
                         const PvReal *tile)
 {
-    ConvProduct *product = (ConvProduct *)base;
+    WgradProduct *product = (WgradProduct *)base;
+    int64_t step = product->args->c_in / product->args->groups * product->unfolds->tap_count;
     for (int64_t i = 0; i < rows; i++) {
-        int64_t at = (m0 + i) * product->out_row + n0;
-        pv_product_finish(product->out + at, tile + i * PV_LANES, columns, 0, NULL,
-                          product->residual ? product->residual + at : NULL, PV_ACT_NONE);
+        int64_t at = (m0 + i) * step + n0;
+        if (!product->residual && columns == PV_LANES)
+            memcpy(product->out + at, tile + i * PV_LANES, PV_LANES * sizeof *tile);
+        else
+            pv_product_finish(product->out + at, tile + i * PV_LANES, columns, 0, NULL,
+                              product->residual ? product->residual + at : NULL, PV_ACT_NONE);
     }
+}
+
+// Bytes of scratch before the patches, for a task of so many columns.
+static int64_t wgrad_bytes(int64_t taps, int64_t columns)
+{
+    int64_t real = sizeof(PvReal), room = pv_ceil_div(columns, PV_LANES) * PV_LANES;
+    return 2 * pv_align(PV_K_BLOCK * 4) + pv_align(PV_MAX_SEGMENTS * taps * 4) +
+           PV_WIDTH * PV_K_BLOCK * real + pv_product_bytes(room * real, real, true);
 }
 
 static void wgrad_task(const WgradProduct *shape, int64_t group, int64_t m0, int64_t m1, int64_t n0,
                        int64_t n1, char *scratch)
 {
     WgradProduct product = *shape;
-    ConvProduct *conv = &product.conv;
     const ConvArgs *args = product.args;
-    int64_t first = group * (args->c_out / args->groups) * conv->out_row;
+    int64_t taps = product.unfolds->tap_count;
+    int64_t first = group * (args->c_out / args->groups) * (args->c_in / args->groups) * taps;
     product.group = group;
-    conv->unfold.offset = (int32_t *)scratch;
+    product.patch = (PvReal *)(scratch + wgrad_bytes(taps, n1 - n0));
+    product.offset = (int32_t *)scratch;
     scratch += pv_align(PV_K_BLOCK * 4);
-    conv->out_offset = (int32_t *)scratch;
+    product.out_offset = (int32_t *)scratch;
     scratch += pv_align(PV_K_BLOCK * 4);
-    conv->unfold.tap_offset = (int32_t *)scratch;
-    scratch += pv_align(product.unfolds->tap_count * 4);
-    conv->rows = (PvReal *)scratch;
+    product.tap_offset = (int32_t *)scratch;
+    scratch += pv_align(PV_MAX_SEGMENTS * taps * 4);
+    product.rows = (PvReal *)scratch;
     scratch += PV_WIDTH * PV_K_BLOCK * (int64_t)sizeof(PvReal);
-    int64_t columns = pv_ceil_div(n1 - n0, PV_LANES) * PV_LANES;
-    conv->unfold.patch = (PvReal *)(scratch + pv_product_bytes(columns * (int64_t)sizeof(PvReal),
-                                                               sizeof(PvReal), true));
-    conv->out = (PvReal *)args->w + first;
-    conv->residual = args->residual ? (const PvReal *)args->residual + first : NULL;
-    pv_product_block(&conv->base, m0, m1, n0, n1, scratch);
+    product.out = (PvReal *)args->w + first;
+    product.residual = args->residual ? (const PvReal *)args->residual + first : NULL;
+    pv_product_block(&product.base, m0, m1, n0, n1, scratch);
 }
 
 static Unfold wgrad_unfold(const ConvArgs *args)
@@ -286,28 +331,53 @@ static Unfold wgrad_unfold(const ConvArgs *args)
     return unfold;
 }
 
+// Takes `count` segments together where the patches of a block, of `channels` channels, fit into `room`
+// bytes. Returns the number of blocks of k.
+static int64_t wgrad_runs(const Unfold *unfolds, int64_t count, int64_t channels, int64_t room,
+                          WgradRun *runs)
+{
+    int64_t blocks = 0, k = 0, bytes = 0;
+    WgradRun *run = NULL;
+    for (int64_t i = 0; i < count; i++) {
+        int64_t patch = unfold_patch_bytes(&unfolds[i], channels);
+        bool one = unfolds[i].box_count == 1;
+        int64_t columns = one ? unfold_box(&unfolds[i], 0).columns : PV_K_BLOCK;
+        if (run && one && run->blocks == 1 && k + columns <= PV_K_BLOCK && bytes + patch <= room) {
+            run->count++;
+        } else {
+            run = run ? run + 1 : runs;
+            *run = (WgradRun){i, 1, unfolds[i].box_count};
+            blocks += run->blocks;
+            k = bytes = 0;
+        }
+        k += columns;
+        bytes += patch;
+    }
+    return blocks;
+}
+
 // `count` segments, one sum.
 static void wgrad_sum(const PvRun *run, const ConvArgs *args, int64_t count)
 {
-    int64_t rows = args->c_out / args->groups, channels = args->c_in / args->groups;
-    int64_t columns = channels * volume(args->kernel), boxes = 0;
+    int64_t rows = args->c_out / args->groups, taps = volume(args->kernel);
+    int64_t channels = args->c_in / args->groups, columns = channels * taps;
     Unfold unfolds[PV_MAX_SEGMENTS];
-    for (int64_t i = 0; i < count; i++) {
+    WgradRun runs[PV_MAX_SEGMENTS];
+    for (int64_t i = 0; i < count; i++)
         unfolds[i] = wgrad_unfold(&args[i]);
-        boxes += unfolds[i].box_count;
-    }
-    WgradProduct product = {.args = args, .unfolds = unfolds};
-    product.conv.kind = CONV_WGRAD;
-    product.conv.out_row = columns;
-    product.conv.base =
-        (Product){boxes, wgrad_begin, wgrad_pack_rows, wgrad_pack_columns, wgrad_store, NULL};
-    ProductCut cut = pv_product_cut(rows, columns, 2, args->groups, run->threads);
-    int64_t blocks = cut.row_blocks * cut.column_blocks, tasks = args->groups * blocks;
+    int64_t widest = pv_least(columns, PV_PANELS * PV_LANES);
+    int64_t blocks = wgrad_runs(unfolds, count, pv_least(channels, (widest - 1) / taps + 2),
+                                run->scratch_size - wgrad_bytes(taps, widest), runs);
+    WgradProduct product = {.args = args, .unfolds = unfolds, .runs = runs};
+    product.base =
+        (Product){blocks, wgrad_begin, wgrad_pack_rows, wgrad_pack_columns, wgrad_store, NULL};
+    ProductCut cut = pv_product_cut(rows, columns, blocks, args->groups, run->threads);
+    int64_t each = cut.row_blocks * cut.column_blocks, tasks = args->groups * each;
 #pragma omp parallel for schedule(dynamic) num_threads(run->threads) if (tasks > 1)
     for (int64_t task = 0; task < tasks; task++) {
-        int64_t m0 = task % blocks % cut.row_blocks * cut.rows;
-        int64_t n0 = task % blocks / cut.row_blocks * cut.columns;
-        wgrad_task(&product, task / blocks, m0, pv_least(m0 + cut.rows, rows), n0,
+        int64_t m0 = task % each % cut.row_blocks * cut.rows;
+        int64_t n0 = task % each / cut.row_blocks * cut.columns;
+        wgrad_task(&product, task / each, m0, pv_least(m0 + cut.rows, rows), n0,
                    pv_least(n0 + cut.columns, columns), pv_thread_scratch(run));
     }
 }

@@ -97,7 +97,7 @@ int64_t pv_conv_wgrad_scratch(const ConvArgs *args, int64_t real)
     int64_t row = row_bytes(channels * taps, real);
     int64_t patch = patch_bound(PV_K_BLOCK, args->out, args->stride, args->kernel) *
                     channel_bound(row / real, taps, channels);
-    return pv_most(plain, 2 * pv_align(PV_K_BLOCK * 4) + pv_align(taps * 4) +
+    return pv_most(plain, 2 * pv_align(PV_K_BLOCK * 4) + pv_align(PV_MAX_SEGMENTS * taps * 4) +
                               PV_MAX_TILE / 2 * PV_K_BLOCK + pv_product_bytes(row, real, true) +
                               pv_align(patch * real) + PV_SLACK);
 }
