@@ -26,6 +26,8 @@
  *   CONV_W_4      1: 16 bytes at a time
  *   CONV_OUT_4    1: the result is written, and the residual read, so
  *   CONV_ACT      PvAct
+ *   CONV_RESAMPLED  1: x and the residual may be up-sampled on the way (x_shift, residual_shift);
+ *                 where this is not defined, all shifts are 0
  *   TILE_NORM     x is normalized (norm_load.h) in segments with a table; where this is not
  *                 defined, none has one
  *   TILE_STATS    1: norm tables of y are made (norm_stats.h), of segments that want one
@@ -75,12 +77,12 @@ template <int ROWS, int STRIDE> struct GatherRows {
     __device__ void set(const Problem &problem, int first, const uint4 *table_)
     {
         from = source_of(problem, first + (int)threadIdx.x % ROWS, at);
+        table = table_ + taps_of(problem, at);
         CX_UNROLL
         for (int axis = 0; axis < 3; axis++)
             in[axis] = problem.in[axis];
         size = problem.channels * problem.taps;
         channel_step = problem.source_channel;
-        table = table_;
         taps.set(problem.taps);
     }
     __device__ void load(float *r, int step)
@@ -147,7 +149,7 @@ struct GatherLast : FourChannels<DenseK<ROWS, STRIDE, VECTOR>> {
     typedef DenseK<ROWS, STRIDE, VECTOR> Dense;
     const float *from[Dense::LOADS];
     int at[Dense::LOADS][3], in[3];
-    const uint4 *table;
+    const uint4 *table[Dense::LOADS];
     Divider channels;
 #if TILE_NORM
     NormSource norms[Dense::LOADS];
@@ -164,13 +166,14 @@ struct GatherLast : FourChannels<DenseK<ROWS, STRIDE, VECTOR>> {
     __device__ void set(const Problem &problem, int first, const uint4 *table_)
     {
         CX_UNROLL
-        for (int i = 0; i < Dense::LOADS; i++)
+        for (int i = 0; i < Dense::LOADS; i++) {
             from[i] = source_of(problem, first + this->row_of(i), at[i]);
+            table[i] = table_ + taps_of(problem, at[i]);
+        }
         CX_UNROLL
         for (int axis = 0; axis < 3; axis++)
             in[axis] = problem.in[axis];
         this->size = problem.channels * problem.taps;
-        table = table_;
         channels.set(problem.channels);
     }
     __device__ void load(float *r, int step)
@@ -182,7 +185,7 @@ struct GatherLast : FourChannels<DenseK<ROWS, STRIDE, VECTOR>> {
                 int k = step * TILE_K + this->k_of(i) + e, channel;
                 int tap = channels.split(k, &channel);
                 bool inside = k < this->size;
-                uint4 entry = table[inside ? tap : 0];
+                uint4 entry = table[i][inside ? tap : 0];
                 inside = inside && tap_inside(at[i], entry.x, in);
                 const float *address = from[i] + (int)entry.y + channel;
                 if (VECTOR)

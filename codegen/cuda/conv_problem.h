@@ -1,7 +1,7 @@
 /* How a block of a convolution (ConvArgs) finds its product, its positions and its taps, and where
  * results go, whatever makes the sums. Included in a kernel's namespace behind the header of a tile
  * product. Definitions: CONV_MODE, CONV_LAST, CONV_AXES, CONV_STRIDED, CONV_OUT_4, CONV_ACT,
- * TILE_STATS as in conv_f32.cu; Source, Weight, Result, Residual and Bias are types of elements (storage.h); BY_TAP:
+ * CONV_RESAMPLED, TILE_STATS as in conv_f32.cu; Source, Weight, Result, Residual and Bias are types of elements (storage.h); BY_TAP:
  * columns of wgrad are (tap, channel), not (channel, tap).
  */
 
@@ -27,6 +27,18 @@ struct Problem {
     int out_first[3], out_step[3]; // coordinate in the result
     int m0, n0, group;
     int tile, part, parts; // of the reduction
+#if CONV_RESAMPLED
+    int shift[3];
+    __device__ int up(int axis) const // the source is up-sampled by 2^up
+    {
+        return shift[axis];
+    }
+#else
+    __device__ int up(int) const
+    {
+        return 0;
+    }
+#endif
 };
 enum { PROBLEM_BYTES = 256 }; // room for it in shared memory, where a block keeps it
 static_assert(sizeof(Problem) <= PROBLEM_BYTES, "a problem has more fields");
@@ -87,6 +99,9 @@ CX_FN void set_axes(Problem &problem, const ConvArgs &args, int phase)
             problem.out_first[axis] = at;
             problem.out_step[axis] = stride;
         }
+#if CONV_RESAMPLED
+        problem.shift[axis] = axis < FIRST_AXIS ? 0 : (int)args.x_shift[axis];
+#endif
         problem.taps *= problem.tap_count[axis];
         problem.positions *= problem.size[axis];
     }
@@ -155,11 +170,36 @@ CX_FN bool tap_inside(const int *at, u32 tap, const int *in)
 #endif
 }
 
-// The table of taps: packed coordinates, step in the source, step in w.
+// Which element of the source has these coordinates: where it is up-sampled, of the smaller image.
+CX_FN long long source_element(const Problem &problem, const int *at)
+{
+    const int *in = problem.in;
+    int rows = in[1] >> problem.up(1), columns = in[2] >> problem.up(2);
+    long long row = (long long)(at[0] >> problem.up(0)) * rows + (at[1] >> problem.up(1));
+    return row * columns + (at[2] >> problem.up(2));
+}
+
+// Positions fall into classes by their first source coordinates modulo the factors of up-sampling:
+// how far it is from the first element to that of a tap depends on these alone. Each class has its
+// taps in the table, here is the number of the first.
+CX_FN int taps_of(const Problem &problem, const int *at)
+{
+    int number = 0;
+    CX_UNROLL
+    for (int axis = FIRST_AXIS; axis < 3; axis++)
+        number = number << problem.up(axis) | (at[axis] & ((1 << problem.up(axis)) - 1));
+#ifdef FAULT_CONV_CLASS // all positions are taken for the first class
+    number = 0;
+#endif
+    return number * problem.taps;
+}
+
+// The table of taps, class by class: packed coordinates, step in the source, step in w.
 CX_FN void make_taps(const Problem &problem, const ConvArgs &args, uint4 *table)
 {
-    for (int tap = (int)threadIdx.x; tap < problem.taps; tap += THREADS) {
-        int at[3] = {0, 0, 0}, place[3] = {0, 0, 0}, rest = tap;
+    int count = problem.taps << (problem.up(0) + problem.up(1) + problem.up(2));
+    for (int entry = (int)threadIdx.x; entry < count; entry += THREADS) {
+        int at[3] = {0, 0, 0}, place[3] = {0, 0, 0}, rest = entry % problem.taps;
         CX_UNROLL
         for (int axis = 2; axis >= FIRST_AXIS; axis--) {
             int number = rest % problem.tap_count[axis];
@@ -167,16 +207,22 @@ CX_FN void make_taps(const Problem &problem, const ConvArgs &args, uint4 *table)
             at[axis] = CONV_MODE == 1 ? -number : number;
             place[axis] = problem.tap_first[axis] + number * problem.tap_step[axis];
         }
-        int step = (at[0] * problem.in[1] + at[1]) * problem.in[2] + at[2];
+        u32 packed = pack_tap(at[0], at[1], at[2]);
+        rest = entry / problem.taps; // the class
+        CX_UNROLL
+        for (int axis = 2; axis >= FIRST_AXIS; axis--) {
+            at[axis] += rest & ((1 << problem.up(axis)) - 1);
+            rest >>= problem.up(axis);
+        }
+        int step = (int)source_element(problem, at);
         int in_w = (place[0] * (int)args.kernel[1] + place[1]) * (int)args.kernel[2] + place[2];
-        table[tap] = make_uint4(pack_tap(at[0], at[1], at[2]),
-                                (u32)(step * (int)problem.source_position), (u32)in_w, 0);
+        table[entry] = make_uint4(packed, (u32)(step * (int)problem.source_position), (u32)in_w, 0);
     }
     __syncthreads();
 }
 
 // First source coordinates of a position (of all images), and the element there (which need not
-// be one). false: there is no such position; then nothing is inside.
+// be one). Of a position that does not exist nothing is inside.
 CX_FN const Source *source_of(const Problem &problem, int position, int *at)
 {
     bool there = position < problem.columns;
@@ -187,7 +233,7 @@ CX_FN const Source *source_of(const Problem &problem, int position, int *at)
         at[axis] = rest % problem.size[axis] * problem.step[axis] + problem.origin[axis];
         rest /= problem.size[axis];
     }
-    long long element = ((long long)at[0] * problem.in[1] + at[1]) * problem.in[2] + at[2];
+    long long element = source_element(problem, at);
     if (!there)
         at[2] = 1 << 20;
     return problem.source + image * problem.source_image + element * problem.source_position;
@@ -237,6 +283,11 @@ struct Out {
     enum { BY_COLUMN = 1 };
 #else
     enum { BY_COLUMN = 0 };
+#endif
+#if CONV_RESAMPLED && !CONV_LAST
+    enum { FOURS_OF_RESIDUAL = 0 };
+#else
+    enum { FOURS_OF_RESIDUAL = CONV_OUT_4 };
 #endif
     Result *out;
     const Residual *residual;
@@ -293,8 +344,9 @@ struct Out {
         out.args = &args;
         return out;
     }
-    // Offset of a position, without its image's; *which: the image.
-    __device__ long long position_of(int column, int *which)
+    // Offset of a position, without its image's, in the result, and *other in the residual; *which:
+    // the image.
+    __device__ long long position_of(int column, int *which, long long *other)
     {
         int rest = column % problem->positions, number = rest;
         *which = column / problem->positions;
@@ -308,8 +360,27 @@ struct Out {
             }
             number = (at[0] * (int)args->in[1] + at[1]) * (int)args->in[2] + at[2];
         }
+        *other = number * position;
+#if CONV_RESAMPLED
+        *other = shrunk(rest) * position;
+#endif
         return number * position;
     }
+#if CONV_RESAMPLED
+    // Which element of a residual that is up-sampled belongs to a position.
+    __device__ int shrunk(int number) const
+    {
+        int at[3] = {0, 0, 0}, extent[3] = {1, 1, 1};
+        CX_UNROLL
+        for (int axis = 2; axis >= FIRST_AXIS; axis--) {
+            int shift = (int)args->residual_shift[axis];
+            at[axis] = number % problem->size[axis] >> shift;
+            extent[axis] = problem->size[axis] >> shift;
+            number /= problem->size[axis];
+        }
+        return (at[0] * extent[1] + at[1]) * extent[2] + at[2];
+    }
+#endif
     __device__ void column(int n_)
     {
         n = n_;
@@ -319,11 +390,11 @@ struct Out {
                 to[e] = (n + e) * channel;
                 from[e] = (n + e) * residual_channel;
                 added[e] = bias && n + e < problem->rows ? cx_read(bias[n + e]) : 0.f;
-            } else if (!CONV_OUT_4 || e == 0) {
+            } else if (!FOURS_OF_RESIDUAL || e == 0) {
                 int which;
-                long long at = position_of(n + e, &which);
+                long long other, at = position_of(n + e, &which, &other);
                 to[e] = which * image + at;
-                from[e] = which * residual_image + at;
+                from[e] = which * residual_image + other;
             }
         }
     }
@@ -344,17 +415,17 @@ struct Out {
         float of_row = 0.f, more[4] = {0.f, 0.f, 0.f, 0.f};
         if (CONV_LAST) {
             int which;
-            long long at = position_of(m, &which);
+            long long other, at = position_of(m, &which, &other);
             to_row = which * image + at;
-            from_row = which * residual_image + at;
+            from_row = which * residual_image + other;
         } else if (bias) {
             of_row = cx_read(bias[m]);
         }
-        if (residual && CONV_OUT_4)
+        if (residual && FOURS_OF_RESIDUAL)
             load_four<true>(more, residual + from_row + from[0], 4);
         CX_UNROLL
         for (int e = 0; e < 4; e++) {
-            if (!CONV_OUT_4 && residual && e < there)
+            if (!FOURS_OF_RESIDUAL && residual && e < there)
                 more[e] = cx_read(residual[from_row + from[e]]);
             value[e] = activate<CONV_ACT>(value[e] + (CONV_LAST ? added[e] : of_row)) + more[e];
         }

@@ -15,16 +15,9 @@
  * counter goes from its end back to 0 by itself.
  */
 
-enum { STATS_TILE = ROWS_ARE_POSITIONS ? TILE_M : TILE_N }; // positions
+#include "norm_factors.h"
 
-// The sum over `count` neighbouring lanes, a power of 2, in each of them.
-template <int count> CX_FN float lanes_sum(float value)
-{
-    CX_UNROLL
-    for (int by = count / 2; by > 0; by >>= 1)
-        value += __shfl_xor_sync(CX_ALL_LANES, value, by);
-    return value;
-}
+enum { STATS_TILE = ROWS_ARE_POSITIONS ? TILE_M : TILE_N }; // positions
 
 // Where moments lie: behind the sums of parts, which phase 1 reads.
 CX_FN float2 *moments_of(const CxHead &head, u32 segment, bool in_parts)
@@ -62,10 +55,10 @@ struct Statistics {
         moments[(long long)(number + image) * channels + channel] = make_float2(mean, squares);
     }
 
-    // A segment may want no table; then nothing is left and nothing is counted.
+    // A segment may want neither table nor moments; then nothing is left and nothing is counted.
     __device__ bool wanted() const
     {
-        return to->table != 0;
+        return to->table != 0 || to->moments != 0;
     }
 
     // Four values of a channel, at the thread's columns; neighbouring lanes have the rest of its row.
@@ -154,45 +147,40 @@ struct Statistics {
         return lanes_sum<32>(sum);
     }
 
-    // The table of a group of an image, by a warp.
-    __device__ void make_table(int image, int group)
+    // The mean of `in_group` channels of an image from number `channel` on, and the squares about
+    // it, by a warp.
+    __device__ float2 join(int image, int channel, int in_group) const
     {
-        int lane = threadIdx.x & 31, in_group = channels / (int)to->groups;
-        int first = image * apart, number = first / chunk;
+        int lane = threadIdx.x & 31, first = image * apart, number = first / chunk;
         int chunks = (first + positions - 1) / chunk - number + 1;
-        Walk walk = {moments + (long long)(number + image) * channels + group * in_group,
+        Walk walk = {moments + (long long)(number + image) * channels + channel,
                      lane / in_group, lane % in_group, 32 / in_group, 32 % in_group, in_group};
-        float share = cx_reciprocal((float)in_group * (float)positions);
-        float mean = sum_over<false>(walk, image, chunks, 0.f) * share;
-        float rstd =
-            rsqrtf(sum_over<true>(walk, image, chunks, mean) * share + cx_real(to->eps));
-        int at = image * (int)to->groups + group;
-        if (lane == 0 && to->mean)
-            ((float *)to->mean)[at] = mean;
-        if (lane == 0 && to->rstd)
-            ((float *)to->rstd)[at] = rstd;
-        CX_NO_UNROLL
-        for (int i = lane; i < in_group; i += 32)
-            put_factors(image, group * in_group + i, mean, rstd);
+        float mean = sum_over<false>(walk, image, chunks, 0.f) *
+                     cx_reciprocal((float)in_group * (float)positions);
+        return make_float2(mean, sum_over<true>(walk, image, chunks, mean));
     }
-    __device__ void put_factors(int image, int channel, float mean, float rstd)
+    // Task `number` of an image by a warp: the table of a group, or behind those of all groups the
+    // moments of a channel.
+    __device__ void make(int image, int number) const
     {
-        float *table = (float *)to->table + (long long)image * 2 * channels;
-        float a = rstd, d = 0.f;
-        if (to->gamma)
-            a *= ((const float *)to->gamma)[channel];
-        if (to->beta)
-            d = ((const float *)to->beta)[channel];
-        d -= mean * a;
-        if (to->scale) {
-            float more = 1.f + ((const float *)to->scale)[image * to->mod_image + channel];
-            a *= more;
-            d *= more;
+        int groups = to->table ? (int)to->groups : 0, lane = threadIdx.x & 31;
+        bool is_group = number < groups;
+        int in_group = is_group ? channels / (int)to->groups : 1;
+        int channel = is_group ? number * in_group : number - groups;
+        float2 joined = join(image, channel, in_group);
+        if (is_group) {
+            float share = cx_reciprocal((float)in_group * (float)positions);
+            put_table(*to, channels, image, number, joined.x, rsqrtf(joined.y * share +
+                                                                     cx_real(to->eps)));
+        } else if (lane == 0) {
+            float *at = (float *)to->moments + image * to->moments_image + channel;
+            at[0] = joined.x;
+            at[to->moments_shift] = joined.y;
         }
-        if (to->shift)
-            d += ((const float *)to->shift)[image * to->mod_image + channel];
-        table[channel] = a;
-        table[channels + channel] = d;
+    }
+    __device__ int tasks() const // of an image
+    {
+        return (to->table ? (int)to->groups : 0) + (to->moments ? channels : 0);
     }
 
     // The block has left all its moments. flags: STATS_TILE words of shared memory.
@@ -218,11 +206,11 @@ struct Statistics {
         __syncthreads();
         CX_NO_UNROLL
         for (i = 0; i < count; i++) {
-            int image = (first + i) * per, groups = (int)to->groups;
-            int tasks = flags[i] ? min(per, images - image) * groups : 0;
+            int image = (first + i) * per, each = tasks();
+            int count_of_tasks = flags[i] ? min(per, images - image) * each : 0;
             CX_NO_UNROLL
-            for (int task = (int)threadIdx.x / 32; task < tasks; task += THREADS / 32)
-                make_table(image + task / groups, task % groups);
+            for (int task = (int)threadIdx.x / 32; task < count_of_tasks; task += THREADS / 32)
+                make(image + task / each, task % each);
         }
     }
 };

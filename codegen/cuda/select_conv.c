@@ -32,6 +32,11 @@ static bool takes_fours(const CudaLaunch *launch, const Images *images, bool las
     return takes(launch, images, last, 4, 16);
 }
 
+static int64_t volume(const int64_t *size)
+{
+    return size[0] * size[1] * size[2];
+}
+
 // The product of three sizes is a multiple of 4 in every segment.
 static bool volume_fours(const CudaLaunch *launch, size_t first)
 {
@@ -39,15 +44,50 @@ static bool volume_fours(const CudaLaunch *launch, size_t first)
     for (uint32_t i = 0; fours && (i == 0 || i < launch->segments); i++) {
         ConvArgs args;
         tile_numbers(launch, i, 1, (int64_t *)&args);
-        const int64_t *size = (const int64_t *)&args + first;
-        fours = size[0] * size[1] * size[2] % 4 == 0;
+        fours = volume((const int64_t *)&args + first) % 4 == 0;
     }
     return fours;
 }
 
-static int64_t volume(const int64_t *size)
+// What a segment reads is up-sampled on the way.
+static bool is_resampled(const CudaLaunch *launch)
 {
-    return size[0] * size[1] * size[2];
+    for (uint32_t i = 0; i == 0 || i < launch->segments; i++) {
+        ConvArgs args;
+        tile_numbers(launch, i, 1, (int64_t *)&args);
+        for (int axis = 0; axis < 3; axis++)
+            if (args.x_shift[axis] || args.residual_shift[axis])
+                return true;
+    }
+    return false;
+}
+
+// Every segment is a product of matrices: kernel and stride 1, no padding, nothing up-sampled.
+static bool is_plain(const CudaLaunch *launch)
+{
+    for (uint32_t i = 0; i == 0 || i < launch->segments; i++) {
+        ConvArgs args;
+        tile_numbers(launch, i, 1, (int64_t *)&args);
+        if (volume(args.kernel) != 1 || volume(args.stride) != 1)
+            return false;
+        for (int axis = 0; axis < 3; axis++)
+            if (args.pad[axis] || args.x_shift[axis])
+                return false;
+    }
+    return true;
+}
+
+// Entries of the table of taps, at most: taps by classes of positions (taps_of).
+static int64_t table_entries(const CudaLaunch *launch)
+{
+    int64_t most = 1;
+    for (uint32_t i = 0; i == 0 || i < launch->segments; i++) {
+        ConvArgs args;
+        tile_numbers(launch, i, 1, (int64_t *)&args);
+        int64_t taps = volume(args.kernel) << (args.x_shift[0] + args.x_shift[1] + args.x_shift[2]);
+        most = taps > most ? taps : most;
+    }
+    return most;
 }
 
 // The tile of a product of these sizes at the usual batch.
@@ -110,7 +150,8 @@ static Access image_access(const CudaLaunch *launch, const ConvArgs *args, int m
     access.out_4 = (last || !grad || volume(args->stride) == 1) &&
                    (last ? rows % 4 == 0 : volume_fours(launch, grad ? AT(in) : AT(out))) &&
                    takes_fours(launch, to, last);
-    if (access.out_4 && cuda_is_there(launch, AT(residual)))
+    bool by_element = !last && is_resampled(launch);       // the residual, then
+    if (access.out_4 && cuda_is_there(launch, AT(residual)) && !by_element)
         access.out_4 = takes_fours(launch, &residual, last);
     return access;
 }
@@ -123,20 +164,23 @@ static const char *common_definitions(const CudaLaunch *launch, CudaChoice *choi
     bool flat = tile_is_one(launch, AT(in)) && tile_is_one(launch, AT(out)) && one->kernel[0] == 1;
     choice->baked[TILE_BAKED_MODE] = mode;
     choice->shared[0] += TILE_PROBLEM_BYTES;
-    choice->shared[0] += mode == CONV_WGRAD ? 0 : (uint32_t)volume(one->kernel) * 16;
+    choice->shared[0] += mode == CONV_WGRAD ? 0 : (uint32_t)table_entries(launch) * 16;
     choice->phases = 2;
     choice->shape = "pv_shape_conv";
-    choice->name = arena_printf(launch->arena, "%s_%s%s%dx%d%s%s", name[mode],
+    choice->name = arena_printf(launch->arena, "%s_%s%s%dx%d%s%s%s", name[mode],
                                 tile_half_name(one->types), volume(one->kernel) == 1 ? "1x1_" : "",
                                 choice->baked[TILE_BAKED_M], choice->baked[TILE_BAKED_N],
                                 tile_act_name(one->act),
-                                tile_norm_name(one->norm.table, one->stats.table));
-    if (one->stats.table)
+                                tile_norm_name(one->norm.table, tile_has_stats(&one->stats)),
+                                is_resampled(launch) ? "_up" : "");
+    if (tile_has_stats(&one->stats))
         tile_choose_stats(choice);
     return arena_printf(
-        launch->arena, "CONV_MODE=%d CONV_LAST=%d CONV_AXES=%d CONV_STRIDED=%d CONV_ACT=%d%s", mode,
+        launch->arena, "CONV_MODE=%d CONV_LAST=%d CONV_AXES=%d CONV_STRIDED=%d CONV_ACT=%d%s%s", mode,
         last, flat ? 2 : 3, mode == CONV_DGRAD && volume(one->stride) > 1, (int)one->act,
-        tile_norm_definitions(launch->arena, one->norm.table, one->norm.act, one->stats.table));
+        is_resampled(launch) ? " CONV_RESAMPLED=1" : "",
+        tile_norm_definitions(launch->arena, one->norm.table, one->norm.act,
+                              tile_has_stats(&one->stats)));
 }
 
 enum { STORE_Y, STORE_X, STORE_W, STORE_BIAS, STORE_RESIDUAL }; // in `types`
@@ -203,8 +247,10 @@ bool cuda_select_conv(const CudaLaunch *launch, CudaChoice *choice)
                : strcmp(launch->symbol, "pv_conv_dgrad") == 0 ? CONV_DGRAD
                                                               : CONV_WGRAD;
     if ((one.norm.table && (one.types || mode == CONV_DGRAD)) ||
-        (one.stats.table && (one.types || mode != CONV_FPROP)) ||
+        (tile_has_stats(&one.stats) && (one.types || mode != CONV_FPROP)) ||
         !tile_norm_act(launch, AT(norm.table), AT(norm.act), &one.norm.act))
+        return false;
+    if (is_resampled(launch) && (one.types || mode != CONV_FPROP))
         return false;
     if (tile_half(one.types) < 0 || (one.w_last && !one.types && volume(one.kernel) > 1))
         return false;
@@ -214,8 +260,7 @@ bool cuda_select_conv(const CudaLaunch *launch, CudaChoice *choice)
     }
     bool last = mode != CONV_WGRAD && tile_is_one(launch, AT(x_channel)) &&
                 tile_is_one(launch, AT(y_channel));
-    bool plain = volume(one.kernel) == 1 && volume(one.stride) == 1 &&
-                 one.pad[0] + one.pad[1] + one.pad[2] == 0;
+    bool plain = is_plain(launch);
     Access access = mode == CONV_WGRAD ? wgrad_access(launch, &one, plain)
                                        : image_access(launch, &one, mode, last, plain);
     if (mode == CONV_WGRAD && access.w == 2 && !tile_is_one(launch, AT(y_channel)))

@@ -60,13 +60,14 @@ static const char *common_definitions(const CudaLaunch *launch, CudaChoice *choi
     choice->name = arena_printf(launch->arena, "gemm_%s%dx%d%s%s%s", tile_half_name(one->types),
                                 choice->baked[TILE_BAKED_M], choice->baked[TILE_BAKED_N],
                                 tile_act_name(one->act), one->sum_batch ? "_sum" : "",
-                                tile_norm_name(one->norm.table, one->stats.table));
-    if (one->stats.table)
+                                tile_norm_name(one->norm.table, tile_has_stats(&one->stats)));
+    if (tile_has_stats(&one->stats))
         tile_choose_stats(choice);
     return arena_printf(
         launch->arena, "GEMM_A_K=%d GEMM_B_K=%d GEMM_C_4=%d GEMM_ACT=%d GEMM_SUM=%d%s", access->a_k,
         access->b_k, access->c, (int)one->act, one->sum_batch != 0,
-        tile_norm_definitions(launch->arena, one->norm.table, one->norm.act, one->stats.table));
+        tile_norm_definitions(launch->arena, one->norm.table, one->norm.act,
+                              tile_has_stats(&one->stats)));
 }
 
 bool cuda_select_gemm(const CudaLaunch *launch, CudaChoice *choice)
@@ -78,7 +79,7 @@ bool cuda_select_gemm(const CudaLaunch *launch, CudaChoice *choice)
     tile_numbers(launch, 0, TILE_USUAL_BATCH, (int64_t *)&usual);
     if (!find_access(launch, &one, &access) || tile_half(one.types) < 0)
         return false;
-    bool taken_apart = one.norm.table || one.stats.table;
+    bool taken_apart = one.norm.table || tile_has_stats(&one.stats);
     if ((taken_apart && (one.types || one.sum_batch || one.batch1 != 1)) ||
         !tile_norm_act(launch, AT(norm.table), AT(norm.act), &one.norm.act))
         return false;

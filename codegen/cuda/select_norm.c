@@ -148,6 +148,30 @@ static bool select_group_norm(const CudaLaunch *launch, CudaChoice *choice)
     return true;
 }
 
+// A table of what lies in parts, from their moments: in all segments or in none.
+static bool select_norm_join(const CudaLaunch *launch, CudaChoice *choice)
+{
+    for (uint32_t i = 0; i < (launch->all ? launch->segments : 1); i++) {
+        const PlanArg *args = launch->all ? launch->all + i * launch->arg_count : launch->args;
+        if (args[FIELD(GroupNormArgs, parts)].a == 0 || args[FIELD(GroupNormArgs, types)].a != 0)
+            return false;
+    }
+    choice->file = "norm_join.cu";
+    choice->name = "norm_join";
+    choice->shape = "pv_shape_norm_join";
+    choice->threads[0] = 128;
+    return true;
+}
+
+static bool has_parts(const CudaLaunch *launch)
+{
+    bool parts = false;
+    for (uint32_t i = 0; i < (launch->all ? launch->segments : 1); i++)
+        parts |= (launch->all ? launch->all + i * launch->arg_count
+                              : launch->args)[FIELD(GroupNormArgs, parts)].a != 0;
+    return parts;
+}
+
 static bool select_group_norm_grad(const CudaLaunch *launch, CudaChoice *choice)
 {
     int64_t types = cuda_number(launch, FIELD(GroupNormGradArgs, types));
@@ -230,6 +254,8 @@ static bool select_layer_norm_grad(const CudaLaunch *launch, CudaChoice *choice)
 
 bool cuda_select_norm(const CudaLaunch *launch, CudaChoice *choice)
 {
+    if (strcmp(launch->symbol, "pv_group_norm") == 0 && has_parts(launch))
+        return select_norm_join(launch, choice);
     if (strcmp(launch->symbol, "pv_group_norm") == 0)
         return select_group_norm_last(launch, choice) || select_group_norm(launch, choice);
     if (strcmp(launch->symbol, "pv_group_norm_grad") == 0)

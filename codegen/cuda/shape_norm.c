@@ -4,10 +4,11 @@
 #include "runtime/pvdm.h"
 
 PvCudaShape pv_shape_group_norm, pv_shape_group_norm_grad, pv_shape_rows, pv_shape_layer_norm_grad;
-PvCudaShape pv_shape_group_norm_last, pv_shape_group_norm_last_grad;
+PvCudaShape pv_shape_group_norm_last, pv_shape_group_norm_last_grad, pv_shape_norm_join;
 
 enum { CHUNK = 4096, BUSY = 128 };                 // group_norm.cu
 enum { LAST_CHUNK = 16384 };                       // group_norm_last*.cu
+enum { JOIN_WARPS = 4 };                           // norm_join.cu
 enum { PIECE = 256, PART = 4096, WARPS = 8 };      // group_norm_grad.cu
 enum { PARTS = 512, COLUMNS = 32, THREADS = 256 }; // layer_norm_grad.cu
 
@@ -27,6 +28,14 @@ void pv_shape_group_norm(const PvCudaKernel *kernel, const int64_t *args, PvCuda
                          .workspace = cut ? blocks * 8 : 0};
     if (a->table)
         grid->blocks[1] = (uint32_t)groups;
+}
+
+// A warp a group of an image.
+void pv_shape_norm_join(const PvCudaKernel *kernel, const int64_t *args, PvCudaGrid *grid)
+{
+    (void)kernel;
+    const GroupNormArgs *a = (const GroupNormArgs *)args;
+    *grid = (PvCudaGrid){.blocks = {(uint32_t)ceil_div(a->images * a->groups, JOIN_WARPS)}};
 }
 
 void pv_shape_group_norm_grad(const PvCudaKernel *kernel, const int64_t *args, PvCudaGrid *grid)

@@ -66,10 +66,15 @@ static inline int64_t tile_stats_bytes(int64_t images, int64_t apart, int64_t ch
     return ((tile_count(images * apart, chunk) + images) * channels * 8 + 255) / 256 * 256;
 }
 
+static inline bool tile_has_stats(const NormStats *stats)
+{
+    return stats->table || stats->moments;
+}
+
 static inline int64_t tile_gemm_stats(const GemmArgs *args, const int32_t *baked)
 {
     int64_t tile = baked[TILE_BAKED_N];
-    if (!args->stats.table)
+    if (!tile_has_stats(&args->stats))
         return 0;
     return tile_stats_bytes(args->batch0, tile_count(args->n, tile) * tile, args->m, tile);
 }
@@ -77,7 +82,7 @@ static inline int64_t tile_gemm_stats(const GemmArgs *args, const int32_t *baked
 static inline int64_t tile_conv_stats(const ConvArgs *args, const int32_t *baked, bool in_parts)
 {
     int64_t chunk = baked[TILE_BAKED_N];
-    if (!args->stats.table || baked[TILE_BAKED_MODE] != CONV_FPROP)
+    if (!tile_has_stats(&args->stats) || baked[TILE_BAKED_MODE] != CONV_FPROP)
         return 0;
     if (baked[TILE_BAKED_LAST])
         chunk = in_parts ? baked[TILE_BAKED_M] / baked[TILE_BAKED_BLOCKS] : baked[TILE_BAKED_LAST];

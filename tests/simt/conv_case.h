@@ -16,8 +16,8 @@ template <class Visit> void for_products(const ConvArgs &a, Visit visit)
                     int64_t place = p % a.out[axis] * a.stride[axis] + t % a.kernel[axis] -
                                     a.pad[axis];
                     inside = inside && place >= 0 && place < a.in[axis];
-                    at += place * scale;
-                    scale *= a.in[axis];
+                    at += (place >> a.x_shift[axis]) * scale;
+                    scale *= a.in[axis] >> a.x_shift[axis];
                     p /= a.out[axis], t /= a.kernel[axis];
                 }
                 for (int64_t o = 0; inside && o < a.c_out; o++)

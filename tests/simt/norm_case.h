@@ -38,11 +38,35 @@ static inline NormStats add_stats(KernelCase &test, int64_t images, int64_t c, i
     return stats;
 }
 
+// Asks for moments too.
+static inline void add_moments(KernelCase &test, NormStats *stats, int64_t images, int64_t c)
+{
+    stats->moments = test.output((size_t)(images * 2 * c));
+    stats->moments_image = 2 * c, stats->moments_shift = c;
+}
+
+template <class Element>
+void plain_moments(const NormStats &stats, int64_t images, int64_t c, int64_t positions,
+                   const float *y, Element element)
+{
+    for (int64_t i = 0; stats.moments && i < images * c; i++) {
+        double sum = 0, squares = 0;
+        for (int64_t p = 0; p < positions; p++)
+            sum += y[element(i / c, i % c, p)];
+        for (int64_t p = 0; p < positions; p++)
+            squares += pow(y[element(i / c, i % c, p)] - sum / (double)positions, 2);
+        float *at = (float *)stats.moments + i / c * stats.moments_image + i % c;
+        at[0] = (float)(sum / (double)positions);
+        at[stats.moments_shift] = (float)squares;
+    }
+}
+
 // Writes what `stats` asks for; element(image, channel, position) is the place of a result.
 template <class Element>
 void plain_table(const NormStats &stats, int64_t images, int64_t c, int64_t positions,
                  const float *y, Element element)
 {
+    plain_moments(stats, images, c, positions, y, element);
     int64_t in_group = stats.groups ? c / stats.groups : 0;
     double eps;
     memcpy(&eps, &stats.eps, sizeof eps);
@@ -79,6 +103,18 @@ static inline double plain_norm(const NormLoad &norm, float x, int64_t image, in
     return activated((double)x * factors[0] + factors[norm.shift], norm.act);
 }
 
+// The position of a residual that is up-sampled.
+static inline int64_t shrunk(const ConvArgs &a, int64_t position)
+{
+    int64_t at = 0, scale = 1;
+    for (int axis = 2; axis >= 0; axis--) {
+        at += (position % a.out[axis] >> a.residual_shift[axis]) * scale;
+        scale *= a.out[axis] >> a.residual_shift[axis];
+        position /= a.out[axis];
+    }
+    return at;
+}
+
 // pv_conv and pv_conv_wgrad, with everything that their struct may ask for.
 static inline void plain_norm_conv(bool wgrad, const int64_t *raw)
 {
@@ -108,7 +144,11 @@ static inline void plain_norm_conv(bool wgrad, const int64_t *raw)
         int64_t channel = i / positions % a.c_out;
         int64_t at = element(i / positions / a.c_out, channel, i % positions);
         double sum = sums[(size_t)at] + (a.bias ? ((const float *)a.bias)[channel] : 0);
-        out[at] = (float)(activated(sum, a.act) + (residual ? residual[at] : 0));
+        int64_t from = at;
+        if (a.residual_shift[0] | a.residual_shift[1] | a.residual_shift[2])
+            from = i / positions / a.c_out * a.residual_image + channel * a.residual_channel +
+                   shrunk(a, i % positions) * a.y_position;
+        out[at] = (float)(activated(sum, a.act) + (residual ? residual[from] : 0));
     }
     if (!wgrad)
         plain_table(a.stats, a.images, a.c_out, positions, out, element);

@@ -1,7 +1,8 @@
 // cases
 // Convolutions and products in f32 that normalize an operand and make the norm table of their
 // result: tails, tiles of several images, groups across tiles, parts, layouts; segments of which some
-// normalize, or make a table, and others do not; and tables of what others have made.
+// normalize, or make a table, and others do not; moments; operands and residuals that are up-sampled;
+// and tables of what others have made, whole or in parts.
 #include <stddef.h>
 #include "norm_case.h"
 
@@ -11,6 +12,8 @@ struct Shape {
     int64_t norm_act;    // of x; -1: it is not normalized
     int64_t norm_groups; // of y; 0: no table
     bool last, rich;     // channels last; with bias, residual and all that a table may depend on
+    bool moments = false;
+    int64_t up = 0, residual_up = 0; // of height and width, powers of 2
 };
 
 static void add_conv(KernelCase &test, const Shape &shape, bool wgrad)
@@ -26,8 +29,12 @@ static void add_conv(KernelCase &test, const Shape &shape, bool wgrad)
     args.in[1] = shape.height, args.in[2] = shape.width, args.out[1] = out_h, args.out[2] = out_w;
     for (int axis = 1; axis < 3; axis++)
         args.kernel[axis] = shape.kernel, args.stride[axis] = shape.stride, args.pad[axis] = pad;
-    args.x_channel = shape.last ? 1 : inside, args.x_position = shape.last ? shape.c_in : 1;
+    args.x_position = shape.last ? shape.c_in : 1;
     args.y_channel = shape.last ? 1 : outside, args.y_position = shape.last ? shape.c_out : 1;
+    for (int axis = 1; axis < 3; axis++)
+        args.x_shift[axis] = shape.up, args.residual_shift[axis] = shape.residual_up;
+    inside >>= 2 * shape.up;
+    args.x_channel = shape.last ? 1 : inside;
     args.x_image = shape.c_in * inside, args.y_image = shape.c_out * outside;
     size_t x = (size_t)(args.images * args.x_image), y = (size_t)(args.images * args.y_image);
     size_t w = (size_t)(args.c_out * args.c_in / args.groups * shape.kernel * shape.kernel);
@@ -36,14 +43,18 @@ static void add_conv(KernelCase &test, const Shape &shape, bool wgrad)
     args.y = wgrad ? test.input(y) : test.output(y);
     if (shape.rich && !wgrad) {
         args.bias = test.input((size_t)args.c_out, 1, 3);
-        args.residual = test.input(y);
-        args.residual_image = args.y_image, args.residual_channel = args.y_channel;
+        int64_t of_residual = outside >> 2 * shape.residual_up;
+        args.residual_image = shape.c_out * of_residual;
+        args.residual_channel = shape.last ? 1 : of_residual;
+        args.residual = test.input((size_t)(args.images * args.residual_image));
         args.act = PV_ACT_SILU;
     }
     if (shape.norm_act >= 0)
         args.norm = add_norm(test, args.images, args.c_in, shape.norm_act);
     if (shape.norm_groups && !wgrad)
         args.stats = add_stats(test, args.images, args.c_out, shape.norm_groups, shape.rich);
+    if (shape.moments)
+        add_moments(test, &args.stats, args.images, args.c_out);
     test.segment(args);
 }
 
@@ -68,6 +79,7 @@ static void check_some(const char *what, const Shape &shape, bool wgrad = false,
                     what);
     Shape plain = shape, table = shape, norm = shape;
     plain.norm_act = table.norm_act = -1, plain.norm_groups = norm.norm_groups = 0;
+    plain.moments = table.moments = false;
     plain.height = 4;
     for (const Shape &segment : {plain, shape, table, norm})
         add_conv(test, segment, wgrad);
@@ -83,6 +95,7 @@ struct Product {
     bool b_k;
     int64_t norm_act, norm_groups;
     bool rich;
+    bool moments = false;
 };
 
 static void add_product(KernelCase &test, const Product &p)
@@ -104,6 +117,8 @@ static void add_product(KernelCase &test, const Product &p)
         args.norm = add_norm(test, p.images, p.k, p.norm_act);
     if (p.norm_groups)
         args.stats = add_stats(test, p.images, p.m, p.norm_groups, p.rich);
+    if (p.moments)
+        add_moments(test, &args.stats, p.images, p.m);
     test.segment(args);
 }
 
@@ -148,6 +163,69 @@ static void check_table(const char *what, int64_t images, int64_t c, int64_t pos
     test.run();
 }
 
+// A table of what lies in parts, from the moments of each.
+static void plain_join(const int64_t *raw)
+{
+    const GroupNormArgs &a = *(const GroupNormArgs *)raw;
+    NormStats stats = {a.table, a.mean,      a.rstd,   a.gamma, a.beta, a.scale,
+                       a.shift, a.mod_image, a.groups, a.eps,   0,      0,       0};
+    // images of two elements a part and channel that have these moments
+    std::vector<float> values((size_t)(a.images * a.c * a.positions));
+    auto element = [&](int64_t image, int64_t channel, int64_t position) {
+        return (image * a.c + channel) * a.positions + position;
+    };
+    for (int64_t i = 0; i < a.images * a.c; i++)
+        for (int64_t part = 0, at = 0; part < a.parts; part++) {
+            const float *from = (const float *)a.x + part * a.x_part + i / a.c * a.x_image + i % a.c;
+            float away = sqrtf(from[a.x_position] / (float)a.count[part]);
+            for (int64_t k = 0; k < a.count[part]; k++)
+                values[(size_t)element(i / a.c, i % a.c, at++)] = from[0] + (k % 2 ? away : -away);
+        }
+    plain_table(stats, a.images, a.c, a.positions, values.data(), element);
+}
+
+static void check_join(const char *what, int64_t images, int64_t c, int64_t groups,
+                       std::vector<int64_t> count, const char *fault = nullptr)
+{
+    KernelCase test("pv_group_norm",
+                    [](const PvRun *, const int64_t *raw) { plain_join(raw); }, what);
+    GroupNormArgs args = {};
+    NormStats stats = add_stats(test, images, c, groups, true);
+    args.table = stats.table, args.mean = stats.mean, args.rstd = stats.rstd;
+    args.gamma = stats.gamma, args.beta = stats.beta, args.scale = stats.scale;
+    args.shift = stats.shift, args.mod_image = stats.mod_image, args.eps = stats.eps;
+    args.images = images, args.c = c, args.groups = groups, args.parts = (int64_t)count.size();
+    args.x_channel = 1, args.x_position = c, args.x_image = 2 * c, args.x_part = images * 2 * c;
+    args.x = test.input(count.size() * (size_t)args.x_part, 0.5f, 2);
+    for (size_t i = 0; i < count.size(); i++)
+        args.count[i] = count[i], args.positions += count[i];
+    test.segment(args);
+    if (fault)
+        test.find_fault(fault);
+    else
+        test.run();
+}
+
+// Up-sampling on the way, in all that gathers. Sizes are those of what is up-sampled.
+static void check_resampled(void)
+{
+    Shape up = {"up-sampled", 2, 12, 20, 1, 8, 12, 3, 1, PV_ACT_SILU, 4, false, true, true, 1, 0};
+    Shape by_4 = {"by 4, odd", 1, 5, 6, 1, 12, 20, 3, 1, -1, 0, false, true, false, 2, 1};
+    Shape point = {"1 x 1", 3, 8, 20, 1, 4, 8, 1, 1, PV_ACT_NONE, 0, false, true, false, 1, 1};
+    Shape last = {"channels last", 2, 20, 24, 1, 6, 8, 3, 1, PV_ACT_SILU, 3, true, true, true, 1, 1};
+    for (const Shape &shape : {up, by_4, point, last})
+        check(shape);
+    KernelCase test("pv_conv",
+                    [](const PvRun *, const int64_t *args) { plain_norm_conv(false, args); },
+                    "some segments up-sampled");
+    Shape residual = up, plain = up;
+    residual.up = 0, residual.residual_up = 1, plain.up = 0;
+    for (const Shape &shape : {plain, up, residual})
+        add_conv(test, shape, false);
+    test.run();
+    check(up, false, "FAULT_CONV_CLASS");
+}
+
 int main(void)
 {
     // images, channels in and out, groups of the convolution, height, width, kernel, stride
@@ -180,7 +258,8 @@ int main(void)
     }
     check_some("some segments", odd);
     check_some("some segments, 1 x 1", point);
-    check_some("some segments, parts", deep);
+    deep.moments = true;
+    check_some("some segments, parts and moments", deep);
     check_some("some segments, channels last", last);
     check_some("some segments, channels last, odd", last_odd);
     check_some("some segments, gathered", odd, true);
@@ -192,6 +271,12 @@ int main(void)
     check_product({"parts", 40, 30, 800, 2, false, -1, 8, true});
     check_product({"some segments", 70, 36, 40, 3, false, PV_ACT_SILU, 7, true}, true);
     check_product({"some segments, channels dense", 20, 66, 36, 2, true, PV_ACT_SILU, 5, false}, true);
+    check_product({"moments", 40, 30, 800, 2, false, -1, 8, true, true});
+    check_resampled();
+    check_join("three parts", 3, 24, 4, {64, 64, 32});
+    check_join("groups of one", 2, 5, 5, {2, 8});
+    check_join("wide groups", 1, 160, 2, {16, 4, 4});
+    check_join("three parts", 3, 24, 4, {64, 64, 32}, "FAULT_JOIN_BETWEEN");
     check_table("a table", 2, 12, 35, 4, false);
     check_table("a table, chunks", 1, 6, 3000, 2, false);
     check_table("a table, channels last", 2, 24, 33, 3, true);
