@@ -65,7 +65,8 @@ bool parse_archs(const char *list, Targets *targets)
     return each_word(list, take_arch, targets) && (targets->arch_count > 0 || targets->ptx);
 }
 
-uint32_t targets_lack(const Targets *targets)
+uint32_t targets_lack(const Targets *targets, DType storage)
 {
-    return targets->cuda || targets->simt ? CUDA_LACKS : 0;
+    bool mixed = storage != DT_NONE && (targets->cuda || targets->simt);
+    return mixed ? CAN_RESAMPLE | CAN_MOMENTS : 0;     // tensor cores take operands as they lie
 }

@@ -81,7 +81,7 @@ static bool pass_elaborate(Build *build)
         build->explain = explain_begin(options->explain, build->module, build->sources);
     if (build->module) {
         build->module->storage = options->storage;
-        build->module->lacks = targets_lack(&options->targets);
+        build->module->lacks = targets_lack(&options->targets, options->storage);
     }
     return build->module && diag_errors() == 0;
 }
