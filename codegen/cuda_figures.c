@@ -3,7 +3,8 @@
 // A line a kernel and architecture: registers, blocks that fit a multiprocessor and what limits
 // them, shared memory, bytes of code, instructions of each class. A kernel that uses local memory or
 // atomics, does not fit, or lacks the 16-byte accesses that were asked for is WRONG. Then a line a
-// kernel with what all launches of the plans at their level do, predicted, for a batch of one.
+// kernel with what all launches of the plans at their level do, predicted, for a batch of one; and how
+// many of the bytes that launches bound by memory move are moved by kernels that take 16 at a time.
 // Names go without their hashes, so that a kernel whose figures stay leaves no trace in a diff.
 #include <stdlib.h>
 #include <string.h>
@@ -12,6 +13,7 @@
 #include "codegen/cubin.h"
 
 enum { MOST_KERNELS = 64, LINE = 640 };        // of a program; of text
+enum { BOUND = 8 };        // FLOP a byte: a launch of fewer is bound by memory
 
 typedef struct {
     char **lines;
@@ -80,8 +82,9 @@ static const char *judge(const CudaKernel *kernel, uint32_t phase, const CubinKe
     return NULL;
 }
 
+// *wide: of each kernel, whether a phase of it has accesses of 16 bytes.
 static bool describe(const Codegen *cg, const CubinKernel *figures, const char *arch_name, int arch,
-                     Lines *lines)
+                     Lines *lines, bool *wide)
 {
     uint32_t phase;
     const CudaKernel *kernel = find_kernel(cg, figures->name, &phase);
@@ -90,6 +93,8 @@ static bool describe(const Codegen *cg, const CubinKernel *figures, const char *
     int threads = (int)choice->threads[phase], shared = (int)choice->shared[phase];
     int blocks = cubin_occupancy(figures, arch, threads, shared, &limit);
     const char *wrong = judge(kernel, phase, figures, blocks);
+    wide[kernel - cg->cuda_kernels] |=
+        cubin_count(figures, "LDG.128") > 0 || cubin_count(figures, "STG.128") > 0;
     char text[LINE];
     int at = snprintf(text, sizeof text, "%s", choice->name);
     if (phase > 0)
@@ -109,7 +114,7 @@ static bool describe(const Codegen *cg, const CubinKernel *figures, const char *
     return wrong == NULL;
 }
 
-static bool describe_image(const Codegen *cg, const CudaImage *image, Lines *lines)
+static bool describe_image(const Codegen *cg, const CudaImage *image, Lines *lines, bool *wide)
 {
     static CubinKernel kernels[MOST_KERNELS];
     int arch, count = cubin_read(cg->images + image->offset, image->size, &arch, kernels,
@@ -120,7 +125,7 @@ static bool describe_image(const Codegen *cg, const CudaImage *image, Lines *lin
     snprintf(name, sizeof name, "sm_%u%s", image->arch, image->specific ? "a" : "");
     bool good = true;
     for (int i = 0; i < count; i++)
-        good &= describe(cg, &kernels[i], name, arch, lines);
+        good &= describe(cg, &kernels[i], name, arch, lines, wide);
     return good;
 }
 
@@ -169,6 +174,23 @@ static void print_uses(const Codegen *cg, FILE *out)
     }
 }
 
+// What launches that are bound by memory move, and how much of it kernels with accesses of 16 bytes.
+static void print_wide(const Codegen *cg, const bool *wide, FILE *out)
+{
+    double all = 0, by_16 = 0;
+    for (uint32_t i = 0; i < cg->plan_count; i++)
+        for (uint32_t k = 0; !cg->plans[i]->taps && k < cg->plans[i]->launch_count; k++) {
+            const PlanLaunch *launch = &cg->plans[i]->launches[k];
+            double bytes = launch->bytes_fixed + launch->bytes_batch;
+            if (launch->flops_fixed + launch->flops_batch >= BOUND * bytes)
+                continue;
+            all += bytes;
+            by_16 += wide[cg->kernels[launch->kernel].cuda - 1] ? bytes : 0;
+        }
+    fprintf(out, "use bound by memory: %.4g bytes, %.2f %% by kernels with accesses of 16 bytes\n",
+            all, all > 0 ? 100 * by_16 / all : 100);
+}
+
 int print_figures(Codegen *cg, FILE *out, const LinkOptions *options)
 {
     const char *home = find_home(cg->arena);
@@ -178,14 +200,16 @@ int print_figures(Codegen *cg, FILE *out, const LinkOptions *options)
     if (result != 0)
         return result;
     Lines lines = {0};
+    bool *wide = arena_alloc(cg->arena, cg->cuda_kernel_count + 1);
     bool good = cg->cuda_warnings == 0;
     for (uint32_t i = 0; i < cg->cuda_image_count; i++)
         if (!cg->cuda_images[i].ptx && cg->cuda_images[i].arch != PV_ARCH_SIMT)
-            good &= describe_image(cg, &cg->cuda_images[i], &lines);
+            good &= describe_image(cg, &cg->cuda_images[i], &lines, wide);
     fprintf(out, "NVRTC %u.%u, %u warnings\n", cg->cuda_version / 1000, cg->cuda_version % 1000 / 10,
             cg->cuda_warnings);
     print_lines(&lines, out);
     print_uses(cg, out);
+    print_wide(cg, wide, out);
     if (!good)
         fprintf(stderr, "pvdmc: error: kernels with faults: see WRONG in the figures, and the "
                         "messages of NVRTC with --verbose\n");
