@@ -349,10 +349,16 @@ static void launch_gemm(Lower *lower, const Group *group, const Node *node, cons
     // the address first: it may need a copy, which is a launch
     PlanArg bias = group->bias ? dense_place(lower, group->bias) : arg_none();
     NormTablePlaces table = group_table_places(lower, group);
+    PlanArg b = p->swapped ? x : y;
+    if (group->gate && group->gate_first) {            // values are the second half
+        int64_t bytes = (int64_t)element_size(lower->cg->module, node->type[0]->dtype);
+        *(p->b_n.batch ? &b.c : &b.a) += p->n.n / 2 * p->b_n.n * bytes;
+        bias.a += group->bias ? p->n.n / 2 * bytes : 0;
+    }
     launch_begin(lower, "pv_gemm", sizeof(GemmArgs) / 8);
     set_arg(lower, ARG(GemmArgs, c), c);
     set_arg(lower, ARG(GemmArgs, a), p->swapped ? y : x);
-    set_arg(lower, ARG(GemmArgs, b), p->swapped ? x : y);
+    set_arg(lower, ARG(GemmArgs, b), b);
     set_dim(lower, ARG(GemmArgs, m), p->m);
     set_dim(lower, ARG(GemmArgs, n), p->n);
     set_dim(lower, ARG(GemmArgs, k), p->k);
@@ -380,6 +386,10 @@ static void launch_gemm(Lower *lower, const Group *group, const Node *node, cons
     set_norm_stats(lower, ARG(GemmArgs, stats), &table);
     set_types(lower, ARG(GemmArgs, types), ARG(GemmArgs, c), 3,
               (size_t[]){ARG(GemmArgs, bias), ARG(GemmArgs, residual)}, 2);
+    if (group->gate) {
+        set_dim(lower, ARG(GemmArgs, n), dim_fixed(p->n.n / 2));
+        set_int(lower, ARG(GemmArgs, gate), group->gate_first ? -(p->n.n / 2) : p->n.n / 2);
+    }
     if (group->bias) {         // whose label is it: the last one's (n), or m's
         int64_t rank, y_rank;
         const int64_t *out = labels_of(node, 2, &rank), *in_y = labels_of(node, 1, &y_rank);
@@ -507,7 +517,7 @@ void lower_contract(Lower *lower, const Group *group)
         sort_result(&axes, IN_Y);
         choice = choose_forms(lower, node, &x, &y, &axes);
     }
-    if (choice.cost < 0 || (!direct && (group->bias || group->residual)))
+    if (choice.cost < 0 || (!direct && (group->bias || group->residual || group->gate)))
         bug("a contraction that is no matrix product: %s", type_text(node->type[0]));
     if ((group->norm.x || group->table) && !is_pointwise(group, &choice, direct))
         bug("a product with a norm that is none of [channels, positions]: %s",

@@ -133,6 +133,7 @@ static void product_as_conv(Lower *lower, Old *old, const PlanLaunch *like, Plan
     const PlanArg *gemm = args_of(old, launch), *conv = &lower->work->args[like->arg];
     const PlanArg *k = &gemm[ARG(GemmArgs, k)];
     if (!is_number(&gemm[ARG(GemmArgs, sum_batch)], 0) ||
+        !is_number(&gemm[ARG(GemmArgs, gate)], 0) ||
         !is_number(&gemm[ARG(GemmArgs, batch1)], 1) || !is_number(&gemm[ARG(GemmArgs, a0)], 0) ||
         !is_number(&gemm[ARG(GemmArgs, a_k)], 1) || !is_number(&gemm[ARG(GemmArgs, b_n)], 1) ||
         k->c != 0 || !is_number(&gemm[ARG(GemmArgs, a_m)], k->a) ||

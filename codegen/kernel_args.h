@@ -75,6 +75,10 @@ typedef struct {
     NormLoad norm;                       // of B: images are i0, channels k; i1 is one
     NormStats stats;                     // of C: images are i0, channels m; i1 is one
     int64_t sum;                         // see above
+    // Columns from a value to its gate in B and bias[n]; 0: none. C has the n values, each times
+    // act(gate): C[m, j] = (A B + bias)[m, j] act((A B + bias)[m, j + gate]). Without a residual, norm,
+    // stats or sum; sum_batch 0, bias_axis 0.
+    int64_t gate;
 } GemmArgs;
 
 // Convolutions of 1 to 3 axes (missing axes: size 1, kernel 1, stride 1, pad 0) of images

@@ -205,7 +205,7 @@ static bool same_parts(const Group *x, const Group *y)
             return false;
     return !x->bias == !y->bias && !x->residual == !y->residual && !x->scale == !y->scale &&
            (!x->bias || x->space->rank - x->bias_axis == y->space->rank - y->bias_axis) &&
-           x->act == y->act && !x->norm.x == !y->norm.x &&
+           x->act == y->act && !x->gate == !y->gate && !x->norm.x == !y->norm.x &&
            (!x->norm.x || x->norm.act == y->norm.act) && x->term_count == y->term_count;
 }
 

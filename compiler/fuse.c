@@ -491,6 +491,86 @@ static void match_added(Fuse *fuse, Group *group)
     }
 }
 
+// Whether `axis` is the only one of the product's columns.
+static bool is_column_axis(const Node *node, uint32_t axis)
+{
+    char classes[MAX_RANK];
+    uint32_t axes[MAX_RANK], m_first, n_first, count = out_classes(node, classes, axes);
+    find_runs(classes, count, &m_first, &n_first);
+    bool only = count > 1 && count - n_first == 1 && axes[n_first] == axis;
+    for (uint32_t i = 0; i < n_first; i++)
+        only &= classes[i] != classes[n_first];
+    return only;
+}
+
+// The node that multiplies the halves of `val` along `axis`, one of them behind an activation; 0:
+// nothing does, or more is done with them. `halves`: the slices, the value's first.
+static NodeId find_gate(const Fuse *fuse, Val val, uint32_t axis, NodeId *halves, NodeId *act)
+{
+    const Work *work = fuse->work;
+    const Graph *graph = fuse->graph;
+    uint32_t local = local_of(work, val), first = work->user_first[local];
+    int64_t half = val_type(graph, val)->dim[axis].n / 2;
+    NodeId found[2] = {0, 0}, acts[2] = {0, 0}, product[2] = {0, 0};
+    if (work->kept[local] || work->user_first[local + 1] - first != 2)
+        return 0;
+    for (uint32_t i = 0; i < 2; i++) {
+        NodeId user = work->users[first + i];
+        const Node *slice = graph_node(graph, user);
+        if (slice->op != OP_SLICE || slice->attr->n[0] != (int64_t)axis ||
+            slice->attr->n[2] != half || slice->attr->n[1] % half != 0)
+            return 0;
+        const Node *next = only_reader(work, val_of(user, 0), &product[i]);
+        if (next && is_activation(next->op)) {
+            acts[i] = product[i];
+            next = only_reader(work, val_of(acts[i], 0), &product[i]);
+        }
+        found[i] = user;
+        if (!next || next->op != OP_MUL || val_out(val) != 0)
+            return 0;
+    }
+    uint32_t gate = acts[0] ? 0 : 1;
+    if (product[0] != product[1] || (acts[0] && acts[1]) ||
+        graph_node(graph, found[0])->attr->n[1] == graph_node(graph, found[1])->attr->n[1])
+        return 0;
+    halves[0] = found[1 - gate];
+    halves[1] = found[gate];
+    *act = acts[gate];
+    return product[0];
+}
+
+// Values times activated gates, the halves of a product's columns: the kernel computes a tile of both.
+static Val match_gate(Fuse *fuse, Group *group, const Node *anchor, Val val)
+{
+    Work *work = fuse->work;
+    const Type *type = anchor->type[0];
+    uint32_t axis = type->rank - 1;
+    NodeId halves[2], act;
+    if (!work->takes_gates || is_mixed_plan(work) || group->norm.x || type->dim[axis].batch ||
+        type->dim[axis].n % 2 != 0 || (group->bias && group->bias_axis != axis) ||
+        !is_column_axis(anchor, axis))
+        return val;
+    NodeId product = find_gate(fuse, val, axis, halves, &act);
+    if (!product)
+        return val;
+    Val made = val_of(product, 0);
+    const uint32_t *order = work->order[local_of(work, made) * MAX_OUT];
+    const uint32_t *own = work->order[local_of(work, val_of(group->anchor, 0)) * MAX_OUT];
+    if (within_of(work, made) || !order != !own ||
+        (order && memcmp(order, own, type->rank * sizeof *order) != 0) ||
+        !dim_equal(view_of(work, made).stride[axis], dim_fixed(1)))
+        return val;
+    group->gate = product;
+    group->gate_first = graph_node(fuse->graph, halves[1])->attr->n[1] == 0;
+    for (uint32_t i = 0; i < 2; i++)
+        absorb(work, group, halves[i]);
+    if (act) {
+        group->act = graph_node(fuse->graph, act)->op;
+        absorb(work, group, act);
+    }
+    return absorb(work, group, product);
+}
+
 static void match_epilogue(Fuse *fuse, Group *group)
 {
     const Node *anchor = graph_node(fuse->graph, group->anchor);
@@ -509,6 +589,10 @@ static void match_epilogue(Fuse *fuse, Group *group)
         // fall through
     case OP_CONV:
         val = match_bias(fuse, group, anchor, val);
+        if (anchor->op == OP_CONTRACT)
+            val = match_gate(fuse, group, anchor, val);
+        if (group->gate)
+            break;
         val = match_activation(fuse, group, val);
         match_residual(fuse, group, val);
         break;
@@ -871,9 +955,9 @@ void print_groups(FILE *out, const Work *work)
         fprintf(out, "=");
         for (uint32_t k = 0; k < group->member_count; k++)
             fprintf(out, " %s", op_info[graph_node(graph, group->members[k])->op].name);
-        fprintf(out, "%s%s%s%s%s%s", group->norm.x ? " norm" : "", group->table ? " table" : "",
+        fprintf(out, "%s%s%s%s%s%s%s", group->norm.x ? " norm" : "", group->table ? " table" : "",
                 group->scale ? " scale+shift" : "", group->bias ? " bias" : "",
-                group->residual ? " residual" : "",
+                group->gate ? " gate" : "", group->residual ? " residual" : "",
                 group->added[1] || group->added[2] ? " added" : "");
         if (group->act != OP_STOP_GRADIENT)
             fprintf(out, " %s", op_info[group->act].name);

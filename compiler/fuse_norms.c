@@ -143,7 +143,7 @@ bool fuse_table(Work *work, const bool *behind, uint32_t local)
     const Node *anchor = graph_node(graph, group->anchor);
     const Type *type = val_type(graph, x), *made = anchor->type[0];
     View view = view_of(work, x);
-    if (group->kind != GROUP_LIBRARY || group->results[0] != x || group->table ||
+    if (group->kind != GROUP_LIBRARY || group->results[0] != x || group->table || group->gate ||
         !dim_equal(type->dim[0], made->dim[0]) || !dim_equal(type->dim[1], made->dim[1]) ||
         !is_image(&view, type) ||
         (anchor->op != OP_CONV && (pointwise_operand(graph, anchor) < 0 ||

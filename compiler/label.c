@@ -53,6 +53,8 @@ static void add_epilogue(Parts *parts, const Group *group)
         add_part(parts, "scale_shift");
     if (group->bias)
         add_part(parts, "bias");
+    if (group->gate)
+        add_part(parts, "gate");
     if (group->act != OP_STOP_GRADIENT)
         add_part(parts, op_info[group->act].name);
     if (group->residual || group->added[1] || group->added[2])

@@ -71,6 +71,10 @@ typedef struct {
     Val bias, residual, scale, shift;
     Val added[MAX_OUT];        // norm gradients: what is added to dgamma and dbeta, 0 if absent
     uint32_t bias_axis;        // axis of the anchor's result along which the bias runs
+    // a product's result is values times act(gates), the halves of its last axis: the node that
+    // multiplies them, 0 if none does; whether gates come first
+    NodeId gate;
+    bool gate_first;
     Op act;                    // OP_STOP_GRADIENT: none
     NormLoadOf norm;           // what it reads in place of operand `norm_operand`
     uint32_t norm_operand;
@@ -136,6 +140,7 @@ typedef struct Work {
     int level;                 // 0, 1, 2
     uint32_t rungs;            // Rung bits; a plan of a level has level_rungs(level)
     bool taps;
+    bool takes_gates;          // kernels of products multiply the halves of their columns
     Arena *arena;
     // A table's row (partial.c): of a step, the plan that makes it and its bytes; of such a plan,
     // the place of each output in it.

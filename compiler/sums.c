@@ -36,7 +36,7 @@ static bool is_link(const Work *work, const Group *group)
     bool kernel = node->op == OP_CONV_WGRAD || node->op == OP_REDUCE_SUM ||
                   (node->op == OP_CONTRACT && contract_order_is_simple(node));
     return group->kind == GROUP_LIBRARY && kernel && dtype_is_float(node->type[0]->dtype) &&
-           !group->bias && !group->table && group->act == OP_STOP_GRADIENT &&
+           !group->bias && !group->table && !group->gate && group->act == OP_STOP_GRADIENT &&
            sums_batch(graph, node);
 }
 

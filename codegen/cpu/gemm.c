@@ -75,6 +75,26 @@ void pv_product_block(Product *product, int64_t m0, int64_t m1, int64_t n0, int6
     }
 }
 
+PV_INLINE void activate(PvReal *value, int lanes, PvAct act)
+{
+    switch (act) {
+    case PV_ACT_NONE:
+        break;
+    case PV_ACT_SILU:
+        for (int i = 0; i < lanes; i++)
+            value[i] = pv_silu(value[i]);
+        break;
+    case PV_ACT_GELU:
+        for (int i = 0; i < lanes; i++)
+            value[i] = pv_gelu(value[i]);
+        break;
+    case PV_ACT_RELU:
+        for (int i = 0; i < lanes; i++)
+            value[i] = pv_relu(value[i]);
+        break;
+    }
+}
+
 void pv_product_finish(PvReal *out, const PvReal *sum, int64_t count, PvReal bias,
                        const PvReal *bias_n, const PvReal *residual, PvAct act)
 {
@@ -85,22 +105,7 @@ void pv_product_finish(PvReal *out, const PvReal *sum, int64_t count, PvReal bia
         for (int64_t i = 0; i < count; i++)
             value[i] += bias_n[i];
     }
-    switch (act) {
-    case PV_ACT_NONE:
-        break;
-    case PV_ACT_SILU:
-        for (int i = 0; i < PV_LANES; i++)
-            value[i] = pv_silu(value[i]);
-        break;
-    case PV_ACT_GELU:
-        for (int i = 0; i < PV_LANES; i++)
-            value[i] = pv_gelu(value[i]);
-        break;
-    case PV_ACT_RELU:
-        for (int i = 0; i < PV_LANES; i++)
-            value[i] = pv_relu(value[i]);
-        break;
-    }
+    activate(value, PV_LANES, act);
     if (residual) {
         for (int64_t i = 0; i < count; i++)
             value[i] += residual[i];
@@ -212,6 +217,57 @@ static void gemm_store(Product *base, int64_t m0, int64_t rows, int64_t n0, int6
     }
 }
 
+// ---- gates ----
+//
+// Half of the vectors of each panel are values, the other half their gates: panel j of PV_LANES
+// columns has values j PV_WIDTH and on. So both halves of a product are in one tile.
+
+static void gate_pack_columns(Product *base, int64_t n0, int64_t columns, PvReal *panel)
+{
+    GemmProduct *product = (GemmProduct *)base;
+    const GemmArgs *args = product->args;
+    int64_t first = n0 / 2, count = pv_least(PV_WIDTH, args->n - first);
+    (void)columns;
+    for (int half = 0; half < 2; half++) {
+        const PvReal *from = product->b + (first + half * args->gate) * args->b_n +
+                             product->k0 * args->b_k;
+        PvReal *to = panel + half * PV_WIDTH;
+        if (args->b_k == 1) {
+            pack_square(to, PV_LANES, from, args->b_n, count, product->k);
+            continue;
+        }
+        for (int64_t p = 0; p < product->k; p++)
+            for (int64_t i = 0; i < PV_WIDTH; i++)
+                to[p * PV_LANES + i] = i < count ? from[p * args->b_k + i * args->b_n] : 0;
+    }
+}
+
+static void gate_store(Product *base, int64_t m0, int64_t rows, int64_t n0, int64_t columns,
+                       const PvReal *tile)
+{
+    GemmProduct *product = (GemmProduct *)base;
+    const GemmArgs *args = product->first;
+    int64_t first = n0 / 2, count = pv_least(PV_WIDTH, args->n - first);
+    PvReal bias[PV_LANES] = {0};           // as a row of the tile
+    (void)columns;
+    for (int64_t i = 0; args->bias && i < count; i++) {
+        const PvReal *at = (const PvReal *)args->bias + first + i;
+        bias[i] = at[0];
+        bias[PV_WIDTH + i] = at[args->gate];
+    }
+    for (int64_t i = 0; i < rows; i++, tile += PV_LANES) {
+        PvReal value[PV_WIDTH], gate[PV_WIDTH];
+        for (int j = 0; j < PV_WIDTH; j++) {
+            value[j] = tile[j] + bias[j];
+            gate[j] = tile[PV_WIDTH + j] + bias[PV_WIDTH + j];
+        }
+        activate(gate, PV_WIDTH, (PvAct)args->act);
+        for (int j = 0; j < PV_WIDTH; j++)
+            value[j] *= gate[j];
+        memcpy(product->c + (m0 + i) * args->c_m + first, value, (size_t)count * sizeof *value);
+    }
+}
+
 void pv_gemm_one(const PvRun *run, const GemmArgs *args)
 {
     int64_t batches = args->sum_batch ? 1 : args->batch0 * args->batch1, k_blocks = 0;
@@ -219,7 +275,8 @@ void pv_gemm_one(const PvRun *run, const GemmArgs *args)
         return;
     for (int64_t i = 0; i <= pv_most(0, args->sum); i++)
         k_blocks += gemm_k_blocks(&args[i]);
-    ProductCut cut = pv_product_cut(args->m, args->n, k_blocks, batches, run->threads);
+    int64_t columns = args->gate ? pv_ceil_div(args->n, PV_WIDTH) * PV_LANES : args->n;
+    ProductCut cut = pv_product_cut(args->m, columns, k_blocks, batches, run->threads);
     int64_t blocks = cut.row_blocks * cut.column_blocks;
     int64_t together = pv_most(1, batches * blocks / (32 * (int64_t)run->threads));
 #pragma omp parallel for schedule(dynamic, together)                                               \
@@ -232,7 +289,9 @@ void pv_gemm_one(const PvRun *run, const GemmArgs *args)
         int64_t n0 = block / cut.row_blocks * cut.columns;
         int64_t c = i0 * args->c0 + i1 * args->c1, residual = i0 * args->r0 + i1 * args->r1;
         GemmProduct product = {
-            .base = {k_blocks, gemm_begin, gemm_pack_rows, gemm_pack_columns, gemm_store},
+            .base = {k_blocks, gemm_begin, gemm_pack_rows,
+                     args->gate ? gate_pack_columns : gemm_pack_columns,
+                     args->gate ? gate_store : gemm_store},
             .first = args,
             .i0 = i0,
             .i1 = i1,
@@ -240,7 +299,7 @@ void pv_gemm_one(const PvRun *run, const GemmArgs *args)
             .residual = args->residual ? (const PvReal *)args->residual + residual : NULL,
         };
         pv_product_block(&product.base, m0, pv_least(m0 + cut.rows, args->m), n0,
-                         pv_least(n0 + cut.columns, args->n), pv_thread_scratch(run));
+                         pv_least(n0 + cut.columns, columns), pv_thread_scratch(run));
     }
     if (args->stats.table) {
         NormSource c = {(const PvReal *)args->c, args->batch0, args->m, args->n, args->c0, args->c_m};

@@ -19,7 +19,8 @@ static int64_t row_bytes(int64_t n, int64_t real)
 int64_t pv_gemm_scratch(const GemmArgs *args, int64_t real)
 {
     bool cut = args->sum_batch || args->k == 0 || args->k > PV_K_BLOCK || args->sum != 0;
-    return pv_align(pv_product_bytes(row_bytes(args->n, real), real, cut));
+    int64_t columns = args->gate ? 2 * args->n : args->n;
+    return pv_align(pv_product_bytes(row_bytes(columns, real), real, cut));
 }
 
 // Elements of the patch of one channel that boxes of up to `columns` positions see, all images.

@@ -287,7 +287,7 @@ static void add_plan(Codegen *cg, uint32_t rungs)
     Work *work = arena_alloc(cg->arena, sizeof *work);
     *work = (Work){.module = cg->module, .entry = cg->module->entries,
                    .variant = cg->module->entries->variants, .level = rungs ? 2 : 0,
-                   .rungs = rungs, .arena = cg->arena};
+                   .rungs = rungs, .takes_gates = true, .arena = cg->arena};
     cg->plans = grow_array(cg->plans, &cg->plan_capacity, cg->plan_count, sizeof *cg->plans);
     cg->plans[cg->plan_count++] = work;
     find_layout(work);
@@ -683,10 +683,46 @@ static void test_guided(void **unused)
     assert_true(fixed[0] < 0.6 * fixed[1]);
 }
 
+// ---- gates ----
+
+// Linears whose halves are multiplied: which half is the gate, with and without an activation, over
+// sequences and images; and halves that are read again, which have to be stored.
+static void gates(Graph *graph, Vals *vals)
+{
+    Val x = input(graph, 0, shape(DT_F32, 3, -1, 6, 12)), bias = input(graph, 1, shape(DT_F32, 3, 1, 1, 40));
+    for (uint32_t i = 0; i < 4; i++) {
+        Val w = input(graph, 2 + i, shape(DT_F32, 2, 40, 12)), halves[2];
+        Val y = g_contract(graph, x, w, "bnc", "oc", "bno");
+        y = i == 1 ? y : g_binary(graph, OP_ADD, y, bias);
+        for (int half = 0; half < 2; half++)
+            halves[half] = g_slice(graph, y, 2, half * 20, 20);
+        Val gate = halves[i != 1];
+        gate = i == 2 ? gate : g_unary(graph, i == 1 ? OP_SILU : OP_GELU, gate);
+        Val product = g_binary(graph, OP_MUL, halves[i == 1], gate);
+        keep(vals, simplify_val(graph, g_contract(graph, product, input(graph, 6, shape(DT_F32, 2, 5, 20)),
+                                                  "bnc", "oc", "bno")));
+        if (i == 3)
+            keep(vals, simplify_val(graph, g_unary(graph, OP_TANH, halves[0])));
+    }
+}
+
+static void test_gates(void **unused)
+{
+    (void)unused;
+    const uint32_t rungs[] = {RUNG_ALL, level_rungs(1), RUNG_EPILOGUES, RUNG_ELEMENTWISE, 0};
+    Codegen *cg = check_graph(gates, rungs, 5);
+    for (int i = 0; i < 3; i++) {
+        uint32_t gated = 0;
+        for (uint32_t g = 0; g < cg->plans[i]->group_count; g++)
+            gated += cg->plans[i]->groups[cg->plans[i]->schedule[g]].gate != 0;
+        assert_int_equal(gated, 3);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_every_op),
                                        cmocka_unit_test(test_planes), cmocka_unit_test(test_norms),
-                                       cmocka_unit_test(test_axes), cmocka_unit_test(test_guided)};
+                                       cmocka_unit_test(test_axes), cmocka_unit_test(test_guided), cmocka_unit_test(test_gates)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

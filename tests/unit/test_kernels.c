@@ -110,6 +110,55 @@ static void check_gemm(GemmCase test)
     release();
 }
 
+// Values times activated gates, which lie `gate` columns behind them, or before.
+static void check_gate(int64_t m, int64_t n, int64_t k, bool turned, bool first, PvAct act)
+{
+    int64_t apart = first ? -n : n;
+    GemmArgs args = {.m = m, .n = 2 * n, .k = k, .batch0 = 2, .batch1 = 1};
+    args.a_m = k + 1;
+    args.a_k = 1;
+    args.a0 = m * args.a_m;
+    args.b_n = turned ? k : 1;
+    args.b_k = turned ? 1 : 2 * n;
+    args.c_m = 2 * n;
+    args.c0 = m * args.c_m;
+    Output wide = output(2 * args.c0), out = output(2 * m * (n + 3));
+    args.a = (int64_t)random_array(2 * args.a0);
+    args.b = (int64_t)random_array(2 * n * k);
+    args.bias = (int64_t)random_array(2 * n);
+    gemm_expect(&args, NULL, &wide);
+    for (int64_t i = 0; i < 2 * m; i++)
+        for (int64_t j = 0; j < n; j++) {
+            const double *value = &wide.expected[i * 2 * n + j + (first ? n : 0)];
+            out.expected[i * (n + 3) + j] = value[0] * activate(value[apart], act);
+        }
+    args.c = (int64_t)out.data;
+    args.c_m = n + 3;
+    args.c0 = m * args.c_m;
+    args.n = n;
+    args.gate = apart;
+    args.act = act;
+    if (first) {
+        args.b = (int64_t)((PvReal *)args.b + n * args.b_n);
+        args.bias = (int64_t)((PvReal *)args.bias + n);
+    }
+    char name[100];            // an error of one factor counts as often as the other is large
+    snprintf(name, sizeof name, "gated gemm %lld x %lld x %lld, turned %d, gate first %d",
+             (long long)m, (long long)n, (long long)k, turned, first);
+    check(name, pv_gemm, &args, pv_gemm_scratch(&args, sizeof(PvReal)), &out, 1, 4000);
+    release();
+}
+
+static void test_gemm_gates(void **state)
+{
+    (void)state;
+    const int64_t sizes[] = {1, 7, 16, 17, 40, 300};
+    for (int i = 0; i < 6; i++)
+        for (int way = 0; way < 4; way++)
+            check_gate(sizes[(i + way) % 6], sizes[i], i == 3 ? 900 : 20 + i, way & 1, way & 2,
+                       (PvAct)((i + way) % 4));
+}
+
 static void test_gemm_sizes(void **state)
 {
     (void)state;
@@ -481,7 +530,7 @@ static void test_conv_groups(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_gemm_sizes),   cmocka_unit_test(test_gemm_blocks),
+        cmocka_unit_test(test_gemm_gates), cmocka_unit_test(test_gemm_sizes),   cmocka_unit_test(test_gemm_blocks),
         cmocka_unit_test(test_gemm_batches), cmocka_unit_test(test_conv_planes),
         cmocka_unit_test(test_conv_strides), cmocka_unit_test(test_conv_axes),
         cmocka_unit_test(test_conv_groups),  cmocka_unit_test(test_conv_within),
