@@ -9,7 +9,9 @@
 //
 // Work is cut into chunks of 16,384 elements that never depend on the number of threads; sums of
 // squares are added within a chunk in double, and over chunks in their order. So any number of
-// threads gives the same bits.
+// threads gives the same bits. The loops over a chunk exist for several widths of vectors, of which
+// the machine at hand takes one (the rest of the runtime is made for any machine); all give the same
+// bits, too, since nothing is contracted or reordered.
 #include "runtime/optimizer.h"
 
 #include <math.h>
@@ -19,6 +21,12 @@
 #include <string.h>
 
 #include "runtime/exec.h"
+
+#if defined __x86_64__ && defined __GLIBC__ && !defined __clang__ && !defined __SANITIZE_ADDRESS__
+#define WIDE __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define WIDE
+#endif
 
 enum { CHUNK = 16384 };
 
@@ -148,7 +156,7 @@ void pv_optimizer_accumulate(PvOptimizer *optimizer, uint32_t turn, const char *
 }
 
 // Sixteen sums side by side, so that no addition waits for the one before it.
-static double square_sum(const PvReal *g, int64_t count)
+WIDE static double square_sum(const PvReal *g, int64_t count)
 {
     typedef PvReal Eight __attribute__((vector_size(8 * sizeof(PvReal)), aligned(sizeof(PvReal))));
     typedef double Wide __attribute__((vector_size(8 * sizeof(double))));
@@ -200,23 +208,25 @@ static AdamNumbers adam_numbers(const PvOptimizerSettings *settings, int64_t n)
 }
 
 // p, g, m, v: [count]; the gradient is g * scale.
-static void adam_chunk(const AdamNumbers *k, PvReal scale, int64_t count, PvReal *restrict p,
-                       const PvReal *restrict g, PvReal *restrict m, PvReal *restrict v)
+WIDE static void adam_chunk(const AdamNumbers *k, PvReal scale, int64_t count, PvReal *restrict p,
+                            const PvReal *restrict g, PvReal *restrict m, PvReal *restrict v)
 {
+    const AdamNumbers is = *k;
     for (int64_t i = 0; i < count; i++) {
         PvReal slope = g[i] * scale;
-        PvReal mean = m[i] * k->beta1 + slope * k->rest1;
-        PvReal square = v[i] * k->beta2 + slope * slope * k->rest2;
+        PvReal mean = m[i] * is.beta1 + slope * is.rest1;
+        PvReal square = v[i] * is.beta2 + slope * slope * is.rest2;
         m[i] = mean;
         v[i] = square;
         PvReal root = sizeof(PvReal) == 4 ? (PvReal)sqrtf((float)square) : (PvReal)sqrt(square);
-        p[i] = p[i] * k->decay - k->step * (mean / (root / k->root2 + k->eps));
+        p[i] = p[i] * is.decay - is.step * (mean / (root / is.root2 + is.eps));
     }
 }
 
 // p -= lr b, b = momentum b + g (g at first): torch.optim.SGD without dampening.
-static void sgd_chunk(const PvOptimizerSettings *settings, bool first, PvReal scale, int64_t count,
-                      PvReal *restrict p, const PvReal *restrict g, PvReal *restrict m)
+WIDE static void sgd_chunk(const PvOptimizerSettings *settings, bool first, PvReal scale,
+                           int64_t count, PvReal *restrict p, const PvReal *restrict g,
+                           PvReal *restrict m)
 {
     PvReal lr = (PvReal)settings->lr;
     PvReal momentum = (PvReal)settings->momentum;
@@ -281,6 +291,14 @@ double pv_optimizer_update(PvOptimizer *optimizer, uint32_t turn,
     return norm;
 }
 
+// average -= rest (average - p)
+WIDE static void average_chunk(PvReal rest, int64_t count, PvReal *restrict average,
+                               const PvReal *restrict p)
+{
+    for (int64_t i = 0; i < count; i++)
+        average[i] -= rest * (average[i] - p[i]);
+}
+
 void pv_optimizer_average(PvOptimizer *optimizer, uint32_t turn, double ema, const char *params)
 {
     const PvModel *model = optimizer->model;
@@ -292,10 +310,8 @@ void pv_optimizer_average(PvOptimizer *optimizer, uint32_t turn, double ema, con
         const PvOptimizerChunk *chunk = &optimizer->chunks[c];
         if (!pv_optimizer_takes(optimizer, turn, chunk->param))
             continue;
-        PvReal *average = at(optimizer->ema, model, chunk);
-        const PvReal *p = at_const(params, model, chunk);
-        for (int64_t i = 0; i < chunk->count; i++)
-            average[i] -= rest * (average[i] - p[i]);
+        average_chunk(rest, chunk->count, at(optimizer->ema, model, chunk),
+                      at_const(params, model, chunk));
     }
 }
 
