@@ -13,7 +13,9 @@
 #include "codegen/cuda_build.h"
 #include "codegen/cuda_module.h"
 
-enum { MOST_KERNELS = 12, ENDS = 8 };  // of a program; one kernel in so many ends one
+// Of a program; one kernel in so many ends one. Templates take long, so that the longest program
+// decides where there are many processors.
+enum { MOST_KERNELS = 12, ENDS = 8, MOST_TEMPLATES = 6, TEMPLATE_ENDS = 4 };
 
 // ---- sources ----
 
@@ -113,9 +115,12 @@ static uint32_t cut(CudaKernel *const *order, uint32_t first, uint32_t count)
 {
     for (uint32_t i = first; i < count; i++) {
         const char *symbol = order[i]->symbol;
-        if (i - first + 1 == MOST_KERNELS || hash_bytes(symbol, strlen(symbol)) % ENDS == 0 ||
+        uint32_t so_far = i - first + 1;
+        bool template = order[i]->choice.file != NULL;
+        if (so_far >= (template ? MOST_TEMPLATES : MOST_KERNELS) ||
+            hash_bytes(symbol, strlen(symbol)) % (template ? TEMPLATE_ENDS : ENDS) == 0 ||
             (i + 1 < count && order[i + 1]->places != order[i]->places))
-            return i - first + 1;
+            return so_far;
     }
     return count - first;
 }
