@@ -308,8 +308,8 @@ static uint32_t add_products(Batcher *b, uint32_t p, uint32_t window, const bool
     return members;
 }
 
-// What has to come before position q and is not done, q itself not counted: added to `waiting`, which
-// has `count`. Above MAX_DRAWN: too many, or position `without` is among them.
+// What has to come before position q and is not done, q itself not counted: added to `waiting`,
+// which has `count`. Above MAX_DRAWN: too many, or position `without` is among them.
 static uint32_t find_waiting(const Batcher *b, uint32_t q, uint32_t without, const bool *done,
                              uint32_t *waiting, uint32_t count)
 {
@@ -492,8 +492,8 @@ void batch_groups(Work *work)
     for (uint32_t i = 0; i < sizeof windows / sizeof *windows; i++) {
         draw_forward(&b, windows[i], done);
         int64_t tried = find_peak(&b);
-        if (tried <= limit ||
-            (!gradients && work->budget == 0 && 2 * (double)(tried - peak) <= find_saved(&b) - saved))
+        bool pays = 2 * (double)(tried - peak) <= find_saved(&b) - saved;
+        if (tried <= limit || (!gradients && work->budget == 0 && pays))
             break;
     }
     uint32_t *schedule = arena_alloc(work->arena, (b.count + 1) * sizeof *schedule);

@@ -322,11 +322,15 @@ void place_parts(Work *work);
 // Groups. -O0: one for each node that is no view. -O2: results that lie within an operand.
 void fuse_groups(Work *work);
 bool group_inlines(const Work *work, uint32_t group, Val val);
+void print_groups(FILE *out, const Work *work);
+
+/* fuse_epilogue.c: part of fuse_groups */
+// Takes what the kernel of the group computes behind its anchor into the group.
+void match_epilogue(Work *work, Group *group);
 bool contract_order_is_simple(const Node *node);
 // From the strides of something of the shape of a group's result to those of the anchor's result:
 // the movements between are undone. false: there are none.
 bool anchor_strides(const Work *work, const Group *group, const View *view, View *out);
-void print_groups(FILE *out, const Work *work);
 
 /* fuse_norms.c: part of fuse_groups */
 // By local number: values that all their readers normalize as they load them, and what lies before

@@ -689,7 +689,9 @@ static void test_guided(void **unused)
 // sequences and images; and halves that are read again, which have to be stored.
 static void gates(Graph *graph, Vals *vals)
 {
-    Val x = input(graph, 0, shape(DT_F32, 3, -1, 6, 12)), bias = input(graph, 1, shape(DT_F32, 3, 1, 1, 40));
+    Val x = input(graph, 0, shape(DT_F32, 3, -1, 6, 12));
+    Val bias = input(graph, 1, shape(DT_F32, 3, 1, 1, 40));
+    Val out = input(graph, 6, shape(DT_F32, 2, 5, 20));
     for (uint32_t i = 0; i < 4; i++) {
         Val w = input(graph, 2 + i, shape(DT_F32, 2, 40, 12)), halves[2];
         Val y = g_contract(graph, x, w, "bnc", "oc", "bno");
@@ -699,8 +701,7 @@ static void gates(Graph *graph, Vals *vals)
         Val gate = halves[i != 1];
         gate = i == 2 ? gate : g_unary(graph, i == 1 ? OP_SILU : OP_GELU, gate);
         Val product = g_binary(graph, OP_MUL, halves[i == 1], gate);
-        keep(vals, simplify_val(graph, g_contract(graph, product, input(graph, 6, shape(DT_F32, 2, 5, 20)),
-                                                  "bnc", "oc", "bno")));
+        keep(vals, simplify_val(graph, g_contract(graph, product, out, "bnc", "oc", "bno")));
         if (i == 3)
             keep(vals, simplify_val(graph, g_unary(graph, OP_TANH, halves[0])));
     }

@@ -530,7 +530,8 @@ static void test_conv_groups(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_gemm_gates), cmocka_unit_test(test_gemm_sizes),   cmocka_unit_test(test_gemm_blocks),
+        cmocka_unit_test(test_gemm_gates),   cmocka_unit_test(test_gemm_sizes),
+        cmocka_unit_test(test_gemm_blocks),
         cmocka_unit_test(test_gemm_batches), cmocka_unit_test(test_conv_planes),
         cmocka_unit_test(test_conv_strides), cmocka_unit_test(test_conv_axes),
         cmocka_unit_test(test_conv_groups),  cmocka_unit_test(test_conv_within),
