@@ -30,6 +30,8 @@ enum {
     PV_CUDA_INVALID_PTX = 218,
     PV_CUDA_UNSUPPORTED_PTX = 222,
     PV_CUDA_JIT_COMPILER_NOT_FOUND = 221,
+    PV_CUDA_ILLEGAL_ADDRESS = 700, // the first of errors that stick to a context, but for the next
+    PV_CUDA_OUT_OF_RESOURCES = 701,
     PV_CUDA_LAUNCH_FAILED = 719,
     PV_CUDA_DRIVER_MISMATCH = 803,
 };

@@ -424,9 +424,11 @@ static bool item_error(PvGpu *gpu, const PvRecipe *recipe, const PvGpuItem *item
     PvPlanLists lists;
     if (recipe->plan && pv_exec_lists(gpu->exec, recipe->plan, &lists, error))
         origin = gpu->exec->model->origins[lists.launches[item->launch].origin];
-    return pv_driver_error(gpu->device->driver, error, result,
-                           "kernel %s of %s failed on GPU %d (%s)", name, origin,
-                           gpu->device->index, gpu->device->name);
+    bool late = pv_device_tells_late(gpu->device, result);
+    pv_driver_error(gpu->device->driver, error, result, "kernel %s of %s%s failed on GPU %d (%s)", name,
+                    origin, late ? ", or one that was queued before it," : "", gpu->device->index,
+                    gpu->device->name);
+    return late && pv_device_hint(error);
 }
 
 // A stream given by the user: the numbers are sent instead.

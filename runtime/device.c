@@ -132,13 +132,25 @@ void pv_device_doing(PvDevice *device, const char *what)
     device->doing = pv_strdup(what);
 }
 
+bool pv_device_tells_late(const PvDevice *device, int result)
+{
+    return !device->synchronous && result >= PV_CUDA_ILLEGAL_ADDRESS &&
+           result <= PV_CUDA_LAUNCH_FAILED && result != PV_CUDA_OUT_OF_RESOURCES;
+}
+
 bool pv_device_fault(PvDevice *device, int result, PvError *error)
 {
-    pv_driver_error(device->driver, error, result, "%s%s failed on GPU %d (%s)",
+    bool late = pv_device_tells_late(device, result);
+    pv_driver_error(device->driver, error, result, "%s%s%s failed on GPU %d (%s)",
                     device->doing ? "a kernel of " : "a call",
-                    device->doing ? device->doing : " of the driver", device->index, device->name);
-    if (device->synchronous)
-        return false;
+                    device->doing ? device->doing : " of the driver",
+                    late && device->doing ? ", or of what was queued before," : "", device->index,
+                    device->name);
+    return late && pv_device_hint(error);
+}
+
+bool pv_device_hint(PvError *error)
+{
     return pv_error_hint(error,
                          "steps are repeatable: run again with PVDM_CUDA_SYNC=1, which waits after "
                          "every kernel and names the one that fails");
