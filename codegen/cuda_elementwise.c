@@ -44,7 +44,7 @@ static uint32_t choose_width(const Kern *kern)
 // The type of elements in memory: u16 words if they are stored as bf16.
 static const char *memory_type(const Pointer *pointer)
 {
-    return pointer->place.store == PV_STORE_BF16  ? "bf16"
+    return pointer->place.store == PV_STORE_BF16  ? "CxBf16"
            : pointer->place.store == PV_STORE_F16 ? "CxF16"
                                                   : storage_type(pointer->dtype);
 }

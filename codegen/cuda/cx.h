@@ -115,10 +115,6 @@ CX_FN float cx_reciprocal(float x)
     return 1.0f / x;
 }
 #endif
-CX_FN float cx_silu(float x)
-{
-    return x * cx_reciprocal(1.0f + cx_exp2(-CX_LOG2E * x));
-}
 
 /* ---- sm_80: named barriers, cp.async, ldmatrix, mma.sync ---- */
 

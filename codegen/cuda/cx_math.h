@@ -6,7 +6,7 @@
  * reduce their angle in f64, as the CPU's do.
  */
 #pragma once
-#include "cx.h"
+#include "storage.h"
 
 typedef float PvReal;
 #if CX_GPU
@@ -209,55 +209,37 @@ CX_FN void cx_store4(u8 *to, const u8 *x)
     *(u32 *)to = (u32)x[0] | (u32)x[1] << 8 | (u32)x[2] << 16 | (u32)x[3] << 24;
 }
 
-/* ---- one element, and four as bf16 ---- */
+/* ---- one element, and four, of tensors stored as they are or in half ---- */
 
-CX_FN float cx_value(bf16 stored)
-{
-    return cx_from_bf16(stored);
-}
 template <typename Value> CX_FN Value cx_value(Value stored)
 {
     return stored;
 }
-CX_FN void cx_set(bf16 *to, PvReal value)
+CX_FN float cx_value(CxBf16 stored)
 {
-    *to = cx_to_bf16(value);
+    return cx_read(stored);
+}
+CX_FN float cx_value(CxF16 stored)
+{
+    return cx_read(stored);
 }
 template <typename Value> CX_FN void cx_set(Value *to, Value value)
 {
     *to = value;
 }
-CX_FN void cx_load4(PvReal *x, const bf16 *from)
-{
-    uint2 all = *(const uint2 *)from;
-    x[0] = cx_low(all.x);
-    x[1] = cx_high(all.x);
-    x[2] = cx_low(all.y);
-    x[3] = cx_high(all.y);
-}
-CX_FN void cx_store4(bf16 *to, const PvReal *x)
-{
-    uint2 all;
-    all.x = cx_pack(x[0], x[1]);
-    all.y = cx_pack(x[2], x[3]);
-    *(uint2 *)to = all;
-}
-
-/* ---- the same as f16 ---- */
-
-CX_FN float cx_value(CxF16 stored)
-{
-    return cx_read(stored);
-}
-CX_FN void cx_set(CxF16 *to, PvReal value)
+template <typename Half> CX_FN void cx_set(Half *to, PvReal value)
 {
     cx_write(to, value);
 }
-CX_FN void cx_load4(PvReal *x, const CxF16 *from)
+CX_FN void cx_set(PvReal *to, PvReal value)
+{
+    *to = value;
+}
+template <typename Half> CX_FN void cx_load4(PvReal *x, const Half *from)
 {
     cx_read4(x, from);
 }
-CX_FN void cx_store4(CxF16 *to, const PvReal *x)
+template <typename Half> CX_FN void cx_store4(Half *to, const PvReal *x)
 {
     cx_write4(to, x);
 }

@@ -181,7 +181,9 @@ CX_FN void tile_product(TileSums &sums, A &a, B &b, u8 *shared, int first, int e
 #else
             cx_copy_wait(STAGES - 2);
 #endif
+#ifndef FAULT_MMA_SYNC // without it a fast warp overwrites the stage that others still read
             __syncthreads();
+#endif
         }
         int next = step + STAGES - 1;
         if (next < end) {

@@ -18,8 +18,10 @@ extern "C" __global__ void __launch_bounds__(COPY_THREADS)
     typedef Walk<COPY_COUNT, COPY_ORDER, COPY_BEGINS, COPY_AXES> Axes;
     const Axes y_axes(a.size, a.y_stride, a.axes), x_axes(a.size, a.x_stride, a.axes);
     u32 item = block * COPY_THREADS + threadIdx.x;
+#ifndef FAULT_CONVERT_END // the last block reads and writes beyond its tensors
     if (item >= y_axes.elements())
         return;
+#endif
     CxStored<COPY_Y>::Element *y = (CxStored<COPY_Y>::Element *)a.y;
     const CxStored<COPY_X>::Element *x = (const CxStored<COPY_X>::Element *)a.x;
     cx_write(y + y_axes.offset(item), cx_read(x[x_axes.offset(item)]));

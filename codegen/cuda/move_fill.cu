@@ -32,7 +32,11 @@ extern "C" __global__ void __launch_bounds__(FILL_THREADS)
     CX_UNROLL
     for (int i = 0; i < FILL_UNITS; i++) {
         int64_t at = first + ((int64_t)i * FILL_THREADS + threadIdx.x) * 16;
+#ifdef FAULT_FILL_END // the rest is a unit too
+        if (at < all)
+#else
         if (at < end)
+#endif
             *(uint4 *)(y + at) = unit;
     }
     int64_t from = first > end ? first : end, to = first + part < all ? first + part : all;

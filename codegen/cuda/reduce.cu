@@ -30,13 +30,10 @@ template <> struct ValueOf<true> {
 };
 typedef ValueOf<REDUCE_INT != 0>::Value Value;
 template <int store> struct ElementOf {
+    typedef typename CxStored<store>::Element Element;
+};
+template <> struct ElementOf<PV_STORE_REAL> {
     typedef Value Element;
-};
-template <> struct ElementOf<PV_STORE_BF16> {
-    typedef bf16 Element;
-};
-template <> struct ElementOf<PV_STORE_F16> {
-    typedef CxF16 Element;
 };
 typedef ElementOf<REDUCE_STORE>::Element Element; // of x
 typedef ElementOf<REDUCE_OUT>::Element Result;
@@ -90,24 +87,11 @@ CX_FN void load(Pack<4> &pack, const Value *from)
     pack.at[2] = (Value)all.z;
     pack.at[3] = (Value)all.w;
 }
-#if REDUCE_STORE || REDUCE_ADDED
-CX_FN void load(Pack<1> &pack, const bf16 *from)
-{
-    pack.at[0] = (Value)cx_from_bf16(from[0]);
-}
-CX_FN void load(Pack<4> &pack, const bf16 *from)
-{
-    uint2 all = *(const uint2 *)from;
-    pack.at[0] = (Value)cx_low(all.x);
-    pack.at[1] = (Value)cx_high(all.x);
-    pack.at[2] = (Value)cx_low(all.y);
-    pack.at[3] = (Value)cx_high(all.y);
-}
-CX_FN void load(Pack<1> &pack, const CxF16 *from)
+template <typename Half> CX_FN void load(Pack<1> &pack, const Half *from)
 {
     pack.at[0] = (Value)cx_read(from[0]);
 }
-CX_FN void load(Pack<4> &pack, const CxF16 *from)
+template <typename Half> CX_FN void load(Pack<4> &pack, const Half *from)
 {
     float x[4];
     cx_read4(x, from);
@@ -115,7 +99,6 @@ CX_FN void load(Pack<4> &pack, const CxF16 *from)
     for (int i = 0; i < 4; i++)
         pack.at[i] = (Value)x[i];
 }
-#endif
 CX_FN void store(Value *to, const Pack<1> &pack)
 {
     to[0] = pack.at[0];
@@ -125,28 +108,15 @@ CX_FN void store(Value *to, const Pack<4> &pack)
     *(float4 *)to =
         make_float4((float)pack.at[0], (float)pack.at[1], (float)pack.at[2], (float)pack.at[3]);
 }
-#if REDUCE_OUT
-CX_FN void store(bf16 *to, const Pack<1> &pack)
-{
-    to[0] = cx_to_bf16((float)pack.at[0]);
-}
-CX_FN void store(bf16 *to, const Pack<4> &pack)
-{
-    uint2 all;
-    all.x = cx_pack((float)pack.at[0], (float)pack.at[1]);
-    all.y = cx_pack((float)pack.at[2], (float)pack.at[3]);
-    *(uint2 *)to = all;
-}
-CX_FN void store(CxF16 *to, const Pack<1> &pack)
+template <typename Half> CX_FN void store(Half *to, const Pack<1> &pack)
 {
     cx_write(to, (float)pack.at[0]);
 }
-CX_FN void store(CxF16 *to, const Pack<4> &pack)
+template <typename Half> CX_FN void store(Half *to, const Pack<4> &pack)
 {
     const float x[4] = {(float)pack.at[0], (float)pack.at[1], (float)pack.at[2], (float)pack.at[3]};
     cx_write4(to, x);
 }
-#endif
 template <int width> CX_FN void clear(Pack<width> &pack)
 {
     CX_UNROLL

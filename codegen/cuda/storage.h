@@ -108,6 +108,24 @@ CX_FN void cx_write(CxF16 *to, float x)
     to->bits = cx_to_f16(x);
 }
 
+// Two elements as a word, and of a word.
+CX_FN u32 cx_pair(CxBf16, float low, float high)
+{
+    return cx_pack(low, high);
+}
+CX_FN u32 cx_pair(CxF16, float low, float high)
+{
+    return cx_pack_f16(low, high);
+}
+CX_FN void cx_unpair(CxBf16, float *x, u32 pair)
+{
+    x[0] = cx_low(pair), x[1] = cx_high(pair);
+}
+CX_FN void cx_unpair(CxF16, float *x, u32 pair)
+{
+    x[0] = cx_from_f16((u16)pair), x[1] = cx_from_f16((u16)(pair >> 16));
+}
+
 // Four elements at an address that is a multiple of them.
 CX_FN void cx_read4(float *x, const float *from)
 {
@@ -117,13 +135,8 @@ CX_FN void cx_read4(float *x, const float *from)
 template <typename Half> CX_FN void cx_read4(float *x, const Half *from)
 {
     uint2 q = *(const uint2 *)from;
-    u32 words[2] = {q.x, q.y};
-    CX_UNROLL
-    for (int i = 0; i < 4; i++) {
-        Half half;
-        half.bits = (u16)(words[i / 2] >> i % 2 * 16);
-        x[i] = cx_read(half);
-    }
+    cx_unpair(Half(), x, q.x);
+    cx_unpair(Half(), x + 2, q.y);
 }
 CX_FN void cx_write4(float *to, const float *x)
 {
@@ -132,12 +145,8 @@ CX_FN void cx_write4(float *to, const float *x)
 template <typename Half> CX_FN void cx_write4(Half *to, const float *x)
 {
     uint2 q;
-    Half half[4];
-    CX_UNROLL
-    for (int i = 0; i < 4; i++)
-        cx_write(&half[i], x[i]);
-    q.x = (u32)half[0].bits | (u32)half[1].bits << 16;
-    q.y = (u32)half[2].bits | (u32)half[3].bits << 16;
+    q.x = cx_pair(Half(), x[0], x[1]);
+    q.y = cx_pair(Half(), x[2], x[3]);
     *(uint2 *)to = q;
 }
 
@@ -153,11 +162,8 @@ template <typename Half> CX_FN void cx_read8(float *x, const Half *from)
     uint4 q = *(const uint4 *)from;
     u32 words[4] = {q.x, q.y, q.z, q.w};
     CX_UNROLL
-    for (int i = 0; i < 8; i++) {
-        Half half;
-        half.bits = (u16)(words[i / 2] >> i % 2 * 16);
-        x[i] = cx_read(half);
-    }
+    for (int i = 0; i < 4; i++)
+        cx_unpair(Half(), x + 2 * i, words[i]);
 }
 CX_FN void cx_write8(float *to, const float *x)
 {
@@ -168,11 +174,7 @@ template <typename Half> CX_FN void cx_write8(Half *to, const float *x)
 {
     u32 words[4];
     CX_UNROLL
-    for (int i = 0; i < 4; i++) {
-        Half low, high;
-        cx_write(&low, x[2 * i]);
-        cx_write(&high, x[2 * i + 1]);
-        words[i] = (u32)low.bits | (u32)high.bits << 16;
-    }
+    for (int i = 0; i < 4; i++)
+        words[i] = cx_pair(Half(), x[2 * i], x[2 * i + 1]);
     *(uint4 *)to = make_uint4(words[0], words[1], words[2], words[3]);
 }

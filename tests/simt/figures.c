@@ -32,13 +32,24 @@ typedef struct Row {
 #define GEMM_TILE(m, n, groups, stages, a_mn, b_mn)                                                \
     TILE(m, n, groups, stages, a_mn, b_mn)                                                         \
     " GEMM_ACT=0 GEMM_C=1 GEMM_RESIDUAL=1 GEMM_BIAS=0 GEMM_SUM=0 GEMM_C_4=1"
+#define MMA_TILE(size, a_k, b_k)                                                                   \
+    "TILE_M=" #size " TILE_N=" #size " WARP_M=64 WARP_N=32 TILE_HALF=1 GEMM_A_K=" #a_k             \
+    " GEMM_B_K=" #b_k " GEMM_C_4=1 GEMM_ACT=0 GEMM_SUM=0 GEMM_A_8=1 GEMM_B_8=1 GEMM_A=1 GEMM_B=1"  \
+    " GEMM_C=1 GEMM_RESIDUAL=1 GEMM_BIAS=0"
+#define MMA_CONV(size, mode)                                                                       \
+    "TILE_M=" #size " TILE_N=" #size " WARP_M=64 WARP_N=32 TILE_HALF=1 CONV_MODE=" #mode           \
+    " CONV_LAST=1 CONV_AXES=2 CONV_STRIDED=0 CONV_ACT=0 CONV_X_8=1 CONV_W_8=1 CONV_W_LAST=1"       \
+    " CONV_OUT_4=1 CONV_SOURCE=1 CONV_WEIGHT=1 CONV_RESULT=1 CONV_RESIDUAL=1 CONV_BIAS=0"
 static const Row rows[] = {
-    {"groupnorm.cu", "", 256, 16416, true, "LDG STG LDS STS SHFL", "HMMA"},
-    {"gemm_mma.cu", "", 256, 49152, true, "HMMA LDSM LDGSTS", "HGMMA"},
-    {"conv_gather.cu", "", 256, 49152, true, "HMMA LDSM LDGSTS", "HGMMA"},
-    {"attention.cu", "HEAD_DIM=32", 128, 20480, true, "HMMA LDSM LDGSTS MUFU", "HGMMA"},
-    {"attention.cu", "HEAD_DIM=64", 128, 40960, true, "HMMA LDSM LDGSTS MUFU", "HGMMA"},
-    {"attention.cu", "HEAD_DIM=128", 128, 81920, true, "HMMA LDSM LDGSTS MUFU", "HGMMA"},
+    // tiles as tile_select.h has them
+    {"gemm_bf16.cu", "CX_NAME=gemm " MMA_TILE(128, 1, 1), 256, 49216, true, "HMMA LDSM LDGSTS",
+     "HGMMA"},
+    {"gemm_bf16.cu", "CX_NAME=gemm " MMA_TILE(64, 0, 0), 64, 24640, true, "HMMA LDSM LDGSTS",
+     "HGMMA"},
+    {"conv_bf16.cu", "CX_NAME=fprop " MMA_CONV(128, 0), 256, 49552, true, "HMMA LDSM LDGSTS",
+     "HGMMA"},
+    {"conv_bf16.cu", "CX_NAME=dgrad " MMA_CONV(64, 1), 64, 24976, true, "HMMA LDSM LDGSTS", "HGMMA"},
+    {"conv_bf16.cu", "CX_NAME=wgrad " MMA_CONV(64, 2), 64, 24832, true, "HMMA LDSM LDGSTS", "HGMMA"},
     // tile, groups of warps and stages as select_wgmma.c has them
     {"conv_wgmma.cu", "CX_NAME=fprop CONV_MODE=0 " CONV_TILE(256, 128, 2, 4, 0, 0), 384, 231488,
      false, "HGMMA UTMALDG SYNCS", "HMMA LDGSTS"},
@@ -54,10 +65,10 @@ static const Row rows[] = {
      "HGMMA UTMALDG SYNCS", "HMMA LDGSTS"},
 };
 enum { ROWS = sizeof rows / sizeof *rows, MOST_JOBS = 2 * ROWS, MOST_TEXT = 1 << 16, LINE = 512 };
-static const char *const headers[] = {"cx.h",         "cx_hopper.h", "cx_wgmma.h",
-                                      "mma_tile.h",   "storage.h",   "cx_launch.h",
-                                      "tile_out.h",   "gemm_out.h",  "wgmma_product.h",
-                                      "wgmma_plan.h", "../kernel_args.h"};
+static const char *const headers[] = {
+    "cx.h",         "cx_hopper.h",    "cx_wgmma.h",     "storage.h",   "cx_launch.h",
+    "tile_out.h",   "gemm_out.h",     "conv_problem.h", "norm_load.h", "norm_stats.h",
+    "wgmma_plan.h", "mma_product.h", "wgmma_product.h", "../kernel_args.h"};
 enum { HEADERS = sizeof headers / sizeof *headers };
 
 static int passed, failed;
@@ -109,8 +120,7 @@ static const char *judge(const Row *row, const CubinKernel *kernel, int blocks)
         }
     }
     if (has_class(row->needs, "HMMA") &&
-        2 * cubin_count(kernel, "HMMA") < 5 * cubin_count(kernel, "LDSM") &&
-        strcmp(row->file, "attention.cu") != 0)
+        2 * cubin_count(kernel, "HMMA") < 5 * cubin_count(kernel, "LDSM"))
         return "less than 2.5 HMMA a LDSM";
     return NULL;
 }

@@ -537,6 +537,9 @@ void KernelCase::run()
         return;
     passed += try_mode(&built, SIMT_REVERSE, SIMT_LATE, 1, 1, false);
     passed += try_mode(&built, SIMT_RANDOM_ORDER, SIMT_RANDOM_ASYNC, 1, 1, false);
+    const char *stress = getenv("PVDM_STRESS");
+    for (unsigned i = 0; i < 9 * (stress ? (unsigned)atoi(stress) : 0); i++)
+        passed += try_mode(&built, (int)(i % 3), (int)(i / 3 % 3), 1, i / 9 + 1, false);
 }
 
 void KernelCase::run_fast()

@@ -1,8 +1,7 @@
 #!/usr/bin/env python3
 """Runs the programs of tests/simt of a build: run.py out/release [WORD...]
 
-Every test_* program, those with a seeded fault with --fault, kernel_figures and models.py; WORDs choose
-by name.
+Every test_* program, kernel_figures and models.py; WORDs choose by name.
 Two run at a time. Ends with `N passed, N failed, N skipped`.
 """
 import concurrent.futures
@@ -25,8 +24,6 @@ def run(program):
         command = [sys.executable, program, os.path.join(os.path.abspath(sys.argv[1]), "pvdmc")]
     if name == "kernel_figures":
         command.append(ROOT)
-    elif "_fault_" in name:
-        command.append("--fault")
     start = time.time()
     try:
         done = subprocess.run(command, cwd=ROOT, text=True, errors="replace", timeout=LIMIT,

@@ -1,6 +1,7 @@
 // cases
 /* Copies, fills, picks and gathers against the CPU library, at small shapes of every path. */
 #include <stdlib.h>
+#include <string.h>
 #include "kernel_case.h"
 
 struct Axis {
@@ -95,7 +96,80 @@ static void window(const char *what, bool to, int64_t index, int64_t row)
     test.run();
 }
 
-static void fill(const char *what, int64_t bytes, int64_t count, int64_t skip)
+static float rounded(float value, int64_t storage)
+{
+    uint32_t bits;
+    if (storage == PV_STORE_F16)
+        return (float)(_Float16)value;
+    if (storage == PV_STORE_BF16) {
+        memcpy(&bits, &value, 4);
+        bits = (bits + 0x7fff + ((bits >> 16) & 1)) & 0xffff0000;
+        memcpy(&value, &bits, 4);
+    }
+    return value;
+}
+
+// A copy that rounds: the host has all elements in f32.
+static void convert_copy(const PvRun *, const int64_t *args)
+{
+    const CopyArgs &a = *(const CopyArgs *)args;
+    int64_t elements = 1;
+    for (int64_t i = 0; i < a.axes; i++)
+        elements *= a.size[i];
+    for (int64_t item = 0; item < elements; item++) {
+        int64_t rest = item, to = 0, from = 0;
+        for (int64_t i = a.axes; i-- > 0; rest /= a.size[i]) {
+            to += rest % a.size[i] * a.y_stride[i];
+            from += rest % a.size[i] * a.x_stride[i];
+        }
+        ((float *)a.y)[to] = rounded(((const float *)a.x)[from], a.types & 15);
+    }
+}
+
+static CopyArgs convert_args(KernelCase &test, Storage y, Storage x, const std::vector<Axis> &axes)
+{
+    CopyArgs args = {};
+    size_t y_span = 1, x_span = 1;
+    args.bytes = 4;
+    args.axes = (int64_t)axes.size();
+    args.types = y | x << 4;
+    for (size_t i = 0; i < axes.size(); i++) {
+        args.size[i] = axes[i].size, args.y_stride[i] = axes[i].y, args.x_stride[i] = axes[i].x;
+        y_span += (size_t)((axes[i].size - 1) * axes[i].y);
+        x_span += (size_t)((axes[i].size - 1) * axes[i].x);
+    }
+    args.y = test.output(y_span, 1e-12, y);
+    args.x = test.input(x_span, 3, 0, x);
+    return args;
+}
+
+static void convert(const char *what, Storage y, Storage x, const std::vector<Axis> &axes,
+                    int segments = 1, const char *fault = nullptr)
+{
+    KernelCase test("pv_copy", convert_copy, what);
+    for (int s = 0; s < segments; s++)
+        test.segment(convert_args(test, y, x, axes));
+    if (fault)
+        test.find_fault(fault);
+    else
+        test.run();
+}
+
+static void converts(void)
+{
+    const std::vector<Axis> run = {{1200, 1, 1}}, rows = {{7, 9, 11}, {9, 1, 1}};
+    const std::vector<Axis> turned = {{2, 720, 720}, {5, 144, 144}, {16, 9, 1}, {9, 1, 16}};
+    convert("f32 to bf16", ST_BF16, ST_F32, run);
+    convert("bf16 to f32", ST_F32, ST_BF16, rows);
+    convert("f32 to f16", ST_F16, ST_F32, rows);
+    convert("f16 to f32, turned", ST_F32, ST_F16, turned);
+    convert("f32 to bf16, turned, two segments", ST_BF16, ST_F32, turned, 2);
+    convert("bf16, gaps in both", ST_F32, ST_BF16, {{3, 40, 50}, {8, 2, 3}});
+    convert("f32 to bf16", ST_BF16, ST_F32, run, 1, "FAULT_CONVERT_END");
+}
+
+static void fill(const char *what, int64_t bytes, int64_t count, int64_t skip,
+                 const char *fault = nullptr)
 {
     KernelCase test("pv_fill", pv_fill, what);
     FillArgs args = {};
@@ -104,7 +178,10 @@ static void fill(const char *what, int64_t bytes, int64_t count, int64_t skip)
     args.bytes = bytes;
     args.value = 0x3f9e0419ll + (bytes == 8 ? 1ll << 40 : 0);
     test.segment(args);
-    test.run();
+    if (fault)
+        test.find_fault(fault);
+    else
+        test.run();
 }
 
 static void pick(const char *what, bool grad, int64_t inner, const char *fault = nullptr)
@@ -147,6 +224,7 @@ int main(void)
 {
     copies();
     copy_mixed();
+    converts();
     window("a window", false, 1, 8);
     window("a window, clamped", false, 9, 7);
     window("a window before the begin", false, -4, 8);
@@ -156,6 +234,7 @@ int main(void)
     fill("f32, not aligned", 4, 77, 1);
     fill("bytes", 1, 1000, 0);
     fill("int64", 8, 9, 1);
+    fill("f32", 4, 5003, 0, "FAULT_FILL_END");
     pick("rows of 8", false, 8);
     pick("rows of 3", false, 3);
     pick("rows of 8", true, 8);

@@ -49,6 +49,31 @@ static void reduce(const Shape &shape, bool integer = false, const char *fault =
         test.run();
 }
 
+// Operands, results and residuals that are stored in half: the reference has them in f32.
+static void reduce_stored(const Shape &shape, Storage x, Storage out, const char *fault = nullptr)
+{
+    KernelCase test("pv_reduce", pv_reduce, (std::string(shape.what) + ", stored").c_str());
+    ReduceArgs args = reduce_args(test, shape, false);
+    size_t results = 1, span = 1;
+    for (const std::vector<Axis> &axes : {shape.kept, shape.reduced})
+        for (Axis a : axes)
+            span += (size_t)((a.size - 1) * a.stride);
+    for (Axis a : shape.kept)
+        results *= (size_t)a.size;
+    double bound = out == ST_BF16 ? 4e-3 : out == ST_F16 ? 5e-4 : 2e-6;
+    args.x = test.input(span, 1, 0, x);
+    if (shape.residual)
+        args.out = args.residual = test.updated(results, bound, out);
+    else
+        args.out = test.output(results, bound, out);
+    args.types = out | x << 4 | (shape.residual ? out << 8 : 0);
+    test.segment(args);
+    if (fault)
+        test.find_fault(fault);
+    else
+        test.run();
+}
+
 // Segments of different rank.
 static void reduce_mixed(const Shape &one, const Shape &other)
 {
@@ -126,6 +151,16 @@ int main(void)
     reduce_mixed(rows, {"", {{6, 100}}, {{9, 600}, {100, 1}}, 0, false});
     reduce_mixed(columns, {"", {{2, 48}, {4, 1}}, {{4, 12}, {3, 4}}, 0, false});
     reduce_mixed(all, {"", {{2, 8000}}, {{2, 4000}, {4000, 1}}, 0, false});
+    for (Storage half : {ST_BF16, ST_F16}) {
+        reduce_stored(rows, half, ST_F32);
+        reduce_stored(columns, half, half);
+        reduce_stored(bias, half, ST_F32);
+        reduce_stored(bias, ST_F32, half);
+        reduce_stored(parts, half, half);
+        reduce_stored({"odd columns", {{3, 7}, {7, 1}}, {{11, 21}}, 0, true}, half, half);
+        reduce_stored({"maxima of rows", {{4, 300}}, {{300, 1}}, 1, false}, half, half);
+    }
+    reduce_stored(columns, ST_BF16, ST_F32, "FAULT_COLUMNS");
     not_a_number(1);
     not_a_number(2);
     for (int op = 0; op < 3; op++) {

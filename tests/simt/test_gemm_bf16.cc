@@ -112,6 +112,7 @@ int main(void)
     check({"f16, f32 operands", 20, 24, 40, 1, 1, true, true, G, F, G, F, F, true, false, false, 0,
            0});
     check(linear, "FAULT_MMA_WAIT");
+    check(linear, "FAULT_MMA_SYNC");
     check(linear, "FAULT_MMA_STAGE");
     check(parts, "FAULT_TILE_PARTS");
     {
