@@ -298,8 +298,16 @@ def step_timed(model, stage, batch):
 def ladder(model, name, batch, *options):
     """First rung and last; of each kernel its time, bytes, FLOPs and share of the roofline."""
     path = work(f"{model}-{name}-{batch}-bench.json")
-    text = call(binary(model), "bench", name, "--batch", str(batch), "--device", "cuda", *OFTEN["rounds"], "--quiet",
-                "--json", path, *weights(plain(model)), *options)
+    command = [binary(model), "bench", name, "--device", "cuda", *OFTEN["rounds"], "--quiet", "--json", path,
+               *weights(plain(model)), *options]
+    try:
+        text = call(*command, "--batch", str(batch))
+    except Failed as error:  # the unfused rung may need more memory than there is
+        fits = re.search(r"batch (\d+) fits", str(error))
+        if not fits:
+            raise
+        batch = int(fits[1])
+        text = call(*command, "--batch", str(batch))
     with open(path, encoding="utf-8") as file:
         report = json.load(file)
     rungs = report["programs"][0]["rungs"]
