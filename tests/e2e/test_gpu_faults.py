@@ -37,5 +37,5 @@ def test_gpu_faults_are_looked_for():
         assert found & looked_for, f"{path} has no seeded fault that a case looks for"
         every |= found
     assert every <= looked_for, f"no case looks for {every - looked_for}"
-    assert looked_for == told, f"README and cases differ in {looked_for ^ told}"
+    assert told <= looked_for, f"README tells of {told - looked_for}, for which no case looks"
     return f"{len(every)} faults"
