@@ -208,8 +208,11 @@ static void compile_program(NvrtcProgram *program, NvrtcJob *job)
                                          "--ptxas-options=-v",
                                          "--ptxas-options=--warn-on-spills",
                                          "--ptxas-options=--warn-on-local-memory-usage"};
-    int count = 6;
+    int count = 6, major, minor;
     size_t bytes = 0;
+    nvrtc_version(&major, &minor);
+    if (major >= 13) // without declarations of textures, halves and the like: some ms a program
+        options[count++] = "-minimal";
     snprintf(arch, sizeof arch, "--gpu-architecture=%s", job->arch);
     for (int i = 0; job->options && job->options[i]; i++) {
         assert(count < MOST_OPTIONS);
