@@ -112,8 +112,8 @@ static void conv_sizes(Lower *lower, const Node *node, const Type *x, const Type
     }
 }
 
-// The residual as an image of the shape `type`, at the same distance from position to position as
-// the result, which lies at `result`; copied if it lies otherwise. Strides of image and channel.
+// The residual as an image of the shape `type`: its strides of image, channel and position. It is
+// copied if not the same axis is dense as in the result, which lies at `result`.
 static PlanArg residual_place(Lower *lower, Val val, const Type *type, const Dim *result,
                               Dim *stride)
 {
@@ -122,7 +122,8 @@ static PlanArg residual_place(Lower *lower, Val val, const Type *type, const Dim
     if (!image_strides(type, result, image))
         bug("a residual of a result that is no image");
     if (strides_as(lower, val, type, stride) && image_strides(type, stride, there) &&
-        dim_equal(there[2], image[2])) {
+        (dim_equal(there[2], image[2]) ||
+         (is_mixed_plan(lower->work) && dim_equal(there[1], image[1])))) {
         memcpy(stride, there, sizeof there);
         return view_place(lower, &view, type->dtype);
     }
@@ -257,6 +258,7 @@ void lower_conv(Lower *lower, const Group *group)
     if (group->residual && written != 2) {
         set_dim(lower, ARG(ConvArgs, residual_image), added[0]);
         set_dim(lower, ARG(ConvArgs, residual_channel), added[1]);
+        set_dim(lower, ARG(ConvArgs, residual_position), added[2]);
     }
     set_norm_load(lower, ARG(ConvArgs, norm), &group->norm);
     set_norm_stats(lower, ARG(ConvArgs, stats), &table);

@@ -172,6 +172,7 @@ static void product_as_conv(Lower *lower, Old *old, const PlanLaunch *like, Plan
     const ConvArgs plain = {.groups = 1,
                             .x_position = 1,
                             .y_position = 1,
+                            .residual_position = 1,
                             .in = {1, 1, 1},
                             .out = {1, 1, 1},
                             .kernel = {1, 1, 1},

@@ -84,15 +84,15 @@ typedef struct {
 // Convolutions of 1 to 3 axes (missing axes: size 1, kernel 1, stride 1, pad 0) of images
 // [image, channel, d, h, w]: the strides of image, channel and position are given, and positions
 // (d, h, w) are row-major multiples of the last. The CPU kernels take x_position = y_position = 1.
-// y = act(conv(x, w) + bias[c_out]) + residual, which may be y (dgrad: x), has strides of its own
-// and the same distance from position to position; wgrad: lies as w and may be w. w [c_out, c_in / groups, kd, kh, kw], row-major.
+// y = act(conv(x, w) + bias[c_out]) + residual, which may be y (dgrad: x) and has strides of its own
+// (on the CPU residual_position = 1); wgrad: lies as w and may be w. w [c_out, c_in / groups, kd, kh, kw], row-major.
 typedef struct {
     int64_t y, x, w, bias, residual;     // fprop: y out.  dgrad: x out, y in.  wgrad: w out.
     int64_t images, c_in, c_out, groups;
     int64_t x_image, y_image, x_channel, y_channel, x_position, y_position;    // strides
     int64_t in[3], out[3], kernel[3], stride[3], pad[3];
     int64_t act;
-    int64_t residual_image, residual_channel;            // strides
+    int64_t residual_image, residual_channel, residual_position;     // strides
     int64_t types;                       // PvStorage of y, x, w, bias, residual: 4 bits each
     int64_t w_last;                      // 1: w lies as [c_out, kd, kh, kw, c_in / groups]
     NormLoad norm;                       // of x (fprop, wgrad)

@@ -292,7 +292,8 @@ struct Out {
     Result *out;
     const Residual *residual;
     const Bias *bias;
-    long long image, channel, position, residual_image, residual_channel;
+    long long image, channel, position;
+    long long residual_image, residual_channel, residual_position;
     const Problem *problem;
     const ConvArgs *args;
     int n;
@@ -332,6 +333,7 @@ struct Out {
         out.position = grad ? args.x_position : args.y_position;
         out.residual_image = args.residual_image;
         out.residual_channel = args.residual_channel;
+        out.residual_position = args.residual_position;
         long long first = (long long)problem.group * problem.rows;
         out.out = (Result *)(grad ? args.x : args.y) + first * out.channel;
         out.residual = (const Residual *)args.residual;
@@ -360,9 +362,9 @@ struct Out {
             }
             number = (at[0] * (int)args->in[1] + at[1]) * (int)args->in[2] + at[2];
         }
-        *other = number * position;
+        *other = number * residual_position;
 #if CONV_RESAMPLED
-        *other = shrunk(rest) * position;
+        *other = shrunk(rest) * residual_position;
 #endif
         return number * position;
     }

@@ -178,10 +178,9 @@ struct Out {
             scale *= extent;
         }
         int image = place.at[WGMMA_IMAGE] + m;
-        long long offset =
-            (long long)position * (CONV_MODE == 0 ? args->y_position : args->x_position) + n;
-        *at = image * (CONV_MODE == 0 ? args->y_image : args->x_image) + offset;
-        *from = image * args->residual_image + offset;
+        *at = image * (CONV_MODE == 0 ? args->y_image : args->x_image) +
+              position * (CONV_MODE == 0 ? args->y_position : args->x_position) + n;
+        *from = image * args->residual_image + position * args->residual_position + n;
         return inside && image < (int)args->images;
 #endif
     }

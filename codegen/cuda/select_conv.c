@@ -15,6 +15,8 @@ typedef struct {
 
 static const Images x_images = {AT(x), AT(x_image), AT(x_channel), AT(x_position)};
 static const Images y_images = {AT(y), AT(y_image), AT(y_channel), AT(y_position)};
+static const Images residual_images = {AT(residual), AT(residual_image), AT(residual_channel),
+                                       AT(residual_position)};
 
 // Runs of positions, or with `last` of channels, begin at multiples of `by` elements, which are
 // `bytes`; how many there are is looked at elsewhere.
@@ -121,12 +123,6 @@ static Access wgrad_access(const CudaLaunch *launch, const ConvArgs *args, bool 
     return access;
 }
 
-// Of the residual of a result `to`: distances of its own, except from position to position.
-static Images residual_images(const Images *to)
-{
-    return (Images){AT(residual), AT(residual_image), AT(residual_channel), to->position};
-}
-
 static Access image_access(const CudaLaunch *launch, const ConvArgs *args, int mode, bool last,
                            bool plain)
 {
@@ -146,13 +142,12 @@ static Access image_access(const CudaLaunch *launch, const ConvArgs *args, int m
     access.w = grad ? (taps == 1 ? 2 : 0) : (taps == 1 || !last);
     access.w_4 = access.w != 0 && (access.w == 1 ? channels * taps : rows) % 4 == 0 &&
                  cuda_is_aligned(launch, AT(w), 16);
-    Images residual = residual_images(to);
     access.out_4 = (last || !grad || volume(args->stride) == 1) &&
                    (last ? rows % 4 == 0 : volume_fours(launch, grad ? AT(in) : AT(out))) &&
                    takes_fours(launch, to, last);
     bool by_element = !last && is_resampled(launch);       // the residual, then
     if (access.out_4 && cuda_is_there(launch, AT(residual)) && !by_element)
-        access.out_4 = takes_fours(launch, &residual, last);
+        access.out_4 = takes_fours(launch, &residual_images, last);
     return access;
 }
 
@@ -195,12 +190,11 @@ static bool bf16_out_fours(const CudaLaunch *launch, const ConvArgs *one, int mo
                cuda_is_aligned(launch, AT(w), tile_storage(one->types, STORE_W) ? 8 : 16) &&
                cuda_is_aligned(launch, AT(residual), residual_bytes);
     const Images *to = mode == CONV_DGRAD ? &x_images : &y_images;
-    Images residual = residual_images(to);
     int store = mode == CONV_DGRAD ? STORE_X : STORE_Y;
     return (mode == CONV_DGRAD ? one->c_in : one->c_out) / one->groups % 4 == 0 &&
            takes(launch, to, true, 4, tile_storage(one->types, store) ? 8 : 16) &&
            (!cuda_is_there(launch, AT(residual)) ||
-            takes(launch, &residual, true, 4, residual_bytes));
+            takes(launch, &residual_images, true, 4, residual_bytes));
 }
 
 static void choose_bf16(const CudaLaunch *launch, CudaChoice *choice, const ConvArgs *one,

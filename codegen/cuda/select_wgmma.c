@@ -143,6 +143,7 @@ static bool takes_conv(const CudaLaunch *launch, const ConvArgs *one, int mode)
         return false;
     if (mode != CONV_WGRAD && cuda_is_there(launch, CONV(residual)) &&
         !(tile_is_one(launch, CONV(residual_channel)) &&
+          tile_multiple(launch, CONV(residual_position), 4) &&
           tile_multiple(launch, CONV(residual_image), 4)))
         return false;
     return takes_images(launch, CONV(x_channel), CONV(x_position), CONV(x_image)) &&

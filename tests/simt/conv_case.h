@@ -29,8 +29,8 @@ template <class Visit> void for_products(const ConvArgs &a, Visit visit)
             }
 }
 
-// Plain loops for any strides: no activation, no residual; bias of the written image's channels. A
-// part of a sum is added to what is there.
+// Plain loops for any strides: no activation; bias of the written image's channels and a residual of an
+// image. A part of a sum is added to what is there.
 static inline void plain_conv(const char *symbol, const int64_t *raw)
 {
     const ConvArgs &a = *(const ConvArgs *)raw;
@@ -52,7 +52,11 @@ static inline void plain_conv(const char *symbol, const int64_t *raw)
             for (int64_t p = 0; p < size[0] * size[1] * size[2]; p++)
                 (grad ? x[image * a.x_image + c * a.x_channel + p * a.x_position]
                       : y[image * a.y_image + c * a.y_channel + p * a.y_position]) =
-                    bias ? bias[c] : 0;
+                    (bias ? bias[c] : 0) +
+                    (a.residual ? ((const float *)a.residual)[image * a.residual_image +
+                                                              c * a.residual_channel +
+                                                              p * a.residual_position]
+                                : 0);
     for_products(a, [&](int64_t at_x, int64_t at_y, int64_t at_w) {
         (grad ? x[at_x] : y[at_y]) += (grad ? y[at_y] : x[at_x]) * w[at_w];
     });

@@ -58,6 +58,14 @@ static int64_t add_conv(KernelCase &test, const Shape &shape, int mode, int64_t 
     args.y = mode == 0 ? out : test.input(y, 1, 0, shape.y);
     args.w = mode == 2 ? out : test.input(w, 1, 0, shape.w);
     args.bias = shape.bias && mode < 2 ? test.input((size_t)(mode == 1 ? args.c_in : args.c_out)) : 0;
+    if (shape.bias && mode < 2) {      // a residual that lies in something wider
+        int64_t channels = (mode == 1 ? args.c_in : args.c_out) + 8;
+        const int64_t *size = mode == 1 ? args.in : args.out;
+        args.residual_channel = 1, args.residual_position = channels;
+        args.residual_image = size[0] * size[1] * size[2] * channels;
+        args.residual = test.input((size_t)(args.images * args.residual_image), 1, 0, result);
+        args.types |= storage_bits(result, 4);
+    }
     test.segment(args);
     return out;
 }

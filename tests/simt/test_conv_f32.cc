@@ -55,6 +55,7 @@ static int64_t add_conv(KernelCase &test, const Shape &shape, int mode, int64_t 
     args.residual = into ? 0 : shape.in_place ? out : shape.residual ? test.input(written) : 0;
     args.residual_image = mode == 1 ? args.x_image : args.y_image;
     args.residual_channel = mode == 1 ? args.x_channel : args.y_channel;
+    args.residual_position = mode == 1 ? args.x_position : args.y_position;
     test.segment(args);
     return out;
 }

@@ -29,7 +29,8 @@ static ConvArgs conv_args(const Shape &shape, int mode)
     args.x_channel = args.y_channel = args.residual_channel = 1;
     args.x_position = shape.c_in, args.y_position = shape.c_out;
     args.x_image = inside * shape.c_in, args.y_image = outside * shape.c_out;
-    args.residual_image = mode == 1 ? args.x_image : args.y_image;
+    args.residual_position = (mode == 1 ? args.x_position : args.y_position) + 8;
+    args.residual_image = args.residual_position * (mode == 1 ? inside : outside) + 16;
     args.w_last = 1;
     int at = mode == 0 ? 0 : mode == 1 ? 1 : 2;
     for (int i = 0; i < 3; i++)
@@ -54,24 +55,21 @@ static int64_t add_conv(KernelCase &test, const Shape &shape, int mode, int64_t 
     args.w = mode == 2 ? out : test.input(w, 1, 0, ST_BF16);
     if (shape.bias && mode < 2)
         args.bias = test.input((size_t)(mode == 1 ? args.c_in : args.c_out));
+    size_t added = mode == 2 ? written : (size_t)(args.residual_image * args.images);
     if (shape.residual != ST_I64)
-        args.residual = test.input(written, 1, 0, shape.residual);
+        args.residual = test.input(added, 1, 0, shape.residual);
     test.segment(args);
     return out;
 }
 
-// Plain loops, then the residual.
+// Plain loops, then the residual of a gradient of w.
 static void expect(int mode, const int64_t *raw)
 {
     plain_conv(symbol[mode], raw);
     const ConvArgs &args = *(const ConvArgs *)raw;
-    int64_t count = mode == 0   ? args.images * args.y_image
-                    : mode == 1 ? args.images * args.x_image
-                                : args.c_in * args.c_out * args.kernel[0] * args.kernel[1] *
-                                      args.kernel[2];
-    float *to = (float *)(mode == 0 ? args.y : mode == 1 ? args.x : args.w);
-    for (int64_t i = 0; args.residual && i < count; i++)
-        to[i] += ((const float *)args.residual)[i];
+    int64_t count = args.c_in * args.c_out * args.kernel[0] * args.kernel[1] * args.kernel[2];
+    for (int64_t i = 0; mode == 2 && args.residual && i < count; i++)
+        ((float *)args.w)[i] += ((const float *)args.residual)[i];
 }
 
 static void check(int mode, const std::vector<Shape> &shapes, const char *fault = nullptr)

@@ -46,6 +46,7 @@ static void add_conv(KernelCase &test, const Shape &shape, bool wgrad)
         int64_t of_residual = outside >> 2 * shape.residual_up;
         args.residual_image = shape.c_out * of_residual;
         args.residual_channel = shape.last ? 1 : of_residual;
+        args.residual_position = args.y_position;
         args.residual = test.input((size_t)(args.images * args.residual_image));
         args.act = PV_ACT_SILU;
     }
