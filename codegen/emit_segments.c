@@ -122,8 +122,70 @@ static void segment_numbers(const PlanArg *args, size_t count, int64_t *numbers)
         numbers[i] = is_address(&args[i]) ? 1 : args[i].c ? 0 : args[i].a;
 }
 
-// Makes a pv_gemm of the form out[b, o, n] = w[o, c] x[b, c, n] a pv_conv, if `like` is one with
-// the same activation.
+// A pv_gemm of the form out[b, o, n] = w[o, c] x[b, c, n] in the words of a pv_conv: [0] with rows of
+// channels, where A is w and B is x; [1] with channels last, out[b, n, o], where A is x and B is w.
+static const struct {
+    size_t to, from[2];
+} as_conv[] = {
+    {ARG(ConvArgs, y), {ARG(GemmArgs, c), ARG(GemmArgs, c)}},
+    {ARG(ConvArgs, x), {ARG(GemmArgs, b), ARG(GemmArgs, a)}},
+    {ARG(ConvArgs, w), {ARG(GemmArgs, a), ARG(GemmArgs, b)}},
+    {ARG(ConvArgs, bias), {ARG(GemmArgs, bias), ARG(GemmArgs, bias)}},
+    {ARG(ConvArgs, residual), {ARG(GemmArgs, residual), ARG(GemmArgs, residual)}},
+    {ARG(ConvArgs, images), {ARG(GemmArgs, batch0), ARG(GemmArgs, batch0)}},
+    {ARG(ConvArgs, c_in), {ARG(GemmArgs, k), ARG(GemmArgs, k)}},
+    {ARG(ConvArgs, c_out), {ARG(GemmArgs, m), ARG(GemmArgs, n)}},
+    {ARG(ConvArgs, x_image), {ARG(GemmArgs, b0), ARG(GemmArgs, a0)}},
+    {ARG(ConvArgs, y_image), {ARG(GemmArgs, c0), ARG(GemmArgs, c0)}},
+    {ARG(ConvArgs, x_channel), {ARG(GemmArgs, b_k), ARG(GemmArgs, a_k)}},
+    {ARG(ConvArgs, x_position), {ARG(GemmArgs, b_n), ARG(GemmArgs, a_m)}},
+    {ARG(ConvArgs, in) + 2, {ARG(GemmArgs, n), ARG(GemmArgs, m)}},
+    {ARG(ConvArgs, out) + 2, {ARG(GemmArgs, n), ARG(GemmArgs, m)}},
+    {ARG(ConvArgs, act), {ARG(GemmArgs, act), ARG(GemmArgs, act)}},
+    {ARG(ConvArgs, residual_image), {ARG(GemmArgs, r0), ARG(GemmArgs, r0)}},
+    {ARG(ConvArgs, types), {ARG(GemmArgs, types), ARG(GemmArgs, types)}},
+};
+
+// Which of these it is, with the bias along the channels; -1: neither.
+static int pointwise_form(const PlanArg *gemm)
+{
+    const PlanArg *k = &gemm[ARG(GemmArgs, k)];
+    bool bias = is_address(&gemm[ARG(GemmArgs, bias)]);
+    if (!is_number(&gemm[ARG(GemmArgs, sum_batch)], 0) || !is_number(&gemm[ARG(GemmArgs, gate)], 0) ||
+        k->c != 0 || !is_number(&gemm[ARG(GemmArgs, batch1)], 1) || !is_number(&gemm[ARG(GemmArgs, a_k)], 1))
+        return -1;
+    if (is_number(&gemm[ARG(GemmArgs, a0)], 0) && is_number(&gemm[ARG(GemmArgs, b_n)], 1) &&
+        is_number(&gemm[ARG(GemmArgs, a_m)], k->a) && gemm[ARG(GemmArgs, n)].c == 0 &&
+        (!bias || is_number(&gemm[ARG(GemmArgs, bias_axis)], 1)))
+        return 0;
+    if (is_number(&gemm[ARG(GemmArgs, b0)], 0) && is_number(&gemm[ARG(GemmArgs, b_k)], 1) &&
+        is_number(&gemm[ARG(GemmArgs, b_n)], k->a) && gemm[ARG(GemmArgs, m)].c == 0 &&
+        (!bias || is_number(&gemm[ARG(GemmArgs, bias_axis)], 0)))
+        return 1;
+    return -1;
+}
+
+// Whether a product of that form can be a segment of a convolution: all else is alike. Rows of channels
+// are in f32, channels come last in mixed precision.
+static bool takes_pointwise(const PlanArg *conv, const PlanArg *gemm, int form)
+{
+    static const size_t same[][2] = {{ARG(ConvArgs, act), ARG(GemmArgs, act)},
+                                     {ARG(ConvArgs, types), ARG(GemmArgs, types)}};
+    static const size_t optional[][2] = {{ARG(ConvArgs, bias), ARG(GemmArgs, bias)},
+                                         {ARG(ConvArgs, residual), ARG(GemmArgs, residual)}};
+    bool fits = form >= 0 && is_number(&conv[ARG(ConvArgs, groups)], 1) &&
+                gemm[ARG(GemmArgs, k)].a % 8 == 0 &&
+                gemm[form == 0 ? ARG(GemmArgs, m) : ARG(GemmArgs, n)].a % 8 == 0 &&
+                (form == 0) == is_number(&gemm[ARG(GemmArgs, types)], 0) &&
+                (form == 0 || is_number(&conv[ARG(ConvArgs, x_channel)], 1));
+    for (size_t i = 0; i < sizeof same / sizeof *same; i++)
+        fits = fits && conv[same[i][0]].a == gemm[same[i][1]].a;
+    for (size_t i = 0; i < sizeof optional / sizeof *optional; i++)
+        fits = fits && is_address(&conv[optional[i][0]]) == is_address(&gemm[optional[i][1]]);
+    return fits;
+}
+
+// Makes a pv_gemm that is a convolution of kernel 1 a pv_conv, if `like` is one like it.
 static void product_as_conv(Lower *lower, Old *old, const PlanLaunch *like, PlanLaunch *launch)
 {
     const Kernel *kernels = lower->cg->kernels;
@@ -131,56 +193,29 @@ static void product_as_conv(Lower *lower, Old *old, const PlanLaunch *like, Plan
         strcmp(kernels[launch->kernel].symbol, "pv_gemm") != 0)
         return;
     const PlanArg *gemm = args_of(old, launch), *conv = &lower->work->args[like->arg];
-    const PlanArg *k = &gemm[ARG(GemmArgs, k)];
-    if (!is_number(&gemm[ARG(GemmArgs, sum_batch)], 0) ||
-        !is_number(&gemm[ARG(GemmArgs, gate)], 0) ||
-        !is_number(&gemm[ARG(GemmArgs, batch1)], 1) || !is_number(&gemm[ARG(GemmArgs, a0)], 0) ||
-        !is_number(&gemm[ARG(GemmArgs, a_k)], 1) || !is_number(&gemm[ARG(GemmArgs, b_n)], 1) ||
-        k->c != 0 || !is_number(&gemm[ARG(GemmArgs, a_m)], k->a) ||
-        (is_address(&gemm[ARG(GemmArgs, bias)]) &&
-         !is_number(&gemm[ARG(GemmArgs, bias_axis)], 1)) ||
-        gemm[ARG(GemmArgs, act)].a != conv[ARG(ConvArgs, act)].a ||
-        is_address(&gemm[ARG(GemmArgs, bias)]) != is_address(&conv[ARG(ConvArgs, bias)]) ||
-        is_address(&gemm[ARG(GemmArgs, residual)]) != is_address(&conv[ARG(ConvArgs, residual)]) ||
-        gemm[ARG(GemmArgs, n)].c != 0 || k->a % 8 != 0 || gemm[ARG(GemmArgs, m)].a % 8 != 0 ||
-        !is_number(&gemm[ARG(GemmArgs, types)], 0) || !is_number(&conv[ARG(ConvArgs, types)], 0) ||
-        !is_number(&conv[ARG(ConvArgs, groups)], 1))
+    int form = pointwise_form(gemm);
+    if (!takes_pointwise(conv, gemm, form))
         return;
-    static const struct {
-        size_t to, from;
-    } same[] = {
-        {ARG(ConvArgs, y), ARG(GemmArgs, c)},
-        {ARG(ConvArgs, x), ARG(GemmArgs, b)},
-        {ARG(ConvArgs, w), ARG(GemmArgs, a)},
-        {ARG(ConvArgs, bias), ARG(GemmArgs, bias)},
-        {ARG(ConvArgs, residual), ARG(GemmArgs, residual)},
-        {ARG(ConvArgs, images), ARG(GemmArgs, batch0)},
-        {ARG(ConvArgs, c_in), ARG(GemmArgs, k)},
-        {ARG(ConvArgs, c_out), ARG(GemmArgs, m)},
-        {ARG(ConvArgs, x_image), ARG(GemmArgs, b0)},
-        {ARG(ConvArgs, y_image), ARG(GemmArgs, c0)},
-        {ARG(ConvArgs, x_channel), ARG(GemmArgs, b_k)},
-        {ARG(ConvArgs, y_channel), ARG(GemmArgs, c_m)},
-        {ARG(ConvArgs, in) + 2, ARG(GemmArgs, n)},
-        {ARG(ConvArgs, out) + 2, ARG(GemmArgs, n)},
-        {ARG(ConvArgs, act), ARG(GemmArgs, act)},
-        {ARG(ConvArgs, residual_image), ARG(GemmArgs, r0)},
-        {ARG(ConvArgs, residual_channel), ARG(GemmArgs, r_m)},
-    };
     enum { COUNT = sizeof(ConvArgs) / 8 };
     PlanArg *args = arena_alloc(lower->work->arena, COUNT * sizeof *args);
     const ConvArgs plain = {.groups = 1,
-                            .x_position = 1,
                             .y_position = 1,
+                            .y_channel = 1,
                             .residual_position = 1,
+                            .residual_channel = 1,
+                            .w_last = conv[ARG(ConvArgs, w_last)].a,
                             .in = {1, 1, 1},
                             .out = {1, 1, 1},
                             .kernel = {1, 1, 1},
                             .stride = {1, 1, 1}};
     for (size_t i = 0; i < COUNT; i++)
         args[i] = (PlanArg){.space = PV_VALUE, .a = ((const int64_t *)&plain)[i]};
-    for (size_t i = 0; i < sizeof same / sizeof *same; i++)
-        args[same[i].to] = gemm[same[i].from];
+    for (size_t i = 0; i < sizeof as_conv / sizeof *as_conv; i++)
+        args[as_conv[i].to] = gemm[as_conv[i].from[form]];
+    args[form == 0 ? ARG(ConvArgs, y_channel) : ARG(ConvArgs, y_position)] =
+        gemm[ARG(GemmArgs, c_m)];
+    args[form == 0 ? ARG(ConvArgs, residual_channel) : ARG(ConvArgs, residual_position)] =
+        gemm[ARG(GemmArgs, r_m)];
     for (size_t i = 0; i < sizeof(NormLoad) / 8; i++)
         args[ARG(ConvArgs, norm) + i] = gemm[ARG(GemmArgs, norm) + i];
     for (size_t i = 0; i < sizeof(NormStats) / 8; i++)

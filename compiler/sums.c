@@ -40,6 +40,18 @@ static bool is_link(const Work *work, const Group *group)
            sums_batch(graph, node);
 }
 
+// Whether `view` shows all of its base in the order in which that lies: row-major, or as it is.
+static bool shows_all(const Work *work, const View *view, const Type *type)
+{
+    View own = view_of(work, view->base);
+    if (view->offset.fixed || view->offset.batch)
+        return false;
+    bool same = shape_equal(type, val_type(work->module->graph, view->base));
+    for (uint32_t axis = 0; same && axis < type->rank; axis++)
+        same = dim_equal(view->stride[axis], own.stride[axis]);
+    return same || view_is_dense(view, type);
+}
+
 // The group whose result `group` adds to its own, if nothing else reads that and both are links of
 // one kernel; NULL: there is none.
 static Group *link_before(const Work *work, const Group *group)
@@ -51,7 +63,7 @@ static Group *link_before(const Work *work, const Group *group)
     const Type *type = val_type(graph, group->residual);
     Val val = view.base;
     uint32_t owner = work->owner[local_of(work, val)];
-    if (!owner || !view_is_dense(&view, type) || view.offset.fixed || view.offset.batch)
+    if (!owner || !shows_all(work, &view, type))
         return NULL;
     Group *before = &work->groups[owner - 1];
     if (before == group || before->results[0] != val || !is_link(work, before) ||

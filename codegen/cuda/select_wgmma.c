@@ -13,7 +13,7 @@
 #define GEMM(field) (offsetof(GemmArgs, field) / sizeof(int64_t))
 enum { CONV_Y, CONV_X, CONV_W, CONV_BIAS, CONV_RESIDUAL };       // in `types`
 enum { GEMM_C, GEMM_A, GEMM_B, GEMM_BIAS, GEMM_RESIDUAL };
-enum { SEGMENTS = 4 };                   // parameters of a launch stay within 4 KB
+enum { FEW = 4 };        // segments: parameters of a launch stay within 4 KB, which all drivers take
 enum { MULTIPROCESSORS = 132, LARGEST = 1 << 30 };
 
 typedef struct {
@@ -71,13 +71,14 @@ static const char *choose_tile(const CudaLaunch *launch, CudaChoice *choice, con
     choice->shared[0] = tile_shared(tile);
     choice->baked[TILE_BAKED_M] = tile->m;
     choice->baked[TILE_BAKED_N] = tile->n;
-    choice->segments = SEGMENTS;
+    choice->segments = launch->segments > FEW ? PV_MAX_SEGMENTS : FEW;
     choice->maps = PV_CUDA_MAPS;
     choice->resident[0] = tile->groups == 1 ? 2 : 1;
     return arena_printf(launch->arena,
                         "TILE_M=%d TILE_N=%d WG_GROUPS=%d WG_STAGES=%d WG_SEGMENTS=%d WG_A_MN=%d "
                         "WG_B_MN=%d",
-                        tile->m, tile->n, tile->groups, tile->stages, SEGMENTS, a_mn, b_mn);
+                        tile->m, tile->n, tile->groups, tile->stages, (int)choice->segments, a_mn,
+                        b_mn);
 }
 
 static bool is_bf16(int64_t types, int number)
@@ -253,8 +254,6 @@ bool cuda_select_90a(const CudaLaunch *launch, CudaChoice *choice)
 {
     static const char *const convolutions[] = {"pv_conv", "pv_conv_dgrad", "pv_conv_wgrad"};
     *choice = (CudaChoice){.definitions = "", .phases = 1};
-    if (launch->segments > SEGMENTS)
-        return false;
     for (int mode = CONV_FPROP; mode <= CONV_WGRAD; mode++)
         if (strcmp(launch->symbol, convolutions[mode]) == 0)
             return select_conv(launch, choice, mode);

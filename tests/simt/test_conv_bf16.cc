@@ -134,12 +134,13 @@ int main(void)
     check(2, deep, "FAULT_MMA_WAIT");
     {
         auto expected = [](const PvRun *, const int64_t *args) { plain_conv(symbol[0], args); };
-        KernelCase test(symbol[0], expected, "bf16, three segments");
+        KernelCase test(symbol[0], expected, "bf16, three segments and one of 1 x 1");
         for (int64_t side : {4, 8, 2}) {
             Shape plane = square;
             plane.in[1] = side;
             add_conv(test, plane, 0);
         }
+        add_conv(test, point, 0);
         test.run();
     }
     return finish_cases();

@@ -125,6 +125,16 @@ int main(void)
         planes[1].in[1] = 4;
         planes[2].in[2] = 16;
         check(mode, planes);
+        if (mode == 0) {               // more segments than four, not all of one kernel
+            std::vector<Shape> mixed = planes;
+            mixed[0].what = "planes beside their 1 x 1";
+            for (Shape &plane : planes) {
+                mixed.push_back(plane);
+                mixed.back().kernel[1] = mixed.back().kernel[2] = 1;
+                mixed.back().pad[1] = mixed.back().pad[2] = 0;
+            }
+            check(mode, mixed);
+        }
         for (Shape &plane : planes)
             plane.result = F, plane.residual = NONE;
         if (mode == 2) {
