@@ -151,8 +151,9 @@ static int pointwise_form(const PlanArg *gemm)
 {
     const PlanArg *k = &gemm[ARG(GemmArgs, k)];
     bool bias = is_address(&gemm[ARG(GemmArgs, bias)]);
-    if (!is_number(&gemm[ARG(GemmArgs, sum_batch)], 0) || !is_number(&gemm[ARG(GemmArgs, gate)], 0) ||
-        k->c != 0 || !is_number(&gemm[ARG(GemmArgs, batch1)], 1) || !is_number(&gemm[ARG(GemmArgs, a_k)], 1))
+    if (!is_number(&gemm[ARG(GemmArgs, sum_batch)], 0) || k->c != 0 ||
+        !is_number(&gemm[ARG(GemmArgs, gate)], 0) || !is_number(&gemm[ARG(GemmArgs, batch1)], 1) ||
+        !is_number(&gemm[ARG(GemmArgs, a_k)], 1))
         return -1;
     if (is_number(&gemm[ARG(GemmArgs, a0)], 0) && is_number(&gemm[ARG(GemmArgs, b_n)], 1) &&
         is_number(&gemm[ARG(GemmArgs, a_m)], k->a) && gemm[ARG(GemmArgs, n)].c == 0 &&
