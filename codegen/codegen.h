@@ -237,6 +237,7 @@ void need_scratch(Lower *lower, int64_t bytes);
 #define ARG(type, field) (offsetof(type, field) / sizeof(int64_t))
 
 PlanArg arg_none(void);
+uint32_t place_index(const Lower *lower, Val val);       // of Work.place, .placed, .made_at
 PlanArg arg_offset(PlanArg arg, Affine elements, size_t element_size);
 PlanArg new_buffer(Lower *lower, Dim count, DType stored);
 PlanArg result_place(Lower *lower, Val val);             // storage of a result (made if need be)
@@ -265,6 +266,16 @@ int64_t activation(Op op);                               // PvAct
 // Copies what `val` shows to `y`, whose axes lie at `stride`.
 void copy_val(Lower *lower, Val val, PlanArg y, const Dim *stride);
 void launch_fill(Lower *lower, PlanArg y, const Type *type, double value);   // all of `type`
+
+/* emit_outputs.c */
+// Before any group: results that are outputs get their place; direct[output]: it has. After all
+// groups: the others are copied, state last, since the step reads the old one.
+void place_outputs(Lower *lower, bool *direct);
+void store_outputs(Lower *lower, const bool *direct);
+// Taps, by the storage that they show; copies of those that a group has just stored; where they lie.
+void list_taps(Lower *lower);
+void copy_taps(Lower *lower, const Group *group);
+void place_taps(Lower *lower);
 
 /* emit_move.c */
 void lower_concat(Lower *lower, const Group *group);

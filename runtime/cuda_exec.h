@@ -87,6 +87,21 @@ typedef struct {
 } PvGpuCall;
 bool pv_gpu_calls(PvGpu *gpu, const PvGpuCall *calls, uint32_t count, PvError *error);
 
+// The begin of a step's block: CxStep of cx_launch.h.
+typedef struct {
+    int64_t batch;
+    uint32_t seed[2];
+    struct {
+        uint32_t draw, hash;
+    } stream[];
+} PvGpuNumbers;
+
+// ---- cuda_room.c ----
+
+enum { PV_GPU_SPACING = 64 }; // bytes from one output of settings to the next
+// Parameters, gradients and the arena are there for a step.
+bool pv_gpu_room(PvGpu *gpu, const PvExecStep *step, PvError *error);
+
 // ---- cuda_module.c ----
 
 // "sm_80, sm_90a, PTX of 80": what the images of a model are for. malloc'ed.
