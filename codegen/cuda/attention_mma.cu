@@ -5,22 +5,22 @@
  * go from the registers of the first product straight into the second. Any lengths and strides.
  *
  * Definitions: ATT_D, ATT_E (head dims, rounded up to 16), ATT_MASK (0, or 1 + how it is stored),
- * ATT_CAUSAL, ATT_HALF (PvStorage of q, k, v, o). Head dims up to 64: tiles of 64 keys, shared memory at most 56 KB, registers at most
- * 255: 2 blocks a multiprocessor; up to 128: tiles of 32 keys, 70 KB, 2 blocks. HMMA:LDSM 2.7 or
- * more.
+ * ATT_CAUSAL, ATT_HALF (PvStorage of q, k, v, o). Head dims up to 64: tiles of 64 keys, shared
+ * memory at most 56 KB; up to 128: of 32 keys, 70 KB. 2 blocks a multiprocessor. HMMA:LDSM 3.2, and
+ * 2.67 for large head dims.
  */
 #include "storage.h"
 
 enum {
     LARGE = ATT_D > 64 || ATT_E > 64,
     THREADS = 128,
-    BLOCKS = 2, // of 16 rows, a warp
-    QUERIES = 4 * 16 * BLOCKS,
+    QUERIES = 128,
     KEYS = LARGE ? 32 : 64,
     WIDER = ATT_D > ATT_E ? ATT_D : ATT_E,
     K_AT = QUERIES * (WIDER * 2 + 16), // bytes of shared memory
     V_AT = KEYS * (ATT_D * 2 + 16),    // within a stage
-    STAGE = V_AT + KEYS * (ATT_E * 2 + 16)
+    STAGE = V_AT + KEYS * (ATT_E * 2 + 16),
+    OTHERS_AT = K_AT + 2 * STAGE
 };
 #include "attention_mma_parts.h"
 
@@ -30,22 +30,6 @@ struct Rows {
     float most[2 * BLOCKS], sum[2 * BLOCKS];
 };
 typedef float Scores[BLOCKS][KEYS / 8][4];
-
-// Scores in units of log2, masked. row, key: the first ones of this thread.
-CX_FN void mask_scores(Scores &score, const AttentionArgs &a, const Problem &problem, float scale,
-                       int row, int key)
-{
-    // inside, nothing is to be cut off
-    bool whole = !ATT_MASK && !ATT_CAUSAL && key - (int)(threadIdx.x & 3) * 2 + KEYS <= (int)a.m;
-    CX_UNROLL
-    for (int i = 0; i < BLOCKS * KEYS / 2; i++) {
-        int block = i / (KEYS / 2), j = i / 4 % (KEYS / 8), e = i % 4;
-        float offset = 0.f;
-        if (!whole)
-            offset = score_offset(a, problem, row + block * 16 + e / 2 * 8, key + j * 8 + e % 2);
-        score[block][j][e] = fmaf(score[block][j][e], scale, offset);
-    }
-}
 
 // Raises the running maxima to those of the new scores, scales what was summed so far, and turns
 // scores to weights.
@@ -101,44 +85,46 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     u32 blocks = ((u32)a.n + QUERIES - 1) / QUERIES, queries = cx_shared_address(shared);
     Problem problem = problem_of(a, block / blocks);
     int first = block % blocks * QUERIES, lane = threadIdx.x & 31, end = (int)a.m;
-    int own = (threadIdx.x >> 5) * 16 * BLOCKS, row = first + own + (lane >> 2);
+    int own = (threadIdx.x >> 5) * WARP_ROWS, row = first + own + (lane >> 2);
     if (ATT_CAUSAL)
         end = min(end, first + QUERIES);
-    Matrix k = matrix_k(a, problem), v = matrix_v(a, problem);
-    float scale = cx_real(a.scale) * CX_LOG2E;
-    u8 *present = shared + K_AT, *next = present + STAGE;
+    Matrix *others = (Matrix *)(shared + OTHERS_AT); // here, as registers are few
+    if (threadIdx.x == 0)
+        others[0] = matrix_k(a, problem), others[1] = matrix_v(a, problem);
+    u32 next = K_AT;
     load_tile<QUERIES, ATT_D>(shared, matrix_q(a, problem), first);
-    load_tile<KEYS, ATT_D>(present, k, 0);
-    load_tile<KEYS, ATT_E>(present + V_AT, v, 0);
-    cx_copy_commit();
     Rows rows = {};
     CX_UNROLL
     for (int i = 0; i < 2 * BLOCKS; i++)
         rows.most[i] = -INFINITY;
     CX_NO_UNROLL
-    for (int m0 = 0; m0 < end; m0 += KEYS) {
+    for (int m0 = -KEYS; m0 < end; m0 += KEYS) {
         Scores score;
         cx_copy_wait(0);
 #ifndef FAULT_TILE
         __syncthreads(); // all copies are there, and nobody reads the tile before
 #endif
         if (m0 + KEYS < end) {
-            load_tile<KEYS, ATT_D>(next, k, m0 + KEYS);
-            load_tile<KEYS, ATT_E>(next + V_AT, v, m0 + KEYS);
+            load_tile<KEYS, ATT_D>(shared + next, others[0], m0 + KEYS);
+            load_tile<KEYS, ATT_E>(shared + next + V_AT, others[1], m0 + KEYS);
         }
         cx_copy_commit();
-        multiply_rows<KEYS, ATT_D>(score, queries, cx_shared_address(present), own);
-        mask_scores(score, a, problem, scale, row, m0 + (lane & 3) * 2);
+        next = 2 * K_AT + STAGE - next;
+        if (m0 < 0)
+            continue; // there is nothing yet
+        u32 present = queries + next; // the other stage
+        multiply_rows<KEYS, ATT_D>(score, queries, present, own);
+        mask_scores<false, KEYS>(score, a, problem, row, m0 + (lane & 3) * 2, nullptr);
         soften(rows, score);
         Packed<KEYS> weight;
         pack(weight, score);
-        add_product<KEYS, ATT_E>(rows.out, weight, cx_shared_address(present + V_AT));
-        u8 *used = present;
-        present = next;
-        next = used;
+        add_product<KEYS, ATT_E>(rows.out, weight, present + V_AT);
     }
     cx_copy_wait(0);
-    finish(rows, a.lse ? (float *)a.lse + problem.number * a.n : nullptr, row, (int)a.n);
+    cx_keep(block); // what follows from it is found again, and takes no registers until then
+    problem = problem_of(a, block / blocks), first = block % blocks * QUERIES;
+    row = first + own + (lane >> 2);
+    finish(rows, a.lse ? (float *)a.lse + (int64_t)problem.number * a.n : nullptr, row, (int)a.n);
     __syncthreads(); // the queries are not needed any more
     spread<ATT_E>(shared, rows.out, 1.f, own);
     __syncthreads();

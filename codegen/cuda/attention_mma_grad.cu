@@ -3,29 +3,25 @@
  * The weights P = exp(S - lse) are made again; with D = rowsum(do o), dS = P (do v' - D):
  *   dv = P' do,  dk = scale dS' q,  dq = scale dS k.
  * Phase 0 leaves D in the workspace, float [problems, n]. Phase 1 is a block of keys, which goes
- * over tiles of queries; phase 2 a block of queries, over tiles of keys. Both are the same text
- * with the sides exchanged: a block's own rows of two matrices (k and v; q and do) are left
- * operands against tiles of 32 rows of the others; what comes out of the first products is, in
- * registers, the left operand of the second ones. The next tiles are copied while the present ones
- * are used.
+ * over tiles of queries: dv and dk. Phase 2 is a block of queries, over tiles of keys: dq. Where a
+ * head dim is above 64 registers do not hold both sums of phase 1: it leaves dk to phase 3, the
+ * text of phase 2 with the sides exchanged. A block's own rows of two matrices (k and v; q and do)
+ * are left operands against the tiles of the others; what comes out of the first products is, in
+ * registers, the left operand of the second ones.
  *
- * Definitions: as attention_mma.cu. Head dims up to 64: 128 own rows, 32 a warp, shared memory at
- * most 56 KB, at most 255 registers: 2 blocks a multiprocessor; HMMA:LDSM 2.7 and 2.4. Up to 128,
- * or with a mask: 64 own rows, 16 a warp, at most 71 KB: 2 blocks; HMMA:LDSM 1.2 to 1.6.
+ * Definitions: as attention_mma.cu. A warp has 32 rows in each phase. Head dims up to 64: 128 own
+ * rows, tiles of 32 (phase 1) or 64 rows, the next ones copied while the present ones are used;
+ * shared memory at most 75 KB. Up to 128: 64 own rows, and in phases 2 and 3 tiles of 64 rows that
+ * nothing is copied beside, so that 71 KB suffice: other blocks compute then. 2 blocks a
+ * multiprocessor or more. HMMA:LDSM 2.67 in phase 1, 2.86 in phases 2 and 3.
  */
 #include "storage.h"
 
+#define LARGE (ATT_D > 64 || ATT_E > 64)
 enum {
-    LARGE = ATT_D > 64 || ATT_E > 64,
-    THREADS = 128,
-    BLOCKS = LARGE || ATT_MASK ? 1 : 2, // of 16 rows, a warp; a mask takes registers
-    OWN = 4 * 16 * BLOCKS,
-    TILE = LARGE && ATT_MASK ? 16 : 32, // rows of the other side
-    E_AT = OWN * (ATT_D * 2 + 16),      // bytes of shared memory: own rows of width ATT_E
-    TILES_AT = E_AT + OWN * (ATT_E * 2 + 16),
-    E_TILE = TILE * (ATT_D * 2 + 16), // within a stage
-    STATS_TILE = E_TILE + TILE * (ATT_E * 2 + 16),
-    STAGE = STATS_TILE + 2 * TILE * 4,
+    THREADS = LARGE ? 64 : 128,
+    OWN = THREADS, // rows of a block: 32 a warp
+    E_AT = OWN * (ATT_D * 2 + 16), // bytes of shared memory: own rows of width ATT_E
     DELTA_ROWS = 32 // of a block of phase 0
 };
 #include "attention_mma_parts.h"
@@ -45,7 +41,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     int first = block % blocks * DELTA_ROWS, lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     Problem problem = problem_of(a.f, block / blocks);
     Matrix o = matrix_o(a.f, problem, a.f.o), d_o = matrix_o(a.f, problem, a.d_o);
-    float *delta = (float *)p.head.work[segment] + problem.number * a.f.n;
+    float *delta = (float *)p.head.work[segment] + (int64_t)problem.number * a.f.n;
     if (o.d == 1) { // a warp a row
         for (int row = first + warp; row < min(first + DELTA_ROWS, o.length); row += WARPS) {
             float sum = 0.f;
@@ -73,9 +69,25 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     delta[first + lane] = sum;
 }
 
-// ---- phases 1 and 2 ----
+// ---- what phases 1 to 3 share ----
 
-typedef float Scores[BLOCKS][TILE / 8][4];
+// Tiles of the other side: `rows` of width ATT_D, as many of ATT_E, two numbers of each row; in
+// `stages` places in turn.
+template <int rows_, int stages_, int at_> struct Tiles {
+    enum {
+        rows = rows_,
+        stages = stages_,
+        at = at_, // bytes of shared memory
+        e = rows * (ATT_D * 2 + 16), // bytes in a stage
+        stats = e + rows * (ATT_E * 2 + 16),
+        stage = stats + 2 * rows * 4,
+        others = at + stages * stage, // what tiles are read from
+        own_stats = others + 128      // two numbers of each own row
+    };
+};
+// Phase 1 of large head dims has no rows of v.
+typedef Tiles<32, 2, LARGE ? (int)E_AT : E_AT + OWN * (ATT_E * 2 + 16)> QueryTiles;
+typedef Tiles<64, LARGE ? 1 : 2, E_AT + OWN * (ATT_E * 2 + 16)> LongTiles;
 
 // Logarithms of sums, in units of log2, and D of a problem's queries.
 struct Stats {
@@ -84,65 +96,90 @@ struct Stats {
 };
 CX_FN Stats stats_of(const AttentionGradArgs &a, const Problem &problem, const u8 *work)
 {
-    int64_t first = problem.number * a.f.n;
+    int64_t first = (int64_t)problem.number * a.f.n;
     return {(const float *)a.f.lse + first, (const float *)work + first, (int)a.f.n};
 }
-CX_FN float lse_of(const Stats &stats, int query)
+// Those of `rows` queries from `first` on, at most a thread each: to [2, rows].
+template <int rows> CX_FN void load_stats(float *to, const Stats &stats, int first)
 {
-    return query < stats.count ? stats.lse[query] * CX_LOG2E : 0.f;
-}
-CX_FN float delta_of(const Stats &stats, int query)
-{
-    return query < stats.count ? stats.delta[query] : 0.f;
-}
-// Those of a tile of queries: [2, TILE] in shared memory.
-CX_FN void load_stats(float *to, const Stats &stats, int first)
-{
-    if (threadIdx.x < TILE) {
-        to[threadIdx.x] = lse_of(stats, first + threadIdx.x);
-        to[TILE + threadIdx.x] = delta_of(stats, first + threadIdx.x);
-    }
+    int query = first + (int)threadIdx.x;
+    if (threadIdx.x >= rows)
+        return;
+    float lse = query < stats.count ? stats.lse[query] * CX_LOG2E : 0.f;
+    to[threadIdx.x] = lse == -INFINITY ? 0.f : lse; // no key counts: any number will do
+    to[rows + threadIdx.x] = query < stats.count ? stats.delta[query] : 0.f;
 }
 
-// Scores to weights P. `turned`: own rows are keys, those of the tile, from `other`, queries; else
-// the other way. row: this thread's first. lse: of the tile's queries, or of own rows.
-template <bool turned>
-CX_FN void find_weights(Scores &score, const AttentionArgs &a, const Problem &problem, int row,
-                        int other, const float *lse)
+// The other side. It lies in shared memory, as registers are few.
+struct Others {
+    Matrix x, y;
+    Stats stats;
+};
+static_assert(sizeof(Others) <= 128, "Tiles::own_stats");
+// Starts the copies of a tile: rows from `first` of x and y, and of queries their numbers.
+template <class T, bool queries> CX_FN void load_others(u8 *shared, u32 stage, int first)
 {
-    int lane = threadIdx.x & 31;
-    float scale = cx_real(a.scale) * CX_LOG2E;
+    const Others &others = *(const Others *)(shared + T::others);
+    load_tile<T::rows, ATT_D>(shared + stage, others.x, first);
+    load_tile<T::rows, ATT_E>(shared + stage + T::e, others.y, first);
+    if (queries)
+        load_stats<T::rows>((float *)(shared + stage + T::stats), others.stats, first);
+    cx_copy_commit();
+}
+
+// Scores to weights P: see mask_scores.
+template <bool turned, int columns>
+CX_FN void find_weights(float (&score)[BLOCKS][columns / 8][4], const AttentionArgs &a,
+                        const Problem &problem, int row, int other, const float *lse)
+{
+    mask_scores<turned, columns>(score, a, problem, row, other + (threadIdx.x & 3) * 2, lse);
     CX_UNROLL
-    for (int i = 0; i < BLOCKS * TILE / 2; i++) {
-        int block = i / (TILE / 2), j = i / 4 % (TILE / 8), e = i % 4;
-        int own = row + block * 16 + e / 2 * 8, column = (lane & 3) * 2 + j * 8 + e % 2;
-        float offset =
-            score_offset(a, problem, turned ? other + column : own, turned ? own : other + column);
-        float level = lse[turned ? column : block * 2 + e / 2];
-        float power = fmaf(score[block][j][e], scale, offset - level);
-        score[block][j][e] = offset == -INFINITY ? 0.f : cx_exp2(power);
+    for (int i = 0; i < BLOCKS * columns / 2; i++) {
+        float &to = score[i / (columns / 2)][i / 4 % (columns / 8)][i % 4];
+        to = cx_exp2(to);
     }
 }
 
-// grad = P (grad - D)
-template <bool turned>
-CX_FN void find_grads(Scores &grad, const Packed<TILE> &weight, const float *delta)
+// Weights of the first `columns` columns to dS = P (dP - D). delta: of this thread's first row on,
+// or, turned, of the first column.
+template <bool turned, int columns, int rows>
+CX_FN void find_grads(Packed<rows> &weight, const float (&dp)[BLOCKS][columns / 8][4],
+                      const float *delta)
 {
-    int lane = threadIdx.x & 31;
+    float deltas[turned ? columns / 4 : 2 * BLOCKS];
     CX_UNROLL
-    for (int i = 0; i < BLOCKS * TILE / 2; i++) {
-        int block = i / (TILE / 2), j = i / 4 % (TILE / 8), e = i % 4;
-        float level = delta[turned ? (lane & 3) * 2 + j * 8 + e % 2 : block * 2 + e / 2];
-        u32 pair = weight.at[block][j][e / 2];
-        float p = e % 2 ? cx_high_half<ATT_HALF>(pair) : cx_low_half<ATT_HALF>(pair);
-        grad[block][j][e] = p * (grad[block][j][e] - level);
+    for (int i = 0; i < (turned ? columns / 4 : 2 * BLOCKS); i++)
+        deltas[i] = delta[turned ? (threadIdx.x & 3) * 2 + i / 2 * 8 + i % 2 : i * 8];
+    CX_UNROLL
+    for (int i = 0; i < BLOCKS * columns / 4; i++) {
+        int block = i / (columns / 4), j = i / 2 % (columns / 8), half = i % 2;
+        const float *pair = dp[block][j] + half * 2, *by = deltas + (turned ? j * 2 : i % 2 + block * 2);
+        u32 &p = weight.at[block][j][half];
+        float low = cx_low_half<ATT_HALF>(p) * (pair[0] - by[0]);
+        float high = cx_high_half<ATT_HALF>(p) * (pair[1] - by[turned ? 1 : 0]);
+        p = cx_pack_half<ATT_HALF>(low, high);
     }
 }
 
-// Phase 1: dk and dv of OWN keys.
+// Exchanges the halves of the columns, so that a loop can go over them in registers.
+template <int rows> CX_FN void exchange_halves(Packed<rows> &weight)
+{
+    CX_UNROLL
+    for (int i = 0; i < BLOCKS * rows / 8; i++) {
+        u32 &low = weight.at[i / (rows / 8)][i / 2 % (rows / 16)][i % 2];
+        u32 &high = weight.at[i / (rows / 8)][i / 2 % (rows / 16) + rows / 16][i % 2], kept = low;
+        low = high;
+        high = kept;
+    }
+}
+
+// ---- phase 1 ----
+
+// dv, and dk unless head dims are large, of OWN keys.
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
     CX_NAME_1(const __grid_constant__ CxLaunch<AttentionGradArgs> p)
 {
+    typedef QueryTiles T;
     CX_SHARED(shared);
     u32 block;
     u32 segment = cx_segment(p.head, &block);
@@ -150,112 +187,152 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     u32 blocks = ((u32)a.f.m + OWN - 1) / OWN;
     Problem problem = problem_of(a.f, block / blocks);
     int first = block % blocks * OWN, begin = ATT_CAUSAL ? first : 0;
-    int own = (threadIdx.x >> 5) * 16 * BLOCKS, row = first + own + ((threadIdx.x & 31) >> 2);
-    Stats stats = stats_of(a, problem, p.head.work[segment]);
-    Matrix q = matrix_q(a.f, problem), d_o = matrix_o(a.f, problem, a.d_o);
+    int own = (threadIdx.x >> 5) * WARP_ROWS, row = first + own + ((threadIdx.x & 31) >> 2);
+    if (threadIdx.x == 0)
+        *(Others *)(shared + T::others) = {matrix_q(a.f, problem), matrix_o(a.f, problem, a.d_o),
+                                           stats_of(a, problem, p.head.work[segment])};
     load_tile<OWN, ATT_D>(shared, matrix_k(a.f, problem), first);
-    load_tile<OWN, ATT_E>(shared + E_AT, matrix_v(a.f, problem), first);
-    load_tile<TILE, ATT_D>(shared + TILES_AT, q, begin);
-    load_tile<TILE, ATT_E>(shared + TILES_AT + E_TILE, d_o, begin);
-    load_stats((float *)(shared + TILES_AT + STATS_TILE), stats, begin);
-    cx_copy_commit();
-    u32 own_k = cx_shared_address(shared), own_v = own_k + E_AT;
-    float dk[BLOCKS][ATT_D / 8][4] = {}, dv[BLOCKS][ATT_E / 8][4] = {};
+    if (!LARGE)
+        load_tile<OWN, ATT_E>(shared + E_AT, matrix_v(a.f, problem), first);
+    u32 own_k = cx_shared_address(shared), next = T::at;
+    float dv[BLOCKS][ATT_E / 8][4] = {};
+#if !LARGE
+    float dk[BLOCKS][ATT_D / 8][4] = {};
+#endif
     CX_NO_UNROLL
-    for (int n0 = begin; n0 < (int)a.f.n; n0 += TILE) {
-        Scores score;
-        Packed<TILE> weight, grad;
-        u32 stage = (n0 / TILE & 1) * STAGE;
-        u8 *present = shared + TILES_AT + stage, *next = shared + TILES_AT + STAGE - stage;
-        u32 tile = cx_shared_address(present);
-        const float *lse = (const float *)(present + STATS_TILE);
+    for (int n0 = begin - T::rows; n0 < (int)a.f.n; n0 += T::rows) {
+        float score[BLOCKS][T::rows / 8][4];
+        Packed<T::rows> weight;
         cx_copy_wait(0);
         __syncthreads(); // all copies are there, and nobody reads the tile before
-        if (n0 + TILE < (int)a.f.n) {
-            load_tile<TILE, ATT_D>(next, q, n0 + TILE);
-            load_tile<TILE, ATT_E>(next + E_TILE, d_o, n0 + TILE);
-            load_stats((float *)(next + STATS_TILE), stats, n0 + TILE);
-        }
-        cx_copy_commit();
-        multiply_rows<TILE, ATT_D>(score, own_k, tile, own);
-        find_weights<true>(score, a.f, problem, row, n0, lse);
+        if (n0 + T::rows < (int)a.f.n)
+            load_others<T, true>(shared, next, n0 + T::rows);
+        next = 2 * T::at + T::stage - next;
+        if (n0 < begin)
+            continue; // there is nothing yet
+        u32 tile = own_k + next;
+        const float *lse = (const float *)(shared + next + T::stats);
+        multiply_rows<T::rows, ATT_D>(score, own_k, tile, own);
+        find_weights<true, T::rows>(score, a.f, problem, row, n0, lse);
         pack(weight, score);
-        add_product<TILE, ATT_E>(dv, weight, tile + E_TILE);
-        multiply_rows<TILE, ATT_E>(score, own_v, tile + E_TILE, own);
-        find_grads<true>(score, weight, lse + TILE);
-        pack(grad, score);
-        add_product<TILE, ATT_D>(dk, grad, tile);
+        add_product<T::rows, ATT_E>(dv, weight, tile + T::e);
+#if !LARGE
+        multiply_rows<T::rows, ATT_E>(score, own_k + E_AT, tile + T::e, own);
+        find_grads<true, T::rows>(weight, score, lse + T::rows);
+        add_product<T::rows, ATT_D>(dk, weight, tile);
+#endif
     }
     cx_copy_wait(0);
     __syncthreads(); // own rows are not needed any more
+    cx_keep(block);
+    problem = problem_of(a.f, block / blocks), first = block % blocks * OWN;
+#if !LARGE
     spread<ATT_D>(shared, dk, cx_real(a.f.scale), own);
-    spread<ATT_E>(shared + E_AT, dv, 1.f, own);
+#endif
+    u8 *spread_dv = shared + (LARGE ? 0 : E_AT);
+    spread<ATT_E>(spread_dv, dv, 1.f, own);
 #ifndef FAULT_SPREAD
     __syncthreads();
 #endif
-    store_tile<OWN, ATT_D>(
-        matrix_of(a.dk, offset_of(problem, a.dk0, a.dk1, a.dk2), a.dk_n, a.dk_d, a.f.m, a.f.d),
-        shared, first);
+    if (!LARGE)
+        store_tile<OWN, ATT_D>(
+            matrix_of(a.dk, offset_of(problem, a.dk0, a.dk1, a.dk2), a.dk_n, a.dk_d, a.f.m, a.f.d),
+            shared, first);
     store_tile<OWN, ATT_E>(
         matrix_of(a.dv, offset_of(problem, a.dv0, a.dv1, a.dv2), a.dv_n, a.dv_d, a.f.m, a.f.e),
-        shared + E_AT, first);
+        spread_dv, first);
 }
 
-// Phase 2: dq of OWN queries.
+// ---- phases 2 and 3 ----
+
+// scale dS times the tiles, of OWN rows: dq, or, `turned`, dk.
+template <bool turned>
+CX_FN void sum_grads(const AttentionGradArgs &a, u32 block, const u8 *work, u8 *shared)
+{
+    typedef LongTiles T;
+    enum { HALF = T::rows / 2 };
+    const AttentionArgs &f = a.f;
+    int length = (int)(turned ? f.m : f.n), others = (int)(turned ? f.n : f.m);
+    u32 blocks = ((u32)length + OWN - 1) / OWN;
+    Problem problem = problem_of(f, block / blocks);
+    int first = block % blocks * OWN, begin = ATT_CAUSAL && turned ? first : 0;
+    int own = (threadIdx.x >> 5) * WARP_ROWS, row = first + own + ((threadIdx.x & 31) >> 2);
+    int end = ATT_CAUSAL && !turned ? min(others, first + OWN) : others;
+    Stats stats = stats_of(a, problem, work);
+    float *own_stats = (float *)(shared + T::own_stats);
+    if (!turned)
+        load_stats<OWN>(own_stats, stats, first);
+    Matrix q = matrix_q(f, problem), d_o = matrix_o(f, problem, a.d_o);
+    Matrix k = matrix_k(f, problem), v = matrix_v(f, problem);
+    if (threadIdx.x == 0)
+        *(Others *)(shared + T::others) = {turned ? q : k, turned ? d_o : v, stats};
+    load_tile<OWN, ATT_D>(shared, turned ? k : q, first);
+    load_tile<OWN, ATT_E>(shared + E_AT, turned ? v : d_o, first);
+    u32 own_x = cx_shared_address(shared), own_y = own_x + E_AT, next = T::at;
+    float sums[BLOCKS][ATT_D / 8][4] = {};
+    CX_NO_UNROLL
+    for (int tile0 = T::stages == 2 ? begin - T::rows : begin; tile0 < end; tile0 += T::rows) {
+        float score[BLOCKS][T::rows / 8][4];
+        Packed<T::rows> weight;
+        int load = T::stages == 2 ? tile0 + T::rows : tile0;
+        cx_copy_wait(0);
+        __syncthreads(); // with two stages: all copies are there; nobody reads the tile before
+        if (load < end)
+            load_others<T, turned>(shared, next, load);
+        if (T::stages == 2) {
+            next = 2 * T::at + T::stage - next;
+            if (tile0 < begin)
+                continue; // there is nothing yet
+        } else {
+            cx_copy_wait(0);
+            __syncthreads();
+        }
+        u32 tile = own_x + next;
+        const float *lse = (const float *)(shared + next + T::stats), *delta = lse + T::rows;
+        if (!turned)
+            lse = own_stats + (row - first), delta = lse + OWN;
+        multiply_rows<T::rows, ATT_D>(score, own_x, tile, own);
+        find_weights<turned, T::rows>(score, f, problem, row, tile0, lse);
+        pack(weight, score);
+        CX_NO_UNROLL // two halves at a time would take too many registers
+        for (u32 half = 0; half < 2; half++) {
+            float dp[BLOCKS][HALF / 8][4];
+            u32 y = tile + T::e + half * HALF * row_bytes(ATT_E);
+            multiply_rows<HALF, ATT_E>(dp, own_y, y, own);
+            find_grads<turned, HALF>(weight, dp, delta + (turned ? half * HALF : 0));
+            exchange_halves(weight);
+        }
+        add_product<T::rows, ATT_D>(sums, weight, tile);
+    }
+    cx_copy_wait(0);
+    __syncthreads(); // own rows are not needed any more
+    cx_keep(block);
+    problem = problem_of(f, block / blocks), first = block % blocks * OWN;
+    spread<ATT_D>(shared, sums, cx_real(f.scale), own);
+    __syncthreads();
+    Matrix to =
+        turned ? matrix_of(a.dk, offset_of(problem, a.dk0, a.dk1, a.dk2), a.dk_n, a.dk_d, f.m, f.d)
+               : matrix_of(a.dq, offset_of(problem, a.dq0, a.dq1, a.dq2), a.dq_n, a.dq_d, f.n, f.d);
+    store_tile<OWN, ATT_D>(to, shared, first);
+}
+
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
     CX_NAME_2(const __grid_constant__ CxLaunch<AttentionGradArgs> p)
 {
     CX_SHARED(shared);
     u32 block;
     u32 segment = cx_segment(p.head, &block);
-    const AttentionGradArgs &a = p.args[segment];
-    u32 blocks = ((u32)a.f.n + OWN - 1) / OWN;
-    Problem problem = problem_of(a.f, block / blocks);
-    int first = block % blocks * OWN;
-    int end = ATT_CAUSAL ? min((int)a.f.m, first + OWN) : (int)a.f.m;
-    int own = (threadIdx.x >> 5) * 16 * BLOCKS, row = first + own + ((threadIdx.x & 31) >> 2);
-    Stats stats = stats_of(a, problem, p.head.work[segment]);
-    float lse[2 * BLOCKS], delta[2 * BLOCKS];
-    CX_UNROLL
-    for (int i = 0; i < 2 * BLOCKS; i++) {
-        lse[i] = lse_of(stats, row + i * 8);
-        delta[i] = delta_of(stats, row + i * 8);
-    }
-    Matrix k = matrix_k(a.f, problem), v = matrix_v(a.f, problem);
-    load_tile<OWN, ATT_D>(shared, matrix_q(a.f, problem), first);
-    load_tile<OWN, ATT_E>(shared + E_AT, matrix_o(a.f, problem, a.d_o), first);
-    load_tile<TILE, ATT_D>(shared + TILES_AT, k, 0);
-    load_tile<TILE, ATT_E>(shared + TILES_AT + E_TILE, v, 0);
-    cx_copy_commit();
-    u32 own_q = cx_shared_address(shared), own_do = own_q + E_AT;
-    float dq[BLOCKS][ATT_D / 8][4] = {};
-    CX_NO_UNROLL
-    for (int m0 = 0; m0 < end; m0 += TILE) {
-        Scores score;
-        Packed<TILE> weight, grad;
-        u32 stage = (m0 / TILE & 1) * STAGE;
-        u8 *present = shared + TILES_AT + stage, *next = shared + TILES_AT + STAGE - stage;
-        u32 tile = cx_shared_address(present);
-        cx_copy_wait(0);
-        __syncthreads(); // all copies are there, and nobody reads the tile before
-        if (m0 + TILE < end) {
-            load_tile<TILE, ATT_D>(next, k, m0 + TILE);
-            load_tile<TILE, ATT_E>(next + E_TILE, v, m0 + TILE);
-        }
-        cx_copy_commit();
-        multiply_rows<TILE, ATT_D>(score, own_q, tile, own);
-        find_weights<false>(score, a.f, problem, row, m0, lse);
-        pack(weight, score);
-        multiply_rows<TILE, ATT_E>(score, own_do, tile + E_TILE, own);
-        find_grads<false>(score, weight, delta);
-        pack(grad, score);
-        add_product<TILE, ATT_D>(dq, grad, tile);
-    }
-    cx_copy_wait(0);
-    __syncthreads(); // own rows are not needed any more
-    spread<ATT_D>(shared, dq, cx_real(a.f.scale), own);
-    __syncthreads();
-    store_tile<OWN, ATT_D>(
-        matrix_of(a.dq, offset_of(problem, a.dq0, a.dq1, a.dq2), a.dq_n, a.dq_d, a.f.n, a.f.d),
-        shared, first);
+    sum_grads<false>(p.args[segment], block, p.head.work[segment], shared);
 }
+
+#if LARGE
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
+    CX_NAME_3(const __grid_constant__ CxLaunch<AttentionGradArgs> p)
+{
+    CX_SHARED(shared);
+    u32 block;
+    u32 segment = cx_segment(p.head, &block);
+    sum_grads<true>(p.args[segment], block, p.head.work[segment], shared);
+}
+#endif
+#undef LARGE

@@ -5,24 +5,31 @@
  * tile is [rows, width] Half, width a multiple of 16, its rows 16 bytes longer, so that ldmatrix
  * meets no bank twice. A warp has BLOCKS blocks of 16 rows; a fragment of a tile serves all of
  * them. The result of one product, packed, is the left operand of the next where it lies: rows lane
- * / 4 and lane / 4 + 8, columns lane % 4 * 2 of each 8.
+ * / 4 and lane / 4 + 8, columns lane % 4 * 2 of each 8. With 32 rows a warp, a product with R x 16
+ * rows of a tile has 4 R / (2 + R) HMMA a LDSM, one whose left operand is in registers 4.
  */
+enum { BLOCKS = 2, WARP_ROWS = 16 * BLOCKS };
 
 typedef CxStored<ATT_HALF>::Element Half;
 
 // A matrix [length, width] of one problem.
 struct Matrix {
     Half *at;
-    int64_t n, d; // strides
+    int n, d; // strides
     int length, width;
     bool wide; // runs along d of 16-byte accesses
 };
 CX_FN Matrix matrix_of(int64_t address, int64_t offset, int64_t n, int64_t d, int64_t length,
                        int64_t width)
 {
-    Matrix x = {(Half *)address + offset, n, d, (int)length, (int)width, false};
+    Matrix x = {(Half *)address + offset, (int)n, (int)d, (int)length, (int)width, false};
     x.wide = d == 1 && ((n | width) & 7) == 0 && ((u64)x.at & 15) == 0;
     return x;
+}
+
+CX_FN Half *at_row(const Matrix &x, int row)
+{
+    return x.at + (int64_t)row * x.n;
 }
 
 CX_FN constexpr int row_bytes(int width)
@@ -41,7 +48,7 @@ template <int rows, int width> CX_FN void load_tile(u8 *tile, const Matrix &from
         for (int i = threadIdx.x; i < rows * CHUNKS; i += THREADS) {
             int row = i / CHUNKS, chunk = i % CHUNKS;
             bool inside = first + row < from.length && chunk * 8 < from.width;
-            const Half *source = inside ? from.at + (first + row) * from.n + chunk * 8 : from.at;
+            const Half *source = inside ? at_row(from, first + row) + chunk * 8 : from.at;
             cx_copy16(to + row * row_bytes(width) + chunk * 16, source, inside ? 16 : 0);
         }
         return;
@@ -51,7 +58,7 @@ template <int rows, int width> CX_FN void load_tile(u8 *tile, const Matrix &from
         int row = from.d == 1 ? i / width : i % rows, column = from.d == 1 ? i % width : i / rows;
         bool inside = first + row < from.length && column < from.width;
         ((Half *)(tile + row * row_bytes(width)))[column] =
-            inside ? from.at[(first + row) * from.n + column * from.d] : Half();
+            inside ? at_row(from, first + row)[(int64_t)column * from.d] : Half();
     }
 }
 
@@ -63,14 +70,14 @@ template <int rows, int width> CX_FN void store_tile(const Matrix &to, const u8 
     for (int i = threadIdx.x; to.wide && i < rows * CHUNKS; i += THREADS) {
         int row = i / CHUNKS, chunk = i % CHUNKS;
         if (first + row < to.length && chunk * 8 < to.width)
-            *(uint4 *)(to.at + (first + row) * to.n + chunk * 8) =
+            *(uint4 *)(at_row(to, first + row) + chunk * 8) =
                 *(const uint4 *)(tile + row * row_bytes(width) + chunk * 16);
     }
     CX_NO_UNROLL
     for (int i = threadIdx.x; !to.wide && i < rows * width; i += THREADS) {
         int row = to.d == 1 ? i / width : i % rows, column = to.d == 1 ? i % width : i / rows;
         if (first + row < to.length && column < to.width)
-            to.at[(first + row) * to.n + column * to.d] =
+            at_row(to, first + row)[(int64_t)column * to.d] =
                 ((const Half *)(tile + row * row_bytes(width)))[column];
     }
 }
@@ -167,12 +174,12 @@ CX_FN void spread(u8 *tile, const float (&sums)[BLOCKS][width / 8][4], float fac
 
 // One problem of the batch.
 struct Problem {
-    int64_t i0, i1, i2, number;
+    u32 i0, i1, i2, number;
 };
-CX_FN Problem problem_of(const AttentionArgs &a, int64_t number)
+CX_FN Problem problem_of(const AttentionArgs &a, u32 number)
 {
-    int64_t outer = number / a.batch2;
-    return {outer / a.batch1, outer % a.batch1, number % a.batch2, number};
+    u32 outer = number / (u32)a.batch2;
+    return {outer / (u32)a.batch1, outer % (u32)a.batch1, number % (u32)a.batch2, number};
 }
 // Where a tensor with such strides has its matrix of the problem.
 CX_FN int64_t offset_of(const Problem &p, int64_t stride0, int64_t stride1, int64_t stride2)
@@ -196,17 +203,70 @@ CX_FN Matrix matrix_o(const AttentionArgs &a, const Problem &p, int64_t address)
     return matrix_of(address, offset_of(p, a.o0, a.o1, a.o2), a.o_n, a.o_d, a.n, a.e);
 }
 
-// What a score, in units of log2, is raised by; -inf: key j does not count for query i.
-CX_FN float score_offset(const AttentionArgs &a, const Problem &p, int i, int j)
-{
-    if (j >= (int)a.m || i >= (int)a.n || (ATT_CAUSAL && j > i))
-        return -INFINITY;
 #if ATT_MASK
+// Adds the mask, times log2(e), where it is. The branches keep few loads on their way, and so
+// registers free.
+template <bool turned, int columns>
+CX_FN void add_mask(float (&score)[BLOCKS][columns / 8][4], const AttentionArgs &a,
+                    const Problem &p, int row, int column)
+{
     typedef CxStored<ATT_MASK - 1>::Element Mask;
     const Mask *mask = (const Mask *)a.mask + offset_of(p, a.mask0, a.mask1, a.mask2);
-    return cx_read(mask[i * a.mask_n + j * a.mask_m]) * CX_LOG2E;
+    int64_t own_stride = turned ? a.mask_m : a.mask_n, stride = turned ? a.mask_n : a.mask_m;
+    int rows = (int)(turned ? a.m : a.n), others = (int)(turned ? a.n : a.m);
+    CX_UNROLL
+    for (int i = 0; i < 4 * BLOCKS; i++) {
+        int own = row + i / 2 * 8, other = column + i % 2 * (columns / 2);
+        if (own >= rows || other >= others)
+            continue;
+        const Mask *at = mask + own * own_stride;
+        CX_UNROLL
+        for (int j = 0; j < columns / 8; j++) {
+            float &to = score[i / 4][i % 2 * (columns / 16) + j / 2][i / 2 % 2 * 2 + j % 2];
+            float offset = cx_read(at[min(other + j / 2 * 8 + j % 2, others - 1) * stride]);
+            to = offset == -INFINITY ? offset : fmaf(offset, CX_LOG2E, to);
+        }
+    }
+}
+#endif
+
+// Scores times the scale, in units of log2, minus `level`, plus the mask; -inf where a key does not
+// count for a query. Rows are queries and columns keys, or, `turned`, the other way. row, column:
+// the first ones of this thread; level: of its first row on, turned: of the warp's first column on;
+// null: 0.
+template <bool turned, int columns>
+CX_FN void mask_scores(float (&score)[BLOCKS][columns / 8][4], const AttentionArgs &a,
+                       const Problem &p, int row, int column, const float *level)
+{
+    int lane = threadIdx.x & 31, first = column - (lane & 3) * 2, own = row - (lane >> 2);
+    float scale = cx_real(a.scale) * CX_LOG2E;
+    float levels[turned ? columns / 4 : 2 * BLOCKS] = {};
+    CX_UNROLL
+    for (int i = 0; level && i < (turned ? columns / 4 : 2 * BLOCKS); i++)
+        levels[i] = level[turned ? (lane & 3) * 2 + i / 2 * 8 + i % 2 : i * 8];
+    CX_UNROLL
+    for (int i = 0; i < BLOCKS * columns / 2; i++) {
+        int block = i / (columns / 2), j = i / 4 % (columns / 8), e = i % 4;
+        float by = levels[turned ? j * 2 + e % 2 : block * 2 + e / 2];
+        score[block][j][e] = fmaf(score[block][j][e], scale, -by);
+    }
+#if ATT_MASK
+    add_mask<turned, columns>(score, a, p, row, column);
 #else
     (void)p;
-    return 0.f;
 #endif
+    // Queries beyond the last have no gradient, so where rows are keys all columns count.
+    bool whole = turned || first + columns <= (int)a.m;
+    if (ATT_CAUSAL)
+        whole &= turned ? first >= own + WARP_ROWS - 1 : first + columns - 1 <= own;
+    if (whole)
+        return;
+    CX_UNROLL
+    for (int i = 0; i < BLOCKS * columns / 2; i++) {
+        int block = i / (columns / 2), j = i / 4 % (columns / 8), e = i % 4;
+        int own_row = row + block * 16 + e / 2 * 8, other = column + j * 8 + e % 2;
+        int query = turned ? other : own_row, key = turned ? own_row : other;
+        if (key > (ATT_CAUSAL ? min(query, (int)a.m - 1) : (int)a.m - 1))
+            score[block][j][e] = -INFINITY;
+    }
 }

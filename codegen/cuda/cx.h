@@ -119,6 +119,10 @@ CX_FN float cx_reciprocal(float x)
 /* ---- sm_80: named barriers, cp.async, ldmatrix, mma.sync ---- */
 
 #if CX_GPU
+CX_FN void cx_keep(u32 &x) // x as it is, for all that the compiler can know a new number
+{
+    asm volatile("" : "+r"(x));
+}
 #define cx_barrier(id, threads) asm volatile("bar.sync %0, %1;" ::"n"(id), "n"(threads) : "memory")
 CX_FN u32 cx_shared_address(const void *pointer)
 {
@@ -168,6 +172,7 @@ CX_FN void cx_mma_f16(float *d, const u32 *a, const u32 *b)
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 #else
+#define cx_keep(x)                          ((void)(x))
 #define cx_barrier(id, threads)             simt_barrier((id), (threads), SIMT_SITE)
 #define cx_shared_address(pointer)          simt_shared_address(pointer)
 #define cx_copy16(dst, src, bytes)          simt_cp_async((dst), (src), 16, (bytes), SIMT_SITE)

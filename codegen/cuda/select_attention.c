@@ -113,27 +113,28 @@ static void choose_mma(const CudaLaunch *launch, const Facts *facts, CudaChoice 
 {
     int64_t d = round_up(facts->d, 16), e = round_up(facts->e, 16);
     bool large = d > 64 || e > 64;
-    int64_t d_row = d * 2 + 16, e_row = e * 2 + 16; // bytes
     uint32_t mask = facts->mask ? 1 + (facts->types >> 4 * MASK & 15) : 0;
-    choice->definitions = arena_printf(launch->arena, "ATT_D=%d ATT_E=%d ATT_MASK=%u ATT_CAUSAL=%d ATT_HALF=%d",
-                                       (int)d, (int)e, mask, facts->causal, (int)facts->types & 15);
+    choice->definitions =
+        arena_printf(launch->arena, "ATT_D=%d ATT_E=%d ATT_MASK=%u ATT_CAUSAL=%d ATT_HALF=%d",
+                     (int)d, (int)e, mask, facts->causal, (int)facts->types & 15);
     choice->file = facts->grad ? "attention_mma_grad.cu" : "attention_mma.cu";
     choice->shape = facts->grad ? "pv_shape_attention_grad" : "pv_shape_attention";
-    choice->phases = facts->grad ? 3 : 1;
-    int64_t own = 128, tile = large ? 32 : 64; // as the templates' enums
-    int64_t bytes = own * most(d_row, e_row) + 2 * tile * (d_row + e_row);
-    if (facts->grad) {
-        own = large || mask ? 64 : 128;
-        tile = large && mask ? 16 : 32;
-        bytes = own * (d_row + e_row) + 2 * (tile * (d_row + e_row) + 2 * tile * 4);
-    }
-    for (uint32_t i = 0; i < choice->phases; i++) {
-        choice->threads[i] = 128;
-        choice->shared[i] = (uint32_t)bytes;
-    }
-    if (facts->grad)
-        choice->shared[0] = 128 * 4;
+    choice->phases = !facts->grad ? 1 : large ? 4 : 3;
+    // as the templates' enums
+    int64_t d_row = d * 2 + 16, e_row = e * 2 + 16, both = d_row + e_row; // bytes
+    int64_t own = facts->grad && large ? 64 : 128;
+    for (uint32_t i = 0; i < choice->phases; i++)
+        choice->threads[i] = (uint32_t)own;
     choice->baked[0] = (int32_t)own;
+    if (!facts->grad) {
+        choice->shared[0] = (uint32_t)(own * most(d_row, e_row) + 2 * (large ? 32 : 64) * both + 64);
+        return;
+    }
+    choice->shared[0] = (uint32_t)own * 4;
+    choice->shared[1] =
+        (uint32_t)(own * (large ? d_row : both) + 2 * (32 * both + 2 * 32 * 4) + 128);
+    choice->shared[2] = choice->shared[3] =
+        (uint32_t)(own * both + (large ? 1 : 2) * (64 * both + 2 * 64 * 4) + 128 + 2 * own * 4);
 }
 
 bool cuda_select_attention(const CudaLaunch *launch, CudaChoice *choice)

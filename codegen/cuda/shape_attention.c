@@ -12,7 +12,7 @@ static uint32_t blocks_of(const AttentionArgs *a, int64_t length, int64_t rows)
     return (uint32_t)(a->batch0 * a->batch1 * a->batch2 * ((length + rows - 1) / rows));
 }
 
-// baked: queries of a block; of the backward pass, queries or keys.
+// baked: queries of a block; of the backward pass, queries or keys. A fourth phase is of keys too.
 void pv_shape_attention(const PvCudaKernel *kernel, const int64_t *args, PvCudaGrid *grid)
 {
     const AttentionArgs *a = (const AttentionArgs *)args;
@@ -24,7 +24,8 @@ void pv_shape_attention_grad(const PvCudaKernel *kernel, const int64_t *args, Pv
     const AttentionArgs *a = &((const AttentionGradArgs *)args)->f;
     int64_t own = kernel->baked[0];
     *grid = (PvCudaGrid){.blocks = {blocks_of(a, a->n, DELTA_ROWS), blocks_of(a, a->m, own),
-                                    blocks_of(a, a->n, own)},
+                                    blocks_of(a, a->n, own),
+                                    kernel->phases > 3 ? blocks_of(a, a->m, own) : 0},
                          .workspace = a->batch0 * a->batch1 * a->batch2 * a->n * 4};
 }
 

@@ -169,6 +169,8 @@ static void halves(void)
     check({"mma, heads inside", 1, 2, 34, 65, 32, 48, HEADS, true, false, false, ST_BF16, mma});
     check({"mma, causal", 1, 1, 140, 133, 64, 64, HEADS, false, true, false, ST_BF16, mma});
     check({"mma, head dims 128", 1, 1, 33, 67, 128, 128, ROWS, false, false, false, ST_BF16, mma});
+    check({"mma, large, mask", 1, 1, 66, 70, 72, 80, HEADS, true, false, false, ST_BF16, mma});
+    check({"mma, large, causal", 1, 1, 70, 66, 80, 96, TURNED, false, true, false, ST_F16, mma / 8});
     check({"mma, f16", 1, 1, 130, 70, 16, 16, ROWS, false, false, false, ST_F16, mma / 8});
     check({"mma, f16, turned", 1, 2, 35, 37, 20, 24, TURNED, false, false, true, ST_F16, mma / 8});
     check({"mma, f16, heads inside", 1, 2, 34, 65, 32, 48, HEADS, true, false, false, ST_F16,
