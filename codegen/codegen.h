@@ -91,6 +91,7 @@ typedef struct {
     size_t cuda_kernel_capacity;
     const char **cuda_runtime_names;   // of the first cuda_kernels, which the runtime launches
     uint32_t cuda_runtime_count;
+    const char *kernels_with;          // programs are of kernels with it in their names; NULL: all
     uint32_t cuda_modules;
     uint32_t cuda_version;   // of NVRTC: 13000; 0: not asked
     uint32_t cuda_warnings;  // programs with a warning of the compiler or of its assembler

@@ -203,6 +203,11 @@ int cubin_count(const CubinKernel *kernel, const char *class_name)
     return i < 0 ? 0 : kernel->count[i];
 }
 
+bool cubin_feeds_mma(const CubinKernel *kernel)
+{
+    return 2 * cubin_count(kernel, "HMMA") >= 5 * cubin_count(kernel, "LDSM");
+}
+
 int cubin_occupancy(const CubinKernel *kernel, int arch, int threads, int dynamic_shared,
                     const char **limit)
 {

@@ -21,6 +21,8 @@ extern const char *const cubin_classes[CUBIN_CLASSES]; // names, NULL after the 
 // many there are, -1 if the bytes are no cubin.
 int cubin_read(const void *cubin, size_t bytes, int *arch, CubinKernel *kernels, int most);
 int cubin_count(const CubinKernel *kernel, const char *class_name); // 0 for an unknown class
+// mma.sync is kept busy: at least 2.5 of it a ldmatrix, so that fragments serve several products.
+bool cubin_feeds_mma(const CubinKernel *kernel);
 // Blocks that fit a multiprocessor at once; *limit becomes what limits them.
 int cubin_occupancy(const CubinKernel *kernel, int arch, int threads, int dynamic_shared,
                     const char **limit);

@@ -2,9 +2,10 @@
 //
 // A line a kernel and architecture: registers, blocks that fit a multiprocessor and what limits
 // them, shared memory, bytes of code, instructions of each class. A kernel that uses local memory or
-// atomics, does not fit, or lacks the 16-byte accesses that were asked for is WRONG. Then a line a
-// kernel with what all launches of the plans at their level do, predicted, for a batch of one; and how
-// many of the bytes that launches bound by memory move are moved by kernels that take 16 at a time.
+// atomics, does not fit, loads too many fragments for its mma.sync, or lacks the 16-byte accesses
+// that were asked for is WRONG. Then a line a kernel with what all launches of the plans at their
+// level do, predicted, for a batch of one; and how many of the bytes that launches bound by memory
+// move are moved by kernels that take 16 at a time.
 // Names go without their hashes, so that a kernel whose figures stay leaves no trace in a diff.
 #include <stdlib.h>
 #include <string.h>
@@ -75,6 +76,8 @@ static const char *judge(const CudaKernel *kernel, uint32_t phase, const CubinKe
         (!cubin_count(figures, "HGMMA") || !cubin_count(figures, "UTMALDG") ||
          cubin_count(figures, "HMMA")))
         return "is not wgmma on what TMA loads";
+    if (!cubin_feeds_mma(figures))
+        return "less than 2.5 HMMA a LDSM";
     if (cubin_count(figures, "LDG.128") < (int)kernel->choice.loads_16)
         return "lacks loads of 16 bytes";
     if (cubin_count(figures, "STG.128") < (int)kernel->choice.stores_16)
@@ -208,8 +211,10 @@ int print_figures(Codegen *cg, FILE *out, const LinkOptions *options)
     fprintf(out, "NVRTC %u.%u, %u warnings\n", cg->cuda_version / 1000, cg->cuda_version % 1000 / 10,
             cg->cuda_warnings);
     print_lines(&lines, out);
-    print_uses(cg, out);
-    print_wide(cg, wide, out);
+    if (!cg->kernels_with) {
+        print_uses(cg, out);
+        print_wide(cg, wide, out);
+    }
     if (!good)
         fprintf(stderr, "pvdmc: error: kernels with faults: see WRONG in the figures, and the "
                         "messages of NVRTC with --verbose\n");

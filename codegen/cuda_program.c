@@ -127,12 +127,13 @@ static uint32_t cut(CudaKernel *const *order, uint32_t first, uint32_t count)
 
 CudaProgram *cuda_make_programs(Codegen *cg, const CudaSources *sources, uint32_t *count)
 {
-    uint32_t kernels = cg->cuda_kernel_count;
-    CudaKernel **order = arena_alloc(cg->arena, (kernels + 1) * sizeof *order);
-    CudaProgram *programs = arena_alloc(cg->arena, (kernels + 1) * sizeof *programs);
+    uint32_t kernels = 0;
+    CudaKernel **order = arena_alloc(cg->arena, (cg->cuda_kernel_count + 1) * sizeof *order);
+    CudaProgram *programs = arena_alloc(cg->arena, (cg->cuda_kernel_count + 1) * sizeof *programs);
     CudaModuleKernel parts[MOST_KERNELS];
-    for (uint32_t i = 0; i < kernels; i++)
-        order[i] = &cg->cuda_kernels[i];
+    for (uint32_t i = 0; i < cg->cuda_kernel_count; i++)
+        if (!cg->kernels_with || strstr(cg->cuda_kernels[i].choice.name, cg->kernels_with))
+            order[kernels++] = &cg->cuda_kernels[i];
     qsort(order, kernels, sizeof *order, compare_kernels);
     *count = 0;
     for (uint32_t i = 0; i < kernels;) {

@@ -29,7 +29,7 @@ typedef enum {
 } Emit;
 
 typedef struct {
-    const char *path, *output, *dump, *stop_after, *march;
+    const char *path, *output, *dump, *stop_after, *march, *kernels;
     const char **defines, **folders;
     uint32_t define_count, folder_count;
     int level;
@@ -142,6 +142,7 @@ static bool pass_layout(Build *build)
         add_probes(module);
     Codegen *cg = build->cg = codegen_new(module, build->sources, build->options.march);
     cg->targets = build->options.targets;
+    cg->kernels_with = build->options.kernels;
     if (wants_cuda(cg))
         add_runtime_kernels(cg);
     cg->unfused_too = build->options.unfused_too;
@@ -371,6 +372,7 @@ static const char usage[] =
     "  --emit ast|graph|fused|plan|c|cuda|figures|dot|html\n"
     "                      prints that instead of making an executable; html: a page with the\n"
     "                      graph after each pass and who owns which bytes of the arena when\n"
+    "  --kernels WORD      with --emit cuda or figures: of kernels whose name has WORD alone\n"
     "  --dump PASS|all     prints what a pass left (with --emit dot: as Graphviz text)\n"
     "  --stop-after PASS   passes: parse elaborate grad simplify layout fuse schedule batch lower\n"
     "                      plan link\n"
@@ -553,6 +555,8 @@ static bool long_option(Options *options, int argc, char **argv, int *i)
         options->choose_rungs = true;
     } else if (is_option(argument, "--emit", &attached))
         options->emit = choose_emit(option_value(argc, argv, i, attached));
+    else if (is_option(argument, "--kernels", &attached))
+        options->kernels = option_value(argc, argv, i, attached);
     else if (is_option(argument, "--dump", &attached))
         options->dump = choose_pass(option_value(argc, argv, i, attached), true);
     else if (is_option(argument, "--stop-after", &attached))
@@ -621,6 +625,8 @@ static Options read_options(int argc, char **argv)
     uint32_t rungs = options.choose_rungs ? options.rungs : level_rungs(options.level);
     if (options.memory > 0 && !(rungs & RUNG_MEMORY))
         fail(2, "--memory needs -O2: nothing is computed twice below");
+    if (options.kernels && options.emit != EMIT_CUDA && options.emit != EMIT_FIGURES)
+        fail(2, "--kernels is for --emit cuda and --emit figures");
     if (options.emit == EMIT_FIGURES && !options.targets.cuda)
         fail(2, "--emit figures needs --target cuda");
     if (options.real == DT_F64 && (options.targets.cuda || options.targets.simt))

@@ -119,8 +119,7 @@ static const char *judge(const Row *row, const CubinKernel *kernel, int blocks)
             return text;
         }
     }
-    if (has_class(row->needs, "HMMA") &&
-        2 * cubin_count(kernel, "HMMA") < 5 * cubin_count(kernel, "LDSM"))
+    if (has_class(row->needs, "HMMA") && !cubin_feeds_mma(kernel))
         return "less than 2.5 HMMA a LDSM";
     return NULL;
 }

@@ -130,6 +130,10 @@ static const char *judge_job(const KernelChoice *choice, const NvrtcJob *job, bo
                      blocks ? "it uses local memory" : "it does not fit a multiprocessor");
             return text;
         }
+        if (!cubin_feeds_mma(kernel)) {
+            snprintf(text, sizeof text, "%s %s: less than 2.5 HMMA a LDSM", kernel->name, job->arch);
+            return text;
+        }
         if (choice->on_90a && phase == 0 &&
             (!cubin_count(kernel, "HGMMA") || !cubin_count(kernel, "UTMALDG") ||
              cubin_count(kernel, "HMMA"))) {
