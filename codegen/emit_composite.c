@@ -198,6 +198,26 @@ static bool is_mixed(const Lower *lower, const Group *group, const Node *node)
     return false;
 }
 
+// An operand of a convolution, or what it is up-sampled from as it is read; strides of that.
+static PlanArg resampled_place(Lower *lower, Val val, Dim *stride, Resample *resample)
+{
+    *resample = (Resample){.x = 0};
+    if (!lower->work->resampled[local_of(lower->work, val)])
+        return image_place(lower, val, stride);
+    if (!find_resample(lower->work, val, resample))
+        bug("an operand that is not up-sampled");
+    stride[0] = resample->view.stride[0];
+    stride[1] = resample->view.stride[1];
+    stride[2] = dim_fixed(1);
+    return view_place(lower, &resample->view, val_type(lower->graph, val)->dtype);
+}
+
+static void set_resample(Lower *lower, size_t first, const Resample *resample)
+{
+    for (size_t axis = 0; axis < 3; axis++)
+        set_int(lower, first + axis, resample->shift[axis]);
+}
+
 void lower_conv(Lower *lower, const Group *group)
 {
     const Node *node = anchor_of(lower, group);
@@ -210,7 +230,9 @@ void lower_conv(Lower *lower, const Group *group)
     type[first] = val_type(lower->graph, node->in[0]);
     type[second] = val_type(lower->graph, node->in[1]);
     type[written] = node->type[0];
-    place[first] = image_place(lower, group->norm.x ? group->norm.x : node->in[0], stride[first]);
+    Resample up, added_up = {.x = 0};
+    place[first] = resampled_place(lower, group->norm.x ? group->norm.x : node->in[0],
+                                   stride[first], &up);
     bool last = false, mixed = is_mixed(lower, group, node);
     if (second == 2)
         place[2] = filter_place(lower, node->in[1], mixed, &last);
@@ -230,6 +252,8 @@ void lower_conv(Lower *lower, const Group *group)
     PlanArg residual = arg_none();
     if (group->residual && written == 2)
         residual = added_filter(lower, group->residual, type[2], stride[2]);
+    else if (group->residual && lower->work->resampled[local_of(lower->work, group->residual)])
+        residual = resampled_place(lower, group->residual, added, &added_up);
     else if (group->residual)
         residual =
             residual_place(lower, group->residual, type[written], stride[written], added);
@@ -262,6 +286,8 @@ void lower_conv(Lower *lower, const Group *group)
     }
     set_norm_load(lower, ARG(ConvArgs, norm), &group->norm);
     set_norm_stats(lower, ARG(ConvArgs, stats), &table);
+    set_resample(lower, ARG(ConvArgs, x_shift), &up);
+    set_resample(lower, ARG(ConvArgs, residual_shift), &added_up);
     conv_sizes(lower, node, type[0], type[1], type[2]);
     set_types(lower, ARG(ConvArgs, types), ARG(ConvArgs, y), 5, NULL, 0);
     const void *numbers = launch_numbers(lower);
@@ -271,7 +297,7 @@ void lower_conv(Lower *lower, const Group *group)
                             : pv_conv_wgrad_scratch(numbers, real_size(lower)));
     if (moved)
         move_filter(lower, group, type[2], place[2]);
-    else if (group->residual)
+    else if (group->residual && !added_up.x)
         residual_inplace(lower, group, place[written], residual);
 }
 

@@ -35,6 +35,7 @@ typedef struct {
     size_t group_capacity;
     uint32_t *size;            // by local number of the group's first result: members so far
     bool *loaded, *behind;     // by local number: find_norm_loads, find_behind_norms
+    bool *resampled;           // by local number: find_resamples
 } Fuse;
 
 static const Node *node_at(const Work *work, uint32_t local)
@@ -108,7 +109,7 @@ static void group_libraries(Fuse *fuse)
     for (uint32_t local = 0; local < work->count; local++) {
         const Node *node = node_at(work, local);
         if (work->step[local] || work->view[local] || work->owner[local] || is_source(node) ||
-            is_pointwise(work, local))
+            is_pointwise(work, local) || fuse->resampled[local])
             continue;
         if (node->op == OP_GROUP_NORM_TABLE && work->rungs & RUNG_EPILOGUES &&
             fuse_table(work, fuse->behind, local))
@@ -119,6 +120,20 @@ static void group_libraries(Fuse *fuse)
         if (work->rungs & (is_norm(node->op) ? RUNG_NORMS : RUNG_EPILOGUES))
             match_epilogue(work, group);
     }
+}
+
+// Up-sampled values that something reads which cannot up-sample become groups after all.
+static void group_resamples(Fuse *fuse)
+{
+    Work *work = fuse->work;
+    for (uint32_t local = 0; local < work->count; local++) {
+        if (!fuse->resampled[local] || is_resampled_by_all(work, fuse->loaded, local))
+            continue;
+        fuse->resampled[local] = false;
+        add_group(fuse, GROUP_LIBRARY, work->nodes[local])->results[0] =
+            val_of(work->nodes[local], 0);
+    }
+    work->resampled = fuse->resampled;
 }
 
 // ---- elementwise groups ----
@@ -243,6 +258,13 @@ static void walk_pointwise(const Work *work, uint32_t group, Val val, ValList *r
     }
 }
 
+// What a kernel reads for `val`: itself, or what it is up-sampled from.
+static void list_read(const Work *work, ValList *reads, Val val)
+{
+    bool resampled = work->resampled[local_of(work, val)];
+    list_add(reads, resampled ? val_get(work->module->graph, val)->in[0] : val);
+}
+
 static int compare_nodes(const void *x, const void *y)
 {
     NodeId left = *(const NodeId *)x, right = *(const NodeId *)y;
@@ -261,15 +283,15 @@ static void finish_group(Work *work, uint32_t number)
         list_add(&members, group->anchor);
         const Node *table = group->table ? graph_node(work->module->graph, group->table) : NULL;
         for (uint32_t i = 0; i < node->nin; i++)
-            list_add(&reads, group->norm.x && i == group->norm_operand ? group->norm.x
-                                                                       : node->in[i]);
+            list_read(work, &reads,
+                      group->norm.x && i == group->norm_operand ? group->norm.x : node->in[i]);
         for (uint32_t i = 1; table && i < table->nin; i++)
             list_add(&reads, table->in[i]);
         Val extra[] = {group->bias,  group->residual, group->scale,  group->shift,
                        group->added[1], group->added[2], group->norm.a, group->norm.d};
         for (uint32_t i = 0; i < sizeof extra / sizeof *extra; i++)
             if (extra[i])
-                list_add(&reads, extra[i]);
+                list_read(work, &reads, extra[i]);
     }
     qsort(members.at, members.count, sizeof *members.at, compare_nodes);
     group->reads = arena_alloc(work->arena, (reads.count + 1) * sizeof(Val));
@@ -393,7 +415,9 @@ void fuse_groups(Work *work)
     fuse.size = arena_alloc(work->arena, (work->count + 2) * sizeof *fuse.size);
     fuse.loaded = find_norm_loads(work);
     fuse.behind = find_behind_norms(work);
+    fuse.resampled = find_resamples(work);
     group_libraries(&fuse);
+    group_resamples(&fuse);
     group_pointwise(&fuse);
     if (work->groups) {        // from the heap to the plan's arena
         Group *groups = arena_alloc(work->arena, work->group_count * sizeof *groups);

@@ -138,6 +138,16 @@ View view_of(const Work *work, Val val)
     return view;
 }
 
+bool same_elements(const Work *work, Val x, Val y)
+{
+    View left = view_of(work, x), right = view_of(work, y);
+    return x == y || (left.base == right.base && left.offset.fixed == right.offset.fixed &&
+                      left.offset.batch == right.offset.batch &&
+                      memcmp(left.stride, right.stride, sizeof left.stride) == 0 &&
+                      shape_equal(val_type(work->module->graph, x),
+                                  val_type(work->module->graph, y)));
+}
+
 // ---- views of views ----
 
 static double rough(Dim dim)

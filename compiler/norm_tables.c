@@ -7,8 +7,11 @@
 // as they load it (fuse_norms.c): the normalized value is never stored, and where the kernel that
 // makes x can take the statistics of what it stores, there is no kernel for the norm at all.
 //
-// This pass writes the right side, once for each shape that a reader wants: reshapes between are
-// applied to x. Mean and rstd, which gradients read, become those of the table. It is not done
+// This pass writes the right side, once for each shape that a reader wants: reshapes and repetitions
+// (nearest up-sampling) between are applied to x. So are slices that elementwise operations read,
+// such as the parts of a block that pooling adds up: no element is in two of them, and the kernel
+// that reads them normalizes each where it needs it. Mean and rstd, which gradients read, become
+// those of the table. It is not done
 //   - where normalizing costs more than storing: a GPU's kernel loads, and normalizes, an element
 //     once for each tap and each block of rows of its product. That must take no more time than the
 //     bytes that are saved, or be little against the product itself;
@@ -45,7 +48,8 @@ typedef struct {
     uint32_t *user_first;      // users of node id: users[user_first[id] .. user_first[id + 1]]
     NodeId *users;
     uint32_t *chain_of;        // by NodeId: chain + 1 of the last node
-    bool *replaced;            // by NodeId: in a chain
+    uint32_t *moved_of;        // by NodeId: chain + 1 of which it is the last node's value, moved
+    bool *replaced;            // by NodeId: in a chain, or between it and its readers
     Chain *chains;
     uint32_t chain_count;
     size_t chain_capacity;
@@ -192,23 +196,52 @@ static bool could_load(const Apart *a, NodeId id, Val val)
     return operand >= 0 && node->in[operand] == val && node->in[1 - operand] != val;
 }
 
-// Whether all that read `val` could, some of them through a reshape behind the channels.
-static bool all_could_load(const Apart *a, Val val, bool reshaped)
+// What lies between a norm and `val`, a reader's operand: channels stay channels.
+typedef enum { AS_IS, RESHAPED, REPEATED, RESAMPLED, SLICED, NO_MOVE } Moved;
+
+static Moved move_on(const Graph *graph, Moved moved, const Node *user)
+{
+    const Type *type = val_type(graph, user->in[0]), *to = user->type[0];
+    bool kept = to->rank > 2 && dim_equal(type->dim[0], to->dim[0]) &&
+                dim_equal(type->dim[1], to->dim[1]);
+    if (!kept)
+        return NO_MOVE;
+    if (user->op == OP_RESHAPE)
+        return moved == AS_IS ? RESHAPED : moved == REPEATED ? RESAMPLED : NO_MOVE;
+    if (user->op == OP_EXPAND)
+        return moved == RESHAPED ? REPEATED : NO_MOVE;
+    if (user->op == OP_SLICE)
+        return moved == AS_IS || moved == RESHAPED || moved == SLICED ? SLICED : NO_MOVE;
+    return NO_MOVE;
+}
+
+// Whether all that read `val`, moved so, could, some of them through more movements. `sliced` counts
+// the elements of an image that elementwise operations read instead. mark > 0: they can, and the
+// values that they read are of chain mark - 1.
+static bool all_could_load(Apart *a, Val val, Moved moved, int64_t *sliced, uint32_t mark)
 {
     NodeId id = val_node(val);
-    const Type *type = val_type(a->graph, val);
+    bool leaf = false;
     if (a->kept[id] || a->user_first[id] == a->user_first[id + 1])
         return false;
     for (uint32_t i = a->user_first[id]; i < a->user_first[id + 1]; i++) {
         const Node *user = graph_node(a->graph, a->users[i]);
-        const Type *shape = user->type[0];
-        bool view = user->op == OP_RESHAPE && !reshaped && shape->rank > 2 &&
-                    dim_equal(shape->dim[0], type->dim[0]) &&
-                    dim_equal(shape->dim[1], type->dim[1]);
-        if (view ? !all_could_load(a, val_of(a->users[i], 0), true)
-                 : !could_load(a, a->users[i], val))
+        bool loads = moved != REPEATED && moved != SLICED && could_load(a, a->users[i], val);
+        bool adds = moved == SLICED && op_info[user->op].class == CLASS_ELEMENTWISE;
+        leaf |= adds;
+        if (mark && moved != AS_IS && (loads || adds))
+            a->moved_of[id] = mark;
+        if (loads || adds)
+            continue;
+        Moved next = move_on(a->graph, moved, user);
+        if (next == NO_MOVE || !all_could_load(a, val_of(a->users[i], 0), next, sliced, mark))
             return false;
+        if (mark)
+            a->replaced[a->users[i]] = true;
     }
+    Dim count;
+    if (leaf && type_count(val_type(a->graph, val), &count))
+        *sliced += count.n;
     return true;
 }
 
@@ -219,10 +252,23 @@ static void add_loads(const Apart *a, Val val, double *own, double *loads)
     NodeId id = val_node(val);
     for (uint32_t i = a->user_first[id]; i < a->user_first[id + 1]; i++) {
         const Node *user = graph_node(a->graph, a->users[i]);
-        if (user->op == OP_RESHAPE) {
-            add_loads(a, val_of(a->users[i], 0), own, loads);
+        Val moved = val_of(a->users[i], 0);
+        if (user->op == OP_EXPAND) {
+            Dim before, after;
+            double once = *own, once_loaded = *loads;
+            type_count(val_type(a->graph, val), &before);
+            type_count(user->type[0], &after);
+            add_loads(a, moved, own, loads);
+            *own = once + (*own - once) * (double)after.n / (double)before.n;
+            *loads = once_loaded + (*loads - once_loaded) * (double)after.n / (double)before.n;
             continue;
         }
+        if (user->op == OP_RESHAPE || user->op == OP_SLICE) {
+            add_loads(a, moved, own, loads);
+            continue;
+        }
+        if (op_info[user->op].class == CLASS_ELEMENTWISE)
+            continue;
         const int64_t *n = user->attr->n;
         double rows = (double)user->type[0]->dim[1].n, taps = 1;
         if (user->op == OP_CONV) {
@@ -272,11 +318,15 @@ static void find_chain(Apart *a, NodeId id)
         chain.act = op;
         chain.last = val_of(user, 0);
     }
-    if (!all_could_load(a, chain.last, false) || !statistics_wait(a, &chain) || !pays(a, &chain))
+    Dim count;
+    int64_t sliced = 0;
+    if (!all_could_load(a, chain.last, AS_IS, &sliced, 0) || !statistics_wait(a, &chain) ||
+        !pays(a, &chain) || !type_count(val_type(graph, chain.last), &count) || sliced > count.n)
         return;
     a->chains = grow_array(a->chains, &a->chain_capacity, a->chain_count, sizeof *a->chains);
     a->chains[a->chain_count++] = chain;
     a->chain_of[val_node(chain.last)] = a->chain_count;
+    all_could_load(a, chain.last, AS_IS, &sliced, a->chain_count);
     // what lies between is made no more
     for (Val val = val_of(id, 0); val != chain.last; val = val_of(only_user(a, val), 0))
         a->replaced[val_node(val)] = true;
@@ -326,13 +376,30 @@ static Val table_part(Apart *a, const Chain *chain, int64_t part, uint32_t rank)
     return g_reshape(a->graph, row, rank, dim);
 }
 
-// act(x a + d) in the shape of `type`.
-static Val normalized(Apart *a, const Chain *chain, const Type *type)
+// x, moved as `val` is from the chain's last value.
+static Val move_input(Apart *a, const Chain *chain, Val val)
+{
+    Graph *graph = a->graph;
+    if (val == chain->last)
+        return a->map[graph_node(graph, chain->norm)->in[0]];
+    const Node *node = val_get(graph, val);
+    const Type *type = node->type[0];
+    const int64_t *n = node->attr->n;
+    Val x = move_input(a, chain, node->in[0]);
+    x = node->op == OP_RESHAPE  ? g_reshape(graph, x, type->rank, type->dim)
+        : node->op == OP_EXPAND ? g_expand(graph, x, type->dim)
+                                : g_slice(graph, x, (uint32_t)n[0], n[1], n[2]);
+    set_turn(a, x, val_node(chain->last));
+    return x;
+}
+
+// act(x a + d), moved as `val` is.
+static Val normalized(Apart *a, const Chain *chain, Val val)
 {
     Graph *graph = a->graph;
     NodeId last = val_node(chain->last);
-    Val x = g_reshape(graph, a->map[graph_node(graph, chain->norm)->in[0]], type->rank, type->dim);
-    set_turn(a, x, last);
+    const Type *type = val_type(graph, val);
+    Val x = move_input(a, chain, val);
     Val parts[2] = {table_part(a, chain, 0, type->rank), table_part(a, chain, 1, type->rank)};
     Val y = g_binary(graph, OP_MUL, x, parts[0]);
     for (int i = 0; i < 2; i++)
@@ -366,19 +433,19 @@ static void rebuild(Apart *a)
     size_t capacity = 0;
     for (NodeId id = 1; id < a->total; id++) {
         const Node *node = graph_node(a->graph, id);
-        if (!a->needed[id] || (a->replaced[id] && !a->chain_of[id]))
+        uint32_t moved = a->moved_of[id];
+        if (!a->needed[id] || (a->replaced[id] && !a->chain_of[id] && !moved))
             continue;
         graph_at(a->graph, *graph_origin(a->graph, id));
-        uint32_t behind = node->op == OP_RESHAPE ? a->chain_of[val_node(node->in[0])] : 0;
         Val made;
         if (a->chain_of[id]) {
             Chain *chain = &a->chains[a->chain_of[id] - 1];
             make_table(a, chain);
-            made = normalized(a, chain, node->type[0]);
+            made = normalized(a, chain, val_of(id, 0));
             a->map[val_of(id, 0)] = made;
         } else {
-            made = behind ? normalized(a, &a->chains[behind - 1], node->type[0])
-                          : remake(a, id, &in, &capacity);
+            made = moved ? normalized(a, &a->chains[moved - 1], val_of(id, 0))
+                         : remake(a, id, &in, &capacity);
             for (uint32_t k = 0; k < node->nout; k++)
                 a->map[val_of(id, k)] = made + k;
         }
@@ -416,6 +483,7 @@ void take_norms_apart(Work *work)
     a.kept = arena_alloc(scratch, a.total);
     a.replaced = arena_alloc(scratch, a.total);
     a.chain_of = arena_alloc(scratch, a.total * sizeof *a.chain_of);
+    a.moved_of = arena_alloc(scratch, a.total * sizeof *a.moved_of);
     mark_needed(&a);
     list_users(&a, scratch);
     for (NodeId id = 1; id < a.total; id++)

@@ -163,6 +163,8 @@ typedef struct Work {
     View **view;               // by local number: NULL = it has storage of its own
     View **within;             // by local number * MAX_OUT + output: it lies where that view of
                                // another value lies (an operand, or a concat)
+    bool *resampled;           // by local number: no kernel makes it, its readers up-sample what it is
+                               // made of; NULL before there are groups
     bool **pieces;             // of a concat, by local number: which operands lie within it; then
                                // whether any does. NULL: none does
     bool *mixed;               // by local number * MAX_OUT + output: this storage is of
@@ -288,6 +290,7 @@ bool view_is_dense(const View *view, const Type *type);
 // The elements lie without gaps, in whatever order of axes.
 bool covers(const View *view, const Type *type);
 bool val_is_step(const Work *work, Val val);
+bool same_elements(const Work *work, Val x, Val y);   // in the same places, in the same shape
 Dim dim_product(Dim x, Dim y);
 // stride == inner stride * inner size: two axes are one.
 bool axes_merge(Dim stride, Dim inner_stride, Dim inner_size);
@@ -342,6 +345,19 @@ void load_norm(const Work *work, const bool *loaded, Group *group);
 bool *find_behind_norms(const Work *work);
 // Lets the group that makes x make the table `local` of it as well; false: it cannot.
 bool fuse_table(Work *work, const bool *behind, uint32_t local);
+
+/* resample.c: part of fuse_groups */
+// A value that is x [b, c, s1, 1, s2, 1...], up-sampled by powers of two.
+typedef struct {
+    Val x;
+    View view;                 // of x: positions are dense
+    int64_t shift[3];          // by axis of a convolution, the missing ones first
+} Resample;
+bool find_resample(const Work *work, Val val, Resample *out);
+// By local number: values that no group makes if all their readers can up-sample for themselves.
+bool *find_resamples(const Work *work);
+// Whether they can. Needs the groups of the readers.
+bool is_resampled_by_all(const Work *work, const bool *loaded, uint32_t local);
 
 /* sums.c */
 // Chains of groups that add their results up, as one group with terms. RUNG_BATCHING; part of

@@ -16,7 +16,7 @@
 
 #include "compiler/plan.h"
 
-enum { TYPICAL_BATCH = 4, MAX_MERGED_READS = 16, MERGE_WINDOW = 8 };
+enum { TYPICAL_BATCH = 4, MAX_MERGED_READS = 16, MERGE_WINDOW = 8, TWIN_WINDOW = 64 };
 
 typedef struct {
     Work *work;
@@ -234,11 +234,11 @@ static uint32_t run_from(Scheduler *s, uint32_t first, uint32_t position, uint32
 
 // ---- neighbours of one iteration space ----
 
-static bool share_value(const Group *x, const Group *y)
+static bool share_value(const Work *work, const Group *x, const Group *y)
 {
     for (uint32_t i = 0; i < y->read_count; i++) {
         for (uint32_t k = 0; k < x->read_count; k++)
-            if (x->reads[k] == y->reads[i])
+            if (same_elements(work, x->reads[k], y->reads[i]))
                 return true;
         for (uint32_t k = 0; k < x->result_count; k++)
             if (x->results[k] == y->reads[i])
@@ -275,7 +275,7 @@ static bool merge(Work *work, uint32_t x_number, uint32_t y_number)
 {
     Group *x = &work->groups[x_number], *y = &work->groups[y_number];
     if (x->kind != GROUP_ELEMENTWISE || y->kind != GROUP_ELEMENTWISE ||
-        !shape_equal(x->space, y->space) || !share_value(x, y) ||
+        !shape_equal(x->space, y->space) || !share_value(work, x, y) ||
         x->result_count + y->result_count > MAX_OUT ||
         x->read_count + y->read_count > MAX_MERGED_READS || reads_other_view(work, x, y) ||
         swaps_result(work, x, y))
@@ -352,11 +352,51 @@ static bool merge_back(Work *work, uint32_t count, uint32_t number)
     return false;
 }
 
+// Whether `y` reads all large values that it reads where `x` reads them: beside it, it costs its
+// results alone.
+static bool reads_alike(const Work *work, const Group *x, const Group *y)
+{
+    Dim count, all;
+    uint32_t large = 0;
+    type_count(y->space, &all);
+    for (uint32_t i = 0; i < y->read_count; i++) {
+        bool known = false;
+        for (uint32_t k = 0; k < x->read_count; k++)
+            known |= same_elements(work, x->reads[k], y->reads[i]);
+        bool full = type_count(val_type(work->module->graph, y->reads[i]), &count) &&
+                    dim_equal(count, all) && !val_is_step(work, y->reads[i]);
+        if (full && !known)
+            return false;
+        large += full;
+    }
+    return large > 1;
+}
+
+// Makes a group one with a group before it that reads several values where it reads them, such as
+// two means of the same blocks; nothing from there on may make what it needs. False: there is none.
+static bool merge_twin(Work *work, uint32_t count, uint32_t number)
+{
+    const Group *group = &work->groups[number];
+    uint32_t end = count > TWIN_WINDOW ? count - TWIN_WINDOW : 0;
+    for (uint32_t at = count; at-- > end && group->kind == GROUP_ELEMENTWISE;) {
+        const Group *other = &work->groups[work->schedule[at]];
+        if (reads_result(work, other, group))
+            break;
+        if (other->kind == GROUP_ELEMENTWISE && shape_equal(other->space, group->space) &&
+            reads_alike(work, other, group) && merge(work, work->schedule[at], number)) {
+            work->schedule[at] = number;
+            return true;
+        }
+    }
+    return false;
+}
+
 static void merge_neighbours(Work *work, uint32_t count)
 {
     uint32_t kept = 0;
     for (uint32_t i = 0; i < count; i++)
-        if (!merge_back(work, kept, work->schedule[i]))
+        if (!merge_back(work, kept, work->schedule[i]) &&
+            !merge_twin(work, kept, work->schedule[i]))
             work->schedule[kept++] = work->schedule[i];
     work->group_count = kept;
 }

@@ -43,6 +43,8 @@ static void add_read(const Work *work, const Group *group, uint32_t index, doubl
     double before[2] = {0, 0}, all[2] = {0, 0};
     for (uint32_t i = 0; i < index; i++) {
         View other = view_of(work, group->reads[i]);
+        if (same_elements(work, val, group->reads[i]))
+            return;
         if (other.base == view.base)
             add_bytes(shown(&other, val_type(graph, group->reads[i])), size, &before[0],
                       &before[1]);

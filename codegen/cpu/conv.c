@@ -188,8 +188,13 @@ static void conv_open(const ConvLaunch *launch, ConvProduct *product, int64_t gr
     if (launch->residual) {
         product->residual = launch->residual + group * launch->residual_group +
                             unfold->at.image * launch->residual_image;
-        out_offsets(product->residual_offset, &unfold->at, launch->extent, launch->first,
-                    launch->step, launch->residual_image);
+        const int64_t *shift = launch->residual_shift;
+        if (shift[0] | shift[1] | shift[2])
+            shifted_offsets(product->residual_offset, &unfold->at, launch->extent, shift,
+                            launch->residual_image);
+        else
+            out_offsets(product->residual_offset, &unfold->at, launch->extent, launch->first,
+                        launch->step, launch->residual_image);
     }
 }
 
@@ -464,6 +469,8 @@ static ConvLaunch forward_launch(const ConvArgs *args)
         unfold->taps[axis] = args->kernel[axis];
         unfold->step[axis] = args->stride[axis];
         unfold->low[axis] = args->pad[axis];
+        unfold->shift[axis] = args->x_shift[axis];
+        launch.residual_shift[axis] = args->residual_shift[axis];
         launch.step[axis] = 1;
     }
     return launch;
@@ -484,7 +491,6 @@ void pv_conv(const PvRun *run, const int64_t *raw)
     for (uint32_t i = 0; i < run->segments; i++) {
         NormSource y = {(const PvReal *)args[i].y, args[i].images,  args[i].c_out,
                         volume(args[i].out),       args[i].y_image, args[i].y_channel};
-        if (args[i].stats.table)
-            pv_norm_table(run, &args[i].stats, &y);
+        pv_norm_stats(run, &args[i].stats, &y);
     }
 }

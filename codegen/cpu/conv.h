@@ -36,7 +36,7 @@ typedef struct {
     PvReal *out;
     // steps
     int64_t source_group, norm_group, w_group, bias_group, out_group, out_image;
-    int64_t residual_group, residual_image;
+    int64_t residual_group, residual_image, residual_shift[3];
     int64_t extent[3], first[3], step[3]; // of positions in the result
     // the table: (first + index * step) of each axis, in a grid of `table_extent`
     int64_t table_size[3], table_first[3], table_step[3], table_extent[3];
@@ -71,6 +71,29 @@ PV_INLINE int64_t volume(const int64_t *size)
     return size[0] * size[1] * size[2];
 }
 
+// The same in images of extents `extent` >> `shift`, for the positions >> shift.
+PV_INLINE void shifted_offsets(int32_t *offset, const Box *box, const int64_t *extent,
+                               const int64_t *shift, int64_t image_step)
+{
+    int64_t column = 0, rows = extent[1] >> shift[1], width = extent[2] >> shift[2];
+    for (int64_t image = 0; image < box->count; image++)
+        for (int64_t d = box->first[0]; d < box->first[0] + box->size[0]; d++)
+            for (int64_t h = box->first[1]; h < box->first[1] + box->size[1]; h++)
+                for (int64_t w = box->first[2]; w < box->first[2] + box->size[2]; w++)
+                    offset[column++] =
+                        (int32_t)(image * image_step + (w >> shift[2]) +
+                                  ((d >> shift[0]) * rows + (h >> shift[1])) * width);
+}
+
+// Something that the convolution reads is up-sampled on the way.
+PV_INLINE bool is_resampled(const ConvArgs *args)
+{
+    int64_t all = 0;
+    for (int axis = 0; axis < 3; axis++)
+        all |= args->x_shift[axis] | args->residual_shift[axis];
+    return all != 0;
+}
+
 // A convolution that is a plain product for each image.
 PV_INLINE bool is_pointwise(const ConvArgs *args)
 {
@@ -78,7 +101,7 @@ PV_INLINE bool is_pointwise(const ConvArgs *args)
         if (args->kernel[axis] != 1 || args->stride[axis] != 1 || args->pad[axis] != 0)
             return false;
     }
-    return args->groups == 1 && volume(args->in) >= PV_POINTWISE;
+    return args->groups == 1 && !is_resampled(args) && volume(args->in) >= PV_POINTWISE;
 }
 
 #endif

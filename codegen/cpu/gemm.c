@@ -301,10 +301,8 @@ void pv_gemm_one(const PvRun *run, const GemmArgs *args)
         pv_product_block(&product.base, m0, pv_least(m0 + cut.rows, args->m), n0,
                          pv_least(n0 + cut.columns, columns), pv_thread_scratch(run));
     }
-    if (args->stats.table) {
-        NormSource c = {(const PvReal *)args->c, args->batch0, args->m, args->n, args->c0, args->c_m};
-        pv_norm_table(run, &args->stats, &c);
-    }
+    NormSource c = {(const PvReal *)args->c, args->batch0, args->m, args->n, args->c0, args->c_m};
+    pv_norm_stats(run, &args->stats, &c);
 }
 
 void pv_gemm(const PvRun *run, const int64_t *raw)

@@ -144,35 +144,82 @@ static void group_norm_task(const GroupNormArgs *args, int64_t image, int64_t gr
     }
 }
 
-// The part of a table that belongs to a group of an image of x.
-static void norm_table_task(const NormStats *stats, const NormSource *x, int64_t image,
-                            int64_t group)
+// The part of a table that belongs to a group of an image.
+static void put_table(const NormStats *stats, int64_t c, int64_t image, int64_t group, PvReal mean,
+                      PvReal rstd)
 {
-    int64_t channels = x->c / stats->groups, first = group * channels;
+    int64_t channels = c / stats->groups, first = group * channels;
     const PvReal *gamma = (const PvReal *)stats->gamma, *beta = (const PvReal *)stats->beta;
     const PvReal *scale = (const PvReal *)stats->scale, *shift = (const PvReal *)stats->shift;
-    PvReal *a = (PvReal *)stats->table + image * 2 * x->c, *d = a + x->c, mean, rstd;
-    group_statistics(x->at + image * x->image + first * x->channel, x->channel, channels,
-                     x->positions, pv_real(stats->eps), &mean, &rstd);
+    PvReal *a = (PvReal *)stats->table + image * 2 * c, *d = a + c;
     store_statistics(stats->mean, stats->rstd, image * stats->groups + group, mean, rstd);
-    for (int64_t c = first; c < first + channels; c++) {
-        int64_t at = image * stats->mod_image + c;
-        PvReal factor = rstd * gamma[c], offset = pv_fma(-mean, factor, beta[c]);
+    for (int64_t i = first; i < first + channels; i++) {
+        int64_t at = image * stats->mod_image + i;
+        PvReal factor = rstd * gamma[i], offset = pv_fma(-mean, factor, beta[i]);
         if (scale) {
             factor *= 1 + scale[at];
             offset = pv_fma(offset, 1 + scale[at], shift[at]);
         }
-        a[c] = factor;
-        d[c] = offset;
+        a[i] = factor;
+        d[i] = offset;
     }
 }
 
-void pv_norm_table(const PvRun *run, const NormStats *stats, const NormSource *x)
+static void norm_table_task(const NormStats *stats, const NormSource *x, int64_t image,
+                            int64_t group)
 {
-    int64_t tasks = x->images * stats->groups;
-#pragma omp parallel for schedule(static) num_threads(run->threads) if (tasks > 1)
-    for (int64_t task = 0; task < tasks; task++)
-        norm_table_task(stats, x, task / stats->groups, task % stats->groups);
+    PvReal mean, rstd;
+    int64_t channels = x->c / stats->groups;
+    group_statistics(x->at + image * x->image + group * channels * x->channel, x->channel, channels,
+                     x->positions, pv_real(stats->eps), &mean, &rstd);
+    put_table(stats, x->c, image, group, mean, rstd);
+}
+
+static void moments_task(const NormStats *stats, const NormSource *x, int64_t image, int64_t c)
+{
+    const PvReal *from = x->at + image * x->image + c * x->channel;
+    PvReal *to = (PvReal *)stats->moments + image * stats->moments_image + c;
+    to[0] = (PvReal)(sum_of(from, x->positions) / (double)x->positions);
+    to[stats->moments_shift] = (PvReal)squares_of(from, to[0], x->positions);
+}
+
+void pv_norm_stats(const PvRun *run, const NormStats *stats, const NormSource *x)
+{
+    int64_t tables = stats->table ? x->images * stats->groups : 0;
+    int64_t moments = stats->moments ? x->images * x->c : 0;
+#pragma omp parallel num_threads(run->threads) if (tables + moments > 1)
+    {
+#pragma omp for schedule(static) nowait
+        for (int64_t task = 0; task < tables; task++)
+            norm_table_task(stats, x, task / stats->groups, task % stats->groups);
+#pragma omp for schedule(static)
+        for (int64_t task = 0; task < moments; task++)
+            moments_task(stats, x, task / x->c, task % x->c);
+    }
+}
+
+// A group of an image from the moments of its channels in all parts.
+static void parts_table_task(const GroupNormArgs *args, const NormStats *stats, int64_t image,
+                             int64_t group)
+{
+    int64_t channels = args->c / args->groups, positions = 0;
+    const PvReal *x = (const PvReal *)args->x + image * args->x_image + group * channels;
+    double sum = 0, squares = 0;
+    for (int64_t i = 0; i < args->parts; i++) {
+        positions += args->count[i];
+        for (int64_t c = 0; c < channels; c++)
+            sum += (double)x[i * args->x_part + c] * (double)args->count[i];
+    }
+    double count = (double)(positions * channels), mean = sum / count;
+    for (int64_t i = 0; i < args->parts; i++) {
+        for (int64_t c = 0; c < channels; c++) {
+            const PvReal *at = x + i * args->x_part + c;
+            double away = (double)at[0] - mean;
+            squares += (double)at[args->x_position] + (double)args->count[i] * away * away;
+        }
+    }
+    put_table(stats, args->c, image, group, (PvReal)mean,
+              (PvReal)(1 / sqrt(squares / count + (double)pv_real(args->eps))));
 }
 
 static void group_norm_one(const PvRun *run, const GroupNormArgs *args)
@@ -190,7 +237,10 @@ static void group_norm_one(const PvRun *run, const GroupNormArgs *args)
                            .eps = args->eps};
         NormSource x = {(const PvReal *)args->x, args->images,  args->c,
                         args->positions,         args->x_image, args->x_channel};
-        pv_norm_table(run, &stats, &x);
+        if (args->parts == 0)
+            pv_norm_stats(run, &stats, &x);
+        for (int64_t i = 0; args->parts > 0 && i < args->images * args->groups; i++)
+            parts_table_task(args, &stats, i / args->groups, i % args->groups);
         return;
     }
     int64_t tasks = args->images * args->groups;

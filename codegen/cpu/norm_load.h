@@ -12,8 +12,9 @@ typedef struct {
     int64_t images, c, positions, image, channel; // strides
 } NormSource;
 
-// The table of x, and its statistics where they are wanted. Parallel over groups of images.
-void pv_norm_table(const PvRun *run, const NormStats *stats, const NormSource *x);
+// The table of x, its statistics, and the moments of its channels, where they are wanted. Parallel
+// over groups of images.
+void pv_norm_stats(const PvRun *run, const NormStats *stats, const NormSource *x);
 
 // to[i] = act(from[i] a + d), i < count; the two may be the same.
 PV_INLINE void normalize_run(PvReal *to, const PvReal *from, int64_t count, PvReal a, PvReal d,

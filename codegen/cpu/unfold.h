@@ -4,7 +4,8 @@
 // the part of x that it sees is copied once, with its zero border, into a patch in scratch; a
 // column of the implicit matrix is then one offset into the patch, a row another, and panels are
 // packed by adding the two. Without padding x itself serves as the patch. An operand that is to be
-// normalized (norm_load.h) is normalized as the patch is filled, and its border stays 0.
+// normalized (norm_load.h) is normalized as the patch is filled, and its border stays 0. One that is
+// to be up-sampled is read at (position >> shift).
 #ifndef PV_UNFOLD_H
 #define PV_UNFOLD_H
 
@@ -17,11 +18,11 @@ typedef struct {
 } Box;
 
 // The implicit matrix: element (channel, tap; position) of a source [image][channel][in...] is at
-// position * step + tap - low, zero outside.
+// position * step + tap - low, zero outside; it lies at that >> shift in the source.
 typedef struct {
     const PvReal *source;
     int64_t image_step, channel_step;
-    int64_t in[3], out[3], taps[3], step[3], low[3];
+    int64_t in[3], out[3], taps[3], step[3], low[3], shift[3];
     int64_t images, tap_count;
     int64_t box[3], box_images, boxes[3], box_count; // size and number of boxes
     bool padded;                                     // there is a patch
@@ -62,7 +63,7 @@ static void unfold_init(Unfold *unfold, int64_t columns)
     unfold->padded = unfold->norm != NULL;
     for (int axis = 0; axis < 3; axis++) {
         int64_t last = (unfold->out[axis] - 1) * unfold->step[axis] + unfold->taps[axis] - 1;
-        if (unfold->low[axis] > 0 || last - unfold->low[axis] >= unfold->in[axis])
+        if (unfold->low[axis] > 0 || unfold->shift[axis] > 0 || last - unfold->low[axis] >= unfold->in[axis])
             unfold->padded = true;
     }
     unfold_cut(unfold, columns);
@@ -134,12 +135,15 @@ static void unfold_open(Unfold *unfold, int64_t number)
 }
 
 // One row of the patch: `size` elements from position `first` of a row of `in`, zero outside.
-static void patch_row(PvReal *to, const PvReal *row, int64_t first, int64_t size, int64_t in)
+static void patch_row(PvReal *to, const PvReal *row, int64_t first, int64_t size, int64_t in,
+                      int64_t shift)
 {
     int64_t i = 0;
     for (; i < size && first + i < 0; i++)
         to[i] = 0;
     int64_t inside = pv_least(size, in - first);
+    for (; shift && i < inside; i++)
+        to[i] = row[(first + i) >> shift];
     for (; i < inside; i++)
         to[i] = row[first + i];
     for (; i < size; i++)
@@ -157,7 +161,7 @@ static void patch_rows_normed(const Unfold *unfold, PvReal *to, const PvReal *pl
     int64_t width = unfold->in[2], together = pv_least(h1 - h0, NORM_RUN / width);
     if (together <= 1 || width >= 4 * PV_WIDTH) {
         for (int64_t h = h0; h < h1; h++, to += size) {
-            patch_row(to, plane + h * width, first, size, width);
+            patch_row(to, plane + h * width, first, size, width, 0);
             int64_t low = pv_most(0, -first), high = pv_least(size, width - first);
             if (high > low)
                 normalize_run(to + low, to + low, high - low, a, d, unfold->norm_act);
@@ -168,7 +172,33 @@ static void patch_rows_normed(const Unfold *unfold, PvReal *to, const PvReal *pl
         int64_t rows = pv_least(together, h1 - h);
         normalize_run(run, plane + h * width, rows * width, a, d, unfold->norm_act);
         for (int64_t i = 0; i < rows; i++, to += size)
-            patch_row(to, run + i * width, first, size, width);
+            patch_row(to, run + i * width, first, size, width, 0);
+    }
+}
+
+// The same where the plane is up-sampled: each row of the source is normalized once.
+static void patch_rows_shifted(const Unfold *unfold, PvReal *to, const PvReal *plane, int64_t h0,
+                               int64_t h1, int64_t first, int64_t size, const PvReal *norm)
+{
+    PvReal run[NORM_RUN];
+    int64_t in = unfold->in[2], shift = unfold->shift[2], width = in >> shift, before = -1;
+    for (int64_t h = h0; h < h1; h++, to += size) {
+        int64_t row = h >> unfold->shift[1];
+        const PvReal *from = plane + row * width;
+        if (row == before) {
+            memcpy(to, to - size, (size_t)size * sizeof *to);
+            continue;
+        }
+        before = row;
+        if (norm && width <= NORM_RUN) {
+            normalize_run(run, from, width, norm[0], norm[unfold->norm_shift], unfold->norm_act);
+            from = run;
+        }
+        patch_row(to, from, first, size, in, shift);
+        int64_t low = pv_most(0, -first), high = pv_least(size, in - first);
+        if (norm && width > NORM_RUN && high > low)
+            normalize_run(to + low, to + low, high - low, norm[0], norm[unfold->norm_shift],
+                          unfold->norm_act);
     }
 }
 
@@ -179,24 +209,30 @@ static PvReal *patch_channel(const Unfold *unfold, PvReal *to, int64_t image, in
     const PvReal *from = unfold->source + image * unfold->image_step + c * unfold->channel_step;
     const PvReal *norm =
         unfold->norm ? unfold->norm + image * unfold->norm_image + c : NULL;
+    const int64_t *shift = unfold->shift;
+    int64_t step = (unfold->in[1] >> shift[1]) * (unfold->in[2] >> shift[2]);
     for (int64_t d = first[0]; d < first[0] + size[0]; d++) {
         bool there = d >= 0 && d < unfold->in[0];
-        const PvReal *plane = there ? from + d * unfold->in[1] * unfold->in[2] : NULL;
+        const PvReal *plane = there ? from + (d >> shift[0]) * step : NULL;
         int64_t h = first[1], end = first[1] + size[1];
         int64_t low = there ? pv_least(end, pv_most(h, 0)) : end;
         int64_t high = pv_most(low, pv_least(end, unfold->in[1]));
         for (; h < low; h++, to += size[2])
-            patch_row(to, NULL, first[2], size[2], 0);
-        if (norm && high > low) {
+            patch_row(to, NULL, first[2], size[2], 0, 0);
+        if ((shift[1] || shift[2]) && high > low) {
+            patch_rows_shifted(unfold, to, plane, low, high, first[2], size[2], norm);
+            to += (high - low) * size[2];
+            h = high;
+        } else if (norm && high > low) {
             patch_rows_normed(unfold, to, plane, low, high, first[2], size[2], norm[0],
                               norm[unfold->norm_shift]);
             to += (high - low) * size[2];
             h = high;
         }
         for (; h < high; h++, to += size[2])
-            patch_row(to, plane + h * unfold->in[2], first[2], size[2], unfold->in[2]);
+            patch_row(to, plane + h * unfold->in[2], first[2], size[2], unfold->in[2], 0);
         for (; h < end; h++, to += size[2])
-            patch_row(to, NULL, first[2], size[2], 0);
+            patch_row(to, NULL, first[2], size[2], 0, 0);
     }
     return to;
 }

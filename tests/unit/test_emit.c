@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "codegen/codegen.h"
+#include "compiler/compose.h"
 #include "runtime/unpack.h"
 
 enum { BATCH = 3, MAX_INPUTS = 64 };
@@ -551,6 +552,70 @@ static void test_norms(void **unused)
     }
 }
 
+// ---- up-sampling and pooling beside convolutions ----
+
+static Val pool2(Graph *graph, Val x)
+{
+    Val y = compose_avg_pool(graph, x, 2);
+    if (!y)
+        fail_msg("%s", graph_error(graph));
+    return y;
+}
+
+static Val grown(Graph *graph, Val x)
+{
+    return compose_resize_nearest(graph, x, 2);
+}
+
+// Blocks that halve and double the positions, on both ways; up-sampled values that convolutions
+// read normalized and as they are, that are added, and that something else reads, too.
+static void resamples(Graph *graph, Vals *vals)
+{
+    Val x = input(graph, 0, shape(DT_F32, 4, -1, 8, 12, 8));
+    Val w = input(graph, 1, shape(DT_F32, 4, 8, 8, 3, 3));
+    Val g8 = input(graph, 2, shape(DT_F32, 1, 8)), g64 = input(graph, 5, shape(DT_F32, 1, 64));
+    Val wide = input(graph, 6, shape(DT_F32, 4, 64, 8, 3, 3));
+    Val narrow = input(graph, 7, shape(DT_F32, 4, 8, 64, 3, 3));
+    Val first = conv3(graph, x, w);
+    Val y = pool2(graph, g_unary(graph, OP_SILU, norm2(graph, first, g8)));
+    Val second = g_binary(graph, OP_ADD, conv3(graph, conv3(graph, y, w), w), pool2(graph, first));
+    y = grown(graph, g_unary(graph, OP_SILU, norm2(graph, second, g8)));
+    y = g_unary(graph, OP_RELU, norm2(graph, conv3(graph, y, wide), g64));
+    y = conv3(graph, y, narrow);
+    Val third = g_binary(graph, OP_ADD, y, grown(graph, second));
+    Val fourth = conv3(graph, grown(graph, third), w);
+    keep(vals, simplify_val(graph, fourth));
+    Val stored = grown(graph, first);
+    keep(vals, simplify_val(graph, g_binary(graph, OP_ADD, conv3(graph, stored, w),
+                                            g_unary(graph, OP_TANH, stored))));
+    // positions of three axes, one of them as it is
+    Val cube = input(graph, 3, shape(DT_F32, 5, -1, 8, 3, 2, 4));
+    Val kernel = input(graph, 4, shape(DT_F32, 5, 8, 8, 3, 3, 3));
+    Attr attr = {.n = {3, 1, 1, 1, 1, 1, 1, 1}, .count = 8};
+    cube = grown(graph, cube);
+    Val fifth = make(graph, OP_CONV, (Val[]){cube, kernel}, 2, attr, NULL);
+    keep(vals, simplify_val(graph, g_binary(graph, OP_ADD, fifth, cube)));
+}
+
+static void test_resamples(void **unused)
+{
+    (void)unused;
+    const uint32_t rungs[] = {RUNG_ALL, level_rungs(1), RUNG_NORMS, RUNG_EPILOGUES,
+                              RUNG_NORMS | RUNG_EPILOGUES, RUNG_PLACEMENT | RUNG_EPILOGUES, 0};
+    enum { COUNT = sizeof rungs / sizeof *rungs };
+    Codegen *cg = check_graph(resamples, rungs, COUNT);
+    uint32_t segments;
+    // one is stored for what is no convolution, and for the one beside it
+    assert_int_equal(count_launches(cg, cg->plans[0], "pv_copy", &segments), 1);
+    assert_int_equal(count_launches(cg, cg->plans[0], "pv_group_norm", &segments), 0);
+    assert_int_equal(count_launches(cg, cg->plans[COUNT - 1], "pv_copy", &segments), 5);
+    const Work *all = cg->plans[0];
+    uint32_t elementwise = 0;
+    for (uint32_t g = 0; g < all->group_count; g++)
+        elementwise += all->groups[all->schedule[g]].kind == GROUP_ELEMENTWISE;
+    assert_int_equal(elementwise, 2);       // both means in one kernel; the tanh
+}
+
 // ---- attention over one axis of a grid, then over the other ----
 
 enum { ROWS = 4, COLUMNS = 6, WIDTH = 16, HEADS = 2, HEAD = WIDTH / HEADS };
@@ -724,6 +789,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_every_op),
                                        cmocka_unit_test(test_planes), cmocka_unit_test(test_norms),
-                                       cmocka_unit_test(test_axes), cmocka_unit_test(test_guided), cmocka_unit_test(test_gates)};
+                                       cmocka_unit_test(test_resamples),
+                                       cmocka_unit_test(test_axes), cmocka_unit_test(test_guided),
+                                       cmocka_unit_test(test_gates)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,0 +1,92 @@
+// Nearest up-sampling inside the convolutions that read it.
+//
+// An up-sampled value is reshape(expand(x)) with x [b, c, s1, 1, s2, 1...] and factors that are powers
+// of two: its element (i1, i2...) is element (i1 >> shift1, i2 >> shift2...) of x. A convolution can
+// read that as it loads its operand, normalized on the way or not, or adds its residual; if all
+// readers are such, the larger value is never stored.
+//
+// Readers are known once there are groups. So fuse.c makes no group for such a value at first, and
+// find_resampled gives one to those that something else reads.
+#include "compiler/plan.h"
+
+bool find_resample(const Work *work, Val val, Resample *out)
+{
+    const Graph *graph = work->module->graph;
+    uint32_t local = local_of(work, val);
+    const Node *node = val_get(graph, val);
+    if (node->op != OP_RESHAPE || work->view[local] || work->kept[local] || work->step[local] ||
+        val_get(graph, node->in[0])->op != OP_EXPAND)
+        return false;
+    Val x = val_get(graph, node->in[0])->in[0];
+    const Type *to = node->type[0], *wide = val_type(graph, node->in[0]), *type = val_type(graph, x);
+    View view = view_of(work, x);
+    *out = (Resample){.x = x, .view = view};
+    if (to->rank < 3 || to->rank > 5 || wide->rank != 2 * to->rank - 2 ||
+        !dim_equal(to->dim[0], wide->dim[0]) || !dim_equal(to->dim[1], wide->dim[1]) ||
+        !dim_equal(type->dim[0], wide->dim[0]) || !dim_equal(type->dim[1], wide->dim[1]))
+        return false;
+    Dim next = dim_fixed(1);       // positions of x lie densely
+    for (uint32_t axis = to->rank; axis-- > 2;) {
+        uint32_t at = 2 * axis - 2;
+        int64_t factor = wide->dim[at + 1].n;
+        if (to->dim[axis].batch || !dim_is_one(type->dim[at + 1]) || factor < 1 ||
+            (factor & (factor - 1)) != 0 || wide->dim[at].n * factor != to->dim[axis].n ||
+            (!dim_is_one(type->dim[at]) && !dim_equal(view.stride[at], next)))
+            return false;
+        next = dim_product(next, type->dim[at]);
+        for (; factor > 1; factor /= 2)
+            out->shift[axis - 2 + 5 - to->rank]++;
+    }
+    return view.stride[0].n >= 0 && view.stride[1].n >= 0;
+}
+
+bool *find_resamples(const Work *work)
+{
+    bool *found = arena_alloc(work->arena, work->count + 1);
+    Resample resample;
+    for (uint32_t local = 0; work->rungs & RUNG_EPILOGUES && !(work->module->lacks & CAN_RESAMPLE) &&
+                             !is_mixed_plan(work) && local < work->count; local++)
+        found[local] = find_resample(work, val_of(work->nodes[local], 0), &resample);
+    return found;
+}
+
+// Whether the group of node `id`, which reads `val`, reads it while it loads or adds.
+static bool group_resamples(const Work *work, NodeId id, Val val)
+{
+    const Graph *graph = work->module->graph;
+    const Node *node = graph_node(graph, id);
+    uint32_t owner = work->owner[local_of(work, val_of(id, 0))];
+    const Group *group = owner ? &work->groups[owner - 1] : NULL;
+    if (!group || group->kind != GROUP_LIBRARY || graph_node(graph, group->anchor)->op != OP_CONV)
+        return false;
+    if (group->anchor == id)
+        return node->in[0] == val && node->in[1] != val;
+    return group->residual == val && group->bias != val &&
+           shape_equal(val_type(graph, val), graph_node(graph, group->anchor)->type[0]);
+}
+
+// Whether node `id` is x a, x = `val`, on the way to convolutions alone that normalize x as they load it.
+static bool load_resamples(const Work *work, const bool *loaded, NodeId id, Val val)
+{
+    uint32_t local = local_of(work, val_of(id, 0));
+    bool fine = loaded[local], any = false;
+    for (uint32_t g = 0; fine && g < work->group_count; g++) {
+        const Group *group = &work->groups[g];
+        if (group->kind != GROUP_LIBRARY || group->norm.product != val_of(id, 0))
+            continue;
+        any = true;
+        fine = group->norm.x == val &&
+               graph_node(work->module->graph, group->anchor)->op == OP_CONV;
+    }
+    return fine && any;
+}
+
+bool is_resampled_by_all(const Work *work, const bool *loaded, uint32_t local)
+{
+    Val val = val_of(work->nodes[local], 0);
+    bool fine = work->user_first[local] < work->user_first[local + 1];
+    for (uint32_t i = work->user_first[local]; fine && i < work->user_first[local + 1]; i++)
+        fine = group_resamples(work, work->users[i], val) ||
+               load_resamples(work, loaded, work->users[i], val);
+    return fine;
+}
