@@ -477,14 +477,15 @@ static PlanArg spread_result(Lower *lower, const Group *group, const Node *node,
     return place;
 }
 
-// Whether the product is what norm loads and tables are about: B [image, channel, position] as it
-// lies, C [image, channel, position].
-static bool is_pointwise(const Group *group, const Choice *choice, bool direct)
+// Whether the product is what norm loads and tables are about: C [image, channel, position], and for
+// loads B [image, channel, position] as it lies.
+static bool is_pointwise(const Lower *lower, const Group *group, const Choice *choice, bool direct)
 {
     const Product *p = &choice->product;
     uint32_t b = p->swapped ? 0 : 1;
-    return direct && dim_is_one(p->batch[1]) && !p->sum_batch && is_unit(p->b_n) &&
-           (!group->norm.x || (b == group->norm_operand &&
+    return direct && dim_is_one(p->batch[1]) && !p->sum_batch &&
+           image_operand(lower->graph, anchor_of(lower, group)) == (int)b &&
+           (!group->norm.x || (b == group->norm_operand && is_unit(p->b_n) &&
                                (b ? choice->y : choice->x) == AS_IT_IS));
 }
 
@@ -519,7 +520,7 @@ void lower_contract(Lower *lower, const Group *group)
     }
     if (choice.cost < 0 || (!direct && (group->bias || group->residual || group->gate)))
         bug("a contraction that is no matrix product: %s", type_text(node->type[0]));
-    if ((group->norm.x || group->table) && !is_pointwise(group, &choice, direct))
+    if ((group->norm.x || group->table) && !is_pointwise(lower, group, &choice, direct))
         bug("a product with a norm that is none of [channels, positions]: %s",
             type_text(node->type[0]));
     PlanArg x_place = form_place(lower, node, 0, &x, choice.x, &axes);

@@ -131,11 +131,23 @@ bool *find_behind_norms(const Work *work)
     return behind;
 }
 
+// What `val` shows with other axes of positions.
+static Val before_reshapes(const Graph *graph, Val val)
+{
+    for (const Node *node; (node = val_get(graph, val))->op == OP_RESHAPE; val = node->in[0]) {
+        const Type *type = val_type(graph, node->in[0]), *to = node->type[0];
+        if (type->rank < 3 || to->rank < 3 || !dim_equal(type->dim[0], to->dim[0]) ||
+            !dim_equal(type->dim[1], to->dim[1]))
+            break;
+    }
+    return val;
+}
+
 bool fuse_table(Work *work, const bool *behind, uint32_t local)
 {
     const Graph *graph = work->module->graph;
     const Node *node = node_at(work, local);
-    Val x = node->in[0];
+    Val x = before_reshapes(graph, node->in[0]);
     uint32_t owner = work->owner[local_of(work, x)];
     if (!owner || work->view[local_of(work, x)])
         return false;
@@ -146,7 +158,7 @@ bool fuse_table(Work *work, const bool *behind, uint32_t local)
     if (group->kind != GROUP_LIBRARY || group->results[0] != x || group->table || group->gate ||
         !dim_equal(type->dim[0], made->dim[0]) || !dim_equal(type->dim[1], made->dim[1]) ||
         !is_image(&view, type) ||
-        (anchor->op != OP_CONV && (pointwise_operand(graph, anchor) < 0 ||
+        (anchor->op != OP_CONV && (image_operand(graph, anchor) < 0 ||
                                    dim_is_one(made->dim[made->rank - 1]))))
         return false;
     for (uint32_t i = 1; i < node->nin; i++)

@@ -19,6 +19,10 @@
 //     anyway, and a norm is the better kernel for that;
 //   - where the values of a plan are stored as bf16: tensor cores take operands as they lie.
 //
+// Products of parts. Where parts of what a product makes, cut along its positions, are normalized each
+// for itself, the product itself is cut: w x + bias + residual for the positions of each part. They
+// are one launch with the same weights (batch.c), and each kernel can make the table of its part.
+//
 // As unite.c it gives the plan outputs of its own and keeps the places of what it replaces.
 #include <stdlib.h>
 #include <string.h>
@@ -48,6 +52,8 @@ typedef struct {
     uint32_t *user_first;      // users of node id: users[user_first[id] .. user_first[id + 1]]
     NodeId *users;
     uint32_t *chain_of;        // by NodeId: chain + 1 of the last node
+    bool *cut;                 // by NodeId: only parts of it are made
+    bool *parts_of;            // by NodeId: which are put together
     uint32_t *moved_of;        // by NodeId: chain + 1 of which it is the last node's value, moved
     bool *replaced;            // by NodeId: in a chain, or between it and its readers
     Chain *chains;
@@ -182,6 +188,34 @@ int pointwise_operand(const Graph *graph, const Node *node)
             same &= out[i] == x[i];
         if (same)
             return turned;
+    }
+    return -1;
+}
+
+// The axis of operand `which` of a contraction that has `label`; -1: none.
+static int label_axis(const Node *node, int which, int64_t label)
+{
+    const int64_t *n = node->attr->n, *labels = n + 3 + (which ? n[0] : 0);
+    for (int64_t i = 0; i < n[which]; i++)
+        if (labels[i] == label)
+            return (int)i;
+    return -1;
+}
+
+int image_operand(const Graph *graph, const Node *node)
+{
+    int operand = pointwise_operand(graph, node);
+    if (operand >= 0 || node->op != OP_CONTRACT || node->type[0]->rank != 3 ||
+        node->type[0]->dim[1].batch || node->type[0]->dim[2].batch)
+        return operand;
+    const int64_t *n = node->attr->n, *out = n + 3 + n[0] + n[1];
+    for (int x = 0; x < 2; x++) {
+        bool fits = true;
+        for (int axis = 0; axis < 3; axis++)
+            fits &= label_axis(node, axis == 1 ? 1 - x : x, out[axis]) >= 0 &&
+                    label_axis(node, axis == 1 ? x : 1 - x, out[axis]) < 0;
+        if (fits)
+            return x;
     }
     return -1;
 }
@@ -333,8 +367,6 @@ static void find_chain(Apart *a, NodeId id)
     a->replaced[val_node(chain.last)] = true;
 }
 
-// ---- the right side ----
-
 static void set_turn(Apart *a, Val made, NodeId from)
 {
     const Work *work = a->work;
@@ -346,6 +378,148 @@ static void set_turn(Apart *a, Val made, NodeId from)
     if ((id >= a->total || !a->needed[id]) && !a->turn[id])
         a->turn[id] = from < work->turn_count && work->turn[from] ? work->turn[from] : from;
 }
+
+// ---- products of parts ----
+
+// Whether `val` is w x [b, o, n], with sums behind it that nothing else reads.
+static bool is_product_chain(const Apart *a, Val val)
+{
+    const Node *node = val_get(a->graph, val);
+    if (node->op == OP_CONTRACT)
+        return node->type[0]->rank == 3 && image_operand(a->graph, node) >= 0;
+    for (uint32_t i = 0; node->op == OP_ADD && i < 2; i++)
+        if (only_user(a, node->in[i]) == val_node(val) &&
+            shape_equal(val_type(a->graph, node->in[i]), node->type[0]) &&
+            is_product_chain(a, node->in[i]))
+            return true;
+    return false;
+}
+
+// Whether a norm reads `val`, perhaps through movements and joined with others by channels.
+static bool norm_reads(const Apart *a, Val val, int depth)
+{
+    NodeId id = val_node(val);
+    for (uint32_t i = a->user_first[id]; i < a->user_first[id + 1]; i++) {
+        const Node *user = graph_node(a->graph, a->users[i]);
+        if ((user->op == OP_GROUP_NORM && user->in[0] == val) ||
+            (depth > 0 && (user->op == OP_RESHAPE || user->op == OP_CONCAT) &&
+             norm_reads(a, val_of(a->users[i], 0), depth - 1)))
+            return true;
+    }
+    return false;
+}
+
+// The slice of positions of `val` that begins at `start`, if it is read; NULL: there is none.
+static const Node *slice_from(const Apart *a, Val val, int64_t start)
+{
+    NodeId id = val_node(val);
+    const Node *found = NULL;
+    for (uint32_t i = a->user_first[id]; i < a->user_first[id + 1]; i++) {
+        const Node *user = graph_node(a->graph, a->users[i]);
+        const int64_t *n = user->attr->n;
+        if (user->op == OP_SLICE && n[0] == 2 && n[1] == start && n[2] > 1 &&
+            (!found || n[2] < found->attr->n[2]) && norm_reads(a, val_of(a->users[i], 0), 2))
+            found = user;
+    }
+    return found;
+}
+
+// Whether slices of its positions that norms read are all of a product; what else reads it finds the
+// parts put together (place.c: they are made where that lies).
+static bool is_cut_up(const Apart *a, NodeId id)
+{
+    const Type *type = graph_node(a->graph, id)->type[0];
+    if (a->kept[id] || type->rank != 3 || type->dim[2].batch)
+        return false;
+    int64_t start = 0;
+    uint32_t count = 0;
+    for (const Node *slice; (slice = slice_from(a, val_of(id, 0), start)); count++)
+        start += slice->attr->n[2];
+    return start == type->dim[2].n && count > 1 && count <= PV_MAX_SEGMENTS &&
+           is_product_chain(a, val_of(id, 0));
+}
+
+static void cut_chain(Apart *a, Val val)
+{
+    const Node *node = val_get(a->graph, val);
+    a->cut[val_node(val)] = true;
+    for (uint32_t i = 0; node->op == OP_ADD && i < 2; i++)
+        if (only_user(a, node->in[i]) == val_node(val) &&
+            shape_equal(val_type(a->graph, node->in[i]), node->type[0]) &&
+            is_product_chain(a, node->in[i])) {
+            cut_chain(a, node->in[i]);
+            return;
+        }
+}
+
+static bool find_cuts(Apart *a)
+{
+    bool any = false;
+    const uint32_t rungs = RUNG_BATCHING | RUNG_EPILOGUES | RUNG_PLACEMENT;
+    for (NodeId id = 1; (a->work->rungs & rungs) == rungs && id < a->total; id++) {
+        Op op = a->needed[id] ? graph_node(a->graph, id)->op : OP_CONST;
+        if ((op != OP_ADD && op != OP_CONTRACT) || !is_cut_up(a, id))
+            continue;
+        cut_chain(a, val_of(id, 0));
+        a->parts_of[id] = any = true;
+    }
+    return any;
+}
+
+// Positions from `start` on of a value that is made: a part that it is put together from, if it is one.
+static Val slice_made(Apart *a, Val val, uint32_t axis, int64_t start, int64_t size)
+{
+    const Node *node = val_get(a->graph, val);
+    int64_t at = 0;
+    for (uint32_t i = 0; node->op == OP_CONCAT && node->attr->n[0] == axis && i < node->nin; i++) {
+        int64_t extent = val_type(a->graph, node->in[i])->dim[axis].n;
+        if (at == start && extent == size)
+            return node->in[i];
+        at += extent;
+    }
+    return g_slice(a->graph, val, axis, start, size);
+}
+
+// Those of a value that is cut.
+static Val make_part(Apart *a, Val val, int64_t start, int64_t size)
+{
+    const Node *node = val_get(a->graph, val);
+    Val in[2], made;
+    if (dim_is_one(node->type[val_out(val)]->dim[2]))
+        return a->map[val];
+    if (!a->cut[val_node(val)]) {
+        made = slice_made(a, a->map[val], 2, start, size);
+    } else if (node->op == OP_ADD) {
+        for (uint32_t i = 0; i < 2; i++)
+            in[i] = make_part(a, node->in[i], start, size);
+        made = g_binary(a->graph, OP_ADD, in[0], in[1]);
+    } else {
+        int operand = image_operand(a->graph, node);
+        const int64_t *n = node->attr->n, *out = n + 3 + n[0] + n[1];
+        in[operand] = slice_made(a, a->map[node->in[operand]],
+                                 (uint32_t)label_axis(node, operand, out[2]), start, size);
+        set_turn(a, in[operand], val_node(val));
+        in[1 - operand] = a->map[node->in[1 - operand]];
+        made = graph_make(a->graph, OP_CONTRACT, in, 2, node->attr, NULL);
+    }
+    set_turn(a, made, val_node(val));
+    return made;
+}
+
+// All of them, put together.
+static Val make_parts(Apart *a, NodeId id)
+{
+    Val part[PV_MAX_SEGMENTS];
+    uint32_t count = 0;
+    int64_t start = 0;
+    for (const Node *slice; (slice = slice_from(a, val_of(id, 0), start)); count++) {
+        part[count] = make_part(a, val_of(id, 0), start, slice->attr->n[2]);
+        start += slice->attr->n[2];
+    }
+    return g_concat(a->graph, part, count, 2);
+}
+
+// ---- the right side ----
 
 static void make_table(Apart *a, Chain *chain)
 {
@@ -434,7 +608,8 @@ static void rebuild(Apart *a)
     for (NodeId id = 1; id < a->total; id++) {
         const Node *node = graph_node(a->graph, id);
         uint32_t moved = a->moved_of[id];
-        if (!a->needed[id] || (a->replaced[id] && !a->chain_of[id] && !moved))
+        bool part = node->op == OP_SLICE && a->cut[val_node(node->in[0])];
+        if (!a->needed[id] || (a->cut[id] && !a->parts_of[id]) || (a->replaced[id] && !a->chain_of[id] && !moved))
             continue;
         graph_at(a->graph, *graph_origin(a->graph, id));
         Val made;
@@ -444,8 +619,11 @@ static void rebuild(Apart *a)
             made = normalized(a, chain, val_of(id, 0));
             a->map[val_of(id, 0)] = made;
         } else {
-            made = moved ? normalized(a, &a->chains[moved - 1], val_of(id, 0))
-                         : remake(a, id, &in, &capacity);
+            made = moved             ? normalized(a, &a->chains[moved - 1], val_of(id, 0))
+                   : a->parts_of[id] ? make_parts(a, id)
+                   : part ? slice_made(a, a->map[node->in[0]], (uint32_t)node->attr->n[0],
+                                       node->attr->n[1], node->attr->n[2])
+                          : remake(a, id, &in, &capacity);
             for (uint32_t k = 0; k < node->nout; k++)
                 a->map[val_of(id, k)] = made + k;
         }
@@ -483,13 +661,15 @@ void take_norms_apart(Work *work)
     a.kept = arena_alloc(scratch, a.total);
     a.replaced = arena_alloc(scratch, a.total);
     a.chain_of = arena_alloc(scratch, a.total * sizeof *a.chain_of);
+    a.cut = arena_alloc(scratch, a.total);
+    a.parts_of = arena_alloc(scratch, a.total);
     a.moved_of = arena_alloc(scratch, a.total * sizeof *a.moved_of);
     mark_needed(&a);
     list_users(&a, scratch);
     for (NodeId id = 1; id < a.total; id++)
         if (a.needed[id] && graph_node(a.graph, id)->op == OP_GROUP_NORM)
             find_chain(&a, id);
-    if (a.chain_count > 0) {
+    if (find_cuts(&a) | (a.chain_count > 0)) {
         a.map = arena_alloc(scratch, (size_t)a.total * MAX_OUT * sizeof *a.map);
         rebuild(&a);
         replace_outputs(&a);

@@ -310,6 +310,9 @@ void take_norms_apart(Work *work);
 // Which operand of a contraction out[b, o, n...] = sum over c of w[o, c] x[b, c, n...] is x; -1: it
 // is no such contraction.
 int pointwise_operand(const Graph *graph, const Node *node);
+// The same where the sum may go over several axes, if there is one axis n: its result can have a
+// table.
+int image_operand(const Graph *graph, const Node *node);
 
 /* place.c */
 // Of a library kernel: whether it can write its first output with these strides.
