@@ -300,6 +300,9 @@ typedef struct {
     const Node *node;
     PlanArg table, mean, rstd, gamma, beta, scale, shift;
     Dim mod_image;
+    PlanArg moments;           // of an OP_CHANNEL_MOMENTS; arg_none(): not wanted
+    Dim moments_image;
+    int64_t moments_shift;
 } NormTablePlaces;
 // results: table, mean, rstd; the latter two may be 0. It may need copies, which are launches.
 NormTablePlaces norm_table_places(Lower *lower, const Node *node, const Val *results);

@@ -43,7 +43,8 @@ static Dim modulation_places(Lower *lower, Val scale, Val shift, PlanArg *scale_
 
 NormTablePlaces norm_table_places(Lower *lower, const Node *node, const Val *results)
 {
-    NormTablePlaces at = {.node = node, .table = result_place(lower, results[0])};
+    NormTablePlaces at = {.node = node, .table = result_place(lower, results[0]),
+                          .moments = arg_none()};
     at.mean = results[1] ? result_place(lower, results[1]) : arg_none();
     at.rstd = results[2] ? result_place(lower, results[2]) : arg_none();
     at.gamma = dense_place(lower, node->in[1]);
@@ -55,15 +56,34 @@ NormTablePlaces norm_table_places(Lower *lower, const Node *node, const Val *res
     return at;
 }
 
+// Where moments [b, 1, 2, c] go.
+static void moments_places(Lower *lower, Val val, NormTablePlaces *at)
+{
+    View view = view_of(lower->work, val);
+    at->moments = result_place(lower, val);
+    at->moments_image = view.stride[0];
+    at->moments_shift = view.stride[2].n;
+}
+
 NormTablePlaces group_table_places(Lower *lower, const Group *group)
 {
-    if (!group->table)
-        return (NormTablePlaces){.node = NULL};
-    return norm_table_places(lower, graph_node(lower->graph, group->table), group->results + 1);
+    NormTablePlaces at = {.node = NULL, .moments = arg_none()};
+    Val results[] = {group->results[1], group->results[2],
+                     group->moments ? 0 : group->results[3]};
+    if (group->table)
+        at = norm_table_places(lower, graph_node(lower->graph, group->table), results);
+    if (group->moments)
+        moments_places(lower, group->results[3], &at);
+    return at;
 }
 
 void set_norm_stats(Lower *lower, size_t first, const NormTablePlaces *at)
 {
+    if (at->moments.space != PV_VALUE) {
+        set_arg(lower, first + ARG(NormStats, moments), at->moments);
+        set_dim(lower, first + ARG(NormStats, moments_image), at->moments_image);
+        set_int(lower, first + ARG(NormStats, moments_shift), at->moments_shift);
+    }
     if (!at->node)
         return;
     set_arg(lower, first + ARG(NormStats, table), at->table);
@@ -521,14 +541,73 @@ static void set_normed(Lower *lower, const Node *node, PlanArg x, const Dim *x_s
     set_real(lower, ARG(GroupNormArgs, eps), node->attr->real);
 }
 
-static void lower_norm_table(Lower *lower, const Group *group)
+// Moments by themselves.
+static void lower_moments(Lower *lower, const Group *group)
 {
     const Node *node = anchor_of(lower, group);
     Dim x_stride[3];
+    NormTablePlaces at;
     PlanArg x = image_place(lower, node->in[0], x_stride);
+    moments_places(lower, group->results[0], &at);
+    launch_begin(lower, "pv_group_norm", sizeof(GroupNormArgs) / 8);
+    const Type *type = val_type(lower->graph, node->in[0]);
+    set_arg(lower, ARG(GroupNormArgs, x), x);
+    set_dim(lower, ARG(GroupNormArgs, images), type->dim[0]);
+    set_dim(lower, ARG(GroupNormArgs, c), type->dim[1]);
+    set_dim(lower, ARG(GroupNormArgs, positions), dims_between(type, 2, type->rank));
+    set_dim(lower, ARG(GroupNormArgs, x_image), x_stride[0]);
+    set_dim(lower, ARG(GroupNormArgs, x_channel), x_stride[1]);
+    set_dim(lower, ARG(GroupNormArgs, x_position), x_stride[2]);
+    set_arg(lower, ARG(GroupNormArgs, moments), at.moments);
+    set_dim(lower, ARG(GroupNormArgs, moments_image), at.moments_image);
+    set_int(lower, ARG(GroupNormArgs, moments_shift), at.moments_shift);
+    need_scratch(lower, pv_norm_scratch(type->dim[1].n, real_size(lower)));
+}
+
+// The operand of a table of moments [b, parts, 2, c]: what the launch is told of it, but for x.
+static void set_parts(Lower *lower, const Node *node, const Dim *stride)
+{
+    const Type *type = val_type(lower->graph, node->in[0]);
+    set_dim(lower, ARG(GroupNormArgs, images), type->dim[0]);
+    set_dim(lower, ARG(GroupNormArgs, c), type->dim[3]);
+    set_int(lower, ARG(GroupNormArgs, groups), node->attr->n[0]);
+    set_real(lower, ARG(GroupNormArgs, eps), node->attr->real);
+    set_dim(lower, ARG(GroupNormArgs, x_image), stride[0]);
+    set_dim(lower, ARG(GroupNormArgs, x_part), stride[1]);
+    set_dim(lower, ARG(GroupNormArgs, x_position), stride[2]);
+    set_int(lower, ARG(GroupNormArgs, x_channel), 1);
+    set_int(lower, ARG(GroupNormArgs, parts), node->attr->count - 1);
+    for (uint32_t i = 1; i < (uint32_t)node->attr->count; i++)
+        set_int(lower, ARG(GroupNormArgs, count) + i - 1, node->attr->n[i]);
+}
+
+// Moments as they lie, if channels lie densely; else copied.
+static PlanArg parts_place(Lower *lower, Val val, Dim *stride)
+{
+    const Type *type = val_type(lower->graph, val);
+    View view = view_of(lower->work, val);
+    memcpy(stride, view.stride, sizeof view.stride);
+    if (dim_equal(stride[3], dim_fixed(1)) || dim_is_one(type->dim[3]))
+        return view_place(lower, &view, type->dtype);
+    dense_strides(type, stride);
+    return dense_place(lower, val);
+}
+
+static void lower_norm_table(Lower *lower, const Group *group)
+{
+    const Node *node = anchor_of(lower, group);
+    Dim x_stride[MAX_RANK];
+    bool parts = node->attr->count > 1;
+    PlanArg x = parts ? parts_place(lower, node->in[0], x_stride)
+                      : image_place(lower, node->in[0], x_stride);
     NormTablePlaces at = norm_table_places(lower, node, group->results);
     launch_begin(lower, "pv_group_norm", sizeof(GroupNormArgs) / 8);
-    set_normed(lower, node, x, x_stride);
+    if (parts) {
+        set_arg(lower, ARG(GroupNormArgs, x), x);
+        set_parts(lower, node, x_stride);
+    } else {
+        set_normed(lower, node, x, x_stride);
+    }
     set_arg(lower, ARG(GroupNormArgs, mean), at.mean);
     set_arg(lower, ARG(GroupNormArgs, rstd), at.rstd);
     set_arg(lower, ARG(GroupNormArgs, gamma), at.gamma);
@@ -743,6 +822,9 @@ void lower_norm(Lower *lower, const Group *group)
         return;
     case OP_GROUP_NORM_TABLE:
         lower_norm_table(lower, group);
+        return;
+    case OP_CHANNEL_MOMENTS:
+        lower_moments(lower, group);
         return;
     case OP_GROUP_NORM_GRAD:
         lower_group_norm_grad(lower, group);

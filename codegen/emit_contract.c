@@ -520,7 +520,7 @@ void lower_contract(Lower *lower, const Group *group)
     }
     if (choice.cost < 0 || (!direct && (group->bias || group->residual || group->gate)))
         bug("a contraction that is no matrix product: %s", type_text(node->type[0]));
-    if ((group->norm.x || group->table) && !is_pointwise(lower, group, &choice, direct))
+    if ((group->norm.x || group->table || group->moments) && !is_pointwise(lower, group, &choice, direct))
         bug("a product with a norm that is none of [channels, positions]: %s",
             type_text(node->type[0]));
     PlanArg x_place = form_place(lower, node, 0, &x, choice.x, &axes);

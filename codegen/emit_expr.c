@@ -68,7 +68,7 @@ static const char *real_text(Op op)
     case OP_WINDOW_GRAD: case OP_PICK: case OP_PICK_GRAD: case OP_GATHER: case OP_GATHER_GRAD:
     case OP_REDUCE_SUM: case OP_REDUCE_MAX: case OP_REDUCE_MIN: case OP_CONTRACT: case OP_CONV:
     case OP_CONV_DGRAD: case OP_CONV_WGRAD: case OP_SOFTMAX: case OP_LAYER_NORM:
-    case OP_LAYER_NORM_GRAD: case OP_GROUP_NORM: case OP_GROUP_NORM_TABLE: case OP_GROUP_NORM_GRAD: case OP_ATTENTION:
+    case OP_LAYER_NORM_GRAD: case OP_GROUP_NORM: case OP_GROUP_NORM_TABLE: case OP_CHANNEL_MOMENTS: case OP_GROUP_NORM_GRAD: case OP_ATTENTION:
     case OP_ATTENTION_GRAD: case OP_COUNT:
         break;
     }

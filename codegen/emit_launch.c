@@ -504,7 +504,7 @@ static void lower_library(Lower *lower, const Group *group)
         lower_attention_grad(lower, group);
         return;
     case OP_SOFTMAX: case OP_LAYER_NORM: case OP_LAYER_NORM_GRAD: case OP_GROUP_NORM:
-    case OP_GROUP_NORM_TABLE: case OP_GROUP_NORM_GRAD:
+    case OP_GROUP_NORM_TABLE: case OP_CHANNEL_MOMENTS: case OP_GROUP_NORM_GRAD:
         lower_norm(lower, group);
         return;
     case OP_CONST: case OP_TABLE: case OP_INPUT: case OP_PARAM: case OP_OPTION: case OP_BATCH:

@@ -100,7 +100,7 @@ static bool takes_segments(Op op)
     switch ((int)op) {
     case OP_CONTRACT: case OP_CONV: case OP_CONV_DGRAD: case OP_CONV_WGRAD: case OP_ATTENTION:
     case OP_ATTENTION_GRAD: case OP_GROUP_NORM: case OP_GROUP_NORM_TABLE:
-    case OP_GROUP_NORM_GRAD: case OP_LAYER_NORM:
+    case OP_CHANNEL_MOMENTS: case OP_GROUP_NORM_GRAD: case OP_LAYER_NORM:
     case OP_LAYER_NORM_GRAD: case OP_SOFTMAX: case OP_REDUCE_SUM: case OP_REDUCE_MAX:
     case OP_REDUCE_MIN: case OP_CONCAT: case OP_RESHAPE:
         return true;
@@ -157,6 +157,13 @@ static bool is_by_rows(const Node *node)
     }
 }
 
+// Tables of norms of the same groups, from moments of as many parts of whatever positions.
+static bool same_groups(const Node *x, const Node *y)
+{
+    return x->op == OP_GROUP_NORM_TABLE && x->attr->n[0] == y->attr->n[0] &&
+           x->attr->count == y->attr->count && x->attr->real == y->attr->real;
+}
+
 // The kernel's own parameters: channels and taps of a convolution, head widths of an attention.
 // `rows`: of rows, however many axes they have.
 static bool same_operands(const Graph *graph, const Node *x, const Node *y, bool rows)
@@ -169,7 +176,7 @@ static bool same_operands(const Graph *graph, const Node *x, const Node *y, bool
         x->type[0]->rank - x->attr->n[0] != y->type[0]->rank - y->attr->n[0])
         return false;
     bool by_axis = x->op == OP_CONTRACT || x->op == OP_REDUCE_SUM || x->op == OP_CONCAT;
-    if (x->attr != y->attr && !(rows && by_axis))
+    if (x->attr != y->attr && !(rows && by_axis) && !same_groups(x, y))
         return false;
     for (uint32_t i = 0; i < x->nin && !rows; i++)
         if (val_type(graph, x->in[i])->rank != val_type(graph, y->in[i])->rank)
@@ -184,6 +191,8 @@ static bool same_operands(const Graph *graph, const Node *x, const Node *y, bool
         return dim_equal(x_type->dim[1], y_type->dim[1]);
     case OP_GROUP_NORM_TABLE:
         return dim_equal(x_type->dim[2], y_type->dim[2]);
+    case OP_CHANNEL_MOMENTS:
+        return dim_equal(x_type->dim[3], y_type->dim[3]);
     case OP_ATTENTION: case OP_ATTENTION_GRAD:
         return dim_equal(x_type->dim[x_type->rank - 1], y_type->dim[y_type->rank - 1]);
     case OP_LAYER_NORM: case OP_LAYER_NORM_GRAD: case OP_SOFTMAX:

@@ -76,7 +76,7 @@ void node_flops(const Graph *graph, NodeId id, double *fixed, double *per_batch)
     case OP_GELU_TANH: case OP_LAYER_NORM: case OP_GROUP_NORM:
         per_element(out, 8, fixed, per_batch);
         return;
-    case OP_GROUP_NORM_TABLE:
+    case OP_GROUP_NORM_TABLE: case OP_CHANNEL_MOMENTS:
         per_element(val_type(graph, node->in[0]), 4, fixed, per_batch);
         return;
     case OP_LAYER_NORM_GRAD: case OP_GROUP_NORM_GRAD:

@@ -114,6 +114,9 @@ static void group_libraries(Fuse *fuse)
         if (node->op == OP_GROUP_NORM_TABLE && work->rungs & RUNG_EPILOGUES &&
             fuse_table(work, fuse->behind, local))
             continue;
+        if (node->op == OP_CHANNEL_MOMENTS && work->rungs & RUNG_EPILOGUES &&
+            fuse_moments(work, local))
+            continue;
         Group *group = add_group(fuse, GROUP_LIBRARY, work->nodes[local]);
         choose_results(work, group);
         load_norm(work, fuse->loaded, group);
@@ -448,7 +451,8 @@ void print_groups(FILE *out, const Work *work)
         fprintf(out, "=");
         for (uint32_t k = 0; k < group->member_count; k++)
             fprintf(out, " %s", op_info[graph_node(graph, group->members[k])->op].name);
-        fprintf(out, "%s%s%s%s%s%s%s", group->norm.x ? " norm" : "", group->table ? " table" : "",
+        fprintf(out, "%s%s%s%s%s%s%s%s", group->norm.x ? " norm" : "",
+                group->table ? " table" : "", group->moments ? " moments" : "",
                 group->scale ? " scale+shift" : "", group->bias ? " bias" : "",
                 group->gate ? " gate" : "", group->residual ? " residual" : "",
                 group->added[1] || group->added[2] ? " added" : "");

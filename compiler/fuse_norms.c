@@ -7,7 +7,8 @@
 // Tables. The kernel of a product whose result is x takes the statistics of what it stores and
 // writes the table too. So it also reads what the table is made of: gammas, scales, shifts. No
 // cycle may come of it, so these must not depend on any value that a norm's table is made of: then
-// no way leads from a kernel with a table to another one's scales.
+// no way leads from a kernel with a table to another one's scales. Moments of channels, of which
+// tables of values in several parts are put together, need nothing else.
 #include <string.h>
 
 #include "compiler/plan.h"
@@ -120,7 +121,7 @@ bool *find_behind_norms(const Work *work)
     bool *behind = arena_alloc(work->arena, work->count + 1);
     for (uint32_t local = 0; local < work->count; local++) {
         const Node *node = node_at(work, local);
-        if (node->op == OP_GROUP_NORM_TABLE)
+        if (node->op == OP_GROUP_NORM_TABLE || node->op == OP_CHANNEL_MOMENTS)
             behind[local_of(work, view_of(work, node->in[0]).base)] = true;
     }
     for (uint32_t local = 0; local < work->count; local++) {
@@ -143,35 +144,61 @@ static Val before_reshapes(const Graph *graph, Val val)
     return val;
 }
 
-bool fuse_table(Work *work, const bool *behind, uint32_t local)
+// The group of a product that makes what `val` shows, if its kernel sees whole channels; NULL.
+static Group *find_maker(const Work *work, Val val)
 {
     const Graph *graph = work->module->graph;
-    const Node *node = node_at(work, local);
-    Val x = before_reshapes(graph, node->in[0]);
+    Val x = before_reshapes(graph, val);
     uint32_t owner = work->owner[local_of(work, x)];
     if (!owner || work->view[local_of(work, x)])
-        return false;
+        return NULL;
     Group *group = &work->groups[owner - 1];
     const Node *anchor = graph_node(graph, group->anchor);
     const Type *type = val_type(graph, x), *made = anchor->type[0];
     View view = view_of(work, x);
-    if (group->kind != GROUP_LIBRARY || group->results[0] != x || group->table || group->gate ||
+    if (group->kind != GROUP_LIBRARY || group->results[0] != x || group->gate ||
         !dim_equal(type->dim[0], made->dim[0]) || !dim_equal(type->dim[1], made->dim[1]) ||
         !is_image(&view, type) ||
         (anchor->op != OP_CONV && (image_operand(graph, anchor) < 0 ||
                                    dim_is_one(made->dim[made->rank - 1]))))
+        return NULL;
+    return group;
+}
+
+bool fuse_table(Work *work, const bool *behind, uint32_t local)
+{
+    const Node *node = node_at(work, local);
+    Group *group = node->attr->count > 1 ? NULL : find_maker(work, node->in[0]);
+    if (!group || group->table)
         return false;
+    bool wanted[MAX_OUT] = {true};
+    for (uint32_t out = 1; out < node->nout; out++) {
+        NodeId user;
+        wanted[out] =
+            work->kept[local] || count_users(work, val_of(work->nodes[local], out), &user) > 0;
+    }
     for (uint32_t i = 1; i < node->nin; i++)
         if (behind[local_of(work, node->in[i])])
             return false;
+    if (group->moments && wanted[2])
+        return false;
     group->table = work->nodes[local];
     group->result_count = MAX_OUT;
-    work->owner[local] = owner;
-    for (uint32_t out = 0; out < node->nout; out++) {
-        NodeId user;
-        Val val = val_of(group->table, out);
-        if (out == 0 || work->kept[local] || count_users(work, val, &user) > 0)
-            group->results[1 + out] = val;
-    }
+    work->owner[local] = (uint32_t)(group - work->groups) + 1;
+    for (uint32_t out = 0; out < node->nout; out++)
+        if (wanted[out])
+            group->results[1 + out] = val_of(group->table, out);
+    return true;
+}
+
+bool fuse_moments(Work *work, uint32_t local)
+{
+    Group *group = find_maker(work, node_at(work, local)->in[0]);
+    if (!group || group->moments || group->results[3])
+        return false;
+    group->moments = work->nodes[local];
+    group->result_count = MAX_OUT;
+    group->results[3] = val_of(group->moments, 0);
+    work->owner[local] = (uint32_t)(group - work->groups) + 1;
     return true;
 }

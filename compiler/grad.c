@@ -667,6 +667,7 @@ static void visit(Grad *grad, NodeId id, Val dy)
         break;
     case OP_LAYER_NORM_GRAD:
     case OP_GROUP_NORM_TABLE:
+    case OP_CHANNEL_MOMENTS:
     case OP_GROUP_NORM_GRAD:
     case OP_ATTENTION_GRAD:
         bug("a second derivative, of %s", op_info[node->op].name);

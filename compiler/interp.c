@@ -208,6 +208,7 @@ static int evaluate(Run *run, Task *task)
     case OP_LAYER_NORM_GRAD: return interp_layer_norm_grad(task), 0;
     case OP_GROUP_NORM: return interp_group_norm(task), 0;
     case OP_GROUP_NORM_TABLE: return interp_group_norm_table(task), 0;
+    case OP_CHANNEL_MOMENTS: return interp_channel_moments(task), 0;
     case OP_GROUP_NORM_GRAD: return interp_group_norm_grad(task), 0;
     case OP_ATTENTION: return interp_attention(task), 0;
     case OP_ATTENTION_GRAD: return interp_attention_grad(task), 0;

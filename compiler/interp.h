@@ -53,6 +53,7 @@ void interp_layer_norm(Task *task);
 void interp_layer_norm_grad(Task *task);
 void interp_group_norm(Task *task);
 void interp_group_norm_table(Task *task);
+void interp_channel_moments(Task *task);
 void interp_group_norm_grad(Task *task);
 void interp_attention(Task *task);
 void interp_attention_grad(Task *task);

@@ -269,16 +269,53 @@ void interp_group_norm(Task *task)
     }
 }
 
+void interp_channel_moments(Task *task)
+{
+    const Tensor *x = task->in[0];
+    int64_t c = x->dim[1], positions = x->count / (x->dim[0] * c);
+    for (int64_t i = 0; i < x->dim[0] * c; i++) {
+        Cell *mean = task->out[0]->at + i / c * 2 * c + i % c, rstd;
+        statistics(x->at + i * positions, positions, 0, mean, &rstd);
+        mean[c].f = 0;
+        for (int64_t k = 0; k < positions; k++) {
+            double away = x->at[i * positions + k].f - mean->f;
+            mean[c].f += away * away;
+        }
+    }
+}
+
+// The same of `per` channels from their moments in parts, [parts][2][c] from `x` on.
+static void statistics_of_parts(const Node *node, const Cell *x, int64_t c, int64_t per,
+                                Cell *mean, Cell *rstd)
+{
+    double sum = 0, square = 0, count = 0;
+    for (int64_t i = 0; i < (node->attr->count - 1) * per; i++) {
+        double positions = (double)node->attr->n[1 + i / per];
+        sum += positions * x[i / per * 2 * c + i % per].f;
+        count += positions;
+    }
+    mean->f = sum / count;
+    for (int64_t i = 0; i < (node->attr->count - 1) * per; i++) {
+        const Cell *at = &x[i / per * 2 * c + i % per];
+        square += at[c].f + (double)node->attr->n[1 + i / per] * (at->f - mean->f) *
+                                (at->f - mean->f);
+    }
+    rstd->f = 1 / sqrt(square / count + node->attr->real);
+}
+
 void interp_group_norm_table(Task *task)
 {
     const Tensor *x = task->in[0];
-    bool modulated = task->node->nin == 5;
-    int64_t groups = task->node->attr->n[0], c = x->dim[1], per = c / groups;
+    bool modulated = task->node->nin == 5, parts = task->node->attr->count > 1;
+    int64_t groups = task->node->attr->n[0], c = x->dim[parts ? 3 : 1], per = c / groups;
     int64_t positions = x->count / (x->dim[0] * c);
     for (int64_t i = 0; i < x->dim[0] * c; i++) {
         int64_t image = i / c, channel = i % c, group = image * groups + channel / per;
         Cell *mean = task->out[1]->at + group, *rstd = task->out[2]->at + group;
-        if (channel % per == 0)
+        if (channel % per == 0 && parts)
+            statistics_of_parts(task->node, x->at + image * positions * c + channel, c, per, mean,
+                                rstd);
+        else if (channel % per == 0)
             statistics(x->at + i * positions, per * positions, task->node->attr->real, mean, rstd);
         double a = rstd->f * task->in[1]->at[channel].f;
         double d = task->in[2]->at[channel].f - mean->f * a;

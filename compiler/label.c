@@ -59,6 +59,8 @@ static void add_epilogue(Parts *parts, const Group *group)
         add_part(parts, op_info[group->act].name);
     if (group->residual || group->added[1] || group->added[2])
         add_part(parts, "add");
+    if (group->moments)
+        add_part(parts, "moments");
     if (group->table)
         add_part(parts, "norm_table");
 }

@@ -30,6 +30,7 @@
 #include "compiler/plan.h"
 
 enum {
+    MAX_PARTS = 8,             // PV_MAX_PARTS of kernel_args.h
     LOAD_ROWS = 128,           // rows of a product that share a load
     OPS_A_BYTE = 16,           // operations in the time that a byte is moved
     ACT_OPS = 4, NORM_OPS = 2, // operations of an activation, of x a + d
@@ -409,7 +410,8 @@ static bool norm_reads(const Apart *a, Val val, int depth)
     return false;
 }
 
-// The slice of positions of `val` that begins at `start`, if it is read; NULL: there is none.
+// The slice of positions of `val`, or of it joined with other channels, that begins at `start`, if a
+// norm reads it; NULL: there is none.
 static const Node *slice_from(const Apart *a, Val val, int64_t start)
 {
     NodeId id = val_node(val);
@@ -417,6 +419,11 @@ static const Node *slice_from(const Apart *a, Val val, int64_t start)
     for (uint32_t i = a->user_first[id]; i < a->user_first[id + 1]; i++) {
         const Node *user = graph_node(a->graph, a->users[i]);
         const int64_t *n = user->attr->n;
+        const Node *inner = user->op == OP_CONCAT && n[0] == 1
+                                ? slice_from(a, val_of(a->users[i], 0), start)
+                                : NULL;
+        if (inner && (!found || inner->attr->n[2] < found->attr->n[2]))
+            found = inner;
         if (user->op == OP_SLICE && n[0] == 2 && n[1] == start && n[2] > 1 &&
             (!found || n[2] < found->attr->n[2]) && norm_reads(a, val_of(a->users[i], 0), 2))
             found = user;
@@ -521,16 +528,132 @@ static Val make_parts(Apart *a, NodeId id)
 
 // ---- the right side ----
 
+// What a value is put together from: parts of all its channels at other positions, or of all its
+// positions with other channels.
+typedef struct {
+    Val at[MAX_PARTS];
+    int64_t positions[MAX_PARTS];
+    uint32_t count;
+    bool channels;
+} Pieces;
+
+// Whether a product makes `val`, as far as its nodes can tell.
+static bool is_product(const Apart *a, Val val)
+{
+    const Node *node = val_get(a->graph, val);
+    if (node->op == OP_ADD)
+        return is_product(a, node->in[0]) || is_product(a, node->in[1]);
+    if (node->op == OP_RESHAPE && node->type[0]->rank > 2) {
+        const Type *type = val_type(a->graph, node->in[0]);
+        return dim_equal(type->dim[0], node->type[0]->dim[0]) &&
+               dim_equal(type->dim[1], node->type[0]->dim[1]) && is_product(a, node->in[0]);
+    }
+    return node->op == OP_CONV || image_operand(a->graph, node) >= 0;
+}
+
+static bool find_pieces(const Apart *a, Val val, int64_t start, int64_t size, Pieces *pieces);
+
+static bool add_piece(const Apart *a, Val val, Pieces *pieces)
+{
+    const Type *type = val_type(a->graph, val);
+    int64_t positions = 1;
+    for (uint32_t axis = 2; axis < type->rank; axis++)
+        positions *= type->dim[axis].n;
+    if (pieces->count == MAX_PARTS || !is_product(a, val))
+        return false;
+    pieces->at[pieces->count] = val;
+    pieces->positions[pieces->count++] = positions;
+    return true;
+}
+
+// The operands of a concat of channels, each one piece for these positions.
+static bool find_channels(const Apart *a, const Node *concat, int64_t start, int64_t size,
+                          Pieces *pieces)
+{
+    for (uint32_t i = 0; i < concat->nin; i++) {
+        Pieces inner = {.count = 0};
+        if (!find_pieces(a, concat->in[i], start, size, &inner) || inner.count > 1 ||
+            !add_piece(a, inner.at[0], pieces))
+            return false;
+    }
+    pieces->channels = true;
+    return true;
+}
+
+// Positions start .. start + size - 1 of `val`.
+static bool find_pieces(const Apart *a, Val val, int64_t start, int64_t size, Pieces *pieces)
+{
+    const Node *node = val_get(a->graph, val);
+    const Type *type = node->type[val_out(val)];
+    int64_t positions = 1, at = 0;
+    for (uint32_t axis = 2; axis < type->rank; axis++)
+        positions *= type->dim[axis].n;
+    if (node->op == OP_RESHAPE && type->rank > 2 &&
+        dim_equal(val_type(a->graph, node->in[0])->dim[1], type->dim[1]) &&
+        dim_equal(val_type(a->graph, node->in[0])->dim[0], type->dim[0]))
+        return find_pieces(a, node->in[0], start, size, pieces);
+    if (node->op == OP_SLICE && type->rank == 3 && node->attr->n[0] == 2)
+        return find_pieces(a, node->in[0], start + node->attr->n[1], size, pieces);
+    if (node->op == OP_CONCAT && node->attr->n[0] == 1)
+        return find_channels(a, node, start, size, pieces);
+    if (node->op != OP_CONCAT || type->rank != 3 || node->attr->n[0] != 2)
+        return start == 0 && size == positions && add_piece(a, val, pieces);
+    for (uint32_t i = 0; i < node->nin; i++) {
+        int64_t extent = val_type(a->graph, node->in[i])->dim[2].n, end = start + size;
+        bool all = at >= start && at + extent <= end;
+        if (at <= start && end <= at + extent && !all)
+            return find_pieces(a, node->in[i], start - at, size, pieces);
+        if (!all && at < end && start < at + extent)
+            return false;          // it is cut
+        if (all && (node->in[i] == val || !add_piece(a, node->in[i], pieces)))
+            return false;
+        at += extent;
+    }
+    return pieces->count > 0;
+}
+
+// Moments of what a norm's x is put together from, where products make its parts: they leave them
+// (fuse_norms.c), and x need not be read again. 0: it is made in one piece, or by others. Plans with
+// gradients read mean and rstd, and compute products again, so they take tables of x.
+static Val moments_of(Apart *a, Val x, Attr *attr)
+{
+    const uint32_t rungs = RUNG_EPILOGUES | RUNG_PLACEMENT;
+    const Type *type = val_type(a->graph, x);
+    Pieces pieces = {.count = 0};
+    int64_t positions = 1;
+    bool gradients = false;
+    for (uint32_t i = 0; i < a->work->variant->output_count; i++)
+        gradients |= a->work->variant->outputs[i].kind == OUT_GRAD;
+    for (uint32_t axis = 2; axis < type->rank; axis++)
+        positions *= type->dim[axis].n;
+    if (gradients || (a->work->rungs & rungs) != rungs || a->work->module->lacks & CAN_MOMENTS ||
+        !find_pieces(a, x, 0, positions, &pieces) || pieces.count < 2)
+        return 0;
+    Val parts[MAX_PARTS];
+    for (uint32_t i = 0; i < pieces.count; i++)
+        parts[i] = graph_make(a->graph, OP_CHANNEL_MOMENTS, &pieces.at[i], 1, &(Attr){0}, NULL);
+    attr->count = pieces.channels ? 2 : 1 + pieces.count;
+    for (uint32_t i = 0; i + 1 < (uint32_t)attr->count; i++)
+        attr->n[1 + i] = pieces.positions[i];
+    return g_concat(a->graph, parts, pieces.count, pieces.channels ? 3 : 1);
+}
+
 static void make_table(Apart *a, Chain *chain)
 {
     const Node *norm = graph_node(a->graph, chain->norm);
     Val in[5] = {a->map[norm->in[0]], a->map[norm->in[1]], a->map[norm->in[2]]};
+    Attr attr = *norm->attr;
+    Val moments = moments_of(a, in[0], &attr);
+    if (moments) {
+        in[0] = moments;
+        set_turn(a, moments, chain->norm);
+    }
     if (chain->scale) {
         in[3] = a->map[chain->scale];
         in[4] = a->map[chain->shift];
     }
     chain->table =
-        graph_make(a->graph, OP_GROUP_NORM_TABLE, in, chain->scale ? 5 : 3, norm->attr, NULL);
+        graph_make(a->graph, OP_GROUP_NORM_TABLE, in, chain->scale ? 5 : 3, &attr, NULL);
     if (!chain->table)
         bug("a norm's table: %s", graph_error(a->graph));
     set_turn(a, chain->table, chain->norm);

@@ -69,6 +69,8 @@ static bool can_write(const Work *work, const Node *node, uint32_t out, const Vi
     case OP_GROUP_NORM: case OP_GROUP_NORM_GRAD:
         return out == 0 && (mixed ? image_strides(type, view->stride, image)
                                   : dense_behind(view, type, 2));
+    case OP_CHANNEL_MOMENTS:
+        return dense_behind(view, type, 3);
     case OP_CONTRACT: case OP_CONCAT:
         return mixed ? some_is_dense(view, type) : last_is_dense(view, type);
     case OP_ATTENTION: case OP_ATTENTION_GRAD:
@@ -90,7 +92,11 @@ static bool can_read(const Work *work, const Node *node, uint32_t index, const V
     switch ((int)node->op) {
     case OP_CONV: case OP_CONV_DGRAD:
         return index == 0 && images;
-    case OP_GROUP_NORM: case OP_GROUP_NORM_TABLE:
+    case OP_GROUP_NORM_TABLE:
+        if (node->attr->count > 1)     // of moments
+            return index == 0 && dense_behind(view, type, 3);
+        return index == 0 && images;
+    case OP_GROUP_NORM: case OP_CHANNEL_MOMENTS:
         return index == 0 && images;
     case OP_CONV_WGRAD: case OP_GROUP_NORM_GRAD:
         return index < 2 && images;

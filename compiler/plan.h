@@ -79,6 +79,8 @@ typedef struct {
     NormLoadOf norm;           // what it reads in place of operand `norm_operand`
     uint32_t norm_operand;
     NodeId table;              // group_norm_table of results[0], made here as well: results[1 .. 3]
+    NodeId moments;            // channel_moments of results[0], made here as well: results[3]; the
+                               // table has no rstd then
     // Nodes like the anchor whose results are added to its own: results[0] is the sum of all
     NodeId terms[PV_MAX_SEGMENTS - 1];
     NormLoadOf term_norms[PV_MAX_SEGMENTS - 1];    // as `norm`, of the same operand
@@ -348,6 +350,7 @@ void load_norm(const Work *work, const bool *loaded, Group *group);
 bool *find_behind_norms(const Work *work);
 // Lets the group that makes x make the table `local` of it as well; false: it cannot.
 bool fuse_table(Work *work, const bool *behind, uint32_t local);
+bool fuse_moments(Work *work, uint32_t local);         // the same of channel_moments
 
 /* resample.c: part of fuse_groups */
 // A value that is x [b, c, s1, 1, s2, 1...], up-sampled by powers of two.

@@ -101,6 +101,7 @@ static bool is_cheap(const Work *work, const Group *group)
     switch ((int)graph_node(work->module->graph, group->anchor)->op) {
     case OP_GROUP_NORM:
     case OP_GROUP_NORM_TABLE:
+    case OP_CHANNEL_MOMENTS:
     case OP_LAYER_NORM:
     case OP_CONCAT:
     case OP_RESHAPE:

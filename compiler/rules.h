@@ -33,6 +33,7 @@ uint32_t layer_norm_rule(Rule *rule);
 uint32_t layer_norm_grad_rule(Rule *rule);
 uint32_t group_norm_rule(Rule *rule);
 uint32_t group_norm_table_rule(Rule *rule);
+uint32_t channel_moments_rule(Rule *rule);
 uint32_t group_norm_grad_rule(Rule *rule);
 uint32_t attention_rule(Rule *rule);
 uint32_t attention_grad_rule(Rule *rule);

@@ -718,6 +718,8 @@ static uint32_t apply_rule(Rule *rule)
         return group_norm_rule(rule);
     case OP_GROUP_NORM_TABLE:
         return group_norm_table_rule(rule);
+    case OP_CHANNEL_MOMENTS:
+        return channel_moments_rule(rule);
     case OP_GROUP_NORM_GRAD:
         return group_norm_grad_rule(rule);
     case OP_ATTENTION:

@@ -258,9 +258,45 @@ static bool want_modulation(const Rule *rule, uint32_t i, const Type *x)
                              type_text(type), type_text(x));
 }
 
+// What moments [b, parts, 2, c] are of, as far as a norm asks: [b, c, 1].
+static bool moments_shape(const Rule *rule, const Type *moments, Type *shape)
+{
+    if (moments->rank != 4 || moments->dim[1].batch ||
+        moments->dim[1].n != (int64_t)rule->attr->count - 1 ||
+        !dim_equal(moments->dim[2], dim_fixed(2)))
+        return rule_fail(rule, "%s is no moments of %d parts", type_text(moments),
+                         (int)rule->attr->count - 1);
+    // as many axes as scale and shift have
+    uint32_t rank = rule->nin == 5 ? rule_in(rule, 3)->rank : 3;
+    *shape = *moments;
+    shape->rank = rank < 2 ? 2 : rank;
+    shape->dim[1] = moments->dim[3];
+    for (uint32_t axis = 2; axis < shape->rank; axis++)
+        shape->dim[axis] = dim_fixed(1);
+    return true;
+}
+
+uint32_t channel_moments_rule(Rule *rule)
+{
+    const Type *x = rule_in(rule, 0);
+    if (!rule_reals(rule, 0, 0))
+        return 0;
+    if (x->rank < 3 || x->dim[1].batch)
+        return rule_fail(rule, "moments want [b, c, ...], not %s", type_text(x));
+    rule->out[0] =
+        type_make(x->dtype, 4, (Dim[]){x->dim[0], dim_fixed(1), dim_fixed(2), x->dim[1]});
+    return 1;
+}
+
 uint32_t group_norm_table_rule(Rule *rule)
 {
     const Type *x = rule_in(rule, 0);
+    Type shape;
+    if (rule->attr->count > 1) {
+        if (!moments_shape(rule, x, &shape))
+            return 0;
+        x = &shape;
+    }
     if (rule->nin != 3 && rule->nin != 5)
         return rule_fail(rule, "group_norm_table with %u operands", rule->nin);
     if (!rule_reals(rule, 0, rule->nin - 1) || !group_statistics(rule, x, &rule->out[1]) ||

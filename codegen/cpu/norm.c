@@ -224,7 +224,7 @@ static void parts_table_task(const GroupNormArgs *args, const NormStats *stats, 
 
 static void group_norm_one(const PvRun *run, const GroupNormArgs *args)
 {
-    if (args->table) {
+    if (args->table || args->moments) {
         NormStats stats = {.table = args->table,
                            .mean = args->mean,
                            .rstd = args->rstd,
@@ -234,7 +234,10 @@ static void group_norm_one(const PvRun *run, const GroupNormArgs *args)
                            .shift = args->shift,
                            .mod_image = args->mod_image,
                            .groups = args->groups,
-                           .eps = args->eps};
+                           .eps = args->eps,
+                           .moments = args->moments,
+                           .moments_image = args->moments_image,
+                           .moments_shift = args->moments_shift};
         NormSource x = {(const PvReal *)args->x, args->images,  args->c,
                         args->positions,         args->x_image, args->x_channel};
         if (args->parts == 0)

@@ -145,6 +145,11 @@ static inline void every_composite(Graph *graph, Vals *vals)
     keep(vals, make(graph, OP_GROUP_NORM_TABLE, (Val[]){x, g, g}, 3, groups, NULL));
     Val rate = input(graph, 12, shape(DT_F32, 2, 1, 6));
     keep(vals, make(graph, OP_GROUP_NORM_TABLE, (Val[]){x, g, g, rate, rate}, 5, groups, NULL));
+    Val cube = g_reshape(graph, x, 3, (Dim[]){dim_batch(1), dim_fixed(6), dim_fixed(1)});
+    Val moments = keep(vals, make(graph, OP_CHANNEL_MOMENTS, &cube, 1, (Attr){0}, NULL));
+    moments = g_concat(graph, (Val[]){moments, moments}, 2, 1);
+    Attr parts = {.n = {3, 2, 5}, .count = 3, .real = 1e-6};
+    keep(vals, make(graph, OP_GROUP_NORM_TABLE, (Val[]){moments, g, g}, 3, parts, NULL));
     Val q = input(graph, 8, shape(DT_F32, 3, -1, 5, 4));
     Val k = input(graph, 9, shape(DT_F32, 3, -1, 7, 4));
     Val v = input(graph, 10, shape(DT_F32, 3, -1, 7, 2));

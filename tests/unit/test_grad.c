@@ -669,6 +669,7 @@ static const Op no_gradient[] = {
     OP_OR,
     OP_LAYER_NORM_GRAD,
     OP_GROUP_NORM_TABLE,
+    OP_CHANNEL_MOMENTS,
     OP_GROUP_NORM_GRAD,
     OP_ATTENTION_GRAD,
     OP_CAST, // differences in f32 are too coarse: test_cast
