@@ -531,6 +531,35 @@ static void group_norm_table(void **state)
     expect(fixture, table, 24, modulated);
 }
 
+// Of the moments of two halves of the positions, the table of all of them.
+static void tables_of_parts(void **state)
+{
+    Fixture *fixture = *state;
+    Graph *graph = fixture->graph;
+    Val x = input(graph, 0, shape(DT_F64, 4, -1, 6, 2, 2)),
+        gamma = input(graph, 1, shape(DT_F64, 1, 6));
+    Val beta = input(graph, 2, shape(DT_F64, 1, 6)), parts[2];
+    double of_half[24], plain[24];
+    for (int i = 0; i < 12; i++) {
+        const double *first = fixture->data[0] + i * 4;
+        of_half[i / 6 * 12 + i % 6] = (first[0] + first[1]) / 2;
+        of_half[i / 6 * 12 + 6 + i % 6] = (first[0] - first[1]) * (first[0] - first[1]) / 2;
+        double mean, rstd;
+        moments(fixture->data[0] + i / 2 * 8, 8, &mean, &rstd);
+        plain[i / 6 * 12 + i % 6] = rstd * fixture->data[1][i % 6];
+        plain[i / 6 * 12 + 6 + i % 6] =
+            fixture->data[2][i % 6] - mean * rstd * fixture->data[1][i % 6];
+    }
+    for (int i = 0; i < 2; i++) {
+        Val half = g_slice(graph, x, 2, i, 1);
+        parts[i] = make(graph, OP_CHANNEL_MOMENTS, &half, 1, (Attr){0}, NULL);
+    }
+    expect(fixture, parts[0], 24, of_half);
+    Attr attr = {.n = {3, 2, 2}, .count = 3, .real = 0.01};
+    Val in[] = {g_concat(graph, parts, 2, 1), gamma, beta};
+    expect(fixture, make(graph, OP_GROUP_NORM_TABLE, in, 3, attr, NULL), 24, plain);
+}
+
 // o and lse of q [2, 3, 2], k [2, 4, 2], v [2, 4, 3] by the definition.
 static void define_attention(double data[][ROOM], bool causal, bool masked, double *o, double *lse)
 {
@@ -661,7 +690,8 @@ int main(void)
         TEST(sources), TEST(real_functions), TEST(real_pairs), TEST(integers), TEST(stretching),
         TEST(views), TEST(windows), TEST(choosing), TEST(reductions), TEST(contractions),
         TEST(convolutions), TEST(convolutions_of_one_and_three_axes), TEST(softmax),
-        TEST(layer_norm), TEST(group_norm), TEST(group_norm_table), TEST(attention),
+        TEST(layer_norm), TEST(group_norm), TEST(group_norm_table), TEST(tables_of_parts),
+        TEST(attention),
         TEST(floats_round_at_every_operation), TEST(several_results_at_once),
         TEST(operation_counts), TEST(every_operation_was_tested),
     };
