@@ -8,9 +8,16 @@
 // A product that is a convolution of kernel 1 may go with convolutions, since one kernel does both.
 // Chains of siblings stay in step by themselves: once their first groups are together, so are the
 // second ones, and so on. This is what ordering by depth would give, but bounded in time.
+// A network that runs twice on the same weights, once with an operand folded away, is out of step
+// from the beginning. So a sibling that reads a parameter of the first group, and waits for a few
+// groups that do not wait for that one, is drawn forward with them: they run before the set.
 //
-// What is drawn forward lives longer. So a window is accepted only if the largest live set has not
-// grown by more than a fraction; of several windows the longest such is taken.
+// Groups that nothing waits for, gradients of weights above all, are put off: others of their kind
+// come by, and one launch computes all.
+//
+// What is drawn forward, or put off, keeps values alive longer. So a window is accepted only if the
+// largest live set has not grown by more than a fraction of itself, or, without gradients, of the
+// parameters that sets no longer read again; of several windows the longest such is taken.
 #include <string.h>
 
 #include "compiler/plan.h"
@@ -31,6 +38,7 @@ typedef struct {
     uint32_t left_product;     // of these the first not before the present position
     int64_t *bytes;            // by slot (local number, output); 0: not in the arena
     int32_t *first, *last;     // by slot
+    bool *is_end;              // by position: no other one has to come behind it
     bool *shared;              // by slot: other values lie in it too
     uint32_t *order;           // the schedule that is tried: positions
     bool *joined;
@@ -91,6 +99,11 @@ static void find_edges(Batcher *b)
             maker[slot] = p + 1;
         }
     }
+    for (uint32_t p = 0; p < b->count; p++)
+        b->is_end[p] = true;
+    for (uint32_t p = 0; p < b->count; p++)
+        for (uint32_t i = 0; i < b->before[p].count; i++)
+            b->is_end[b->before[p].at[i]] = false;
 }
 
 // ---- what is the same work ----
@@ -381,15 +394,20 @@ static void draw_waiting(Batcher *b, uint32_t p, uint32_t window, bool *done)
     }
 }
 
-// Fills order and joined.
-static void draw_forward(Batcher *b, uint32_t window, bool *done)
+// Fills order and joined. Groups that nothing waits for come `wait` positions later.
+static void draw_forward(Batcher *b, uint32_t window, uint32_t wait, bool *done)
 {
     memset(done, 0, b->count * sizeof *done);
     b->left_product = b->head_product;
     b->placed = 0;
-    for (uint32_t p = 0; p < b->count; p++) {
-        if (!done[p])
-            draw_waiting(b, p, window, done);
+    uint32_t late = 0;         // the first that may wait
+    for (uint32_t p = 0; p <= b->count + wait; p++) {
+        for (; late < b->count && late + wait < p; late++)
+            if (!done[late])
+                draw_set(b, late, window, done);
+        if (p >= b->count || done[p] || (wait > 0 && b->is_end[p]))
+            continue;
+        draw_waiting(b, p, window, done);
         if (!done[p])
             draw_set(b, p, window, done);
     }
@@ -402,7 +420,7 @@ static int64_t val_bytes(const Work *work, Val val)
     if (work->kept[local_of(work, val)] || !type_count(type, &count))
         return 0;
     return count.n * (int64_t)stored_size(work, val) *
-           (count.batch ? TYPICAL_BATCH : 1);
+           (!count.batch ? 1 : work->budget > 0 ? work->budget_batch : TYPICAL_BATCH);
 }
 
 static void end_life(Batcher *b, uint32_t slot)
@@ -463,6 +481,7 @@ static void make_room(Batcher *b)
     b->first = arena_alloc(arena, slots * sizeof *b->first);
     b->last = arena_alloc(arena, slots * sizeof *b->last);
     b->shared = arena_alloc(arena, slots * sizeof *b->shared);
+    b->is_end = arena_alloc(arena, positions * sizeof *b->is_end);
     b->order = arena_alloc(arena, positions * sizeof *b->order);
     b->joined = arena_alloc(arena, positions * sizeof *b->joined);
     b->change = arena_alloc(arena, positions * sizeof *b->change);
@@ -485,7 +504,8 @@ static double find_saved(const Batcher *b)
 
 void batch_groups(Work *work)
 {
-    static const uint32_t windows[] = {4096, 512, 128, 48, 16, 0};
+    enum { WAITS = 4 };
+    static const uint32_t windows[] = {4096, 512, 128, 48, 16, 0}, waits[WAITS] = {256, 96, 32, 0};
     if (!(work->rungs & RUNG_BATCHING) || work->taps)
         return;
     Batcher b = {.work = work, .count = work->group_count};
@@ -495,16 +515,21 @@ void batch_groups(Work *work)
     link_alike(&b);
     for (uint32_t i = 0; i < work->variant->output_count; i++)
         gradients |= work->variant->outputs[i].kind == OUT_GRAD;
-    draw_forward(&b, 0, done);
+    draw_forward(&b, 0, 0, done);
     int64_t peak = find_peak(&b), limit = gradients ? peak + peak / 32 : peak + peak / 4;
-    double saved = find_saved(&b);
-    for (uint32_t i = 0; i < sizeof windows / sizeof *windows; i++) {
-        draw_forward(&b, windows[i], done);
-        int64_t tried = find_peak(&b);
-        bool pays = 2 * (double)(tried - peak) <= find_saved(&b) - saved;
-        if (tried <= limit || (!gradients && work->budget == 0 && pays))
-            break;
+    if (work->budget > 0 && limit > work->budget - work->budget / 64) {
+        int64_t room = work->budget - work->budget / 64;       // packing takes some
+        limit = room > peak ? room : peak;
     }
+    double saved = find_saved(&b);
+    bool found = false;
+    for (uint32_t i = 0; i < sizeof windows / sizeof *windows && !found; i++)
+        for (uint32_t k = gradients ? 0 : WAITS - 1; k < WAITS && !found; k++) {
+            draw_forward(&b, windows[i], waits[k], done);
+            int64_t tried = find_peak(&b);
+            bool pays = 2 * (double)(tried - peak) <= find_saved(&b) - saved;
+            found = tried <= limit || (!gradients && work->budget == 0 && pays);
+        }
     uint32_t *schedule = arena_alloc(work->arena, (b.count + 1) * sizeof *schedule);
     for (uint32_t i = 0; i < b.count; i++)
         schedule[i] = work->schedule[b.order[i]];
