@@ -215,8 +215,8 @@ static bool takes(const GemmArgs *args)
 {
     enum { C, A, B, BIAS, RESIDUAL };
     bool half = storage_of(args, A) != PV_STORE_REAL;
-    if (args->act != PV_ACT_NONE || args->sum_batch || args->sum != 0 || args->norm.table ||
-        args->stats.table ||
+    if (args->act != PV_ACT_NONE || args->sum_batch || args->sum != 0 || args->gate ||
+        args->norm.table || args->stats.table ||
         (args->a_m != 1 && args->a_k != 1) || (args->b_n != 1 && args->b_k != 1) ||
         storage_of(args, A) != storage_of(args, B) ||
         (storage_of(args, C) != PV_STORE_REAL && storage_of(args, C) != storage_of(args, A)))

@@ -280,9 +280,9 @@ CX_FN int tiles_of(const ConvArgs &args)
 // Images: rows are channels and columns positions, or with CONV_LAST the other way round.
 struct Out {
 #if TILE_STATS && CONV_LAST
-    enum { BY_COLUMN = 1 };
+    enum { BY_COLUMN = 1, GATED = 0 };
 #else
-    enum { BY_COLUMN = 0 };
+    enum { BY_COLUMN = 0, GATED = 0 };
 #endif
 #if CONV_RESAMPLED && !CONV_LAST
     enum { FOURS_OF_RESIDUAL = 0 };
@@ -445,7 +445,7 @@ struct Out {
 // w of one group: [rows][channel, tap], or where BY_TAP sums of [tap, channel]; it lies so as
 // well if w_last.
 struct Out {
-    enum { BY_COLUMN = 0 };
+    enum { BY_COLUMN = 0, GATED = 0 };
     Result *w;
     const Residual *residual;
     int rows, columns, channels, taps, n;

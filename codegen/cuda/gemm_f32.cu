@@ -11,6 +11,8 @@
  *   GEMM_C_4            1: c and the residual are accessed so
  *   GEMM_ACT            PvAct
  *   GEMM_SUM            1: sum_batch
+ *   GEMM_GATE           1: c is values times act(gates), `gate` columns of b apart: half of a tile's
+ *                       columns are values, the others their gates; not defined: there are none
  *   TILE_NORM           b is normalized (norm_load.h) in segments with a table; where this is not
  *                       defined, none has one
  *   TILE_STATS          1: norm tables of c are made (norm_stats.h), of segments that want one
@@ -37,6 +39,32 @@ template <class Loader> struct Summed : Loader {
                       (step - batch * per) * TILE_K);
     }
 };
+
+#if GEMM_GATE
+// A loader of b whose rows in the right half of a tile are the gates of those in the left.
+template <class Dense> struct Gated : Dense {
+    long long gate; // elements from a value to its gate
+
+    __device__ void load(float *r, int step)
+    {
+        CX_UNROLL
+        for (int i = 0; i < Dense::LOADS; i++) {
+            int row = this->row_of(i), k = step * TILE_K + this->k_of(i);
+            bool is_gate = row >= COLUMNS;
+            row -= is_gate ? (int)COLUMNS : 0;
+#ifdef FAULT_GEMM_GATE // values are their own gates
+            is_gate = false;
+#endif
+            bool there = (GEMM_B_K ? row < this->rows : k < this->size) &&
+                         (Dense::WHOLE || this->k_of(i) < TILE_K);
+            const float *from = this->base + (is_gate ? gate : 0);
+            from += GEMM_B_K ? row * this->stride + k : k * this->stride + row;
+            int count = GEMM_B_K ? this->size - k : this->rows - row;
+            load_four<Dense::FOURS>(r + 4 * i, from, there ? count : 0);
+        }
+    }
+};
+#endif
 
 template <class Loader>
 CX_FN void set_loader(Loader &loader, const float *base, long long stride, int rows, int k)
@@ -67,7 +95,9 @@ typedef DenseK<TILE_N, ROW_B, GEMM_B_4> PlainB;
 #else
 typedef DenseRows<TILE_N, ROW_B, GEMM_B_4> PlainB;
 #endif
-#if !TILE_NORM
+#if GEMM_GATE
+typedef Gated<PlainB> LoadB;
+#elif !TILE_NORM
 typedef PlainB LoadB;
 #elif GEMM_B_K
 typedef NormedK<PlainB> LoadB;
@@ -110,6 +140,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 384 / THREADS)
 #if GEMM_SUM
     set_sum(a, args, args.a0, args.a1);
     set_sum(b, args, args.b0, args.b1);
+#endif
+#if GEMM_GATE
+    b.gate = args.gate * args.b_n;
 #endif
 #if TILE_NORM
     b.norm = NormSource::of(args.norm, place.i0, 0);

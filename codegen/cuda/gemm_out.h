@@ -1,10 +1,16 @@
 /* Tiles of a matrix product (GemmArgs) and its epilogue, whatever makes the sums. Included in a
  * kernel's namespace behind the header of a tile product. Definitions: GEMM_C_4, GEMM_ACT, GEMM_SUM,
- * TILE_STATS as in gemm_f32.cu; COut, Residual and Bias are types of elements (storage.h).
+ * GEMM_GATE, TILE_STATS as in gemm_f32.cu; COut, Residual and Bias are types of elements (storage.h).
  */
 #if TILE_STATS
 enum { ROWS_ARE_POSITIONS = 0 };
 #include "norm_stats.h"
+#endif
+
+#if GEMM_GATE
+enum { COLUMNS = TILE_N / 2 }; // of the result in a tile
+#else
+enum { COLUMNS = TILE_N };
 #endif
 
 // Where tile, part and batch element of a block lie.
@@ -14,11 +20,11 @@ struct Place {
 
 CX_FN Place place_of(const GemmArgs &args, int tile)
 {
-    int across = ((int)args.m + TILE_M - 1) / TILE_M, down = ((int)args.n + TILE_N - 1) / TILE_N;
+    int across = ((int)args.m + TILE_M - 1) / TILE_M, down = ((int)args.n + COLUMNS - 1) / COLUMNS;
     int batch = tile / across / down, batch1 = (int)args.batch1;
     Place place;
     place.m0 = tile % across * TILE_M;
-    place.n0 = tile / across % down * TILE_N;
+    place.n0 = tile / across % down * COLUMNS;
     place.i0 = batch / batch1;
     place.i1 = batch % batch1;
     return place;
@@ -34,7 +40,7 @@ static_assert(sizeof(Task) <= TASK_BYTES, "a task has more fields");
 
 CX_FN Task task_of(const GemmArgs &args, int block, int blocks)
 {
-    int tiles = ((int)args.m + TILE_M - 1) / TILE_M * (((int)args.n + TILE_N - 1) / TILE_N);
+    int tiles = ((int)args.m + TILE_M - 1) / TILE_M * (((int)args.n + COLUMNS - 1) / COLUMNS);
     if (!GEMM_SUM)
         tiles *= (int)(args.batch0 * args.batch1);
     return {block % tiles, block / tiles, blocks / tiles, place_of(args, block % tiles)};
@@ -42,7 +48,7 @@ CX_FN Task task_of(const GemmArgs &args, int block, int blocks)
 
 // c of one batch element.
 struct Out {
-    enum { BY_COLUMN = 0 };
+    enum { BY_COLUMN = 0, GATED = COLUMNS < TILE_N };
     COut *c;
     const Residual *residual;
     const Bias *bias;
@@ -50,6 +56,10 @@ struct Out {
     int rows, columns, n;
     bool bias_of_row;
     float added[4]; // bias of the columns at hand
+#if GEMM_GATE
+    int gate;            // from a value's column to its gate's
+    float gate_added[4]; // bias of the gates
+#endif
 #if TILE_STATS
     Statistics stats;
 
@@ -81,6 +91,9 @@ struct Out {
         out.rows = (int)args.m;
         out.columns = (int)args.n;
         out.bias_of_row = args.bias_axis != 0;
+#if GEMM_GATE
+        out.gate = (int)args.gate;
+#endif
         return out;
     }
     __device__ void column(int n_)
@@ -89,7 +102,23 @@ struct Out {
         CX_UNROLL
         for (int e = 0; e < 4; e++)
             added[e] = bias && !bias_of_row && n + e < columns ? cx_read(bias[n + e]) : 0.f;
+#if GEMM_GATE
+        CX_UNROLL
+        for (int e = 0; e < 4; e++)
+            gate_added[e] = bias && n + e < columns ? cx_read(bias[n + e + gate]) : 0.f;
+#endif
     }
+#if GEMM_GATE
+    __device__ void put(int m, float *value, const float *gates)
+    {
+        if (m >= rows || n >= columns)
+            return;
+        CX_UNROLL
+        for (int e = 0; e < 4; e++)
+            value[e] = (value[e] + added[e]) * activate<GEMM_ACT>(gates[e] + gate_added[e]);
+        store_four<GEMM_C_4>(c + m * row + n, value, columns - n);
+    }
+#endif
     __device__ void put(int m, float *value)
     {
         if (m < rows && n < columns)

@@ -39,6 +39,8 @@ static bool find_access(const CudaLaunch *launch, const GemmArgs *args, Access *
         access->a = access->a && tile_storage(args->types, STORE_A) != PV_STORE_REAL;
         access->b = access->b && tile_storage(args->types, STORE_B) != PV_STORE_REAL;
     }
+    if (!b_k)
+        access->b = access->b && tile_multiple(launch, AT(gate), by);
     access->c = takes(launch, 4, tile_storage(args->types, STORE_C) ? 8 : 16, AT(c), AT(c_m),
                       AT(c0), AT(c1), AT(n));
     if (cuda_is_there(launch, AT(residual)))
@@ -50,6 +52,17 @@ static bool find_access(const CudaLaunch *launch, const GemmArgs *args, Access *
     return (a_k || tile_is_one(launch, AT(a_m))) && (b_k || tile_is_one(launch, AT(b_n)));
 }
 
+// Every segment has gates (1), or none has (0); else -1.
+static int has_gates(const CudaLaunch *launch)
+{
+    uint32_t gates = 0, segments = launch->segments > 1 ? launch->segments : 1;
+    for (uint32_t i = 0; i < segments; i++) {
+        const PlanArg *args = i > 0 ? launch->all + i * launch->arg_count : launch->args;
+        gates += args[AT(gate)].a != 0;
+    }
+    return gates == segments ? 1 : gates == 0 ? 0 : -1;
+}
+
 // What both templates are told; the tile is chosen.
 static const char *common_definitions(const CudaLaunch *launch, CudaChoice *choice,
                                       const GemmArgs *one, const Access *access)
@@ -57,15 +70,16 @@ static const char *common_definitions(const CudaLaunch *launch, CudaChoice *choi
     choice->phases = 2;
     choice->shared[0] += TILE_TASK_BYTES;
     choice->shape = "pv_shape_gemm";
-    choice->name = arena_printf(launch->arena, "gemm_%s%dx%d%s%s%s", tile_half_name(one->types),
+    choice->name = arena_printf(launch->arena, "gemm_%s%dx%d%s%s%s%s", tile_half_name(one->types),
                                 choice->baked[TILE_BAKED_M], choice->baked[TILE_BAKED_N],
-                                tile_act_name(one->act), one->sum_batch ? "_sum" : "",
+                                tile_act_name(one->act), one->gate ? "_gate" : "",
+                                one->sum_batch ? "_sum" : "",
                                 tile_norm_name(one->norm.table, tile_has_stats(&one->stats)));
     if (tile_has_stats(&one->stats))
         tile_choose_stats(choice);
     return arena_printf(
-        launch->arena, "GEMM_A_K=%d GEMM_B_K=%d GEMM_C_4=%d GEMM_ACT=%d GEMM_SUM=%d%s", access->a_k,
-        access->b_k, access->c, (int)one->act, one->sum_batch != 0,
+        launch->arena, "GEMM_A_K=%d GEMM_B_K=%d GEMM_C_4=%d GEMM_ACT=%d GEMM_SUM=%d%s%s", access->a_k,
+        access->b_k, access->c, (int)one->act, one->sum_batch != 0, one->gate ? " GEMM_GATE=1" : "",
         tile_norm_definitions(launch->arena, one->norm.table, one->norm.act,
                               tile_has_stats(&one->stats)));
 }
@@ -83,6 +97,10 @@ bool cuda_select_gemm(const CudaLaunch *launch, CudaChoice *choice)
     if ((taken_apart && (one.types || one.sum_batch || one.batch1 != 1)) ||
         !tile_norm_act(launch, AT(norm.table), AT(norm.act), &one.norm.act))
         return false;
+    int gates = has_gates(launch);
+    if (gates < 0 || (gates > 0 && (taken_apart || one.types || one.sum_batch || one.sum)))
+        return false;
+    usual.n *= gates > 0 ? 2 : 1;
     int64_t batches = one.sum_batch ? 1 : usual.batch0 * usual.batch1;
     batches *= launch->segments > 1 ? launch->segments : 1;
     if (one.types) {

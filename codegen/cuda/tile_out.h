@@ -7,6 +7,8 @@
  *     void put(int m, float *value)              four sums of row m, to be made results
  *     BY_COLUMN                                  1: when some rows are put,
  *     void columns(const float *results, int stride, int m, int n)   has them in shared memory
+ *     GATED                                      1: the right half of a tile's columns are gates of
+ *     void put(int m, float *value, const float *gate)               the left half's, put together
  * A product passes its sums by tile_rows, a few rows at a time out of shared memory, so that the
  * code of the epilogue is there once, in a loop, and neighbouring threads write whole rows.
  */
@@ -64,11 +66,17 @@ CX_FN int tile_column4()
 template <class Out>
 CX_FN void tile_rows(float *shared, int rows, int stride, Out &out, int m)
 {
+    if (Out::GATED && tile_column4() >= TILE_N / 2)
+        return;
     CX_NO_UNROLL
     for (int row = (int)threadIdx.x / (TILE_N / 4); row < rows; row += THREADS / (TILE_N / 4)) {
-        float4 four = *(const float4 *)(shared + row * stride + tile_column4());
+        const float *at = shared + row * stride + tile_column4();
+        float4 four = *(const float4 *)at;
         float value[4] = {four.x, four.y, four.z, four.w};
-        out.put(m + row, value);
+        if constexpr (Out::GATED)
+            out.put(m + row, value, at + TILE_N / 2);
+        else
+            out.put(m + row, value);
         if constexpr (Out::BY_COLUMN)
             cx_write4(shared + row * stride + tile_column4(), value);
     }
@@ -80,7 +88,7 @@ CX_FN void tile_rows(float *shared, int rows, int stride, Out &out, int m)
 // segments (`sum` in kernel_args.h). A workspace is a line of 256 bytes, whose first word is the number of parts, and the sums of
 // every tile and part, row-major.
 struct Keep {
-    enum { BY_COLUMN = 0 };
+    enum { BY_COLUMN = 0, GATED = 0 };
     float *tile;
     int n;
 
@@ -106,14 +114,11 @@ struct Keep {
 // Of the second phase: blocks of a tile, and rows of a block.
 enum { TILE_BLOCKS = TILE_M * TILE_N / 4 / THREADS, COLLECT_ROWS = TILE_M / TILE_BLOCKS };
 
-// Block `block` of a tile: four sums of each thread over all parts of `segment` and of the `more`
-// behind it, which have the same tiles; then out. shared: rows of results for one by column.
-template <class Out>
-CX_FN void tile_collect(const CxHead &head, u32 segment, int64_t more, int tile, int block,
-                        Out &out, int m0, int n0, float *shared = nullptr)
+// Four sums of a tile from element `four` on, over all parts of `segment` and of the `more` behind it,
+// which have the same tiles.
+CX_FN void collect_four(const CxHead &head, u32 segment, int64_t more, int tile, int four, float *sum)
 {
-    int four = (block * THREADS + (int)threadIdx.x) * 4;
-    float sum[4] = {0.f, 0.f, 0.f, 0.f};
+    sum[0] = sum[1] = sum[2] = sum[3] = 0.f;
 #ifdef FAULT_TILE_SUM // the last segment is forgotten
     more--;
 #endif
@@ -133,8 +138,27 @@ CX_FN void tile_collect(const CxHead &head, u32 segment, int64_t more, int tile,
             sum[0] += next.x, sum[1] += next.y, sum[2] += next.z, sum[3] += next.w;
         }
     }
+}
+
+// Block `block` of a tile: four sums of each thread over all parts; then out. shared: rows of results
+// for one by column.
+template <class Out>
+CX_FN void tile_collect(const CxHead &head, u32 segment, int64_t more, int tile, int block,
+                        Out &out, int m0, int n0, float *shared = nullptr)
+{
+    int four = (block * THREADS + (int)threadIdx.x) * 4;
+    if (Out::GATED && four % TILE_N >= TILE_N / 2)
+        return;
+    float sum[4];
+    collect_four(head, segment, more, tile, four, sum);
     out.column(n0 + four % TILE_N);
-    out.put(m0 + four / TILE_N, sum);
+    if constexpr (Out::GATED) {
+        float gate[4];
+        collect_four(head, segment, more, tile, four + TILE_N / 2, gate);
+        out.put(m0 + four / TILE_N, sum, gate);
+    } else {
+        out.put(m0 + four / TILE_N, sum);
+    }
     if constexpr (Out::BY_COLUMN) {
         const int stride = TILE_N + 4;
         cx_write4(shared + four / TILE_N % COLLECT_ROWS * stride + four % TILE_N, sum);

@@ -27,8 +27,9 @@ typedef struct {
 static inline TileWork tile_gemm_work(const GemmArgs *args, const int32_t *baked)
 {
     int64_t batches = args->batch0 * args->batch1;
+    int64_t columns = args->gate ? 2 * args->n : args->n;      // values and gates
     int64_t tiles = tile_count(args->m, baked[TILE_BAKED_M]) *
-                    tile_count(args->n, baked[TILE_BAKED_N]);
+                    tile_count(columns, baked[TILE_BAKED_N]);
     int64_t steps = tile_count(args->k, baked[TILE_BAKED_K]);
     return args->sum_batch ? (TileWork){tiles, steps * batches} : (TileWork){tiles * batches, steps};
 }

@@ -10,29 +10,35 @@ struct Product {
     int64_t gap;
     bool bias, bias_of_row, residual, in_place, sum;
     int64_t act;
+    int gate = 0;  // 1: gates stand behind values; -1: before
 };
 
 static GemmArgs add_product(KernelCase &test, const Product &p)
 {
     GemmArgs args = {};
-    int64_t batches = p.batch0 * p.batch1;
+    int64_t batches = p.batch0 * p.batch1, columns = p.gate ? 2 * p.n : p.n;
     args.m = p.m, args.n = p.n, args.k = p.k, args.batch0 = p.batch0, args.batch1 = p.batch1;
     args.a_m = p.a_k ? p.k + p.gap : 1, args.a_k = p.a_k ? 1 : p.m + p.gap;
-    args.b_n = p.b_k ? p.k + p.gap : 1, args.b_k = p.b_k ? 1 : p.n + p.gap;
+    args.b_n = p.b_k ? p.k + p.gap : 1, args.b_k = p.b_k ? 1 : columns + p.gap;
     args.a1 = p.a_k ? args.a_m * p.m : args.a_k * p.k, args.a0 = args.a1 * p.batch1;
-    args.b1 = p.b_k ? args.b_n * p.n : args.b_k * p.k, args.b0 = args.b1 * p.batch1;
+    args.b1 = p.b_k ? args.b_n * columns : args.b_k * p.k, args.b0 = args.b1 * p.batch1;
     args.c_m = p.n + p.gap;
     args.c1 = p.sum ? 0 : args.c_m * p.m, args.c0 = args.c1 * p.batch1;
     args.a = test.input((size_t)(args.a1 * batches));
     args.b = test.input((size_t)(args.b1 * batches));
     size_t c_count = (size_t)(args.c_m * p.m * (p.sum ? 1 : batches));
     args.c = p.in_place ? test.updated(c_count) : test.output(c_count);
-    args.bias = p.bias ? test.input((size_t)(p.bias_of_row ? p.m : p.n)) : 0;
+    args.bias = p.bias ? test.input((size_t)(p.bias_of_row ? p.m : columns)) : 0;
     args.bias_axis = p.bias_of_row;
     args.residual = p.in_place ? args.c : p.residual ? test.input(c_count) : 0;
     args.r0 = args.c0, args.r1 = args.c1, args.r_m = args.c_m;
     args.act = p.act;
     args.sum_batch = p.sum;
+    args.gate = p.gate * p.n;
+    if (p.gate < 0) {
+        args.b += p.n * args.b_n * 4;
+        args.bias += p.bias ? p.n * 4 : 0;
+    }
     return args;
 }
 
@@ -105,5 +111,15 @@ int main(void)
         }
         test.run();
     }
+    Product gated = {"gates", 70, 72, 36, 1, 1, true, true, 0, true, false, false, false, false,
+                     PV_ACT_GELU, 1};
+    check(gated);
+    check({"gates first, rows dense", 33, 40, 20, 2, 1, true, false, 0, false, false, false, false,
+           false, PV_ACT_SILU, -1});
+    check({"gates, odd, parts", 9, 35, 1031, 1, 1, true, true, 1, true, false, false, false, false,
+           PV_ACT_NONE, 1});
+    check({"gates, few columns", 140, 5, 24, 1, 1, true, true, 0, true, false, false, false, false,
+           PV_ACT_RELU, -1});
+    check(gated, "FAULT_GEMM_GATE");
     return finish_cases();
 }
