@@ -123,7 +123,7 @@ struct Loads {
 
 // Rows of a tile by their number in it, columns by their number in the result.
 struct Out {
-    enum { BY_COLUMN = 0 };
+    enum { BY_COLUMN = 0, GATED = 0 };
     Result *to;
     const Residual *residual;
     const Bias *bias;
