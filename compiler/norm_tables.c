@@ -22,8 +22,6 @@
 // Products of parts. Where parts of what a product makes, cut along its positions, are normalized each
 // for itself, the product itself is cut: w x + bias + residual for the positions of each part. They
 // are one launch with the same weights (batch.c), and each kernel can make the table of its part.
-//
-// As unite.c it gives the plan outputs of its own and keeps the places of what it replaces.
 #include <stdlib.h>
 #include <string.h>
 
@@ -46,10 +44,8 @@ typedef struct {
 } Chain;
 
 typedef struct {
-    Work *work;
-    Graph *graph;
-    uint32_t total;            // nodes before
-    bool *needed, *kept;
+    Rewrite own;
+    bool *kept;                // by NodeId: an output
     uint32_t *user_first;      // users of node id: users[user_first[id] .. user_first[id + 1]]
     NodeId *users;
     uint32_t *chain_of;        // by NodeId: chain + 1 of the last node
@@ -60,34 +56,17 @@ typedef struct {
     Chain *chains;
     uint32_t chain_count;
     size_t chain_capacity;
-    Val *map;
-    NodeId *turn;              // by NodeId
-    uint32_t turn_count;
-    size_t turn_capacity;
 } Apart;
 
 // ---- who reads what ----
 
-static void mark_needed(Apart *a)
-{
-    const Variant *variant = a->work->variant;
-    for (uint32_t i = 0; i < variant->output_count; i++)
-        a->needed[val_node(variant->outputs[i].val)] = a->kept[val_node(variant->outputs[i].val)] =
-            true;
-    for (NodeId id = a->total; id-- > 1;) {
-        const Node *node = graph_node(a->graph, id);
-        for (uint32_t i = 0; a->needed[id] && i < node->nin; i++)
-            a->needed[val_node(node->in[i])] = true;
-    }
-}
-
 static void list_users(Apart *a, Arena *arena)
 {
-    a->user_first = arena_alloc(arena, (a->total + 2) * sizeof *a->user_first);
+    a->user_first = arena_alloc(arena, (a->own.total + 2) * sizeof *a->user_first);
     for (int pass = 0; pass < 2; pass++) {
-        for (NodeId id = 1; id < a->total; id++) {
-            const Node *node = graph_node(a->graph, id);
-            for (uint32_t i = 0; a->needed[id] && i < node->nin; i++) {
+        for (NodeId id = 1; id < a->own.total; id++) {
+            const Node *node = graph_node(a->own.graph, id);
+            for (uint32_t i = 0; a->own.needed[id] && i < node->nin; i++) {
                 uint32_t *at = &a->user_first[val_node(node->in[i])];
                 if (pass == 0)
                     at[2]++;
@@ -95,10 +74,10 @@ static void list_users(Apart *a, Arena *arena)
                     a->users[at[1]++] = id;
             }
         }
-        for (uint32_t id = 0; pass == 0 && id < a->total; id++)
+        for (uint32_t id = 0; pass == 0 && id < a->own.total; id++)
             a->user_first[id + 2] += a->user_first[id + 1];
         if (pass == 0)
-            a->users = arena_alloc(arena, (a->user_first[a->total + 1] + 1) * sizeof *a->users);
+            a->users = arena_alloc(arena, (a->user_first[a->own.total + 1] + 1) * sizeof *a->users);
     }
 }
 
@@ -107,7 +86,7 @@ static NodeId only_user(const Apart *a, Val val)
 {
     NodeId id = val_node(val), found = 0;
     for (uint32_t i = a->user_first[id]; i < a->user_first[id + 1]; i++) {
-        const Node *user = graph_node(a->graph, a->users[i]);
+        const Node *user = graph_node(a->own.graph, a->users[i]);
         bool reads = false;
         for (uint32_t k = 0; k < user->nin; k++)
             reads |= user->in[k] == val;
@@ -145,7 +124,7 @@ static bool is_modulation(const Graph *graph, Val val, const Type *type)
 // y (1 + scale) + shift behind chain->last.
 static void follow_modulation(Apart *a, Chain *chain)
 {
-    const Graph *graph = a->graph;
+    const Graph *graph = a->own.graph;
     const Type *type = val_type(graph, chain->last);
     NodeId product_id = only_user(a, chain->last);
     const Node *product = product_id ? graph_node(graph, product_id) : NULL;
@@ -224,10 +203,10 @@ int image_operand(const Graph *graph, const Node *node)
 // Whether node `id`, which reads `val`, could normalize it as it loads it.
 static bool could_load(const Apart *a, NodeId id, Val val)
 {
-    const Node *node = graph_node(a->graph, id);
+    const Node *node = graph_node(a->own.graph, id);
     if (node->op == OP_CONV)
         return node->in[0] == val && node->in[1] != val;
-    int operand = pointwise_operand(a->graph, node);
+    int operand = pointwise_operand(a->own.graph, node);
     return operand >= 0 && node->in[operand] == val && node->in[1 - operand] != val;
 }
 
@@ -260,7 +239,7 @@ static bool all_could_load(Apart *a, Val val, Moved moved, int64_t *sliced, uint
     if (a->kept[id] || a->user_first[id] == a->user_first[id + 1])
         return false;
     for (uint32_t i = a->user_first[id]; i < a->user_first[id + 1]; i++) {
-        const Node *user = graph_node(a->graph, a->users[i]);
+        const Node *user = graph_node(a->own.graph, a->users[i]);
         bool loads = moved != REPEATED && moved != SLICED && could_load(a, a->users[i], val);
         bool adds = moved == SLICED && op_info[user->op].class == CLASS_ELEMENTWISE;
         leaf |= adds;
@@ -268,14 +247,14 @@ static bool all_could_load(Apart *a, Val val, Moved moved, int64_t *sliced, uint
             a->moved_of[id] = mark;
         if (loads || adds)
             continue;
-        Moved next = move_on(a->graph, moved, user);
+        Moved next = move_on(a->own.graph, moved, user);
         if (next == NO_MOVE || !all_could_load(a, val_of(a->users[i], 0), next, sliced, mark))
             return false;
         if (mark)
             a->replaced[a->users[i]] = true;
     }
     Dim count;
-    if (leaf && type_count(val_type(a->graph, val), &count))
+    if (leaf && type_count(val_type(a->own.graph, val), &count))
         *sliced += count.n;
     return true;
 }
@@ -286,12 +265,12 @@ static void add_loads(const Apart *a, Val val, double *own, double *loads)
 {
     NodeId id = val_node(val);
     for (uint32_t i = a->user_first[id]; i < a->user_first[id + 1]; i++) {
-        const Node *user = graph_node(a->graph, a->users[i]);
+        const Node *user = graph_node(a->own.graph, a->users[i]);
         Val moved = val_of(a->users[i], 0);
         if (user->op == OP_EXPAND) {
             Dim before, after;
             double once = *own, once_loaded = *loads;
-            type_count(val_type(a->graph, val), &before);
+            type_count(val_type(a->own.graph, val), &before);
             type_count(user->type[0], &after);
             add_loads(a, moved, own, loads);
             *own = once + (*own - once) * (double)after.n / (double)before.n;
@@ -307,7 +286,7 @@ static void add_loads(const Apart *a, Val val, double *own, double *loads)
         const int64_t *n = user->attr->n;
         double rows = (double)user->type[0]->dim[1].n, taps = 1;
         if (user->op == OP_CONV) {
-            const Type *w = val_type(a->graph, user->in[1]);
+            const Type *w = val_type(a->own.graph, user->in[1]);
             rows /= (double)n[1];
             for (uint32_t axis = 2; axis < w->rank; axis++)
                 taps *= (double)w->dim[axis].n / (double)n[axis];
@@ -322,7 +301,7 @@ static bool pays(const Apart *a, const Chain *chain)
     double own = 0, loads = 0;
     add_loads(a, chain->last, &own, &loads);
     double cost = loads * (NORM_OPS + (chain->act != OP_STOP_GRADIENT ? ACT_OPS : 0));
-    double bytes = (double)element_size(a->work->module, DT_F32);
+    double bytes = (double)element_size(a->own.work->module, DT_F32);
     return cost <= OPS_A_BYTE * bytes || cost * LITTLE <= own;
 }
 
@@ -330,7 +309,7 @@ static bool pays(const Apart *a, const Chain *chain)
 static bool statistics_wait(const Apart *a, const Chain *chain)
 {
     for (uint32_t i = a->user_first[chain->norm]; i < a->user_first[chain->norm + 1]; i++) {
-        const Node *user = graph_node(a->graph, a->users[i]);
+        const Node *user = graph_node(a->own.graph, a->users[i]);
         for (uint32_t k = 0; k < user->nin; k++)
             if (val_node(user->in[k]) == chain->norm && val_out(user->in[k]) > 0 &&
                 a->users[i] < val_node(chain->last))
@@ -341,7 +320,7 @@ static bool statistics_wait(const Apart *a, const Chain *chain)
 
 static void find_chain(Apart *a, NodeId id)
 {
-    const Graph *graph = a->graph;
+    const Graph *graph = a->own.graph;
     const Node *norm = graph_node(graph, id);
     Chain chain = {.norm = id, .last = val_of(id, 0), .act = OP_STOP_GRADIENT};
     if (norm->type[0]->rank < 3 || a->kept[id])
@@ -368,29 +347,17 @@ static void find_chain(Apart *a, NodeId id)
     a->replaced[val_node(chain.last)] = true;
 }
 
-static void set_turn(Apart *a, Val made, NodeId from)
-{
-    const Work *work = a->work;
-    NodeId id = val_node(made);
-    while (a->turn_count <= id) {
-        a->turn = grow_array(a->turn, &a->turn_capacity, a->turn_count, sizeof *a->turn);
-        a->turn[a->turn_count++] = 0;
-    }
-    if ((id >= a->total || !a->needed[id]) && !a->turn[id])
-        a->turn[id] = from < work->turn_count && work->turn[from] ? work->turn[from] : from;
-}
-
 // ---- products of parts ----
 
 // Whether `val` is w x [b, o, n], with sums behind it that nothing else reads.
 static bool is_product_chain(const Apart *a, Val val)
 {
-    const Node *node = val_get(a->graph, val);
+    const Node *node = val_get(a->own.graph, val);
     if (node->op == OP_CONTRACT)
-        return node->type[0]->rank == 3 && image_operand(a->graph, node) >= 0;
+        return node->type[0]->rank == 3 && image_operand(a->own.graph, node) >= 0;
     for (uint32_t i = 0; node->op == OP_ADD && i < 2; i++)
         if (only_user(a, node->in[i]) == val_node(val) &&
-            shape_equal(val_type(a->graph, node->in[i]), node->type[0]) &&
+            shape_equal(val_type(a->own.graph, node->in[i]), node->type[0]) &&
             is_product_chain(a, node->in[i]))
             return true;
     return false;
@@ -401,7 +368,7 @@ static bool norm_reads(const Apart *a, Val val, int depth)
 {
     NodeId id = val_node(val);
     for (uint32_t i = a->user_first[id]; i < a->user_first[id + 1]; i++) {
-        const Node *user = graph_node(a->graph, a->users[i]);
+        const Node *user = graph_node(a->own.graph, a->users[i]);
         if ((user->op == OP_GROUP_NORM && user->in[0] == val) ||
             (depth > 0 && (user->op == OP_RESHAPE || user->op == OP_CONCAT) &&
              norm_reads(a, val_of(a->users[i], 0), depth - 1)))
@@ -417,7 +384,7 @@ static const Node *slice_from(const Apart *a, Val val, int64_t start)
     NodeId id = val_node(val);
     const Node *found = NULL;
     for (uint32_t i = a->user_first[id]; i < a->user_first[id + 1]; i++) {
-        const Node *user = graph_node(a->graph, a->users[i]);
+        const Node *user = graph_node(a->own.graph, a->users[i]);
         const int64_t *n = user->attr->n;
         const Node *inner = user->op == OP_CONCAT && n[0] == 1
                                 ? slice_from(a, val_of(a->users[i], 0), start)
@@ -435,7 +402,7 @@ static const Node *slice_from(const Apart *a, Val val, int64_t start)
 // parts put together (place.c: they are made where that lies).
 static bool is_cut_up(const Apart *a, NodeId id)
 {
-    const Type *type = graph_node(a->graph, id)->type[0];
+    const Type *type = graph_node(a->own.graph, id)->type[0];
     if (a->kept[id] || type->rank != 3 || type->dim[2].batch)
         return false;
     int64_t start = 0;
@@ -448,11 +415,11 @@ static bool is_cut_up(const Apart *a, NodeId id)
 
 static void cut_chain(Apart *a, Val val)
 {
-    const Node *node = val_get(a->graph, val);
+    const Node *node = val_get(a->own.graph, val);
     a->cut[val_node(val)] = true;
     for (uint32_t i = 0; node->op == OP_ADD && i < 2; i++)
         if (only_user(a, node->in[i]) == val_node(val) &&
-            shape_equal(val_type(a->graph, node->in[i]), node->type[0]) &&
+            shape_equal(val_type(a->own.graph, node->in[i]), node->type[0]) &&
             is_product_chain(a, node->in[i])) {
             cut_chain(a, node->in[i]);
             return;
@@ -463,8 +430,8 @@ static bool find_cuts(Apart *a)
 {
     bool any = false;
     const uint32_t rungs = RUNG_BATCHING | RUNG_EPILOGUES | RUNG_PLACEMENT;
-    for (NodeId id = 1; (a->work->rungs & rungs) == rungs && id < a->total; id++) {
-        Op op = a->needed[id] ? graph_node(a->graph, id)->op : OP_CONST;
+    for (NodeId id = 1; (a->own.work->rungs & rungs) == rungs && id < a->own.total; id++) {
+        Op op = a->own.needed[id] ? graph_node(a->own.graph, id)->op : OP_CONST;
         if ((op != OP_ADD && op != OP_CONTRACT) || !is_cut_up(a, id))
             continue;
         cut_chain(a, val_of(id, 0));
@@ -476,40 +443,40 @@ static bool find_cuts(Apart *a)
 // Positions from `start` on of a value that is made: a part that it is put together from, if it is one.
 static Val slice_made(Apart *a, Val val, uint32_t axis, int64_t start, int64_t size)
 {
-    const Node *node = val_get(a->graph, val);
+    const Node *node = val_get(a->own.graph, val);
     int64_t at = 0;
     for (uint32_t i = 0; node->op == OP_CONCAT && node->attr->n[0] == axis && i < node->nin; i++) {
-        int64_t extent = val_type(a->graph, node->in[i])->dim[axis].n;
+        int64_t extent = val_type(a->own.graph, node->in[i])->dim[axis].n;
         if (at == start && extent == size)
             return node->in[i];
         at += extent;
     }
-    return g_slice(a->graph, val, axis, start, size);
+    return g_slice(a->own.graph, val, axis, start, size);
 }
 
 // Those of a value that is cut.
 static Val make_part(Apart *a, Val val, int64_t start, int64_t size)
 {
-    const Node *node = val_get(a->graph, val);
+    const Node *node = val_get(a->own.graph, val);
     Val in[2], made;
     if (dim_is_one(node->type[val_out(val)]->dim[2]))
-        return a->map[val];
+        return a->own.map[val];
     if (!a->cut[val_node(val)]) {
-        made = slice_made(a, a->map[val], 2, start, size);
+        made = slice_made(a, a->own.map[val], 2, start, size);
     } else if (node->op == OP_ADD) {
         for (uint32_t i = 0; i < 2; i++)
             in[i] = make_part(a, node->in[i], start, size);
-        made = g_binary(a->graph, OP_ADD, in[0], in[1]);
+        made = g_binary(a->own.graph, OP_ADD, in[0], in[1]);
     } else {
-        int operand = image_operand(a->graph, node);
+        int operand = image_operand(a->own.graph, node);
         const int64_t *n = node->attr->n, *out = n + 3 + n[0] + n[1];
-        in[operand] = slice_made(a, a->map[node->in[operand]],
+        in[operand] = slice_made(a, a->own.map[node->in[operand]],
                                  (uint32_t)label_axis(node, operand, out[2]), start, size);
-        set_turn(a, in[operand], val_node(val));
-        in[1 - operand] = a->map[node->in[1 - operand]];
-        made = graph_make(a->graph, OP_CONTRACT, in, 2, node->attr, NULL);
+        rewrite_turn(&a->own, in[operand], val_node(val));
+        in[1 - operand] = a->own.map[node->in[1 - operand]];
+        made = graph_make(a->own.graph, OP_CONTRACT, in, 2, node->attr, NULL);
     }
-    set_turn(a, made, val_node(val));
+    rewrite_turn(&a->own, made, val_node(val));
     return made;
 }
 
@@ -523,7 +490,7 @@ static Val make_parts(Apart *a, NodeId id)
         part[count] = make_part(a, val_of(id, 0), start, slice->attr->n[2]);
         start += slice->attr->n[2];
     }
-    return g_concat(a->graph, part, count, 2);
+    return g_concat(a->own.graph, part, count, 2);
 }
 
 // ---- the right side ----
@@ -540,22 +507,22 @@ typedef struct {
 // Whether a product makes `val`, as far as its nodes can tell.
 static bool is_product(const Apart *a, Val val)
 {
-    const Node *node = val_get(a->graph, val);
+    const Node *node = val_get(a->own.graph, val);
     if (node->op == OP_ADD)
         return is_product(a, node->in[0]) || is_product(a, node->in[1]);
     if (node->op == OP_RESHAPE && node->type[0]->rank > 2) {
-        const Type *type = val_type(a->graph, node->in[0]);
+        const Type *type = val_type(a->own.graph, node->in[0]);
         return dim_equal(type->dim[0], node->type[0]->dim[0]) &&
                dim_equal(type->dim[1], node->type[0]->dim[1]) && is_product(a, node->in[0]);
     }
-    return node->op == OP_CONV || image_operand(a->graph, node) >= 0;
+    return node->op == OP_CONV || image_operand(a->own.graph, node) >= 0;
 }
 
 static bool find_pieces(const Apart *a, Val val, int64_t start, int64_t size, Pieces *pieces);
 
 static bool add_piece(const Apart *a, Val val, Pieces *pieces)
 {
-    const Type *type = val_type(a->graph, val);
+    const Type *type = val_type(a->own.graph, val);
     int64_t positions = 1;
     for (uint32_t axis = 2; axis < type->rank; axis++)
         positions *= type->dim[axis].n;
@@ -583,14 +550,14 @@ static bool find_channels(const Apart *a, const Node *concat, int64_t start, int
 // Positions start .. start + size - 1 of `val`.
 static bool find_pieces(const Apart *a, Val val, int64_t start, int64_t size, Pieces *pieces)
 {
-    const Node *node = val_get(a->graph, val);
+    const Node *node = val_get(a->own.graph, val);
     const Type *type = node->type[val_out(val)];
     int64_t positions = 1, at = 0;
     for (uint32_t axis = 2; axis < type->rank; axis++)
         positions *= type->dim[axis].n;
     if (node->op == OP_RESHAPE && type->rank > 2 &&
-        dim_equal(val_type(a->graph, node->in[0])->dim[1], type->dim[1]) &&
-        dim_equal(val_type(a->graph, node->in[0])->dim[0], type->dim[0]))
+        dim_equal(val_type(a->own.graph, node->in[0])->dim[1], type->dim[1]) &&
+        dim_equal(val_type(a->own.graph, node->in[0])->dim[0], type->dim[0]))
         return find_pieces(a, node->in[0], start, size, pieces);
     if (node->op == OP_SLICE && type->rank == 3 && node->attr->n[0] == 2)
         return find_pieces(a, node->in[0], start + node->attr->n[1], size, pieces);
@@ -599,7 +566,7 @@ static bool find_pieces(const Apart *a, Val val, int64_t start, int64_t size, Pi
     if (node->op != OP_CONCAT || type->rank != 3 || node->attr->n[0] != 2)
         return start == 0 && size == positions && add_piece(a, val, pieces);
     for (uint32_t i = 0; i < node->nin; i++) {
-        int64_t extent = val_type(a->graph, node->in[i])->dim[2].n, end = start + size;
+        int64_t extent = val_type(a->own.graph, node->in[i])->dim[2].n, end = start + size;
         bool all = at >= start && at + extent <= end;
         if (at <= start && end <= at + extent && !all)
             return find_pieces(a, node->in[i], start - at, size, pieces);
@@ -618,67 +585,68 @@ static bool find_pieces(const Apart *a, Val val, int64_t start, int64_t size, Pi
 static Val moments_of(Apart *a, Val x, Attr *attr)
 {
     const uint32_t rungs = RUNG_EPILOGUES | RUNG_PLACEMENT;
-    const Type *type = val_type(a->graph, x);
+    const Type *type = val_type(a->own.graph, x);
     Pieces pieces = {.count = 0};
     int64_t positions = 1;
     bool gradients = false;
-    for (uint32_t i = 0; i < a->work->variant->output_count; i++)
-        gradients |= a->work->variant->outputs[i].kind == OUT_GRAD;
+    for (uint32_t i = 0; i < a->own.work->variant->output_count; i++)
+        gradients |= a->own.work->variant->outputs[i].kind == OUT_GRAD;
     for (uint32_t axis = 2; axis < type->rank; axis++)
         positions *= type->dim[axis].n;
-    if (gradients || (a->work->rungs & rungs) != rungs || a->work->module->lacks & CAN_MOMENTS ||
+    const Work *work = a->own.work;
+    if (gradients || (work->rungs & rungs) != rungs || work->module->lacks & CAN_MOMENTS ||
         !find_pieces(a, x, 0, positions, &pieces) || pieces.count < 2)
         return 0;
     Val parts[MAX_PARTS];
     for (uint32_t i = 0; i < pieces.count; i++)
-        parts[i] = graph_make(a->graph, OP_CHANNEL_MOMENTS, &pieces.at[i], 1, &(Attr){0}, NULL);
+        parts[i] = graph_make(a->own.graph, OP_CHANNEL_MOMENTS, &pieces.at[i], 1, &(Attr){0}, NULL);
     attr->count = pieces.channels ? 2 : 1 + pieces.count;
     for (uint32_t i = 0; i + 1 < (uint32_t)attr->count; i++)
         attr->n[1 + i] = pieces.positions[i];
-    return g_concat(a->graph, parts, pieces.count, pieces.channels ? 3 : 1);
+    return g_concat(a->own.graph, parts, pieces.count, pieces.channels ? 3 : 1);
 }
 
 static void make_table(Apart *a, Chain *chain)
 {
-    const Node *norm = graph_node(a->graph, chain->norm);
-    Val in[5] = {a->map[norm->in[0]], a->map[norm->in[1]], a->map[norm->in[2]]};
+    const Node *norm = graph_node(a->own.graph, chain->norm);
+    Val in[5] = {a->own.map[norm->in[0]], a->own.map[norm->in[1]], a->own.map[norm->in[2]]};
     Attr attr = *norm->attr;
     Val moments = moments_of(a, in[0], &attr);
     if (moments) {
         in[0] = moments;
-        set_turn(a, moments, chain->norm);
+        rewrite_turn(&a->own, moments, chain->norm);
     }
     if (chain->scale) {
-        in[3] = a->map[chain->scale];
-        in[4] = a->map[chain->shift];
+        in[3] = a->own.map[chain->scale];
+        in[4] = a->own.map[chain->shift];
     }
     chain->table =
-        graph_make(a->graph, OP_GROUP_NORM_TABLE, in, chain->scale ? 5 : 3, &attr, NULL);
+        graph_make(a->own.graph, OP_GROUP_NORM_TABLE, in, chain->scale ? 5 : 3, &attr, NULL);
     if (!chain->table)
-        bug("a norm's table: %s", graph_error(a->graph));
-    set_turn(a, chain->table, chain->norm);
+        bug("a norm's table: %s", graph_error(a->own.graph));
+    rewrite_turn(&a->own, chain->table, chain->norm);
     for (uint32_t out = 1; out < 3; out++)
-        a->map[val_of(chain->norm, out)] = chain->table + out;
+        a->own.map[val_of(chain->norm, out)] = chain->table + out;
 }
 
 // a (part 0) or d (part 1) as [b, c, 1...] of a rank.
 static Val table_part(Apart *a, const Chain *chain, int64_t part, uint32_t rank)
 {
-    const Type *table = val_type(a->graph, chain->table);
+    const Type *table = val_type(a->own.graph, chain->table);
     Dim dim[MAX_RANK] = {table->dim[0], table->dim[2]};
     for (uint32_t axis = 2; axis < rank; axis++)
         dim[axis] = dim_fixed(1);
-    Val row = g_slice(a->graph, chain->table, 1, part, 1);
-    set_turn(a, row, chain->norm);
-    return g_reshape(a->graph, row, rank, dim);
+    Val row = g_slice(a->own.graph, chain->table, 1, part, 1);
+    rewrite_turn(&a->own, row, chain->norm);
+    return g_reshape(a->own.graph, row, rank, dim);
 }
 
 // x, moved as `val` is from the chain's last value.
 static Val move_input(Apart *a, const Chain *chain, Val val)
 {
-    Graph *graph = a->graph;
+    Graph *graph = a->own.graph;
     if (val == chain->last)
-        return a->map[graph_node(graph, chain->norm)->in[0]];
+        return a->own.map[graph_node(graph, chain->norm)->in[0]];
     const Node *node = val_get(graph, val);
     const Type *type = node->type[0];
     const int64_t *n = node->attr->n;
@@ -686,118 +654,84 @@ static Val move_input(Apart *a, const Chain *chain, Val val)
     x = node->op == OP_RESHAPE  ? g_reshape(graph, x, type->rank, type->dim)
         : node->op == OP_EXPAND ? g_expand(graph, x, type->dim)
                                 : g_slice(graph, x, (uint32_t)n[0], n[1], n[2]);
-    set_turn(a, x, val_node(chain->last));
+    rewrite_turn(&a->own, x, val_node(chain->last));
     return x;
 }
 
 // act(x a + d), moved as `val` is.
 static Val normalized(Apart *a, const Chain *chain, Val val)
 {
-    Graph *graph = a->graph;
+    Graph *graph = a->own.graph;
     NodeId last = val_node(chain->last);
     const Type *type = val_type(graph, val);
     Val x = move_input(a, chain, val);
     Val parts[2] = {table_part(a, chain, 0, type->rank), table_part(a, chain, 1, type->rank)};
     Val y = g_binary(graph, OP_MUL, x, parts[0]);
     for (int i = 0; i < 2; i++)
-        set_turn(a, parts[i], chain->norm);
-    set_turn(a, y, last);
+        rewrite_turn(&a->own, parts[i], chain->norm);
+    rewrite_turn(&a->own, y, last);
     y = g_binary(graph, OP_ADD, y, parts[1]);
-    set_turn(a, y, last);
+    rewrite_turn(&a->own, y, last);
     return chain->act == OP_STOP_GRADIENT ? y : g_unary(graph, chain->act, y);
-}
-
-static Val remake(Apart *a, NodeId id, Val **in, size_t *capacity)
-{
-    const Node *node = graph_node(a->graph, id);
-    bool changed = false;
-    *in = grow_array(*in, capacity, node->nin, sizeof **in);
-    for (uint32_t i = 0; i < node->nin; i++) {
-        (*in)[i] = a->map[node->in[i]];
-        changed |= (*in)[i] != node->in[i];
-    }
-    if (!changed)
-        return val_of(id, 0);
-    Type types[MAX_OUT];
-    for (uint32_t i = 0; i < node->nout; i++)
-        types[i] = *node->type[i];
-    return graph_make(a->graph, node->op, *in, node->nin, node->attr, types);
 }
 
 static void rebuild(Apart *a)
 {
-    Val *in = NULL;
-    size_t capacity = 0;
-    for (NodeId id = 1; id < a->total; id++) {
-        const Node *node = graph_node(a->graph, id);
+    for (NodeId id = 1; id < a->own.total; id++) {
+        const Node *node = graph_node(a->own.graph, id);
         uint32_t moved = a->moved_of[id];
         bool part = node->op == OP_SLICE && a->cut[val_node(node->in[0])];
-        if (!a->needed[id] || (a->cut[id] && !a->parts_of[id]) || (a->replaced[id] && !a->chain_of[id] && !moved))
+        if (!a->own.needed[id] || (a->cut[id] && !a->parts_of[id]) ||
+            (a->replaced[id] && !a->chain_of[id] && !moved))
             continue;
-        graph_at(a->graph, *graph_origin(a->graph, id));
+        graph_at(a->own.graph, *graph_origin(a->own.graph, id));
         Val made;
         if (a->chain_of[id]) {
             Chain *chain = &a->chains[a->chain_of[id] - 1];
             make_table(a, chain);
             made = normalized(a, chain, val_of(id, 0));
-            a->map[val_of(id, 0)] = made;
+            a->own.map[val_of(id, 0)] = made;
         } else {
             made = moved             ? normalized(a, &a->chains[moved - 1], val_of(id, 0))
                    : a->parts_of[id] ? make_parts(a, id)
-                   : part ? slice_made(a, a->map[node->in[0]], (uint32_t)node->attr->n[0],
+                   : part ? slice_made(a, a->own.map[node->in[0]], (uint32_t)node->attr->n[0],
                                        node->attr->n[1], node->attr->n[2])
-                          : remake(a, id, &in, &capacity);
+                          : rewrite_operands(&a->own, id);
             for (uint32_t k = 0; k < node->nout; k++)
-                a->map[val_of(id, k)] = made + k;
+                a->own.map[val_of(id, k)] = made + k;
         }
         if (!made)
-            bug("norms taken apart: %s", graph_error(a->graph));
-        set_turn(a, made, id);
+            bug("norms taken apart: %s", graph_error(a->own.graph));
+        rewrite_turn(&a->own, made, id);
     }
-    free(in);
-}
-
-static void replace_outputs(Apart *a)
-{
-    Work *work = a->work;
-    Variant *variant = arena_copy(work->arena, work->variant, sizeof *variant);
-    variant->outputs = arena_copy(work->arena, variant->outputs,
-                                  variant->output_count * sizeof *variant->outputs);
-    for (uint32_t i = 0; i < variant->output_count; i++)
-        variant->outputs[i].val = a->map[variant->outputs[i].val];
-    for (NodeId id = 0; id < work->turn_count && id < a->turn_count; id++)
-        if (!a->turn[id])
-            a->turn[id] = work->turn[id];
-    work->variant = variant;
-    work->turn = arena_copy(work->arena, a->turn, a->turn_count * sizeof *a->turn);
-    work->turn_count = a->turn_count;
 }
 
 void take_norms_apart(Work *work)
 {
     if (!(work->rungs & RUNG_NORMS) || work->module->storage != DT_NONE)
         return;
-    Apart a = {.work = work, .graph = work->module->graph};
-    a.total = graph_count(a.graph);
+    Apart a = {.chains = NULL};
     Arena *scratch = arena_new();
-    a.needed = arena_alloc(scratch, a.total);
-    a.kept = arena_alloc(scratch, a.total);
-    a.replaced = arena_alloc(scratch, a.total);
-    a.chain_of = arena_alloc(scratch, a.total * sizeof *a.chain_of);
-    a.cut = arena_alloc(scratch, a.total);
-    a.parts_of = arena_alloc(scratch, a.total);
-    a.moved_of = arena_alloc(scratch, a.total * sizeof *a.moved_of);
-    mark_needed(&a);
+    rewrite_begin(&a.own, work, scratch);
+    uint32_t total = a.own.total;
+    a.kept = arena_alloc(scratch, total);
+    a.replaced = arena_alloc(scratch, total);
+    a.chain_of = arena_alloc(scratch, total * sizeof *a.chain_of);
+    a.cut = arena_alloc(scratch, total);
+    a.parts_of = arena_alloc(scratch, total);
+    a.moved_of = arena_alloc(scratch, total * sizeof *a.moved_of);
+    for (uint32_t i = 0; i < work->variant->output_count; i++)
+        a.kept[val_node(work->variant->outputs[i].val)] = true;
     list_users(&a, scratch);
-    for (NodeId id = 1; id < a.total; id++)
-        if (a.needed[id] && graph_node(a.graph, id)->op == OP_GROUP_NORM)
+    for (NodeId id = 1; id < total; id++)
+        if (a.own.needed[id] && graph_node(a.own.graph, id)->op == OP_GROUP_NORM)
             find_chain(&a, id);
     if (find_cuts(&a) | (a.chain_count > 0)) {
-        a.map = arena_alloc(scratch, (size_t)a.total * MAX_OUT * sizeof *a.map);
+        rewrite_start(&a.own, scratch);
         rebuild(&a);
-        replace_outputs(&a);
+        rewrite_end(&a.own);
     }
     free(a.chains);
-    free(a.turn);
+    rewrite_free(&a.own);
     arena_free(scratch);
 }

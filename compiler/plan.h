@@ -249,6 +249,27 @@ bool order_of_rows(const Graph *graph, const Node *node, uint32_t out, Lies lies
 // Of a plan's result; NULL: row-major. Part of result_order.
 uint32_t *rows_order(const Work *work, Val val);
 
+/* rewrite.c */
+// A plan's own version of the graph in the making.
+typedef struct {
+    Work *work;
+    Graph *graph;
+    uint32_t total;            // nodes before
+    bool *needed;              // by NodeId: an output depends on it
+    Val *map;                  // by Val: what it has become
+    NodeId *turn;              // by NodeId: whose place it has in the order of the model; 0: its own
+    uint32_t turn_count;
+    size_t turn_capacity;
+    Val *in;                   // operands, while a node is remade
+    size_t in_capacity;
+} Rewrite;
+void rewrite_begin(Rewrite *own, Work *work, Arena *arena);    // what is needed
+void rewrite_start(Rewrite *own, Arena *arena);            // room for `map`: there is something to do
+void rewrite_turn(Rewrite *own, Val made, NodeId from);    // a new node stands where `from` stood
+Val rewrite_operands(Rewrite *own, NodeId id);             // the node of what its operands became
+void rewrite_end(Rewrite *own);                            // outputs and turns become the plan's
+void rewrite_free(Rewrite *own);
+
 /* refine.c */
 // Axes that are joined from what lies apart stay apart: the plan gets outputs of its own.
 // RUNG_ATTENTION; part of find_layout.

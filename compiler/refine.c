@@ -34,17 +34,11 @@ typedef struct {
 } Parts;                       // what one axis is made of, outermost first
 
 typedef struct {
-    Work *work;
-    Graph *graph;
-    uint32_t total;            // nodes before
-    bool *needed;
+    Rewrite own;
     Fine *map;                 // by Val
     View **view;               // by NodeId of the new graph: how its values lie, about
     size_t view_capacity;
     uint32_t view_count;
-    NodeId *turn;
-    size_t turn_capacity;
-    uint32_t turn_count;
     Arena *arena;
 } Refiner;
 
@@ -58,24 +52,10 @@ static Fine plain(const Graph *graph, Val val)
 
 static bool is_plain(const Refiner *r, const Fine *fine, uint32_t rank)
 {
-    return val_type(r->graph, fine->val)->rank == rank;
+    return val_type(r->own.graph, fine->val)->rank == rank;
 }
 
 // ---- nodes and how they lie ----
-
-static void set_turn(Refiner *r, Val made, NodeId from)
-{
-    const Work *work = r->work;
-    NodeId id = val_node(made);
-    while (r->turn_count <= id || r->turn_count < work->turn_count) {
-        r->turn = grow_array(r->turn, &r->turn_capacity, r->turn_count, sizeof *r->turn);
-        r->turn[r->turn_count] = r->turn_count < work->turn_count ? work->turn[r->turn_count] : 0;
-        r->turn_count++;
-    }
-    NodeId model = from < work->turn_count && work->turn[from] ? work->turn[from] : from;
-    if ((id >= r->total || !r->needed[id]) && !r->turn[id])
-        r->turn[id] = model;
-}
 
 static View *slot_of_view(Refiner *r, NodeId id)
 {
@@ -89,7 +69,7 @@ static View *slot_of_view(Refiner *r, NodeId id)
 static View lies(void *context, Val val)
 {
     Refiner *r = context;
-    const Node *node = val_get(r->graph, val);
+    const Node *node = val_get(r->own.graph, val);
     const Type *type = node->type[val_out(val)];
     const View *known = slot_of_view(r, val_node(val));
     if (known && val_out(val) == 0)
@@ -100,9 +80,9 @@ static View lies(void *context, Val val)
         operand = lies(r, node->in[0]);
     else
         operand = (View){.base = 0};
-    if (operand.base && view_through(r->graph, node, &operand, &view))
+    if (operand.base && view_through(r->own.graph, node, &operand, &view))
         ;
-    else if (order_of_rows(r->graph, node, val_out(val), lies, r, order))
+    else if (order_of_rows(r->own.graph, node, val_out(val), lies, r, order))
         ordered_strides(type, order, view.stride);
     else
         dense_strides(type, view.stride);
@@ -114,17 +94,17 @@ static View lies(void *context, Val val)
 static Val make(Refiner *r, NodeId from, Op op, const Val *in, uint32_t nin, const Attr *attr,
                 const Type *types)
 {
-    Val made = graph_make(r->graph, op, in, nin, attr, types);
+    Val made = graph_make(r->own.graph, op, in, nin, attr, types);
     if (!made)
-        bug("axes kept apart: %s", graph_error(r->graph));
-    set_turn(r, made, from);
+        bug("axes kept apart: %s", graph_error(r->own.graph));
+    rewrite_turn(&r->own, made, from);
     lies(r, made);
     return made;
 }
 
 static Val reshape(Refiner *r, NodeId from, Val x, const Type *type)
 {
-    if (shape_equal(val_type(r->graph, x), type))
+    if (shape_equal(val_type(r->own.graph, x), type))
         return x;
     return make(r, from, OP_RESHAPE, &x, 1, NULL, type);
 }
@@ -133,13 +113,13 @@ static Val reshape(Refiner *r, NodeId from, Val x, const Type *type)
 static Val whole(Refiner *r, Val old)
 {
     const Fine *fine = &r->map[old];
-    const Type *type = val_type(r->graph, old);
+    const Type *type = val_type(r->own.graph, old);
     return is_plain(r, fine, type->rank) ? fine->val : reshape(r, val_node(old), fine->val, type);
 }
 
 static Parts parts_of(const Refiner *r, const Fine *fine, uint32_t axis)
 {
-    const Type *type = val_type(r->graph, fine->val);
+    const Type *type = val_type(r->own.graph, fine->val);
     Parts parts = {.count = (uint32_t)fine->first[axis + 1] - fine->first[axis]};
     memcpy(parts.dim, &type->dim[fine->first[axis]], parts.count * sizeof(Dim));
     return parts;
@@ -207,7 +187,7 @@ static Val split(Refiner *r, Val val, const Parts *parts)
     Type type;
     uint8_t first[MAX_RANK + 1];
     const Fine *fine = &r->map[val];
-    fine_type(val_type(r->graph, val), parts, &type, first);
+    fine_type(val_type(r->own.graph, val), parts, &type, first);
     return reshape(r, val_node(val), fine->val, &type);
 }
 
@@ -261,7 +241,7 @@ static bool agree(const Refiner *r, const Node *node, const Rule *rule, uint32_t
     for (uint32_t axis = 0; axis < rank; axis++) {
         parts[axis] = (Parts){.count = 1, .dim = {dim_fixed(1)}};
         for (uint32_t i = 0; i < rule->aligned; i++) {
-            const Type *type = val_type(r->graph, node->in[i]);
+            const Type *type = val_type(r->own.graph, node->in[i]);
             if (type->rank != rank || dim_is_one(type->dim[axis]) || rule->locked >> axis & 1)
                 continue;
             Parts own = parts_of(r, &r->map[node->in[i]], axis);
@@ -277,7 +257,7 @@ static bool has_segments(const Refiner *r, const Node *node)
 {
     bool any = false;
     for (uint32_t i = 0; i < node->nin; i++)
-        any |= val_type(r->graph, node->in[i])->seg != 0;
+        any |= val_type(r->own.graph, node->in[i])->seg != 0;
     for (uint32_t i = 0; i < node->nout; i++)
         any |= node->type[i]->seg != 0;
     return any;
@@ -286,7 +266,7 @@ static bool has_segments(const Refiner *r, const Node *node)
 // The node over finer axes; false: it wants them whole.
 static bool refine_aligned(Refiner *r, NodeId id)
 {
-    const Node *node = graph_node(r->graph, id);
+    const Node *node = graph_node(r->own.graph, id);
     uint32_t rank = node->type[0]->rank;
     Rule rule;
     Parts parts[MAX_RANK];
@@ -302,13 +282,13 @@ static bool refine_aligned(Refiner *r, NodeId id)
             return false;
     }
     for (uint32_t i = 0; i < rule.aligned; i++) {
-        const Type *have = val_type(r->graph, node->in[i]);
+        const Type *have = val_type(r->own.graph, node->in[i]);
         if (have->rank == rank ? !fine_type(have, parts, &type, unused) : have->rank != 0)
             return false;
     }
     Val *in = arena_alloc(r->arena, (node->nin + 1) * sizeof *in);
     for (uint32_t i = 0; i < node->nin; i++) {
-        bool split_up = i < rule.aligned && val_type(r->graph, node->in[i])->rank == rank;
+        bool split_up = i < rule.aligned && val_type(r->own.graph, node->in[i])->rank == rank;
         in[i] = split_up ? split(r, node->in[i], parts) : whole(r, node->in[i]);
     }
     Attr attr = *node->attr;
@@ -323,7 +303,7 @@ static bool refine_aligned(Refiner *r, NodeId id)
     Val made = make(r, id, node->op, in, node->nin, &attr, types);
     for (uint32_t i = 0; i < node->nout; i++) {
         Fine *fine = &r->map[val_of(id, i)];
-        *fine = plain(r->graph, made + i);
+        *fine = plain(r->own.graph, made + i);
         if (node->type[i]->rank == rank)
             memcpy(fine->first, first[i], sizeof fine->first);
     }
@@ -332,7 +312,7 @@ static bool refine_aligned(Refiner *r, NodeId id)
 
 static bool refine_transpose(Refiner *r, NodeId id)
 {
-    const Node *node = graph_node(r->graph, id);
+    const Node *node = graph_node(r->own.graph, id);
     const Fine *x = &r->map[node->in[0]];
     uint32_t rank = node->type[0]->rank;
     if (is_plain(r, x, rank))
@@ -370,7 +350,7 @@ static Label *label_of(Label *labels, uint32_t *count, int64_t label)
 
 static bool refine_contract(Refiner *r, NodeId id)
 {
-    const Node *node = graph_node(r->graph, id);
+    const Node *node = graph_node(r->own.graph, id);
     const int64_t *rank = node->attr->n, *at = rank + 3;
     Label labels[MAX_LABELS];
     uint32_t count = 0;
@@ -468,15 +448,15 @@ static void join_parts(const View *view, uint32_t first, const bool *new_at, Par
 
 static bool refine_reshape(Refiner *r, NodeId id)
 {
-    const Node *node = graph_node(r->graph, id);
+    const Node *node = graph_node(r->own.graph, id);
     const Type *to = node->type[0];
     const Fine *x = &r->map[node->in[0]];
-    const Type *from = val_type(r->graph, node->in[0]);
+    const Type *from = val_type(r->own.graph, node->in[0]);
     Type apart;
     Parts parts[MAX_RANK], before[MAX_RANK];
     bool new_at[MAX_RANK] = {false};       // an axis of the operand begins there
     if (has_segments(r, node) || to->rank == 0 ||
-        !split_type(val_type(r->graph, x->val), to, &apart) || !group_axes(&apart, to, parts) ||
+        !split_type(val_type(r->own.graph, x->val), to, &apart) || !group_axes(&apart, to, parts) ||
         !group_axes(&apart, from, before))
         return false;
     for (uint32_t i = 0, at = 0; i < from->rank && at < apart.rank; i++)
@@ -511,7 +491,7 @@ static bool refine_reshape(Refiner *r, NodeId id)
 
 static void remake(Refiner *r, NodeId id)
 {
-    const Node *node = graph_node(r->graph, id);
+    const Node *node = graph_node(r->own.graph, id);
     bool changed = false;
     Val *in = arena_alloc(r->arena, (node->nin + 1) * sizeof *in), made = val_of(id, 0);
     for (uint32_t i = 0; i < node->nin; i++) {
@@ -526,13 +506,13 @@ static void remake(Refiner *r, NodeId id)
     else if (changed)
         made = make(r, id, node->op, in, node->nin, node->attr, types);
     for (uint32_t i = 0; i < node->nout; i++)
-        r->map[val_of(id, i)] = plain(r->graph, made + i);
+        r->map[val_of(id, i)] = plain(r->own.graph, made + i);
 }
 
 static bool refine_node(Refiner *r, NodeId id)
 {
-    const Node *node = graph_node(r->graph, id);
-    if (graph_is_step(r->graph, val_of(id, 0)) || op_info[node->op].class == CLASS_SOURCE)
+    const Node *node = graph_node(r->own.graph, id);
+    if (graph_is_step(r->own.graph, val_of(id, 0)) || op_info[node->op].class == CLASS_SOURCE)
         return false;
     if (node->op == OP_RESHAPE)
         return refine_reshape(r, id);
@@ -543,26 +523,14 @@ static bool refine_node(Refiner *r, NodeId id)
     return refine_aligned(r, id);
 }
 
-static void mark_needed(Refiner *r)
-{
-    const Variant *variant = r->work->variant;
-    for (uint32_t i = 0; i < variant->output_count; i++)
-        r->needed[val_node(variant->outputs[i].val)] = true;
-    for (NodeId id = r->total; id-- > 1;) {
-        const Node *node = graph_node(r->graph, id);
-        for (uint32_t i = 0; r->needed[id] && i < node->nin; i++)
-            r->needed[val_node(node->in[i])] = true;
-    }
-}
-
 // Whether there is a reshape that may start it: of a transpose, to fewer axes.
 static bool may_refine(const Refiner *r)
 {
-    for (NodeId id = 1; id < r->total; id++) {
-        const Node *node = graph_node(r->graph, id);
-        if (r->needed[id] && node->op == OP_RESHAPE &&
-            val_get(r->graph, node->in[0])->op == OP_TRANSPOSE &&
-            node->type[0]->rank < val_type(r->graph, node->in[0])->rank)
+    for (NodeId id = 1; id < r->own.total; id++) {
+        const Node *node = graph_node(r->own.graph, id);
+        if (r->own.needed[id] && node->op == OP_RESHAPE &&
+            val_get(r->own.graph, node->in[0])->op == OP_TRANSPOSE &&
+            node->type[0]->rank < val_type(r->own.graph, node->in[0])->rank)
             return true;
     }
     return false;
@@ -570,31 +538,27 @@ static bool may_refine(const Refiner *r)
 
 void refine_axes(Work *work)
 {
-    Refiner r = {.work = work, .graph = work->module->graph, .arena = arena_new()};
-    r.total = graph_count(r.graph);
-    r.needed = arena_alloc(r.arena, r.total);
-    mark_needed(&r);
+    Refiner r = {.arena = arena_new()};
+    rewrite_begin(&r.own, work, r.arena);
     if (may_refine(&r)) {
-        r.map = arena_alloc(r.arena, (size_t)r.total * MAX_OUT * sizeof *r.map);
-        for (NodeId id = 1; id < r.total; id++) {
-            if (!r.needed[id])
+        rewrite_start(&r.own, r.arena);
+        r.map = arena_alloc(r.arena, (size_t)r.own.total * MAX_OUT * sizeof *r.map);
+        for (NodeId id = 1; id < r.own.total; id++) {
+            if (!r.own.needed[id])
                 continue;
-            graph_at(r.graph, *graph_origin(r.graph, id));
+            graph_at(r.own.graph, *graph_origin(r.own.graph, id));
             if (!refine_node(&r, id))
                 remake(&r, id);
-            if (graph_node(r.graph, id)->nout > 0)
+            if (graph_node(r.own.graph, id)->nout > 0)
                 lies(&r, r.map[val_of(id, 0)].val);    // in order, so that it never goes deep
         }
-        Variant *variant = arena_copy(work->arena, work->variant, sizeof *variant);
-        variant->outputs = arena_copy(work->arena, variant->outputs,
-                                      variant->output_count * sizeof *variant->outputs);
-        for (uint32_t i = 0; i < variant->output_count; i++)
-            variant->outputs[i].val = whole(&r, variant->outputs[i].val);
-        work->variant = variant;
-        work->turn = arena_copy(work->arena, r.turn, r.turn_count * sizeof *r.turn);
-        work->turn_count = r.turn_count;
+        for (uint32_t i = 0; i < work->variant->output_count; i++) {
+            Val val = work->variant->outputs[i].val;
+            r.own.map[val] = whole(&r, val);
+        }
+        rewrite_end(&r.own);
     }
-    free(r.turn);
+    rewrite_free(&r.own);
     free(r.view);
     arena_free(r.arena);
 }

@@ -18,9 +18,6 @@
 // made of slices that are added: views of the operand, so that an elementwise kernel reads them
 // where they lie, and can go on with the sum. A cast that is only read through a reshape comes
 // behind that, where it meets its reader.
-//
-// The graph is the same for all plans, so the plan gets outputs of its own. New nodes have large
-// numbers; `turn` keeps the places of what they stand for in the order of the model.
 #include <stdlib.h>
 #include <string.h>
 
@@ -38,19 +35,12 @@ typedef struct {
 } Cut;
 
 typedef struct {
-    Work *work;
-    Graph *graph;
-    uint32_t total;            // nodes before
-    bool *needed;
+    Rewrite own;
     uint32_t *uses;            // by NodeId: times it is read, or an output
     Cut *cuts;
     uint32_t cut_count;
     size_t cut_capacity;
     uint32_t *cut_of;          // by NodeId: cut + 1
-    Val *map;
-    NodeId *turn;              // by NodeId: 0, its own
-    uint32_t turn_count;
-    size_t turn_capacity;
 } Uniter;
 
 // The slice behind an operand of a concat, and the reshape before it, if there is one.
@@ -65,7 +55,7 @@ static const Node *slice_of(const Graph *graph, Val val)
 // The slice behind operand `i` of the concat, if it is that of the cut; NULL: a value of its own.
 static const Node *cut_slice(const Uniter *u, const Cut *cut, uint32_t i)
 {
-    const Node *slice = slice_of(u->graph, graph_node(u->graph, cut->concat)->in[i]);
+    const Node *slice = slice_of(u->own.graph, graph_node(u->own.graph, cut->concat)->in[i]);
     return slice && slice->attr == cut->slice->attr ? slice : NULL;
 }
 
@@ -89,10 +79,10 @@ static bool agree_but(const Type *x, const Type *y, uint32_t axis)
 
 static bool read_cut(const Uniter *u, NodeId id, Cut *cut)
 {
-    const Node *concat = graph_node(u->graph, id), *first = NULL;
+    const Node *concat = graph_node(u->own.graph, id), *first = NULL;
     bool loose = false;
     for (uint32_t i = 0; i < concat->nin; i++) {
-        const Node *slice = slice_of(u->graph, concat->in[i]);
+        const Node *slice = slice_of(u->own.graph, concat->in[i]);
         first = first ? first : slice;
         loose |= !slice || slice->attr != first->attr;
     }
@@ -106,17 +96,17 @@ static bool read_cut(const Uniter *u, NodeId id, Cut *cut)
         const Node *slice = cut_slice(u, cut, i);
         if (!slice)
             continue;
-        uint32_t axes = common_axes(slice->type[0], val_type(u->graph, concat->in[i]));
+        uint32_t axes = common_axes(slice->type[0], val_type(u->own.graph, concat->in[i]));
         common = axes < common ? axes : common;
     }
     cut->inside = cut->slice_axis < common;
     if (cut->slice_axis == cut->axis || (!cut->inside && cut->axis >= common) ||
         (cut->inside && loose))
         return false;
-    const Type *whole = val_type(u->graph, first->in[0]);
+    const Type *whole = val_type(u->own.graph, first->in[0]);
     for (uint32_t i = 0; i < concat->nin; i++) {
         const Node *slice = cut_slice(u, cut, i);
-        const Type *other = slice ? val_type(u->graph, slice->in[0]) : whole;
+        const Type *other = slice ? val_type(u->own.graph, slice->in[0]) : whole;
         if (cut->inside ? !dim_equal(other->dim[cut->slice_axis], whole->dim[cut->slice_axis])
                         : !agree_but(whole, other, cut->axis))
             return false;
@@ -126,7 +116,8 @@ static bool read_cut(const Uniter *u, NodeId id, Cut *cut)
 
 static bool same_family(const Uniter *u, const Cut *x, const Cut *y)
 {
-    const Node *left = graph_node(u->graph, x->concat), *right = graph_node(u->graph, y->concat);
+    const Graph *graph = u->own.graph;
+    const Node *left = graph_node(graph, x->concat), *right = graph_node(graph, y->concat);
     if (x->axis != y->axis || x->slice_axis != y->slice_axis || x->inside != y->inside ||
         left->nin != right->nin)
         return false;
@@ -146,7 +137,7 @@ static bool same_family(const Uniter *u, const Cut *x, const Cut *y)
 static bool has_loose(const Uniter *u, const Cut *cut)
 {
     bool loose = false;
-    for (uint32_t i = 0; i < graph_node(u->graph, cut->concat)->nin; i++)
+    for (uint32_t i = 0; i < graph_node(u->own.graph, cut->concat)->nin; i++)
         loose |= !cut_slice(u, cut, i);
     return loose;
 }
@@ -173,7 +164,7 @@ static void find_families(Uniter *u)
             for (uint32_t m = i; m < k; m++)
                 apart &= !same_family(u, &u->cuts[i], &u->cuts[m]) || slices_apart(u, k, m);
         }
-        int64_t all = val_type(u->graph, u->cuts[i].slice->in[0])->dim[u->cuts[i].slice_axis].n;
+        int64_t all = val_type(u->own.graph, u->cuts[i].slice->in[0])->dim[u->cuts[i].slice_axis].n;
         bool whole = covered == all || (!has_loose(u, &u->cuts[i]) && 2 * covered >= all);
         for (uint32_t k = i; !seen[i] && k < u->cut_count; k++) {
             if (k != i && !same_family(u, &u->cuts[i], &u->cuts[k]))
@@ -185,23 +176,20 @@ static void find_families(Uniter *u)
     free(seen);
 }
 
-static void mark_needed(Uniter *u)
+static void find_cuts(Uniter *u)
 {
-    const Variant *variant = u->work->variant;
-    for (uint32_t i = 0; i < variant->output_count; i++) {
-        u->needed[val_node(variant->outputs[i].val)] = true;
+    const Variant *variant = u->own.work->variant;
+    for (uint32_t i = 0; i < variant->output_count; i++)
         u->uses[val_node(variant->outputs[i].val)]++;
-    }
-    for (NodeId id = u->total; id-- > 1;) {
-        const Node *node = graph_node(u->graph, id);
-        for (uint32_t i = 0; u->needed[id] && i < node->nin; i++) {
-            u->needed[val_node(node->in[i])] = true;
+    for (NodeId id = 1; id < u->own.total; id++) {
+        const Node *node = graph_node(u->own.graph, id);
+        for (uint32_t i = 0; u->own.needed[id] && i < node->nin; i++)
             u->uses[val_node(node->in[i])]++;
-        }
     }
-    for (NodeId id = 1; u->work->rungs & RUNG_PLACEMENT && id < u->total; id++) {
+    for (NodeId id = 1; u->own.work->rungs & RUNG_PLACEMENT && id < u->own.total; id++) {
         Cut cut;
-        if (!u->needed[id] || graph_node(u->graph, id)->op != OP_CONCAT || !read_cut(u, id, &cut))
+        if (!u->own.needed[id] || graph_node(u->own.graph, id)->op != OP_CONCAT ||
+            !read_cut(u, id, &cut))
             continue;
         u->cuts = grow_array(u->cuts, &u->cut_capacity, u->cut_count, sizeof *u->cuts);
         u->cuts[u->cut_count++] = cut;
@@ -209,22 +197,10 @@ static void mark_needed(Uniter *u)
     }
 }
 
-// `made` stands for node `from`, or is there for its sake.
-static void set_turn(Uniter *u, Val made, NodeId from)
-{
-    NodeId id = val_node(made);
-    while (u->turn_count <= id) {
-        u->turn = grow_array(u->turn, &u->turn_capacity, u->turn_count, sizeof *u->turn);
-        u->turn[u->turn_count++] = 0;
-    }
-    if ((id >= u->total || !u->needed[id]) && !u->turn[id])
-        u->turn[id] = from;
-}
-
 // What operand `i` of a family's concats, values of their own, are the cuts of.
 static Val join_loose(Uniter *u, const Cut *cut, uint32_t i)
 {
-    Graph *graph = u->graph;
+    Graph *graph = u->own.graph;
     Val *parts = malloc((u->cut_count + 1) * sizeof *parts), joined;
     if (!parts)
         bug("no memory for %u pieces", u->cut_count);
@@ -240,14 +216,14 @@ static Val join_loose(Uniter *u, const Cut *cut, uint32_t i)
             memcpy(dim, type->dim, sizeof dim);
             Val own = graph_node(graph, member->concat)->in[i];
             dim[cut->axis] = val_type(graph, own)->dim[cut->axis];
-            parts[count] = g_reshape(graph, u->map[own], type->rank, dim);
-            set_turn(u, parts[count++], val_node(own));
+            parts[count] = g_reshape(graph, u->own.map[own], type->rank, dim);
+            rewrite_turn(&u->own, parts[count++], val_node(own));
             at += member->size;
             break;
         }
     }
     joined = g_concat(graph, parts, count, cut->slice_axis);
-    set_turn(u, joined, cut->concat);
+    rewrite_turn(&u->own, joined, cut->concat);
     free(parts);
     return joined;
 }
@@ -255,7 +231,7 @@ static Val join_loose(Uniter *u, const Cut *cut, uint32_t i)
 // The cut of the concat of whole values.
 static Val unite(Uniter *u, const Cut *cut)
 {
-    Graph *graph = u->graph;
+    Graph *graph = u->own.graph;
     const Node *concat = graph_node(graph, cut->concat);
     const Type *type = concat->type[0];
     Val *whole = malloc(concat->nin * sizeof *whole);
@@ -264,19 +240,19 @@ static Val unite(Uniter *u, const Cut *cut)
     for (uint32_t i = 0; i < concat->nin; i++) {
         const Node *slice = cut_slice(u, cut, i);
         Val x = slice ? slice->in[0] : 0;
-        whole[i] = x ? u->map[x] : join_loose(u, cut, i);
+        whole[i] = x ? u->own.map[x] : join_loose(u, cut, i);
         if (!cut->inside)
             continue;
         Type piece = *val_type(graph, concat->in[i]);
         piece.dim[cut->slice_axis] = val_type(graph, x)->dim[cut->slice_axis];
         whole[i] = g_reshape(graph, whole[i], piece.rank, piece.dim);
-        set_turn(u, whole[i], cut->concat);
+        rewrite_turn(&u->own, whole[i], cut->concat);
     }
     Val all = g_concat(graph, whole, concat->nin, cut->axis);
     free(whole);
-    set_turn(u, all, cut->concat);
+    rewrite_turn(&u->own, all, cut->concat);
     Val part = g_slice(graph, all, cut->slice_axis, cut->start, cut->size);
-    set_turn(u, part, cut->concat);
+    rewrite_turn(&u->own, part, cut->concat);
     return g_reshape(graph, part, type->rank, type->dim);
 }
 
@@ -300,16 +276,16 @@ static bool is_small_sum(const Graph *graph, const Node *node)
 
 static Val add_slices(Uniter *u, NodeId id, Val x, uint32_t axis, Val sum)
 {
-    const Node *node = graph_node(u->graph, id);
-    const Type *type = val_type(u->graph, x);
+    const Node *node = graph_node(u->own.graph, id);
+    const Type *type = val_type(u->own.graph, x);
     while (axis < type->rank && !(node->attr->n[0] >> axis & 1))
         axis++;
-    set_turn(u, x, id);
+    rewrite_turn(&u->own, x, id);
     if (axis == type->rank)
-        return sum ? g_binary(u->graph, OP_ADD, sum, x) : x;
+        return sum ? g_binary(u->own.graph, OP_ADD, sum, x) : x;
     for (int64_t i = 0; i < type->dim[axis].n; i++) {
-        sum = add_slices(u, id, g_slice(u->graph, x, axis, i, 1), axis + 1, sum);
-        set_turn(u, sum, id);
+        sum = add_slices(u, id, g_slice(u->own.graph, x, axis, i, 1), axis + 1, sum);
+        rewrite_turn(&u->own, sum, id);
     }
     return sum;
 }
@@ -317,101 +293,74 @@ static Val add_slices(Uniter *u, NodeId id, Val x, uint32_t axis, Val sum)
 // The reshape of a cast: a cast of what is reshaped.
 static bool is_moved_cast(const Uniter *u, const Node *node)
 {
-    const Node *x = node->op == OP_RESHAPE ? val_get(u->graph, node->in[0]) : NULL;
+    const Node *x = node->op == OP_RESHAPE ? val_get(u->own.graph, node->in[0]) : NULL;
     return x && x->op == OP_CAST && u->uses[val_node(node->in[0])] == 1;
 }
 
 static Val move_cast(Uniter *u, const Node *node)
 {
     NodeId id = val_node(node->in[0]);
-    const Node *x = graph_node(u->graph, id);
-    Val moved = g_reshape(u->graph, u->map[x->in[0]], node->type[0]->rank, node->type[0]->dim);
-    set_turn(u, moved, id);
-    return graph_make(u->graph, x->op, &moved, 1, x->attr, node->type[0]);
+    const Node *x = graph_node(u->own.graph, id);
+    const Type *type = node->type[0];
+    Val moved = g_reshape(u->own.graph, u->own.map[x->in[0]], type->rank, type->dim);
+    rewrite_turn(&u->own, moved, id);
+    return graph_make(u->own.graph, x->op, &moved, 1, x->attr, node->type[0]);
 }
 
 static bool rewrites_node(const Uniter *u, NodeId id)
 {
-    const Node *node = graph_node(u->graph, id);
-    return u->needed[id] && u->work->rungs & RUNG_ELEMENTWISE &&
-           !graph_is_step(u->graph, val_of(id, 0)) &&
-           (is_small_sum(u->graph, node) || is_moved_cast(u, node));
+    const Node *node = graph_node(u->own.graph, id);
+    return u->own.needed[id] && u->own.work->rungs & RUNG_ELEMENTWISE &&
+           !graph_is_step(u->own.graph, val_of(id, 0)) &&
+           (is_small_sum(u->own.graph, node) || is_moved_cast(u, node));
 }
 
 static Val rewrite_node(Uniter *u, NodeId id)
 {
-    const Node *node = graph_node(u->graph, id);
+    const Node *node = graph_node(u->own.graph, id);
     return node->op == OP_RESHAPE ? move_cast(u, node)
-                                  : add_slices(u, id, u->map[node->in[0]], 0, 0);
-}
-
-static Val remake(Uniter *u, NodeId id, Val **in, size_t *capacity)
-{
-    const Node *node = graph_node(u->graph, id);
-    bool changed = false;
-    *in = grow_array(*in, capacity, node->nin, sizeof **in);
-    for (uint32_t i = 0; i < node->nin; i++) {
-        (*in)[i] = u->map[node->in[i]];
-        changed |= (*in)[i] != node->in[i];
-    }
-    if (!changed)
-        return val_of(id, 0);
-    Type types[MAX_OUT];
-    for (uint32_t i = 0; i < node->nout; i++)
-        types[i] = *node->type[i];
-    return graph_make(u->graph, node->op, *in, node->nin, node->attr, types);
+                                  : add_slices(u, id, u->own.map[node->in[0]], 0, 0);
 }
 
 static void rebuild(Uniter *u)
 {
-    Val *in = NULL;
-    size_t capacity = 0;
-    for (NodeId id = 1; id < u->total; id++) {
-        if (!u->needed[id])
+    for (NodeId id = 1; id < u->own.total; id++) {
+        if (!u->own.needed[id])
             continue;
-        uint32_t nout = graph_node(u->graph, id)->nout;
-        graph_at(u->graph, *graph_origin(u->graph, id));
+        uint32_t nout = graph_node(u->own.graph, id)->nout;
+        graph_at(u->own.graph, *graph_origin(u->own.graph, id));
         const Cut *cut = u->cut_of[id] ? &u->cuts[u->cut_of[id] - 1] : NULL;
         Val made = cut && cut->family      ? unite(u, cut)
                    : rewrites_node(u, id) ? rewrite_node(u, id)
-                                          : remake(u, id, &in, &capacity);
+                                          : rewrite_operands(&u->own, id);
         if (!made)
-            bug("concats of parts: %s", graph_error(u->graph));
+            bug("concats of parts: %s", graph_error(u->own.graph));
         for (uint32_t k = 0; k < nout; k++)
-            u->map[val_of(id, k)] = made + k;
-        set_turn(u, made, id);
+            u->own.map[val_of(id, k)] = made + k;
+        rewrite_turn(&u->own, made, id);
     }
-    free(in);
 }
 
 void rewrite_graph(Work *work)
 {
-    Uniter u = {.work = work, .graph = work->module->graph};
-    u.total = graph_count(u.graph);
+    Uniter u = {.cuts = NULL};
     Arena *scratch = arena_new();
-    u.needed = arena_alloc(scratch, u.total);
-    u.uses = arena_alloc(scratch, u.total * sizeof *u.uses);
-    u.cut_of = arena_alloc(scratch, u.total * sizeof *u.cut_of);
-    mark_needed(&u);
+    rewrite_begin(&u.own, work, scratch);
+    u.uses = arena_alloc(scratch, u.own.total * sizeof *u.uses);
+    u.cut_of = arena_alloc(scratch, u.own.total * sizeof *u.cut_of);
+    find_cuts(&u);
     find_families(&u);
     bool any = false;
     for (uint32_t i = 0; i < u.cut_count; i++)
         any |= u.cuts[i].family != 0;
-    for (NodeId id = 1; !any && id < u.total; id++)
+    for (NodeId id = 1; !any && id < u.own.total; id++)
         any = rewrites_node(&u, id);
     if (any) {
-        u.map = arena_alloc(scratch, (size_t)u.total * MAX_OUT * sizeof *u.map);
+        rewrite_start(&u.own, scratch);
         rebuild(&u);
-        Variant *variant = arena_copy(work->arena, work->variant, sizeof *variant);
-        variant->outputs = arena_copy(work->arena, variant->outputs,
-                                      variant->output_count * sizeof *variant->outputs);
-        for (uint32_t i = 0; i < variant->output_count; i++)
-            variant->outputs[i].val = u.map[variant->outputs[i].val];
-        work->variant = variant;
-        work->turn = arena_copy(work->arena, u.turn, u.turn_count * sizeof *u.turn);
-        work->turn_count = u.turn_count;
+        rewrite_end(&u.own);
     }
     free(u.cuts);
-    free(u.turn);
+    rewrite_free(&u.own);
     arena_free(scratch);
 }
