@@ -134,3 +134,14 @@ def test_launches():
         assert fused * times <= plain, (name, plain, fused)
         told.append(f"{name} {plain} -> {fused}")
     return ", ".join(told)
+
+
+def test_bytes():
+    """A sampling step moves a third of the bytes, at any batch."""
+    for flags in ((), ("--target", "cuda")):
+        plans = re.findall(r"^ddim_step +-O(\d) .* (\d+) launches.*\n.*moves ([\d.]+) \+ ([\d.]+) b MB",
+                           stats_of_pvdm(*flags), re.M)
+        plain, fused = (min((float(fixed) + float(batch), float(fixed), float(batch)) for level, count, fixed, batch in plans
+                            if level == at and int(count) > 20) for at in "02")
+        assert 3 * fused[0] <= plain[0] and 3 * fused[2] <= plain[2], (plain, fused)
+    return f"{fused[1]:.0f} + {fused[2]:.0f} b of {plain[1]:.0f} + {plain[2]:.0f} b MB"
