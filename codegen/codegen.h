@@ -208,7 +208,7 @@ int build_cuda(Codegen *cg, const char *home, const char *folder, const LinkOpti
 // Compiles all kernels and prints what their cubins say. 1: one of them is not as it should be.
 int print_figures(Codegen *cg, FILE *out, const LinkOptions *options);
 
-/* emit_launch.c: groups to launches; emit_contract.c, emit_composite.c: of those classes */
+/* emit_launch.c: groups to launches; emit_contract.c, emit_composite.c, emit_norm.c: of those classes */
 struct Lower {
     Codegen *cg;
     Work *work;
@@ -256,6 +256,7 @@ void residual_inplace(Lower *lower, const Group *group, PlanArg result, PlanArg 
 // Elements of `dtype`; they may be stored otherwise on either side.
 void launch_copy(Lower *lower, PlanArg y, PlanArg x, const CopyShape *shape, DType dtype);
 Dim count_of(const Type *type);
+int64_t real_size(const Lower *lower);                   // bytes of a working real
 size_t size_of(const Lower *lower, Val val);             // bytes of an element, as it is stored
 // Argument `types` of the launch: the storage of the arguments first .. first + count - 1, and of
 // those in more[0 .. more_count - 1].
@@ -288,7 +289,7 @@ void lower_random(Lower *lower, const Group *group);
 void lower_reduce(Lower *lower, const Group *group);
 void lower_move(Lower *lower, const Group *group);       // in row-major order
 
-/* emit_contract.c, emit_composite.c */
+/* emit_contract.c, emit_composite.c, emit_norm.c */
 void lower_contract(Lower *lower, const Group *group);
 void lower_conv(Lower *lower, const Group *group);
 void lower_attention(Lower *lower, const Group *group);

@@ -283,7 +283,7 @@ static void sum_own_axes(Lower *lower, const Node *node, int which, const Axes *
                 set_dim(lower, ARG(ReduceArgs, stride) + at++, operand->view.stride[i]);
             }
     need_scratch(lower, pv_reduce_scratch(launch_numbers(lower),
-                                          (int64_t)element_size(lower->cg->module, DT_F32)));
+                                          real_size(lower)));
     Dim next = dim_fixed(1);
     for (uint32_t i = type->rank; i-- > 0;) {
         bool flat = own[i] || dim_is_one(type->dim[i]);
@@ -399,7 +399,7 @@ static void launch_gemm(Lower *lower, const Group *group, const Node *node, cons
         set_int(lower, ARG(GemmArgs, bias_axis), of_y == p->swapped);
     }
     need_scratch(lower, pv_gemm_scratch(launch_numbers(lower),
-                                        (int64_t)element_size(lower->cg->module, DT_F32)));
+                                        real_size(lower)));
     if (group->residual)
         residual_inplace(lower, group, c, residual);
 }

@@ -117,6 +117,11 @@ static uint8_t storage_code(DType stored)
     return stored == DT_BF16 ? PV_STORE_BF16 : stored == DT_F16 ? PV_STORE_F16 : PV_STORE_REAL;
 }
 
+int64_t real_size(const Lower *lower)
+{
+    return (int64_t)element_size(lower->cg->module, DT_F32);
+}
+
 size_t size_of(const Lower *lower, Val val)
 {
     return stored_size(lower->work, val);

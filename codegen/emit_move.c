@@ -185,7 +185,7 @@ void lower_reduce(Lower *lower, const Group *group)
               (size_t[]){ARG(ReduceArgs, residual)}, 1);
     if (real)
         need_scratch(lower, pv_reduce_scratch(launch_numbers(lower),
-                                              (int64_t)element_size(lower->cg->module, DT_F32)));
+                                              real_size(lower)));
     if (group->residual)
         residual_inplace(lower, group, y, residual);
 }

@@ -224,7 +224,7 @@ static void product_as_conv(Lower *lower, Old *old, const PlanLaunch *like, Plan
     ConvArgs numbers;
     segment_numbers(args, COUNT, (int64_t *)&numbers);
     need_scratch(lower,
-                 pv_conv_scratch(&numbers, (int64_t)element_size(lower->cg->module, DT_F32)));
+                 pv_conv_scratch(&numbers, real_size(lower)));
     launch->kernel = like->kernel;
     launch->arg_count = COUNT;
     old->own[launch - old->launches] = args;
