@@ -139,6 +139,7 @@ static void lower_moments(Lower *lower, const Group *group)
     set_arg(lower, ARG(GroupNormArgs, x), x);
     set_dim(lower, ARG(GroupNormArgs, images), type->dim[0]);
     set_dim(lower, ARG(GroupNormArgs, c), type->dim[1]);
+    set_dim(lower, ARG(GroupNormArgs, groups), type->dim[1]);
     set_dim(lower, ARG(GroupNormArgs, positions), dims_between(type, 2, type->rank));
     set_dim(lower, ARG(GroupNormArgs, x_image), x_stride[0]);
     set_dim(lower, ARG(GroupNormArgs, x_channel), x_stride[1]);

@@ -138,7 +138,7 @@ typedef struct {
     // > 0 (with a table): x are the moments of so many parts [parts, images, 2, c] of count[i] positions
     // each, x_part apart; x_image and x_channel (1) are theirs, x_position is from mean to squares
     int64_t parts, x_part, count[PV_MAX_PARTS];
-    // moments of x and nothing else: as in NormStats; table and y are 0
+    // moments of x and nothing else: as in NormStats; table and y are 0, every channel is a group
     int64_t moments, moments_image, moments_shift;
 } GroupNormArgs;
 typedef struct {

@@ -6,8 +6,8 @@
  * one, or one of so few that multiprocessors would idle, is cut into chunks: phase 0 leaves the
  * mean and the squares of each in the workspace, and the blocks of phase 1 put them together, all
  * in the same order (Chan, Golub and LeVeque 1979). The decision is chunk_of, here and in
- * shape_norm.c. Where a norm table is asked for instead of y, phase 1 has a block a group, which
- * writes its part of it.
+ * shape_norm.c. Where a norm table is asked for instead of y, or moments of channels (each a group of
+ * its own), phase 1 has a block a group, which writes its part of it.
  *
  * Definitions: NORM_ACT, NORM_TYPES, NORM_RESIDENT (4096 with 256 threads, 16384 with 512).
  * Shared memory: NORM_RESIDENT * 4 + 64 bytes. Registers at most 64, so 1024 threads a
@@ -51,7 +51,7 @@ CX_FN Group group_of(const GroupNormArgs &a, u32 number)
     g.x_inner = g.by_channel ? a.x_channel : a.x_position;
     g.y_outer = g.by_channel ? a.y_position : a.y_channel;
     g.y_inner = g.by_channel ? a.y_channel : a.y_position;
-    if (a.table) // there is no y, so it may lie as x does
+    if (!a.y) // then it may lie as x does
         g.y = nullptr, g.y_outer = g.x_outer, g.y_inner = g.x_inner;
     g.wide = g.x_inner == 1 && g.y_inner == 1 && g.inner.by % RUN == 0 &&
              ((g.x_outer | g.y_outer) & (RUN - 1)) == 0 && is_aligned(g.x) && is_aligned(g.y);
@@ -205,7 +205,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1024 / THREADS)
     u32 segment = cx_segment(p.head, &block);
     const GroupNormArgs &a = p.args[segment];
     u32 chunk = chunk_of(a), chunks = ((u32)(a.c / a.groups * a.positions) + chunk - 1) / chunk;
-    u32 number = a.table ? block : block / chunks, first = a.table ? 0 : block % chunks * chunk;
+    u32 number = a.y ? block / chunks : block, first = a.y ? block % chunks * chunk : 0;
     Group g = group_of(a, number);
     u32 end = (u32)min((int)(first + chunk), (int)g.count);
     Run *kept = (Run *)(shared + 64);
@@ -217,10 +217,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1024 / THREADS)
         ((float *)a.mean)[number] = moments.mean;
     if (first == 0 && threadIdx.x == 0 && a.rstd)
         ((float *)a.rstd)[number] = rstd;
-    if (a.table) {
+    if (a.table)
         store_table(a, g, moments.mean, rstd);
-        return;
+    if (a.moments && threadIdx.x == 0) {
+        float *at = (float *)a.moments + g.image * a.moments_image + g.channel;
+        at[0] = moments.mean;
+        at[a.moments_shift] = moments.squares;
     }
+    if (!a.y)
+        return;
     CX_NO_UNROLL
     for (u32 i = first + threadIdx.x * RUN; i < end; i += THREADS * RUN)
         store_group(a, g, i, chunks == 1 ? kept[i / RUN] : load_group(g, i), moments.mean, rstd);

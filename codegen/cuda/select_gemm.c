@@ -84,6 +84,16 @@ static const char *common_definitions(const CudaLaunch *launch, CudaChoice *choi
                               tile_has_stats(&one->stats)));
 }
 
+// The sum over batch elements is baked in, so all segments have it or none.
+static bool sums_agree(const CudaLaunch *launch)
+{
+    for (uint32_t i = 1; i < launch->segments; i++)
+        if ((launch->all[i * launch->arg_count + AT(sum_batch)].a != 0) !=
+            (launch->args[AT(sum_batch)].a != 0))
+            return false;
+    return true;
+}
+
 bool cuda_select_gemm(const CudaLaunch *launch, CudaChoice *choice)
 {
     GemmArgs one, usual;
@@ -91,7 +101,7 @@ bool cuda_select_gemm(const CudaLaunch *launch, CudaChoice *choice)
     Arena *arena = launch->arena;
     tile_numbers(launch, 0, 1, (int64_t *)&one);
     tile_numbers(launch, 0, TILE_USUAL_BATCH, (int64_t *)&usual);
-    if (!find_access(launch, &one, &access) || tile_half(one.types) < 0)
+    if (!find_access(launch, &one, &access) || tile_half(one.types) < 0 || !sums_agree(launch))
         return false;
     bool taken_apart = one.norm.table || tile_has_stats(&one.stats);
     if ((taken_apart && (one.types || one.sum_batch || one.batch1 != 1)) ||

@@ -74,7 +74,7 @@ static bool select_group_norm_last(const CudaLaunch *launch, CudaChoice *choice)
     int64_t channels =
         bundle_channels(c, c / cuda_number(launch, FIELD(GroupNormArgs, groups)), run);
     if (channels == 0 || !is_last(launch, &x, run) || !is_last(launch, &y, run) ||
-        cuda_is_there(launch, FIELD(GroupNormArgs, table)))
+        !cuda_is_there(launch, FIELD(GroupNormArgs, y)))
         return false;
     int64_t lanes = 256 / (channels / run);
     int64_t element = types >> 4 * FIELD(GroupNormArgs, x) & 15 ? 2 : 4;

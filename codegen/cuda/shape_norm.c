@@ -26,7 +26,7 @@ void pv_shape_group_norm(const PvCudaKernel *kernel, const int64_t *args, PvCuda
     int64_t blocks = groups * (cut ? ceil_div(count, CHUNK) : 1);
     *grid = (PvCudaGrid){.blocks = {cut ? (uint32_t)blocks : 0, (uint32_t)blocks},
                          .workspace = cut ? blocks * 8 : 0};
-    if (a->table)
+    if (!a->y)
         grid->blocks[1] = (uint32_t)groups;
 }
 

@@ -134,7 +134,7 @@ static void check_product(const Product &p, bool some = false)
     test.run();
 }
 
-// A table alone, of images as they lie.
+// A table alone, of images as they lie; with 0 groups moments instead.
 static void check_table(const char *what, int64_t images, int64_t c, int64_t positions,
                         int64_t groups, bool last)
 {
@@ -143,7 +143,7 @@ static void check_table(const char *what, int64_t images, int64_t c, int64_t pos
         [](const PvRun *, const int64_t *raw) {
             const GroupNormArgs &a = *(const GroupNormArgs *)raw;
             plain_table({a.table, a.mean, a.rstd, a.gamma, a.beta, a.scale, a.shift, a.mod_image,
-                         a.groups, a.eps, 0, 0, 0},
+                         a.groups, a.eps, a.moments, a.moments_image, a.moments_shift},
                         a.images, a.c, a.positions, (const float *)a.x,
                         [&](int64_t image, int64_t channel, int64_t position) {
                             return image * a.x_image + channel * a.x_channel +
@@ -152,11 +152,18 @@ static void check_table(const char *what, int64_t images, int64_t c, int64_t pos
         },
         what);
     GroupNormArgs args = {};
-    NormStats stats = add_stats(test, images, c, groups, true);
+    NormStats stats = {};
+    if (groups > 0)
+        stats = add_stats(test, images, c, groups, true);
+    else
+        add_moments(test, &stats, images, c);
+    args.moments = stats.moments, args.moments_image = stats.moments_image;
+    args.moments_shift = stats.moments_shift;
     args.table = stats.table, args.mean = stats.mean, args.rstd = stats.rstd;
     args.gamma = stats.gamma, args.beta = stats.beta, args.scale = stats.scale;
     args.shift = stats.shift, args.mod_image = stats.mod_image, args.eps = stats.eps;
-    args.images = images, args.c = c, args.positions = positions, args.groups = groups;
+    args.images = images, args.c = c, args.positions = positions;
+    args.groups = groups > 0 ? groups : c;
     args.x_image = c * positions, args.x_channel = last ? 1 : positions;
     args.x_position = last ? c : 1;
     args.x = test.input((size_t)(images * args.x_image), 1, 2);
@@ -281,6 +288,9 @@ int main(void)
     check_table("a table", 2, 12, 35, 4, false);
     check_table("a table, chunks", 1, 6, 3000, 2, false);
     check_table("a table, channels last", 2, 24, 33, 3, true);
+    check_table("moments", 2, 12, 35, 0, false);
+    check_table("moments, chunks", 1, 3, 9000, 0, false);
+    check_table("moments, channels last", 2, 24, 33, 0, true);
     check(odd, false, "FAULT_NORM_IMAGE");
     check_some("some segments", odd, false, "FAULT_NORM_SOME");
     check(across, false, "FAULT_STATS_FENCE");
