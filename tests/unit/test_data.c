@@ -2,45 +2,13 @@
 // Videos and data sets: frames come back as they went in, samples follow from (seed, index) alone,
 // what is damaged is passed over, and packed files give the same batches as folders.
 #include <math.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/wait.h>
-#include <unistd.h>
-#include <cmocka.h>
+
+#include "tests/unit/io_check.h"
 
 #include "runtime/data.h"
 #include "runtime/file.h"
 #include "runtime/video.h"
-
-static char folder[] = "/tmp/pvdm-test-data-XXXXXX";
-
-static const char *in(const char *name)
-{
-    static char paths[4][512];
-    static int next;
-    char *path = paths[next++ % 4];
-    snprintf(path, sizeof paths[0], "%s/%s", folder, name);
-    return path;
-}
-
-static void expect(PvError *error, PvStatus status, const char *part)
-{
-    assert_non_null(error->text);
-    if (!strstr(error->text, part))
-        fail_msg("expected '%s' in: %s", part, error->text);
-    assert_int_equal(error->status, status);
-    pv_error_free(error);
-}
-
-static void expect_fine(bool fine, PvError *error)
-{
-    if (!fine)
-        fail_msg("%s", error->text);
-}
 
 // ---- material: frame k of video v is all of one colour, red 100 + v, green 4 k, blue 9 ----
 
@@ -508,8 +476,7 @@ static void packed_is_the_same(void **state)
 
 static int set_up(void **state)
 {
-    (void)state;
-    if (!mkdtemp(folder))
+    if (make_folder(state))
         return -1;
     make_frames(in("set/a"), 0, 12);
     make_frames(in("set/b"), 1, 4);
@@ -518,14 +485,6 @@ static int set_up(void **state)
     make_frames(in("short/b"), 1, 5);
     make_frames(in("short/c"), 2, 3);
     return 0;
-}
-
-static int tear_down(void **state)
-{
-    (void)state;
-    char command[600];
-    snprintf(command, sizeof command, "rm -rf %s", folder);
-    return system(command);
 }
 
 int main(void)
@@ -544,5 +503,5 @@ int main(void)
         cmocka_unit_test(images_and_order),
         cmocka_unit_test(packed_is_the_same),
     };
-    return cmocka_run_group_tests(tests, set_up, tear_down);
+    return cmocka_run_group_tests(tests, set_up, remove_folder);
 }
