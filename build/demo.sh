@@ -13,7 +13,7 @@ video=/usr/lib/python3/dist-packages/imageio/resources/images/cockatoo.mp4
 
 say "building the compiler and the runtime"
 cmake --preset release >/dev/null
-cmake --build --preset release --target all >/dev/null
+cmake --build --preset release >/dev/null
 
 out=out/demo
 rm -rf "$out"

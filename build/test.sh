@@ -5,5 +5,5 @@ set -eu
 cd "$(dirname "$0")/.."
 sh build/setup.sh
 cmake --preset release >/dev/null
-cmake --build --preset release
+cmake --build --preset tests
 exec python3 tests/run.py "$@"
