@@ -35,6 +35,9 @@ void simt_cp_async(u32 dst, const void *src, int bytes, int source_bytes, int si
         if (source_bytes)
             check_global((const u8 *)src, (size_t)source_bytes, false);
     }
+    if (simt_config.banks)
+        note_shared_access(block->current, dst - SHARED_BASE, (u32)bytes, (u32)bytes, true,
+                           __builtin_return_address(0));
     CpAsync copy = {dst, src, bytes, source_bytes};
     bool late = simt_config.async == SIMT_LATE ||
                 (simt_config.async == SIMT_RANDOM_ASYNC && (random_bits() & 1));

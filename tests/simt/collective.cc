@@ -26,6 +26,11 @@ static void complete(Barrier &barrier, int id, bool whole_block)
             clock_acquire(meeting, &block->threads[thread]);
     }
     for (unsigned i = 0; i < block->warp_count; i++) {
+        u32 met = barrier.waiting[i];
+        if (i == block->warp)
+            met |= 1u << block->current->lane;
+        if (simt_config.banks && (met & block->warps[i].live) == block->warps[i].live)
+            count_banks_of(i);
         block->warps[i].ready |= barrier.waiting[i];
         barrier.waiting[i] = 0;
     }
@@ -134,6 +139,8 @@ void warp_op(u32 mask, int kind, int site, void *arg, WarpOpBody body)
         return;
     }
     body(*op, self->warp);
+    if (simt_config.banks && (mask & warp.live) == warp.live)
+        count_banks_of(self->warp);
     op->mask = op->arrived = 0;
     warp.ready |= mask;
     simt_stats.warp_ops++;
@@ -250,10 +257,11 @@ struct MatrixArgs {
     const u32 *in;
     int count, transposed;
     u32 address;
+    const void *pc;
 };
 
 // Eight rows of 16 bytes are served together; rows that share a group of banks take turns.
-static void count_conflicts(const u32 *rows, int matrices)
+static void count_conflicts(const u32 *rows, int matrices, bool write, const void *pc)
 {
     for (int i = 0; i < matrices; i++, rows += 8) {
         int in_group[8] = {0}, most = 0;
@@ -262,6 +270,8 @@ static void count_conflicts(const u32 *rows, int matrices)
                 most = std::max(most, ++in_group[rows[j] / 16 & 7]);
         simt_stats.bank_conflicts += (u64)(most - 1);
         simt_stats.matrix_rows++;
+        if (simt_config.banks)
+            note_matrix_access(pc, write, (u32)most);
     }
 }
 
@@ -290,7 +300,7 @@ static void move_matrices(WarpOp &op, unsigned warp)
     }
     for (int lane = 0; lane < WARP; lane++)
         rows[lane] = ((MatrixArgs *)op.arg[lane])->address;
-    count_conflicts(rows, first->count);
+    count_conflicts(rows, first->count, !load, first->pc);
     for (int i = 0; i < first->count; i++) {
         for (int r = 0; load && r < 8; r++)
             memcpy(matrix[r],
@@ -318,13 +328,15 @@ static void move_matrices(WarpOp &op, unsigned warp)
 
 void simt_ldmatrix(u32 *out, int count, int transposed, u32 address, int site)
 {
-    MatrixArgs args = {out, nullptr, count, transposed, address};
+    MatrixArgs args = {out,        nullptr, count,
+                       transposed, address, __builtin_return_address(0)};
     warp_op(ALL_LANES, OP_LDMATRIX, site, &args, move_matrices);
 }
 
 void simt_stmatrix(const u32 *in, int count, int transposed, u32 address, int site)
 {
-    MatrixArgs args = {nullptr, in, count, transposed, address};
+    MatrixArgs args = {nullptr,    in,      count,
+                       transposed, address, __builtin_return_address(0)};
     warp_op(ALL_LANES, OP_STMATRIX, site, &args, move_matrices);
 }
 

@@ -195,6 +195,16 @@ void check_global(const u8 *address, size_t bytes, bool write);
 void note_fence(void);                      // __threadfence by the running thread
 void note_atomic(const void *address);      // an atomic by it, right before
 
+/* banks.cc */
+void start_counting_banks(void); // of a block
+void forget_banks(void);
+void enter_call(const void *pc); // by the running thread
+void leave_call(void);
+void note_shared_access(Thread *thread, u32 offset, u32 bytes, u32 width, bool write,
+                        const void *pc); // width: of its pieces
+void note_matrix_access(const void *pc, bool write, u32 wavefronts); // eight rows of 16 bytes
+void count_banks_of(unsigned warp); // its live lanes are together
+
 /* collective.cc */
 enum { OP_SYNC, OP_SHUFFLE, OP_VOTE, OP_LDMATRIX, OP_STMATRIX, OP_MMA, OP_WGMMA };
 typedef void (*WarpOpBody)(WarpOp &op, unsigned warp);

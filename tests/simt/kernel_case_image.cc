@@ -80,7 +80,7 @@ std::string shared_object(const std::string &text, const std::string &name, bool
 #if SIMT_ASAN
     const char *checks = "-O1 -g -fsanitize=address,undefined";
 #else
-    const char *checks = race ? "-O1 -g -fsanitize=thread" : driver.empty() ? "-O2" : "-O1";
+    const char *checks = race ? "-O1 -g -fno-tree-sra -fsanitize=thread" : driver.empty() ? "-O2" : "-O1";
 #endif
     std::string library = driver.empty() ? "" : " " + driver;
     char suffix[32];

@@ -66,6 +66,7 @@ const char *simt_first_report(void)
 void simt_reset(void)
 {
     simt_stats = SimtStats();
+    forget_banks();
     reports = 0;
     first_report[0] = 0;
 }
@@ -200,12 +201,16 @@ static int run_one_block(SimtDim size)
     block->spin_seen = 0;
     block->live = block->thread_count;
     start_threads(size);
+    if (simt_config.banks)
+        start_counting_banks();
     unsigned first = 0;
     if (simt_config.order == SIMT_REVERSE)
         first = block->thread_count - 1;
     if (simt_config.order == SIMT_RANDOM_ORDER)
         first = random_bits() % block->thread_count;
     run_block(&block->threads[first], run_threads);
+    for (unsigned i = 0; simt_config.banks && i < block->warp_count; i++)
+        count_banks_of(i);
     if (!block->failed && !block->stores.empty())
         report("TMA stores not waited for at block exit");
     return block->failed;
@@ -349,7 +354,7 @@ int simt_launch(const char *name, SimtKernel kernel, SimtDim grid_size, SimtDim 
         return 1;
     }
     start_checks_of_launch();
-    bool alone = simt_config.race || simt_config.threads <= 1 || blocks * threads < HELP_PAYS;
+    bool alone = simt_config.race || simt_config.banks || simt_config.threads <= 1 || blocks * threads < HELP_PAYS;
     if (alone || blocks == 1)
         run_blocks(&grid);
     else

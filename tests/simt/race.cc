@@ -370,12 +370,19 @@ static void check_static_shared(const u8 *address, size_t bytes, bool write)
                       seen_by(thread), write, false);
 }
 
-static void access(const void *where, size_t bytes, bool write, const void *pc)
+// `width`: of the instructions that a GPU makes of it.
+static void access(const void *where, size_t bytes, size_t width, bool write, const void *pc)
 {
-    if (!simt_config.race || !block || !block->current)
+    if ((!simt_config.race && !simt_config.banks) || !block || !block->current)
         return;
     const u8 *address = (const u8 *)where;
     place = {pc, 0};
+    if (simt_config.banks && address >= block->shared &&
+        address + bytes <= block->shared + block->shared_bytes)
+        note_shared_access(block->current, (u32)(address - block->shared), (u32)bytes, (u32)width,
+                           write, pc);
+    if (!simt_config.race)
+        return;
     if (address >= block->shared && address < block->shared + SHARED_BYTES) {
         size_t offset = (size_t)(address - block->shared);
         if (offset + bytes > block->shared_bytes) {
@@ -399,18 +406,18 @@ unsigned simt_instrumented_images(void)
     return instrumented_images;
 }
 
-#define HOOK(name, bytes, write)                                                                   \
+#define HOOK(name, bytes, width, write)                                                            \
     void __tsan_##name(void *address)                                                              \
     {                                                                                              \
-        access(address, bytes, write, __builtin_return_address(0));                                \
+        access(address, bytes, width, write, __builtin_return_address(0));                         \
     }
 #define HOOKS(bytes)                                                                               \
-    HOOK(read##bytes, bytes, false)                                                                \
-    HOOK(write##bytes, bytes, true)                                                                \
-    HOOK(unaligned_read##bytes, bytes, false)                                                      \
-    HOOK(unaligned_write##bytes, bytes, true)                                                      \
-    HOOK(volatile_read##bytes, bytes, false)                                                       \
-    HOOK(volatile_write##bytes, bytes, true)
+    HOOK(read##bytes, bytes, bytes, false)                                                         \
+    HOOK(write##bytes, bytes, bytes, true)                                                         \
+    HOOK(unaligned_read##bytes, bytes, bytes < 4 ? bytes : 4, false)                               \
+    HOOK(unaligned_write##bytes, bytes, bytes < 4 ? bytes : 4, true)                               \
+    HOOK(volatile_read##bytes, bytes, bytes, false)                                                \
+    HOOK(volatile_write##bytes, bytes, bytes, true)
 
 extern "C" {
 HOOKS(1)
@@ -420,17 +427,21 @@ HOOKS(8)
 HOOKS(16)
 void __tsan_read_range(void *address, size_t bytes)
 {
-    access(address, bytes, false, __builtin_return_address(0));
+    access(address, bytes, 4, false, __builtin_return_address(0));
 }
 void __tsan_write_range(void *address, size_t bytes)
 {
-    access(address, bytes, true, __builtin_return_address(0));
+    access(address, bytes, 4, true, __builtin_return_address(0));
 }
-void __tsan_func_entry(void *)
+void __tsan_func_entry(void *pc)
 {
+    if (simt_config.banks && block && block->current)
+        enter_call(pc);
 }
 void __tsan_func_exit(void *)
 {
+    if (simt_config.banks && block && block->current)
+        leave_call();
 }
 void __tsan_init(void) // called by a constructor of every instrumented image
 {

@@ -47,16 +47,26 @@ struct SimtConfig {
     unsigned seed;   // of both random choices
     int max_reports; // lines written to stderr; 0: none. All are counted
     int threads = 1; // of the host, that share the blocks of a grid; not used in race mode
+    int banks = 0;   // 1: count bank conflicts of all accesses (kernels compiled as for race mode)
 };
 extern SimtConfig simt_config;
 
 struct SimtStats {
     uint64_t switches, warp_ops, barriers, mma, wgmma;
-    uint64_t matrix_rows, bank_conflicts; // groups of 8 rows of ld/stmatrix, and their extra cycles
+    uint64_t matrix_rows, bank_conflicts; // groups of 8 rows of ld/stmatrix, and extra wavefronts
+    uint64_t wavefronts;                  // of shared memory, where banks are counted
     uint64_t cp_async, tma_bytes;
     uint64_t races, errors; // races are errors too
 };
 extern SIMT_LOCAL SimtStats simt_stats; // of launches by this host thread
+
+// A place of a kernel that accesses shared memory, and what it cost.
+struct SimtBankSite {
+    const void *pc; // behind the access
+    uint32_t bytes; // of a lane
+    bool write;
+    uint64_t instructions, wavefronts, conflicts; // of warps; conflicts: wavefronts beyond the least
+};
 
 extern "C" {
 // Runs all blocks of a grid. 0: ran to the end (errors may have been counted); 1: it could not.
@@ -65,6 +75,8 @@ int simt_launch(const char *name, SimtKernel kernel, SimtDim grid, SimtDim block
 // The text of the first report since the last simt_reset, "" if there was none.
 const char *simt_first_report(void);
 void simt_reset(void); // zeroes the statistics
+// Those since simt_reset, where simt_config.banks was set; they live until the next launch.
+const SimtBankSite *simt_bank_sites(size_t *count);
 
 // Device memory: poisoned, 256-byte aligned, guarded and known to the checks of race mode.
 void *simt_malloc(size_t bytes);

@@ -1,0 +1,72 @@
+// kernel: banks.cu
+// The counter of bank conflicts: accesses whose conflicts are known must cost just these.
+#include "check.h"
+
+extern "C" void access__simt(void **args);
+enum {
+    STORE_4, LOAD_4, STORE_8, LOAD_8, STORE_16, LOAD_16, STORE_2, COPY, MATRIX, ROUNDS, BRANCHES,
+    HALVES, PAIRS, UNALIGNED
+};
+
+static float *out;
+static uint32_t *in;
+
+static void check(const char *what, int kind, int apart, uint64_t conflicts)
+{
+    for (int order = SIMT_IN_ORDER; order <= SIMT_RANDOM_ORDER; order++) {
+        simt_config = {order, SIMT_EAGER, SIMT_RACE, 1, 4};
+        simt_config.banks = 1;
+        simt_reset();
+        void *args[] = {&out, &in, &kind, &apart};
+        simt_launch("access", access__simt, SimtDim(1), SimtDim(32), 32768, args);
+        uint64_t told = 0;
+        size_t count;
+        const SimtBankSite *sites = simt_bank_sites(&count);
+        for (size_t i = 0; i < count; i++)
+            told += sites[i].conflicts;
+        bool good = simt_stats.bank_conflicts == conflicts && told == conflicts &&
+                    simt_stats.wavefronts > conflicts && simt_stats.errors == 0;
+        ++(good ? passed : failed);
+        if (!good)
+            printf("FAIL %s, %d apart, order %d: %llu conflicts (%llu at places), not %llu\n", what,
+                   apart, order, (unsigned long long)simt_stats.bank_conflicts,
+                   (unsigned long long)told, (unsigned long long)conflicts);
+    }
+}
+
+int main()
+{
+    out = make_vector(32, 0, 0);
+    in = (uint32_t *)make_vector(256, 1, 0);
+    if (!SIMT_RACE)
+        return finish(); // accesses are not seen
+    static const struct {
+        int apart;
+        uint64_t of_4, of_8, of_16;
+    } strides[] = {{1, 0, 0, 0},  {2, 1, 2, 4},    {3, 0, 0, 0},    {4, 3, 6, 12},
+                   {8, 7, 14, 28}, {16, 15, 30, 28}, {32, 31, 30, 28}, {33, 0, 0, 0}};
+    for (auto &stride : strides) {
+        check("stores of 4 bytes", STORE_4, stride.apart, stride.of_4);
+        check("loads of 4 bytes", LOAD_4, stride.apart, stride.of_4);
+        check("stores of 8 bytes", STORE_8, stride.apart, stride.of_8);
+        check("loads of 8 bytes", LOAD_8, stride.apart, stride.of_8);
+        check("stores of 16 bytes", STORE_16, stride.apart, stride.of_16);
+        check("loads of 16 bytes", LOAD_16, stride.apart, stride.of_16);
+        check("asynchronous copies", COPY, stride.apart, stride.of_16);
+        check("matrices", MATRIX, stride.apart, stride.of_16);
+    }
+    check("one word for all", LOAD_4, 0, 0);
+    check("two words for all", LOAD_8, 0, 0);
+    check("four words for all", LOAD_16, 0, 0);
+    check("two elements a word", STORE_2, 1, 0);
+    check("two lanes a bank", STORE_2, 4, 1);
+    check("rounds that end", ROUNDS, 1, 0);
+    check("rounds that end, in one bank", ROUNDS, 0, 31 * 32 / 2);
+    check("two ways to a function", BRANCHES, 0, 0);
+    check("two stores of half a warp", HALVES, 1, 0);
+    check("two stores of half a warp", HALVES, 2, 0);
+    check("two stores of half a warp", HALVES, 4, 2);
+    check("structures of 8 bytes", PAIRS, 1, 0);
+    check("structures of words", UNALIGNED, 1, 4 * 3);
+    return finish();
+}
