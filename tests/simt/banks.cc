@@ -13,8 +13,8 @@
  * those of other rounds. cp.async and ldmatrix come by the same way; what TMA and wgmma do to banks
  * is not modelled: their swizzle is made for them.
  *
- * Kernels are to be compiled with -fno-tree-sra, or vectors arrive in pieces. Structures that are no
- * vectors are taken word by word.
+ * Kernels are to be compiled with -fno-tree-sra, or vectors arrive in pieces. Structures that are
+ * no vectors are taken word by word.
  */
 #include <string.h>
 #include <algorithm>

@@ -4,8 +4,20 @@
 
 extern "C" void access__simt(void **args);
 enum {
-    STORE_4, LOAD_4, STORE_8, LOAD_8, STORE_16, LOAD_16, STORE_2, COPY, MATRIX, ROUNDS, BRANCHES,
-    HALVES, PAIRS, UNALIGNED
+    STORE_4,
+    LOAD_4,
+    STORE_8,
+    LOAD_8,
+    STORE_16,
+    LOAD_16,
+    STORE_2,
+    COPY,
+    MATRIX,
+    ROUNDS,
+    BRANCHES,
+    HALVES,
+    PAIRS,
+    UNALIGNED
 };
 
 static float *out;
@@ -43,7 +55,7 @@ int main()
     static const struct {
         int apart;
         uint64_t of_4, of_8, of_16;
-    } strides[] = {{1, 0, 0, 0},  {2, 1, 2, 4},    {3, 0, 0, 0},    {4, 3, 6, 12},
+    } strides[] = {{1, 0, 0, 0},   {2, 1, 2, 4},     {3, 0, 0, 0},     {4, 3, 6, 12},
                    {8, 7, 14, 28}, {16, 15, 30, 28}, {32, 31, 30, 28}, {33, 0, 0, 0}};
     for (auto &stride : strides) {
         check("stores of 4 bytes", STORE_4, stride.apart, stride.of_4);
