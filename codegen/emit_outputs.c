@@ -109,7 +109,7 @@ void copy_taps(Lower *lower, const Group *group)
         for (uint32_t i = lower->tap_head[local_of(lower->work, group->results[k])]; i;
              i = lower->tap_next[i - 1]) {
             Val val = lower->work->variant->taps[i - 1].val;
-            if (view_of(lower->work, val).base == group->results[k])
+            if (base_of(lower->work, val) == group->results[k])
                 dense_place(lower, val);
         }
     }
@@ -124,7 +124,7 @@ void list_taps(Lower *lower)
     lower->tap_head = arena_alloc(work->arena, (work->count + 1) * sizeof(uint32_t));
     lower->tap_next = arena_alloc(work->arena, (work->variant->tap_count + 1) * sizeof(uint32_t));
     for (uint32_t i = 0; i < work->variant->tap_count; i++) {
-        uint32_t local = local_of(work, view_of(work, work->variant->taps[i].val).base);
+        uint32_t local = local_of(work, base_of(work, work->variant->taps[i].val));
         lower->tap_next[i] = lower->tap_head[local];
         lower->tap_head[local] = i + 1;
     }

@@ -78,7 +78,7 @@ static void find_edges(Batcher *b)
     for (uint32_t p = 0; p < b->count; p++) {
         const Group *group = &work->groups[work->schedule[p]];
         for (uint32_t i = 0; i < group->read_count; i++) {
-            uint32_t slot = slot_of(work, view_of(work, group->reads[i]).base);
+            uint32_t slot = slot_of(work, base_of(work, group->reads[i]));
             if (!maker[slot])
                 continue;
             list_add(arena, &b->before[p], maker[slot] - 1);
@@ -288,7 +288,7 @@ static bool is_ready(const Batcher *b, uint32_t position, const bool *done)
 static Val weight_of(const Work *work, const Group *group)
 {
     for (uint32_t i = 0; group->kind == GROUP_LIBRARY && i < group->read_count; i++) {
-        Val base = view_of(work, group->reads[i]).base;
+        Val base = base_of(work, group->reads[i]);
         if (graph_node(work->module->graph, val_node(base))->op == OP_PARAM)
             return base;
     }

@@ -49,7 +49,7 @@ static void put_groups(FILE *out, const Work *work, uint32_t plan)
         put_box(out, plan, number, group->kind == GROUP_LIBRARY, group_label(work, group),
                 graph_origin(work->module->graph, group->anchor));
         for (uint32_t k = 0; k < group->read_count; k++) {
-            Val base = view_of(work, group->reads[k]).base;
+            Val base = base_of(work, group->reads[k]);
             uint32_t from = work->owner[local_of(work, base)];
             if (from && !val_is_step(work, base) && reader[from] != number + 1) {
                 reader[from] = number + 1;

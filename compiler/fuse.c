@@ -398,15 +398,15 @@ static void find_within(Work *work)
     for (uint32_t g = 0; g < work->group_count; g++) {
         const Group *group = &work->groups[g];
         for (uint32_t i = 0; i < group->read_count; i++) {
-            uint32_t base = local_of(work, view_of(work, group->reads[i]).base);
+            uint32_t base = local_of(work, base_of(work, group->reads[i]));
             bool again = false;
             for (uint32_t k = 0; k < i; k++)
-                again |= local_of(work, view_of(work, group->reads[k]).base) == base;
+                again |= local_of(work, base_of(work, group->reads[k])) == base;
             readers[base] += !again;
         }
     }
     for (uint32_t i = 0; i < work->variant->output_count; i++)     // those never die
-        readers[local_of(work, view_of(work, work->variant->outputs[i].val).base)] += 2;
+        readers[local_of(work, base_of(work, work->variant->outputs[i].val))] += 2;
     for (uint32_t g = 0; g < work->group_count; g++)
         lie_within(work, g, readers);
 }

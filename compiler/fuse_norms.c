@@ -38,7 +38,7 @@ static bool is_image(const View *view, const Type *type)
 // Whether `val` is a part of a norm's table.
 static bool is_table_part(const Work *work, Val val)
 {
-    Val base = view_of(work, val).base;
+    Val base = base_of(work, val);
     return val_get(work->module->graph, base)->op == OP_GROUP_NORM_TABLE && val_out(base) == 0;
 }
 
@@ -66,7 +66,7 @@ static bool match_load(const Work *work, Val val, NormLoadOf *load)
     *load = (NormLoadOf){.act = is_activation(node->op) ? node->op : OP_STOP_GRADIENT, .sum = sum};
     if (!match_part(work, sum, OP_ADD, &product, &load->d) ||
         !match_part(work, product, OP_MUL, &load->x, &load->a) ||
-        view_of(work, load->a).base != view_of(work, load->d).base)
+        base_of(work, load->a) != base_of(work, load->d))
         return false;
     load->product = product;
     return (sum == val || (count_users(work, sum, &user) == 1 && !work->kept[local_of(work, sum)])) &&
@@ -122,7 +122,7 @@ bool *find_behind_norms(const Work *work)
     for (uint32_t local = 0; local < work->count; local++) {
         const Node *node = node_at(work, local);
         if (node->op == OP_GROUP_NORM_TABLE || node->op == OP_CHANNEL_MOMENTS)
-            behind[local_of(work, view_of(work, node->in[0]).base)] = true;
+            behind[local_of(work, base_of(work, node->in[0]))] = true;
     }
     for (uint32_t local = 0; local < work->count; local++) {
         const Node *node = node_at(work, local);

@@ -96,23 +96,22 @@ static uint32_t pointers_add(Arena *arena, Pointers *list, const void *item)
 
 // ---- the graph ----
 
+// What is asked of a node less often; in blocks as nodes are.
 typedef struct {
-    Node node;
     Origin origin;
     bool step;
-} Record;
+} Side;
 
 typedef struct {
     const void *data;
     size_t size;
 } Blob;
 
-enum { BLOCK_BITS = 12, BLOCK_SIZE = 1 << BLOCK_BITS };
-
 struct Graph {
+    NodeTable table;         // the first: graph_node looks there
+    uint32_t block_count, block_room;
+    Side **sides;            // by block
     Arena *arena;
-    Pointers blocks;         // of BLOCK_SIZE Records
-    uint32_t count;          // nodes, with the unused number 0
     Table nodes, type_table, attr_table, blob_table, segment_table;
     Pointers types;          // Type; entry 0 of each list is unused
     Pointers attrs;          // Attr
@@ -122,43 +121,53 @@ struct Graph {
     char error[512];
 };
 
+static void add_block(Graph *graph)
+{
+    NodeTable *table = &graph->table;
+    if (graph->block_count == graph->block_room) {
+        graph->block_room = graph->block_room ? 2 * graph->block_room : 16;
+        Node **blocks = arena_alloc(graph->arena, graph->block_room * sizeof *blocks);
+        Side **sides = arena_alloc(graph->arena, graph->block_room * sizeof *sides);
+        if (graph->block_count) {
+            memcpy(blocks, table->blocks, graph->block_count * sizeof *blocks);
+            memcpy(sides, graph->sides, graph->block_count * sizeof *sides);
+        }
+        table->blocks = blocks;
+        graph->sides = sides;
+    }
+    table->blocks[graph->block_count] = arena_alloc(graph->arena, NODE_BLOCK * sizeof(Node));
+    graph->sides[graph->block_count++] = arena_alloc(graph->arena, NODE_BLOCK * sizeof(Side));
+}
+
 Graph *graph_new(Arena *arena)
 {
     Graph *graph = arena_alloc(arena, sizeof *graph);
     graph->arena = arena;
-    graph->count = 1;
+    graph->table.count = 1;
     pointers_add(arena, &graph->types, NULL);
     pointers_add(arena, &graph->attrs, NULL);
     pointers_add(arena, &graph->blobs, NULL);
     pointers_add(arena, &graph->segments, NULL);
-    pointers_add(arena, &graph->blocks, arena_alloc(arena, BLOCK_SIZE * sizeof(Record)));
+    add_block(graph);
     return graph;
 }
 
-uint32_t graph_count(const Graph *graph)
+void graph_no_node(NodeId node)
 {
-    return graph->count;
+    bug("there is no node %u", node);
 }
 
-static Record *record_at(const Graph *graph, NodeId node)
+void graph_no_output(const Graph *graph, Val val)
 {
-    if (node == 0 || node >= graph->count)
-        bug("there is no node %u", node);
-    Record *block = (Record *)graph->blocks.at[node >> BLOCK_BITS];
-    return &block[node & (BLOCK_SIZE - 1)];
+    bug("node %u (%s) has no output %u", val_node(val),
+        op_info[val_get(graph, val)->op].name, val_out(val));
 }
 
-const Node *graph_node(const Graph *graph, NodeId node)
+static Side *side_of(const Graph *graph, NodeId node)
 {
-    return &record_at(graph, node)->node;
-}
-
-const Type *val_type(const Graph *graph, Val val)
-{
-    const Node *node = graph_node(graph, val_node(val));
-    if (val_out(val) >= node->nout)
-        bug("node %u (%s) has no output %u", val_node(val), op_info[node->op].name, val_out(val));
-    return node->type[val_out(val)];
+    if (node == 0 || node >= graph->table.count)
+        graph_no_node(node);
+    return &graph->sides[node >> NODE_BLOCK_BITS][node & (NODE_BLOCK - 1)];
 }
 
 const char *graph_error(const Graph *graph)
@@ -181,12 +190,12 @@ void graph_at(Graph *graph, Origin origin)
 
 const Origin *graph_origin(const Graph *graph, NodeId node)
 {
-    return &record_at(graph, node)->origin;
+    return &side_of(graph, node)->origin;
 }
 
 bool graph_is_step(const Graph *graph, Val val)
 {
-    return record_at(graph, val_node(val))->step;
+    return side_of(graph, val_node(val))->step;
 }
 
 // ---- interning ----
@@ -347,18 +356,17 @@ static uint64_t node_hash(const Node *node)
 
 static NodeId add_node(Graph *graph, Node node, uint64_t hash)
 {
-    if (graph->count == UINT32_MAX >> 2)
+    if (graph->table.count == UINT32_MAX >> 2)
         bug("too many nodes");
-    NodeId id = graph->count++;
-    if (id >> BLOCK_BITS == graph->blocks.count)
-        pointers_add(graph->arena, &graph->blocks,
-                     arena_alloc(graph->arena, BLOCK_SIZE * sizeof(Record)));
-    Record *record = record_at(graph, id);
-    record->node = node;
+    NodeId id = graph->table.count++;
+    uint32_t block = id >> NODE_BLOCK_BITS, at = id & (NODE_BLOCK - 1);
+    if (block == graph->block_count)
+        add_block(graph);
     if (node.nin)
-        record->node.in = arena_copy(graph->arena, node.in, node.nin * sizeof node.in[0]);
-    record->origin = graph->here;
-    record->step = is_step(graph, node.op, node.in, node.nin, node.type[0]);
+        node.in = arena_copy(graph->arena, node.in, node.nin * sizeof node.in[0]);
+    graph->table.blocks[block][at] = node;
+    graph->sides[block][at] = (Side){graph->here, is_step(graph, node.op, node.in, node.nin,
+                                                          node.type[0])};
     table_insert(graph->arena, &graph->nodes, hash, id);
     return id;
 }

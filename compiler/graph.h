@@ -120,13 +120,38 @@ typedef struct {
 typedef struct Graph Graph;
 
 Graph *graph_new(Arena *arena);
-uint32_t graph_count(const Graph *graph);             // nodes; numbers 1 .. count - 1 are used
-const Node *graph_node(const Graph *graph, NodeId node);
+// What a Graph begins with, so that a node is found without a call.
+enum { NODE_BLOCK_BITS = 12, NODE_BLOCK = 1 << NODE_BLOCK_BITS };
+typedef struct {
+    Node **blocks;           // of NODE_BLOCK nodes
+    uint32_t count;          // nodes, with the unused number 0
+} NodeTable;
+
+_Noreturn void graph_no_node(NodeId node);
+// Nodes; numbers 1 .. count - 1 are used.
+static inline uint32_t graph_count(const Graph *graph)
+{
+    return ((const NodeTable *)graph)->count;
+}
+static inline const Node *graph_node(const Graph *graph, NodeId node)
+{
+    const NodeTable *table = (const NodeTable *)graph;
+    if (node == 0 || node >= table->count)
+        graph_no_node(node);
+    return &table->blocks[node >> NODE_BLOCK_BITS][node & (NODE_BLOCK - 1)];
+}
 static inline const Node *val_get(const Graph *graph, Val val)
 {
     return graph_node(graph, val_node(val));
 }
-const Type *val_type(const Graph *graph, Val val);
+_Noreturn void graph_no_output(const Graph *graph, Val val);
+static inline const Type *val_type(const Graph *graph, Val val)
+{
+    const Node *node = val_get(graph, val);
+    if (val_out(val) >= node->nout)
+        graph_no_output(graph, val);
+    return node->type[val_out(val)];
+}
 
 // Makes (or finds) a node. `types` gives the output types where the operands do not determine
 // them (sources, reshape, expand, cast, *_grad: see ops.def), else NULL. Returns output 0, or 0

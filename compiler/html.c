@@ -185,7 +185,7 @@ void html_graph(Html *html, const char *pass, const Module *module)
 // The group that makes what `val` shows, + 1; 0: it comes from outside.
 static uint32_t maker(const Work *work, Val val)
 {
-    return work->owner[local_of(work, view_of(work, val).base)];
+    return work->owner[local_of(work, base_of(work, val))];
 }
 
 // [label, library, line, path, [members], [groups that are read]]

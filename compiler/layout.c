@@ -21,17 +21,9 @@ size_t element_size(const Module *module, DType dtype)
     return dtype == DT_BOOL ? 1 : 8;
 }
 
-uint32_t local_of(const Work *work, Val val)
+void not_in_plan(Val val)
 {
-    uint32_t local = work->local[val_node(val)];
-    if (local == 0)
-        bug("value %%%u.%u is not part of the plan", val_node(val), val_out(val));
-    return local - 1;
-}
-
-bool val_is_step(const Work *work, Val val)
-{
-    return work->step[local_of(work, val)];
+    bug("value %%%u.%u is not part of the plan", val_node(val), val_out(val));
 }
 
 Dim dim_product(Dim x, Dim y)
@@ -109,7 +101,7 @@ const View *within_of(const Work *work, Val val)
 
 Val storage_of(const Work *work, Val val)
 {
-    Val base = view_of(work, val).base;
+    Val base = base_of(work, val);
     for (const View *within; (within = within_of(work, base));)
         base = within->base;
     return base;
@@ -140,9 +132,10 @@ View view_of(const Work *work, Val val)
 
 bool same_elements(const Work *work, Val x, Val y)
 {
+    if (x == y || base_of(work, x) != base_of(work, y))
+        return x == y;
     View left = view_of(work, x), right = view_of(work, y);
-    return x == y || (left.base == right.base && left.offset.fixed == right.offset.fixed &&
-                      left.offset.batch == right.offset.batch &&
+    return (left.offset.fixed == right.offset.fixed && left.offset.batch == right.offset.batch &&
                       memcmp(left.stride, right.stride, sizeof left.stride) == 0 &&
                       shape_equal(val_type(work->module->graph, x),
                                   val_type(work->module->graph, y)));
@@ -261,57 +254,26 @@ bool view_through(const Graph *graph, const Node *node, const View *x, View *out
 
 // ---- the needed nodes ----
 
-static bool is_step(const Graph *graph, NodeId id)
-{
-    const Node *node = graph_node(graph, id);
-    return node->nout == 1 && node->type[0]->rank == 0 && graph_is_step(graph, val_of(id, 0));
-}
-
-// Marks what `val` needs, without recursion; work->local holds 1 for marked nodes meanwhile.
-static void mark(Work *work, Val val, NodeId **stack, size_t *capacity, size_t *found)
-{
-    const Graph *graph = work->module->graph;
-    size_t depth = 0;
-    *stack = grow_array(*stack, capacity, depth, sizeof **stack);
-    (*stack)[depth++] = val_node(val);
-    while (depth > 0) {
-        NodeId id = (*stack)[--depth];
-        if (work->local[id])
-            continue;
-        work->local[id] = 1;
-        ++*found;
-        if (is_step(graph, id))
-            continue;
-        const Node *node = graph_node(graph, id);
-        for (uint32_t i = 0; i < node->nin; i++) {
-            *stack = grow_array(*stack, capacity, depth, sizeof **stack);
-            (*stack)[depth++] = val_node(node->in[i]);
-        }
-    }
-}
-
 static void collect_nodes(Work *work)
 {
     const Graph *graph = work->module->graph;
     const Variant *variant = work->variant;
     uint32_t total = graph_count(graph);
-    work->local = arena_alloc(work->arena, total * sizeof *work->local);
-    NodeId *stack = NULL;
-    size_t capacity = 0, found = 0;
+    Arena *scratch = arena_new();
+    uint64_t *marks = arena_alloc(scratch, (total / 64 + 1) * sizeof *marks);
     for (uint32_t i = 0; i < variant->output_count; i++)
-        mark(work, variant->outputs[i].val, &stack, &capacity, &found);
+        mark_node(marks, val_node(variant->outputs[i].val));
     for (uint32_t i = 0; work->taps && i < variant->tap_count; i++)
-        mark(work, variant->taps[i].val, &stack, &capacity, &found);
-    free(stack);
-    work->nodes = arena_alloc(work->arena, (found + 1) * sizeof *work->nodes);
-    work->step = arena_alloc(work->arena, (found + 1) * sizeof *work->step);
-    for (NodeId id = 1; id < total; id++)
-        if (work->local[id]) {
-            work->step[work->count] = is_step(graph, id);
-            work->nodes[work->count++] = id;
-            work->local[id] = work->count;
-        }
-    work->kept = arena_alloc(work->arena, (found + 1) * sizeof *work->kept);
+        mark_node(marks, val_node(variant->taps[i].val));
+    work->nodes = needed_nodes(graph, work->arena, marks, false, &work->count);
+    arena_free(scratch);
+    work->local = arena_alloc(arena_new_sparse(), total * sizeof *work->local);
+    work->step = arena_alloc(work->arena, (work->count + 1) * sizeof *work->step);
+    work->kept = arena_alloc(work->arena, (work->count + 1) * sizeof *work->kept);
+    for (uint32_t local = 0; local < work->count; local++) {
+        work->local[work->nodes[local]] = local + 1;
+        work->step[local] = node_is_step(graph, work->nodes[local]);
+    }
     for (uint32_t i = 0; i < variant->output_count; i++)
         work->kept[local_of(work, variant->outputs[i].val)] = true;
     for (uint32_t i = 0; work->taps && i < variant->tap_count; i++)

@@ -46,7 +46,8 @@ typedef struct {
 typedef struct {
     Rewrite own;
     bool *kept;                // by NodeId: an output
-    uint32_t *user_first;      // users of node id: users[user_first[id] .. user_first[id + 1]]
+    uint32_t *user_first;      // users of node id: users[user_first[id] .. user_end[id]]
+    uint32_t *user_end;
     NodeId *users;
     uint32_t *chain_of;        // by NodeId: chain + 1 of the last node
     bool *cut;                 // by NodeId: only parts of it are made
@@ -62,22 +63,28 @@ typedef struct {
 
 static void list_users(Apart *a, Arena *arena)
 {
-    a->user_first = arena_alloc(arena, (a->own.total + 2) * sizeof *a->user_first);
+    a->user_first = arena_alloc(arena, a->own.total * sizeof *a->user_first);
+    a->user_end = arena_alloc(arena, a->own.total * sizeof *a->user_end);
     for (int pass = 0; pass < 2; pass++) {
-        for (NodeId id = 1; id < a->own.total; id++) {
-            const Node *node = graph_node(a->own.graph, id);
-            for (uint32_t i = 0; a->own.needed[id] && i < node->nin; i++) {
-                uint32_t *at = &a->user_first[val_node(node->in[i])];
-                if (pass == 0)
-                    at[2]++;
-                else
-                    a->users[at[1]++] = id;
+        for (uint32_t n = 0; n < a->own.count; n++) {
+            const Node *node = graph_node(a->own.graph, a->own.nodes[n]);
+            for (uint32_t i = 0; i < node->nin; i++) {
+                uint32_t *end = &a->user_end[val_node(node->in[i])];
+                if (pass == 1)
+                    a->users[*end] = a->own.nodes[n];
+                ++*end;
             }
         }
-        for (uint32_t id = 0; pass == 0 && id < a->own.total; id++)
-            a->user_first[id + 2] += a->user_first[id + 1];
-        if (pass == 0)
-            a->users = arena_alloc(arena, (a->user_first[a->own.total + 1] + 1) * sizeof *a->users);
+        if (pass == 1)
+            break;
+        uint32_t total = 0;
+        for (uint32_t n = 0; n < a->own.count; n++) {
+            NodeId id = a->own.nodes[n];
+            a->user_first[id] = total;
+            total += a->user_end[id];
+            a->user_end[id] = a->user_first[id];
+        }
+        a->users = arena_alloc(arena, (total + 1) * sizeof *a->users);
     }
 }
 
@@ -85,7 +92,7 @@ static void list_users(Apart *a, Arena *arena)
 static NodeId only_user(const Apart *a, Val val)
 {
     NodeId id = val_node(val), found = 0;
-    for (uint32_t i = a->user_first[id]; i < a->user_first[id + 1]; i++) {
+    for (uint32_t i = a->user_first[id]; i < a->user_end[id]; i++) {
         const Node *user = graph_node(a->own.graph, a->users[i]);
         bool reads = false;
         for (uint32_t k = 0; k < user->nin; k++)
@@ -236,9 +243,9 @@ static bool all_could_load(Apart *a, Val val, Moved moved, int64_t *sliced, uint
 {
     NodeId id = val_node(val);
     bool leaf = false;
-    if (a->kept[id] || a->user_first[id] == a->user_first[id + 1])
+    if (a->kept[id] || a->user_first[id] == a->user_end[id])
         return false;
-    for (uint32_t i = a->user_first[id]; i < a->user_first[id + 1]; i++) {
+    for (uint32_t i = a->user_first[id]; i < a->user_end[id]; i++) {
         const Node *user = graph_node(a->own.graph, a->users[i]);
         bool loads = moved != REPEATED && moved != SLICED && could_load(a, a->users[i], val);
         bool adds = moved == SLICED && op_info[user->op].class == CLASS_ELEMENTWISE;
@@ -264,7 +271,7 @@ static bool all_could_load(Apart *a, Val val, Moved moved, int64_t *sliced, uint
 static void add_loads(const Apart *a, Val val, double *own, double *loads)
 {
     NodeId id = val_node(val);
-    for (uint32_t i = a->user_first[id]; i < a->user_first[id + 1]; i++) {
+    for (uint32_t i = a->user_first[id]; i < a->user_end[id]; i++) {
         const Node *user = graph_node(a->own.graph, a->users[i]);
         Val moved = val_of(a->users[i], 0);
         if (user->op == OP_EXPAND) {
@@ -308,7 +315,7 @@ static bool pays(const Apart *a, const Chain *chain)
 // Who reads the statistics comes behind the chain, so that the table can be made at its end.
 static bool statistics_wait(const Apart *a, const Chain *chain)
 {
-    for (uint32_t i = a->user_first[chain->norm]; i < a->user_first[chain->norm + 1]; i++) {
+    for (uint32_t i = a->user_first[chain->norm]; i < a->user_end[chain->norm]; i++) {
         const Node *user = graph_node(a->own.graph, a->users[i]);
         for (uint32_t k = 0; k < user->nin; k++)
             if (val_node(user->in[k]) == chain->norm && val_out(user->in[k]) > 0 &&
@@ -367,7 +374,7 @@ static bool is_product_chain(const Apart *a, Val val)
 static bool norm_reads(const Apart *a, Val val, int depth)
 {
     NodeId id = val_node(val);
-    for (uint32_t i = a->user_first[id]; i < a->user_first[id + 1]; i++) {
+    for (uint32_t i = a->user_first[id]; i < a->user_end[id]; i++) {
         const Node *user = graph_node(a->own.graph, a->users[i]);
         if ((user->op == OP_GROUP_NORM && user->in[0] == val) ||
             (depth > 0 && (user->op == OP_RESHAPE || user->op == OP_CONCAT) &&
@@ -383,7 +390,7 @@ static const Node *slice_from(const Apart *a, Val val, int64_t start)
 {
     NodeId id = val_node(val);
     const Node *found = NULL;
-    for (uint32_t i = a->user_first[id]; i < a->user_first[id + 1]; i++) {
+    for (uint32_t i = a->user_first[id]; i < a->user_end[id]; i++) {
         const Node *user = graph_node(a->own.graph, a->users[i]);
         const int64_t *n = user->attr->n;
         const Node *inner = user->op == OP_CONCAT && n[0] == 1
@@ -430,8 +437,9 @@ static bool find_cuts(Apart *a)
 {
     bool any = false;
     const uint32_t rungs = RUNG_BATCHING | RUNG_EPILOGUES | RUNG_PLACEMENT;
-    for (NodeId id = 1; (a->own.work->rungs & rungs) == rungs && id < a->own.total; id++) {
-        Op op = a->own.needed[id] ? graph_node(a->own.graph, id)->op : OP_CONST;
+    for (uint32_t n = 0; (a->own.work->rungs & rungs) == rungs && n < a->own.count; n++) {
+        NodeId id = a->own.nodes[n];
+        Op op = graph_node(a->own.graph, id)->op;
         if ((op != OP_ADD && op != OP_CONTRACT) || !is_cut_up(a, id))
             continue;
         cut_chain(a, val_of(id, 0));
@@ -677,11 +685,12 @@ static Val normalized(Apart *a, const Chain *chain, Val val)
 
 static void rebuild(Apart *a)
 {
-    for (NodeId id = 1; id < a->own.total; id++) {
+    for (uint32_t n = 0; n < a->own.count; n++) {
+        NodeId id = a->own.nodes[n];
         const Node *node = graph_node(a->own.graph, id);
         uint32_t moved = a->moved_of[id];
         bool part = node->op == OP_SLICE && a->cut[val_node(node->in[0])];
-        if (!a->own.needed[id] || (a->cut[id] && !a->parts_of[id]) ||
+        if ((a->cut[id] && !a->parts_of[id]) ||
             (a->replaced[id] && !a->chain_of[id] && !moved))
             continue;
         graph_at(a->own.graph, *graph_origin(a->own.graph, id));
@@ -711,7 +720,7 @@ void take_norms_apart(Work *work)
     if (!(work->rungs & RUNG_NORMS) || work->module->storage != DT_NONE)
         return;
     Apart a = {.chains = NULL};
-    Arena *scratch = arena_new();
+    Arena *scratch = arena_new_sparse();
     rewrite_begin(&a.own, work, scratch);
     uint32_t total = a.own.total;
     a.kept = arena_alloc(scratch, total);
@@ -723,9 +732,9 @@ void take_norms_apart(Work *work)
     for (uint32_t i = 0; i < work->variant->output_count; i++)
         a.kept[val_node(work->variant->outputs[i].val)] = true;
     list_users(&a, scratch);
-    for (NodeId id = 1; id < total; id++)
-        if (a.own.needed[id] && graph_node(a.own.graph, id)->op == OP_GROUP_NORM)
-            find_chain(&a, id);
+    for (uint32_t n = 0; n < a.own.count; n++)
+        if (graph_node(a.own.graph, a.own.nodes[n])->op == OP_GROUP_NORM)
+            find_chain(&a, a.own.nodes[n]);
     if (find_cuts(&a) | (a.chain_count > 0)) {
         rewrite_start(&a.own, scratch);
         rebuild(&a);

@@ -154,11 +154,11 @@ typedef struct Work {
     // the nodes that outputs (and taps) need; step values stand here, what they need does not
     uint32_t count;
     NodeId *nodes;             // by local number, ascending
-    uint32_t *local;           // by NodeId: local number + 1, 0 = not needed
+    uint32_t *local;           // by NodeId: local number + 1, 0 = not needed; sparse
     bool *step;                // by local number: a step value
-    NodeId *turn;              // by NodeId: the node of the model in whose place this one stands; 0:
-                               // it is one itself
-    uint32_t turn_count;
+    NodeId **turn;             // by block of NodeIds, by NodeId: the node of the model in whose
+                               // place this one stands; 0, or no block: it is one itself
+    uint32_t turn_blocks;
     bool *kept;                // an output or tap reads it
     uint32_t *user_first;      // users of local number i: users[user_first[i] .. user_first[i + 1]]
     NodeId *users;
@@ -255,20 +255,35 @@ typedef struct {
     Work *work;
     Graph *graph;
     uint32_t total;            // nodes before
-    bool *needed;              // by NodeId: an output depends on it
+    uint64_t *needed;          // a bit a NodeId: an output depends on it
+    NodeId *nodes;             // those, ascending
+    uint32_t count;
     Val *map;                  // by Val: what it has become
-    NodeId *turn;              // by NodeId: whose place it has in the order of the model; 0: its own
-    uint32_t turn_count;
-    size_t turn_capacity;
     Val *in;                   // operands, while a node is remade
     size_t in_capacity;
 } Rewrite;
-void rewrite_begin(Rewrite *own, Work *work, Arena *arena);    // what is needed
+// What is needed. The graph holds the nodes of all plans, a plan has few of them: tables by NodeId
+// belong in a sparse arena, and loops go over `nodes`.
+void rewrite_begin(Rewrite *own, Work *work, Arena *arena);
 void rewrite_start(Rewrite *own, Arena *arena);            // room for `map`: there is something to do
 void rewrite_turn(Rewrite *own, Val made, NodeId from);    // a new node stands where `from` stood
 Val rewrite_operands(Rewrite *own, NodeId id);             // the node of what its operands became
 void rewrite_end(Rewrite *own);                            // outputs and turns become the plan's
 void rewrite_free(Rewrite *own);
+NodeId turn_of_node(const Work *work, NodeId id);          // Work.turn, or the node itself
+static inline bool rewrite_needs(const Rewrite *own, NodeId id)
+{
+    return own->needed[id / 64] >> id % 64 & 1;
+}
+// Sets of nodes, a bit each: what the marked ones need is marked as well, but not what step values
+// need unless `beyond_steps`. All of them, ascending.
+static inline void mark_node(uint64_t *marks, NodeId id)
+{
+    marks[id / 64] |= UINT64_C(1) << id % 64;
+}
+NodeId *needed_nodes(const Graph *graph, Arena *arena, uint64_t *marks, bool beyond_steps,
+                     uint32_t *count);
+bool node_is_step(const Graph *graph, NodeId id);
 
 /* refine.c */
 // Axes that are joined from what lies apart stay apart: the plan gets outputs of its own.
@@ -299,8 +314,20 @@ Work *split_table(Work *work, uint32_t row_input);
 /* layout.c */
 // Collects the needed nodes, their users, and finds the views. Needs the variant, level and taps.
 void find_layout(Work *work);
-uint32_t local_of(const Work *work, Val val);
+_Noreturn void not_in_plan(Val val);
+static inline uint32_t local_of(const Work *work, Val val)
+{
+    uint32_t local = work->local[val_node(val)];
+    if (local == 0)
+        not_in_plan(val);
+    return local - 1;
+}
 View view_of(const Work *work, Val val);              // of a needed value
+static inline Val base_of(const Work *work, Val val)  // view_of(work, val).base
+{
+    const View *view = work->view[local_of(work, val)];
+    return view ? view->base : val;
+}
 const View *within_of(const Work *work, Val val);     // NULL: it has storage of its own
 Val storage_of(const Work *work, Val val);            // the value with the storage it lies in
 // Strides of `to` over the elements that `x` shows as `from`, both row-major; false if there are
@@ -312,7 +339,10 @@ bool view_through(const Graph *graph, const Node *node, const View *x, View *out
 bool view_is_dense(const View *view, const Type *type);
 // The elements lie without gaps, in whatever order of axes.
 bool covers(const View *view, const Type *type);
-bool val_is_step(const Work *work, Val val);
+static inline bool val_is_step(const Work *work, Val val)
+{
+    return work->step[local_of(work, val)];
+}
 bool same_elements(const Work *work, Val x, Val y);   // in the same places, in the same shape
 Dim dim_product(Dim x, Dim y);
 // stride == inner stride * inner size: two axes are one.

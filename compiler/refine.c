@@ -36,9 +36,10 @@ typedef struct {
 typedef struct {
     Rewrite own;
     Fine *map;                 // by Val
-    View **view;               // by NodeId of the new graph: how its values lie, about
-    size_t view_capacity;
-    uint32_t view_count;
+    View **view;               // by NodeId: how its values lie, about
+    View **new_view;           // the same, from node `total` on
+    size_t new_capacity;
+    uint32_t new_count;
     Arena *arena;
 } Refiner;
 
@@ -57,13 +58,16 @@ static bool is_plain(const Refiner *r, const Fine *fine, uint32_t rank)
 
 // ---- nodes and how they lie ----
 
-static View *slot_of_view(Refiner *r, NodeId id)
+static View **slot_of_view(Refiner *r, NodeId id)
 {
-    while (r->view_count <= id) {
-        r->view = grow_array(r->view, &r->view_capacity, r->view_count, sizeof *r->view);
-        r->view[r->view_count++] = NULL;
+    if (id < r->own.total)
+        return &r->view[id];
+    while (r->new_count <= id - r->own.total) {
+        r->new_view =
+            grow_array(r->new_view, &r->new_capacity, r->new_count, sizeof *r->new_view);
+        r->new_view[r->new_count++] = NULL;
     }
-    return r->view[id];
+    return &r->new_view[id - r->own.total];
 }
 
 static View lies(void *context, Val val)
@@ -71,7 +75,7 @@ static View lies(void *context, Val val)
     Refiner *r = context;
     const Node *node = val_get(r->own.graph, val);
     const Type *type = node->type[val_out(val)];
-    const View *known = slot_of_view(r, val_node(val));
+    const View *known = *slot_of_view(r, val_node(val));
     if (known && val_out(val) == 0)
         return *known;
     View view = {.base = val}, operand;
@@ -87,7 +91,7 @@ static View lies(void *context, Val val)
     else
         dense_strides(type, view.stride);
     if (val_out(val) == 0)
-        r->view[val_node(val)] = arena_copy(r->arena, &view, sizeof view);
+        *slot_of_view(r, val_node(val)) = arena_copy(r->arena, &view, sizeof view);
     return view;
 }
 
@@ -526,9 +530,9 @@ static bool refine_node(Refiner *r, NodeId id)
 // Whether there is a reshape that may start it: of a transpose, to fewer axes.
 static bool may_refine(const Refiner *r)
 {
-    for (NodeId id = 1; id < r->own.total; id++) {
-        const Node *node = graph_node(r->own.graph, id);
-        if (r->own.needed[id] && node->op == OP_RESHAPE &&
+    for (uint32_t n = 0; n < r->own.count; n++) {
+        const Node *node = graph_node(r->own.graph, r->own.nodes[n]);
+        if (node->op == OP_RESHAPE &&
             val_get(r->own.graph, node->in[0])->op == OP_TRANSPOSE &&
             node->type[0]->rank < val_type(r->own.graph, node->in[0])->rank)
             return true;
@@ -538,14 +542,14 @@ static bool may_refine(const Refiner *r)
 
 void refine_axes(Work *work)
 {
-    Refiner r = {.arena = arena_new()};
+    Refiner r = {.arena = arena_new_sparse()};
     rewrite_begin(&r.own, work, r.arena);
     if (may_refine(&r)) {
         rewrite_start(&r.own, r.arena);
         r.map = arena_alloc(r.arena, (size_t)r.own.total * MAX_OUT * sizeof *r.map);
-        for (NodeId id = 1; id < r.own.total; id++) {
-            if (!r.own.needed[id])
-                continue;
+        r.view = arena_alloc(r.arena, r.own.total * sizeof *r.view);
+        for (uint32_t n = 0; n < r.own.count; n++) {
+            NodeId id = r.own.nodes[n];
             graph_at(r.own.graph, *graph_origin(r.own.graph, id));
             if (!refine_node(&r, id))
                 remake(&r, id);
@@ -559,6 +563,6 @@ void refine_axes(Work *work)
         rewrite_end(&r.own);
     }
     rewrite_free(&r.own);
-    free(r.view);
+    free(r.new_view);
     arena_free(r.arena);
 }

@@ -9,19 +9,48 @@
 
 #include "compiler/plan.h"
 
+enum { TURN_BLOCK = 1024 };
+
+bool node_is_step(const Graph *graph, NodeId id)
+{
+    const Node *node = graph_node(graph, id);
+    return node->nout == 1 && node->type[0]->rank == 0 && graph_is_step(graph, val_of(id, 0));
+}
+
+// Operands have smaller numbers, so one walk downwards reaches everything.
+NodeId *needed_nodes(const Graph *graph, Arena *arena, uint64_t *marks, bool beyond_steps,
+                     uint32_t *count)
+{
+    uint32_t words = graph_count(graph) / 64 + 1, found = 0;
+    for (uint32_t word = words; word-- > 0;)
+        for (uint64_t rest = marks[word]; rest;) {
+            uint32_t bit = 63 - (uint32_t)__builtin_clzll(rest);
+            NodeId id = word * 64 + bit;
+            found++;
+            if (beyond_steps || !node_is_step(graph, id)) {
+                const Node *node = graph_node(graph, id);
+                for (uint32_t i = 0; i < node->nin; i++)
+                    mark_node(marks, val_node(node->in[i]));
+            }
+            rest = marks[word] & ((UINT64_C(1) << bit) - 1);
+        }
+    NodeId *nodes = arena_alloc(arena, (found + 1) * sizeof *nodes);
+    *count = 0;
+    for (uint32_t word = 0; word < words; word++)
+        for (uint64_t rest = marks[word]; rest; rest &= rest - 1)
+            nodes[(*count)++] = word * 64 + (uint32_t)__builtin_ctzll(rest);
+    return nodes;
+}
+
 void rewrite_begin(Rewrite *own, Work *work, Arena *arena)
 {
     *own = (Rewrite){.work = work, .graph = work->module->graph};
     own->total = graph_count(own->graph);
-    own->needed = arena_alloc(arena, own->total);
+    own->needed = arena_alloc(arena, (own->total / 64 + 1) * sizeof *own->needed);
     const Variant *variant = work->variant;
     for (uint32_t i = 0; i < variant->output_count; i++)
-        own->needed[val_node(variant->outputs[i].val)] = true;
-    for (NodeId id = own->total; id-- > 1;) {
-        const Node *node = graph_node(own->graph, id);
-        for (uint32_t i = 0; own->needed[id] && i < node->nin; i++)
-            own->needed[val_node(node->in[i])] = true;
-    }
+        mark_node(own->needed, val_node(variant->outputs[i].val));
+    own->nodes = needed_nodes(own->graph, arena, own->needed, true, &own->count);
 }
 
 void rewrite_start(Rewrite *own, Arena *arena)
@@ -29,18 +58,40 @@ void rewrite_start(Rewrite *own, Arena *arena)
     own->map = arena_alloc(arena, (size_t)own->total * MAX_OUT * sizeof *own->map);
 }
 
+// Where the turn of a node stands.
+static NodeId *turn_slot(Work *work, NodeId id)
+{
+    uint32_t block = id / TURN_BLOCK;
+    if (block >= work->turn_blocks) {
+        uint32_t blocks = 2 * block + 1;
+        NodeId **turn = arena_alloc(work->arena, blocks * sizeof *turn);
+        for (uint32_t i = 0; i < work->turn_blocks; i++)
+            turn[i] = work->turn[i];
+        work->turn = turn;
+        work->turn_blocks = blocks;
+    }
+    if (!work->turn[block])
+        work->turn[block] = arena_alloc(work->arena, TURN_BLOCK * sizeof(NodeId));
+    return &work->turn[block][id % TURN_BLOCK];
+}
+
+NodeId turn_of_node(const Work *work, NodeId id)
+{
+    uint32_t block = id / TURN_BLOCK;
+    NodeId turn = block < work->turn_blocks && work->turn[block]
+                      ? work->turn[block][id % TURN_BLOCK]
+                      : 0;
+    return turn ? turn : id;
+}
+
 void rewrite_turn(Rewrite *own, Val made, NodeId from)
 {
-    const Work *work = own->work;
     NodeId id = val_node(made);
-    while (own->turn_count <= id || own->turn_count < work->turn_count) {
-        own->turn = grow_array(own->turn, &own->turn_capacity, own->turn_count, sizeof *own->turn);
-        own->turn[own->turn_count] =
-            own->turn_count < work->turn_count ? work->turn[own->turn_count] : 0;
-        own->turn_count++;
-    }
-    if ((id >= own->total || !own->needed[id]) && !own->turn[id])
-        own->turn[id] = from < work->turn_count && work->turn[from] ? work->turn[from] : from;
+    if (id < own->total && rewrite_needs(own, id))
+        return;
+    NodeId *turn = turn_slot(own->work, id);
+    if (!*turn)
+        *turn = turn_of_node(own->work, from);
 }
 
 Val rewrite_operands(Rewrite *own, NodeId id)
@@ -69,14 +120,9 @@ void rewrite_end(Rewrite *own)
     for (uint32_t i = 0; i < variant->output_count; i++)
         variant->outputs[i].val = own->map[variant->outputs[i].val];
     work->variant = variant;
-    if (own->turn_count > 0) {
-        work->turn = arena_copy(work->arena, own->turn, own->turn_count * sizeof *own->turn);
-        work->turn_count = own->turn_count;
-    }
 }
 
 void rewrite_free(Rewrite *own)
 {
-    free(own->turn);
     free(own->in);
 }

@@ -107,7 +107,7 @@ static void connect(Scheduler *s, uint32_t group)
     const Group *at = &work->groups[group];
     s->bases[group] = arena_alloc(work->arena, (at->read_count + 1) * sizeof(uint32_t));
     for (uint32_t i = 0; i < at->read_count; i++) {
-        uint32_t base = local_of(work, view_of(work, at->reads[i]).base);
+        uint32_t base = local_of(work, base_of(work, at->reads[i]));
         bool seen = false;
         for (uint32_t k = 0; k < s->base_count[group]; k++)
             seen |= s->bases[group][k] == base;
@@ -123,14 +123,14 @@ static void mark_in_grad(Scheduler *s, Val val)
 {
     Work *work = s->work;
     for (;;) {
-        Val base = view_of(work, val).base;
+        Val base = base_of(work, val);
         uint32_t local = local_of(work, base);
         s->in_grad[slot_of(work, base)] = true;
         const Group *group = s->maker[local] ? &work->groups[s->maker[local] - 1] : NULL;
         if (!group || group->results[0] != base || !group->residual)
             return;
         val = group->residual;
-        local = local_of(work, view_of(work, val).base);
+        local = local_of(work, base_of(work, val));
         if (!s->maker[local] || s->reader_count[local] != 1 || work->kept[local])
             return;
     }
@@ -141,9 +141,7 @@ static NodeId turn_of(const Work *work, const Group *group)
 {
     NodeId last = 0;
     for (uint32_t i = 0; i < group->member_count; i++) {
-        NodeId id = group->members[i];
-        if (id < work->turn_count && work->turn[id])
-            id = work->turn[id];
+        NodeId id = turn_of_node(work, group->members[i]);
         last = id > last ? id : last;
     }
     return last;
@@ -251,7 +249,7 @@ static bool share_value(const Work *work, const Group *x, const Group *y)
 static bool reads_other_view(const Work *work, const Group *x, const Group *y)
 {
     for (uint32_t i = 0; i < y->read_count; i++) {
-        Val base = view_of(work, y->reads[i]).base;
+        Val base = base_of(work, y->reads[i]);
         for (uint32_t k = 0; k < x->result_count; k++)
             if (base == x->results[k] && y->reads[i] != base)
                 return true;
@@ -320,7 +318,7 @@ static bool reads_result(const Work *work, const Group *x, const Group *y)
 {
     for (uint32_t i = 0; i < y->read_count; i++)
         for (uint32_t k = 0; k < x->result_count; k++)
-            if (view_of(work, y->reads[i]).base == x->results[k])
+            if (base_of(work, y->reads[i]) == x->results[k])
                 return true;
     return false;
 }

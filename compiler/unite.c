@@ -181,15 +181,15 @@ static void find_cuts(Uniter *u)
     const Variant *variant = u->own.work->variant;
     for (uint32_t i = 0; i < variant->output_count; i++)
         u->uses[val_node(variant->outputs[i].val)]++;
-    for (NodeId id = 1; id < u->own.total; id++) {
-        const Node *node = graph_node(u->own.graph, id);
-        for (uint32_t i = 0; u->own.needed[id] && i < node->nin; i++)
+    for (uint32_t n = 0; n < u->own.count; n++) {
+        const Node *node = graph_node(u->own.graph, u->own.nodes[n]);
+        for (uint32_t i = 0; i < node->nin; i++)
             u->uses[val_node(node->in[i])]++;
     }
-    for (NodeId id = 1; u->own.work->rungs & RUNG_PLACEMENT && id < u->own.total; id++) {
+    for (uint32_t n = 0; u->own.work->rungs & RUNG_PLACEMENT && n < u->own.count; n++) {
         Cut cut;
-        if (!u->own.needed[id] || graph_node(u->own.graph, id)->op != OP_CONCAT ||
-            !read_cut(u, id, &cut))
+        NodeId id = u->own.nodes[n];
+        if (graph_node(u->own.graph, id)->op != OP_CONCAT || !read_cut(u, id, &cut))
             continue;
         u->cuts = grow_array(u->cuts, &u->cut_capacity, u->cut_count, sizeof *u->cuts);
         u->cuts[u->cut_count++] = cut;
@@ -310,7 +310,7 @@ static Val move_cast(Uniter *u, const Node *node)
 static bool rewrites_node(const Uniter *u, NodeId id)
 {
     const Node *node = graph_node(u->own.graph, id);
-    return u->own.needed[id] && u->own.work->rungs & RUNG_ELEMENTWISE &&
+    return u->own.work->rungs & RUNG_ELEMENTWISE &&
            !graph_is_step(u->own.graph, val_of(id, 0)) &&
            (is_small_sum(u->own.graph, node) || is_moved_cast(u, node));
 }
@@ -324,9 +324,8 @@ static Val rewrite_node(Uniter *u, NodeId id)
 
 static void rebuild(Uniter *u)
 {
-    for (NodeId id = 1; id < u->own.total; id++) {
-        if (!u->own.needed[id])
-            continue;
+    for (uint32_t n = 0; n < u->own.count; n++) {
+        NodeId id = u->own.nodes[n];
         uint32_t nout = graph_node(u->own.graph, id)->nout;
         graph_at(u->own.graph, *graph_origin(u->own.graph, id));
         const Cut *cut = u->cut_of[id] ? &u->cuts[u->cut_of[id] - 1] : NULL;
@@ -344,7 +343,7 @@ static void rebuild(Uniter *u)
 void rewrite_graph(Work *work)
 {
     Uniter u = {.cuts = NULL};
-    Arena *scratch = arena_new();
+    Arena *scratch = arena_new_sparse();
     rewrite_begin(&u.own, work, scratch);
     u.uses = arena_alloc(scratch, u.own.total * sizeof *u.uses);
     u.cut_of = arena_alloc(scratch, u.own.total * sizeof *u.cut_of);
@@ -353,8 +352,8 @@ void rewrite_graph(Work *work)
     bool any = false;
     for (uint32_t i = 0; i < u.cut_count; i++)
         any |= u.cuts[i].family != 0;
-    for (NodeId id = 1; !any && id < u.own.total; id++)
-        any = rewrites_node(&u, id);
+    for (uint32_t n = 0; !any && n < u.own.count; n++)
+        any = rewrites_node(&u, u.own.nodes[n]);
     if (any) {
         rewrite_start(&u.own, scratch);
         rebuild(&u);

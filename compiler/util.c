@@ -7,6 +7,7 @@
 #include "compiler/util.h"
 
 #include <stdarg.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -33,6 +34,7 @@ enum { HEADER = (sizeof(Chunk) + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT };
 struct Arena {
     Chunk *chunk;
     size_t next_size;
+    bool sparse;
 };
 
 static _Noreturn void out_of_memory(size_t size)
@@ -55,13 +57,34 @@ Arena *arena_new(void)
     return arena;
 }
 
+Arena *arena_new_sparse(void)
+{
+    Arena *arena = arena_new();
+    arena->sparse = true;
+    return arena;
+}
+
+// A chunk of its own, which has no page before it is touched.
+static Chunk *map_chunk(size_t room)
+{
+    void *memory = mmap(NULL, HEADER + room, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory == MAP_FAILED)
+        out_of_memory(room);
+    madvise(memory, HEADER + room, MADV_NOHUGEPAGE);
+    return memory;
+}
+
 void arena_free(Arena *arena)
 {
     if (!arena)
         return;
     for (Chunk *chunk = arena->chunk; chunk;) {
         Chunk *before = chunk->before;
-        free(chunk);
+        if (arena->sparse)
+            munmap(chunk, HEADER + chunk->size);
+        else
+            free(chunk);
         chunk = before;
     }
     free(arena);
@@ -73,8 +96,8 @@ static void add_chunk(Arena *arena, size_t size)
     size_t room = arena->next_size > size ? arena->next_size : size;
     if (room > SIZE_MAX - HEADER)
         out_of_memory(size);
-    Chunk *chunk = checked(calloc(1, HEADER + room), room);
-    if (room >= LARGE_PAGE) {
+    Chunk *chunk = arena->sparse ? map_chunk(room) : checked(calloc(1, HEADER + room), room);
+    if (room >= LARGE_PAGE && !arena->sparse) {
         // Fresh from the system: large pages, where there are any, save thousands of page faults.
         uintptr_t from = ((uintptr_t)chunk + LARGE_PAGE - 1) / LARGE_PAGE * LARGE_PAGE;
         uintptr_t to = ((uintptr_t)chunk + HEADER + room) / LARGE_PAGE * LARGE_PAGE;

@@ -11,6 +11,8 @@
 typedef struct Arena Arena;
 
 Arena *arena_new(void);
+// For tables that stay empty for the most part: what is never touched costs nothing.
+Arena *arena_new_sparse(void);
 void arena_free(Arena *arena);
 void *arena_alloc(Arena *arena, size_t size);  // zeroed, 16-byte aligned; never NULL
 char *arena_printf(Arena *arena, const char *format, ...) __attribute__((format(printf, 2, 3)));
