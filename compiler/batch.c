@@ -28,15 +28,25 @@ typedef struct {
     uint32_t *at, count, capacity;
 } List;
 
+// The storage that a group reads, and that it makes: slots.
+typedef struct {
+    uint32_t *reads, read_count;
+    uint32_t *makes, make_count;
+} Touched;
+
 typedef struct {
     Work *work;
     uint32_t count;            // positions of the schedule that came in
+    Touched *touched;          // by position
+    Val *weight;               // by position: the first parameter that the kernel reads; 0: none
+    uint32_t *slot_of;         // by local number * MAX_OUT + output: of storage; slots count from 1
+    uint32_t slots;            // with the unused number 0
     List *before;              // by position: positions that have to come first
     uint32_t *next_alike;      // by position: next one of the same hash, + 1
     uint32_t *head_alike;      // by hash
     uint32_t *next_product, head_product;      // the same of products like convolutions
     uint32_t left_product;     // of these the first not before the present position
-    int64_t *bytes;            // by slot (local number, output); 0: not in the arena
+    int64_t *bytes;            // by slot; 0: not in the arena
     int32_t *first, *last;     // by slot
     bool *is_end;              // by position: no other one has to come behind it
     bool *shared;              // by slot: other values lie in it too
@@ -88,8 +98,6 @@ static void find_edges(Batcher *b)
             if (!group->results[i])
                 continue;
             uint32_t slot = slot_of(work, group->results[i]);
-            Val storage = storage_of(work, group->results[i]);
-            b->shared[slot_of(work, storage)] |= storage != group->results[i];
             if (maker[slot])
                 list_add(arena, &b->before[p], maker[slot] - 1);
             for (uint32_t k = 0; k < readers[slot].count; k++)
@@ -311,7 +319,7 @@ static uint32_t add_products(Batcher *b, uint32_t p, uint32_t window, const bool
         const Group *other = &work->groups[work->schedule[q - 1]];
         if (done[q - 1] || other->act != group->act || !is_ready(b, q - 1, done))
             continue;
-        weight[count] = weight_of(work, other);
+        weight[count] = b->weight[q - 1];
         ready[count++] = q - 1;
     }
     bool seen[MAX_READY] = {false};
@@ -362,8 +370,8 @@ static void draw_set(Batcher *b, uint32_t p, uint32_t window, bool *done)
     for (uint32_t q = b->next_alike[p];
          q && q - 1 - p <= window && (members + 1) * each <= PV_MAX_SEGMENTS;
          q = b->next_alike[q - 1])
-        if (!done[q - 1] && same_work(work, group, &work->groups[work->schedule[q - 1]]) &&
-            is_ready(b, q - 1, done))
+        if (!done[q - 1] && is_ready(b, q - 1, done) &&
+            same_work(work, group, &work->groups[work->schedule[q - 1]]))
             set[members++] = q - 1;
     if (graph_node(work->module->graph, group->anchor)->op == OP_CONV &&
         group->kind == GROUP_LIBRARY)
@@ -380,12 +388,12 @@ static void draw_waiting(Batcher *b, uint32_t p, uint32_t window, bool *done)
 {
     const Work *work = b->work;
     const Group *group = &work->groups[work->schedule[p]];
-    Val weight = weight_of(work, group);
+    Val weight = b->weight[p];
     uint32_t waiting[MAX_DRAWN + 1];
     for (uint32_t q = b->next_alike[p]; weight && q && q - 1 - p <= window;
          q = b->next_alike[q - 1]) {
         const Group *other = &work->groups[work->schedule[q - 1]];
-        if (done[q - 1] || weight_of(work, other) != weight || !same_work(work, group, other))
+        if (done[q - 1] || b->weight[q - 1] != weight || !same_work(work, group, other))
             continue;
         uint32_t count = find_waiting(b, q - 1, p, done, waiting, 0);
         for (uint32_t i = 0; count <= MAX_DRAWN && i < count; i++)
@@ -423,6 +431,38 @@ static int64_t val_bytes(const Work *work, Val val)
            (!count.batch ? 1 : work->budget > 0 ? work->budget_batch : TYPICAL_BATCH);
 }
 
+// Numbers the slots, and says for each position which its group touches.
+static void find_touched(Batcher *b)
+{
+    Work *work = b->work;
+    for (uint32_t p = 0; p < b->count; p++) {
+        const Group *group = &work->groups[work->schedule[p]];
+        Touched *touched = &b->touched[p];
+        touched->makes = arena_alloc(work->arena, (group->result_count + 1) * sizeof(uint32_t));
+        for (uint32_t k = 0; k < group->result_count; k++) {
+            if (!group->results[k])
+                continue;
+            Val storage = storage_of(work, group->results[k]);
+            uint32_t *slot = &b->slot_of[slot_of(work, storage)];
+            *slot = *slot ? *slot : b->slots++;
+            b->shared[*slot] |= storage != group->results[k];
+            b->bytes[*slot] = val_bytes(work, storage);
+            touched->makes[touched->make_count++] = *slot;
+        }
+    }
+    for (uint32_t p = 0; p < b->count; p++) {
+        const Group *group = &work->groups[work->schedule[p]];
+        Touched *touched = &b->touched[p];
+        touched->reads = arena_alloc(work->arena, (group->read_count + 1) * sizeof(uint32_t));
+        for (uint32_t k = 0; k < group->read_count; k++) {
+            uint32_t slot = b->slot_of[slot_of(work, storage_of(work, group->reads[k]))];
+            if (slot)
+                touched->reads[touched->read_count++] = slot;
+        }
+        b->weight[p] = weight_of(work, group);
+    }
+}
+
 static void end_life(Batcher *b, uint32_t slot)
 {
     if (b->first[slot] < 0)
@@ -434,24 +474,18 @@ static void end_life(Batcher *b, uint32_t slot)
 // The largest live set of the schedule that is tried; a set of siblings is one point in time.
 static int64_t find_peak(Batcher *b)
 {
-    const Work *work = b->work;
-    uint32_t slots = work->count * MAX_OUT;
     memset(b->change, 0, (b->count + 2) * sizeof *b->change);
-    memset(b->first, 0xff, slots * sizeof *b->first);
-    memset(b->last, 0xff, slots * sizeof *b->last);
+    memset(b->first, 0xff, b->slots * sizeof *b->first);
+    memset(b->last, 0xff, b->slots * sizeof *b->last);
     int32_t time = -1;
     for (uint32_t i = 0; i < b->count; i++) {
-        const Group *group = &work->groups[work->schedule[b->order[i]]];
+        const Touched *touched = &b->touched[b->order[i]];
         time += !b->joined[i];
-        for (uint32_t k = 0; k < group->read_count; k++)
-            b->last[slot_of(work, storage_of(work, group->reads[k]))] = time;
-        for (uint32_t k = 0; k < group->result_count; k++) {
-            if (!group->results[k])
-                continue;
-            Val storage = storage_of(work, group->results[k]);
-            uint32_t slot = slot_of(work, storage);
+        for (uint32_t k = 0; k < touched->read_count; k++)
+            b->last[touched->reads[k]] = time;
+        for (uint32_t k = 0; k < touched->make_count; k++) {
+            uint32_t slot = touched->makes[k];
             bool whole = !b->shared[slot];
-            b->bytes[slot] = val_bytes(work, storage);
             if (whole)
                 end_life(b, slot);
             if (whole || b->first[slot] < 0)
@@ -459,7 +493,7 @@ static int64_t find_peak(Batcher *b)
             b->last[slot] = time;
         }
     }
-    for (uint32_t slot = 0; slot < slots; slot++)
+    for (uint32_t slot = 0; slot < b->slots; slot++)
         end_life(b, slot);
     int64_t live = 0, peak = 0;
     for (int32_t t = 0; t <= time; t++) {
@@ -472,7 +506,13 @@ static int64_t find_peak(Batcher *b)
 static void make_room(Batcher *b)
 {
     Arena *arena = b->work->arena;
-    size_t slots = (size_t)b->work->count * MAX_OUT + 1, positions = b->count + 2;
+    size_t slots = 1, positions = b->count + 2, vals = (size_t)b->work->count * MAX_OUT;
+    for (uint32_t p = 0; p < b->count; p++)
+        slots += b->work->groups[b->work->schedule[p]].result_count;
+    b->slots = 1;
+    b->touched = arena_alloc(arena, positions * sizeof *b->touched);
+    b->weight = arena_alloc(arena, positions * sizeof *b->weight);
+    b->slot_of = arena_alloc(arena, (vals + 1) * sizeof *b->slot_of);
     b->before = arena_alloc(arena, positions * sizeof *b->before);
     b->next_alike = arena_alloc(arena, positions * sizeof *b->next_alike);
     b->next_product = arena_alloc(arena, positions * sizeof *b->next_product);
@@ -512,6 +552,7 @@ void batch_groups(Work *work)
     make_room(&b);
     bool *done = arena_alloc(work->arena, b.count + 1), gradients = false;
     find_edges(&b);
+    find_touched(&b);
     link_alike(&b);
     for (uint32_t i = 0; i < work->variant->output_count; i++)
         gradients |= work->variant->outputs[i].kind == OUT_GRAD;

@@ -86,12 +86,13 @@ typedef struct {
     int32_t first, last;
 } Placed;
 
-// Places the items in that order; `placed` is scratch: the items so far, by offset.
+// Places the items in that order, as long as they take less than `most`; `placed` is scratch: the
+// items so far, by offset.
 static int64_t pack_in_order(Interval *items, const uint32_t *order, Placed *placed,
-                             uint32_t count)
+                             uint32_t count, int64_t most)
 {
     int64_t total = 0;
-    for (uint32_t n = 0; n < count; n++) {
+    for (uint32_t n = 0; n < count && total < most; n++) {
         Interval *item = &items[order[n]];
         const int64_t size = item->size;
         const int32_t first = item->first, last = item->last;
@@ -127,17 +128,25 @@ typedef struct {
     int64_t bound, best;
 } Packing;
 
-// Packs in the present order; keeps the result if it is the best.
-static int64_t try_order(Packing *p)
+// Packs in the present order, as long as it takes less than `most`; keeps the result if it is the
+// best.
+static void try_order(Packing *p, int64_t most)
 {
-    int64_t total = pack_in_order(p->items, p->order, p->placed, p->count);
+    int64_t total = pack_in_order(p->items, p->order, p->placed, p->count, most);
     if (total >= p->best)
-        return total;
+        return;
     p->best = total;
     memcpy(p->best_order, p->order, p->count * sizeof *p->order);
     for (uint32_t i = 0; i < p->count; i++)
         p->best_offset[i] = p->items[i].offset;
-    return total;
+}
+
+// Back to the best order, and where it puts the items.
+static void take_best(Packing *p)
+{
+    memcpy(p->order, p->best_order, p->count * sizeof *p->order);
+    for (uint32_t i = 0; i < p->count; i++)
+        p->items[i].offset = p->best_offset[i];
 }
 
 // What ends above the bound comes first, in the order it had.
@@ -178,16 +187,15 @@ int64_t pack_intervals(Arena *arena, Interval *items, uint32_t count)
             p.order[i] = i;
         Sorting sorting = {items, by};
         qsort_r(p.order, count, sizeof *p.order, compare_items, &sorting);
-        try_order(&p);
+        try_order(&p, p.best);
     }
     int64_t visits = (int64_t)count * count / 2 + 1;
-    memcpy(p.order, p.best_order, count * sizeof *p.order);
-    for (int64_t round = 0; round < MOST_ROUNDS && round * visits < MOST_VISITS && !near_bound(&p);
+    take_best(&p);
+    for (int64_t round = 1; round < MOST_ROUNDS && round * visits < MOST_VISITS && !near_bound(&p);
          round++) {
-        try_order(&p);
         promote(&p);
+        try_order(&p, INT64_MAX);
     }
-    for (uint32_t i = 0; i < count; i++)
-        items[i].offset = p.best_offset[i];
+    take_best(&p);
     return p.best;
 }

@@ -45,10 +45,12 @@ typedef struct {
     Work *work;
     Item *items; // by group
     uint32_t groups;
-    int64_t batch;   // that the bytes are counted for
-    int64_t *bytes;  // by slot (local number, output)
-    uint32_t *maker; // by slot: group + 1, 0 = not in the arena
-    uint32_t slots;
+    int64_t batch;     // that the bytes are counted for
+    uint32_t *slot_of; // by local number * MAX_OUT + output: the slot of storage that a group makes
+                       // in the arena; slots count from 1, 0 = it is none
+    int64_t *bytes;    // by slot
+    uint32_t *maker;   // by slot: group + 1
+    uint32_t slots;    // with the unused number 0
     uint32_t capacity; // of the schedule
     uint32_t *saved;   // a schedule
     uint32_t *plain;   // the schedule before anything cheap came again
@@ -78,9 +80,9 @@ static int64_t slot_bytes(const Recompute *r, Val val)
     return count.n * (int64_t)stored_size(r->work, val) * (count.batch ? r->batch : 1);
 }
 
-static uint32_t slot_of(const Work *work, Val val)
+static uint32_t *slot_of(const Recompute *r, Val storage)
 {
-    return local_of(work, val) * MAX_OUT + val_out(val);
+    return &r->slot_of[local_of(r->work, storage) * MAX_OUT + val_out(storage)];
 }
 
 // Do all its results lie in storage of their own, which nothing outside reads?
@@ -132,12 +134,13 @@ static void collect_item(Recompute *r, uint32_t number, uint32_t rank)
             continue;
         // what lies in a concat begins to live with the first of its parts
         Val storage = storage_of(work, group->results[i]);
-        uint32_t slot = slot_of(work, storage);
-        if (work->kept[slot / MAX_OUT] || (r->maker[slot] && r->maker[slot] != number + 1))
+        uint32_t *slot = slot_of(r, storage);
+        if (work->kept[local_of(work, storage)] || (*slot && r->maker[*slot] != number + 1))
             continue;
-        item->results[item->result_count++] = slot;
-        r->maker[slot] = number + 1;
-        r->bytes[slot] = slot_bytes(r, storage);
+        *slot = *slot ? *slot : r->slots++;
+        item->results[item->result_count++] = *slot;
+        r->maker[*slot] = number + 1;
+        r->bytes[*slot] = slot_bytes(r, storage);
     }
 }
 
@@ -152,8 +155,8 @@ static void collect_reads(Recompute *r, uint32_t number)
         Val val = i < group->read_count ? group->reads[i] : group->results[i - group->read_count];
         if (!val)
             continue;
-        uint32_t slot = slot_of(work, storage_of(work, val));
-        bool seen = !r->maker[slot] || r->maker[slot] == number + 1;
+        uint32_t slot = *slot_of(r, storage_of(work, val));
+        bool seen = !slot || r->maker[slot] == number + 1;
         for (uint32_t k = 0; k < item->read_count; k++)
             seen |= item->reads[k] == slot;
         if (!seen)
@@ -350,18 +353,22 @@ static void make_room(Recompute *r)
     uint32_t count = work->group_count;
     for (uint32_t i = 0; i < count; i++)
         r->groups = work->schedule[i] >= r->groups ? work->schedule[i] + 1 : r->groups;
-    r->slots = work->count * MAX_OUT;
+    uint32_t slots = 1;
+    for (uint32_t i = 0; i < count; i++)
+        slots += work->groups[work->schedule[i]].result_count;
+    r->slots = 1;
     r->capacity = count + MAX_REPEATS;
     size_t positions = (size_t)r->capacity + 4;
     r->items = arena_alloc(arena, (r->groups + 1) * sizeof *r->items);
-    r->bytes = arena_alloc(arena, r->slots * sizeof *r->bytes);
-    r->maker = arena_alloc(arena, r->slots * sizeof *r->maker);
-    r->first = arena_alloc(arena, r->slots * sizeof *r->first);
-    r->last = arena_alloc(arena, r->slots * sizeof *r->last);
-    r->next = arena_alloc(arena, r->slots * sizeof *r->next);
-    r->again = arena_alloc(arena, r->slots * sizeof *r->again);
-    r->waits = arena_alloc(arena, r->slots * sizeof *r->waits);
-    r->at_peak = arena_alloc(arena, r->slots * sizeof *r->at_peak);
+    r->slot_of = arena_alloc(arena, (size_t)work->count * MAX_OUT * sizeof *r->slot_of);
+    r->bytes = arena_alloc(arena, slots * sizeof *r->bytes);
+    r->maker = arena_alloc(arena, slots * sizeof *r->maker);
+    r->first = arena_alloc(arena, slots * sizeof *r->first);
+    r->last = arena_alloc(arena, slots * sizeof *r->last);
+    r->next = arena_alloc(arena, slots * sizeof *r->next);
+    r->again = arena_alloc(arena, slots * sizeof *r->again);
+    r->waits = arena_alloc(arena, slots * sizeof *r->waits);
+    r->at_peak = arena_alloc(arena, slots * sizeof *r->at_peak);
     r->live = arena_alloc(arena, positions * sizeof *r->live);
     r->saved = arena_alloc(arena, positions * sizeof *r->saved);
     r->plain = arena_alloc(arena, positions * sizeof *r->plain);
