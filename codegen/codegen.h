@@ -195,6 +195,8 @@ bool cuda_takes_segment(Codegen *cg, uint32_t kernel, const PlanArg *args, uint3
 void add_runtime_kernels(Codegen *cg);                   // before any other
 // Gives every launch of all plans a kernel for GPUs. Needs launches; buffers may lie anywhere.
 void choose_cuda_kernels(Codegen *cg);
+// Why a product of a mixed plan has no kernel for sm_90a; NULL: it has one, or is no product.
+const char *cuda_refused(Codegen *cg, const Work *work, const PlanLaunch *launch);
 CudaModuleKernel cuda_kernel_text(Codegen *cg, const CudaKernel *kernel);
 
 /* cuda_build.c: programs of CUDA kernels and their images */

@@ -94,6 +94,7 @@ static bool for_90a(const Targets *targets)
 typedef struct {
     bool there;                // there is a kernel for this
     bool there_90a;            // and one for sm_90a, which is asked for
+    const char *refused;       // why there is none
     uint32_t number, number_90a;       // in Codegen.cuda_kernels, + 1; 0: not there yet
     CudaChoice choice, choice_90a;
 } Chosen;
@@ -117,8 +118,9 @@ static Chosen *find_choice(Codegen *cg, uint32_t kernel, const PlanArg *args, ui
         const PlanArg *plain = arena_copy(arena, cg->key.at, segments * count * sizeof *plain);
         CudaLaunch launch = describe(cg, kernel, plain, segments, count);
         chosen->there = cuda_select(&launch, &chosen->choice);
-        chosen->there_90a = chosen->there && for_90a(&cg->targets) &&
-                            cuda_select_90a(&launch, &chosen->choice_90a);
+        if (chosen->there && for_90a(&cg->targets))
+            chosen->refused = cuda_select_90a(&launch, &chosen->choice_90a);
+        chosen->there_90a = chosen->there && for_90a(&cg->targets) && !chosen->refused;
     }
     return chosen;
 }
@@ -143,6 +145,17 @@ static uint32_t choose_kernel(Codegen *cg, const Work *work, const PlanLaunch *l
     if (chosen->there_90a && !chosen->number_90a)
         chosen->number_90a = cuda_kernel_add(cg, &chosen->choice_90a, NULL, count);
     return kernel_with_cuda(cg, launch->kernel, chosen->number, chosen->number_90a);
+}
+
+const char *cuda_refused(Codegen *cg, const Work *work, const PlanLaunch *launch)
+{
+    const Kernel *kernel = &cg->kernels[launch->kernel];
+    if (!is_mixed_plan(work) || kernel->cuda_90a || launch->segments == 0 ||
+        strncmp(kernel->symbol, "pv_", 3) != 0)
+        return NULL;
+    const Chosen *chosen = find_choice(cg, launch->kernel, &work->args[launch->arg],
+                                       launch->segments, launch->arg_count / launch->segments, NULL);
+    return chosen->refused && *chosen->refused ? chosen->refused : NULL;
 }
 
 // Renumbers kernels without those that no launch names.

@@ -144,34 +144,43 @@ static int compare_uses(const void *x, const void *y)
     return strcmp(a->name, b->name);
 }
 
-// What the fused plans launch, by kernel name.
-static void print_uses(const Codegen *cg, FILE *out)
+// A launch's kernel, and the one for sm_90a or why there is none.
+static const char *use_name(Codegen *cg, const Work *work, const PlanLaunch *launch)
 {
-    Use *uses = arena_alloc(cg->arena, (cg->kernel_count + 1) * sizeof *uses);
-    for (uint32_t i = 0; i < cg->kernel_count; i++) {
-        const Kernel *kernel = &cg->kernels[i];
-        uses[i].name = cg->cuda_kernels[kernel->cuda - 1].choice.name;
-        if (kernel->cuda_90a)
-            uses[i].name = arena_printf(cg->arena, "%s (sm_90a: %s)", uses[i].name,
-                                        cg->cuda_kernels[kernel->cuda_90a - 1].choice.name);
-    }
+    const Kernel *kernel = &cg->kernels[launch->kernel];
+    const char *name = cg->cuda_kernels[kernel->cuda - 1].choice.name;
+    const char *refused = cuda_refused(cg, work, launch);
+    if (refused)
+        return arena_printf(cg->arena, "%s (no wgmma: %s)", name, refused);
+    if (kernel->cuda_90a)
+        return arena_printf(cg->arena, "%s (sm_90a: %s)", name,
+                            cg->cuda_kernels[kernel->cuda_90a - 1].choice.name);
+    return name;
+}
+
+// What the fused plans launch, by name; with --kernels WORD those whose line has it.
+static void print_uses(Codegen *cg, FILE *out)
+{
+    size_t count = 0, most = 0;
+    for (uint32_t i = 0; i < cg->plan_count; i++)
+        most += cg->plans[i]->launch_count;
+    Use *uses = arena_alloc(cg->arena, (most + 1) * sizeof *uses);
     for (uint32_t i = 0; i < cg->plan_count; i++)
         for (uint32_t k = 0; !cg->plans[i]->taps && k < cg->plans[i]->launch_count; k++) {
             const PlanLaunch *launch = &cg->plans[i]->launches[k];
-            Use *use = &uses[launch->kernel];
-            use->launches++;
-            use->flops += launch->flops_fixed + launch->flops_batch;
-            use->bytes += launch->bytes_fixed + launch->bytes_batch;
+            uses[count++] = (Use){use_name(cg, cg->plans[i], launch), 1,
+                                  launch->flops_fixed + launch->flops_batch,
+                                  launch->bytes_fixed + launch->bytes_batch};
         }
-    qsort(uses, cg->kernel_count, sizeof *uses, compare_uses);
-    for (uint32_t i = 0; i < cg->kernel_count;) {
+    qsort(uses, count, sizeof *uses, compare_uses);
+    for (size_t i = 0; i < count;) {
         Use sum = uses[i];
-        while (++i < cg->kernel_count && strcmp(uses[i].name, sum.name) == 0) {
+        while (++i < count && strcmp(uses[i].name, sum.name) == 0) {
             sum.launches += uses[i].launches;
             sum.flops += uses[i].flops;
             sum.bytes += uses[i].bytes;
         }
-        if (sum.launches)
+        if (!cg->kernels_with || strstr(sum.name, cg->kernels_with))
             fprintf(out, "use %s: %u launches, %.4g FLOP, %.4g bytes\n", sum.name, sum.launches,
                     sum.flops, sum.bytes);
     }
@@ -211,10 +220,9 @@ int print_figures(Codegen *cg, FILE *out, const LinkOptions *options)
     fprintf(out, "NVRTC %u.%u, %u warnings\n", cg->cuda_version / 1000, cg->cuda_version % 1000 / 10,
             cg->cuda_warnings);
     print_lines(&lines, out);
-    if (!cg->kernels_with) {
-        print_uses(cg, out);
+    print_uses(cg, out);
+    if (!cg->kernels_with)
         print_wide(cg, wide, out);
-    }
     if (!good)
         fprintf(stderr, "pvdmc: error: kernels with faults: see WRONG in the figures, and the "
                         "messages of NVRTC with --verbose\n");

@@ -10,6 +10,7 @@
 #include <stdint.h>
 
 #include "runtime/error.h"
+#include "runtime/pvdm.h"
 
 typedef struct CUctx_st *CUcontext;
 typedef struct CUmod_st *CUmodule;
@@ -45,7 +46,7 @@ enum {
     PV_CUDA_EVENT_DEFAULT = 0,       // cuEventCreate
     PV_CUDA_EVENT_NO_TIMING = 2,
     PV_CUDA_CAPTURE_THREAD_LOCAL = 1, // cuStreamBeginCapture
-    PV_CUDA_MAP_BF16 = 9,             // cuTensorMapEncodeTiled
+    PV_CUDA_MAP_16 = 1,               // cuTensorMapEncodeTiled: words of 16 bits, that are moved
     PV_CUDA_MAP_SWIZZLE_128 = 3,
     PV_CUDA_MAP_L2_256 = 3,           // sectors of L2 that a miss brings
 };
@@ -109,6 +110,20 @@ typedef struct {
 #undef PV_DRIVER_MEMBER
     int is; // version of the interface: 12040 is 12.4
 } PvDriver;
+
+// Encodes a map into the 128 bytes at `to` (a multiple of 64) that kernels take. What the driver
+// calls a box is what it spans in the tensor. Returns the driver's result.
+static inline int pv_encode_map(const PvDriver *driver, void *to, const PvTensorMap *map)
+{
+    uint32_t step[5], span[5];
+    for (int i = 0; i < 5; i++) {
+        step[i] = map->step[i] > 1 ? map->step[i] : 1;
+        span[i] = map->box[i] * step[i];
+    }
+    return driver->encode_map(to, PV_CUDA_MAP_16, map->rank, (void *)(uintptr_t)map->address,
+                              map->size, map->stride, span, step, 0, PV_CUDA_MAP_SWIZZLE_128,
+                              PV_CUDA_MAP_L2_256, 0);
+}
 
 // Opens the driver (libcuda.so.1, or PVDM_CUDA_DRIVER) and starts it; once a process. NULL with an
 // error: there is none, it is too old, it finds no device.

@@ -72,17 +72,12 @@ static PvLaunchHead make_head(const PvCudaGrid *grids, uint32_t segments, uint32
 static bool encode_maps(PvGpu *gpu, const PvCudaKernel *cuda, uint32_t segments,
                         const PvCudaGrid *grids, PvLaunchMaps *maps, PvError *error)
 {
-    static const uint32_t ones[5] = {1, 1, 1, 1, 1};
     const PvDriver *driver = gpu->device->driver;
     memset(maps, 0, PV_MAX_SEGMENTS * sizeof *maps);
     for (uint32_t s = 0; s < segments; s++) {
         memcpy(maps[s].number, grids[s].numbers, sizeof maps[s].number);
         for (uint32_t i = 0; i < cuda->maps; i++) {
-            const PvTensorMap *map = &grids[s].maps[i];
-            int result = driver->encode_map(maps[s].map[i], PV_CUDA_MAP_BF16, map->rank,
-                                            (void *)(uintptr_t)map->address, map->size, map->stride,
-                                            map->box, ones, 0, PV_CUDA_MAP_SWIZZLE_128,
-                                            PV_CUDA_MAP_L2_256, 0);
+            int result = pv_encode_map(driver, maps[s].map[i], &grids[s].maps[i]);
             if (result != PV_CUDA_OK)
                 return pv_driver_error(driver, error, result,
                                        "tensor map %u of the kernel %s is refused", i,

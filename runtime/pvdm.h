@@ -94,14 +94,17 @@ enum { PV_MAX_PHASES = 4, PV_MAX_SEGMENTS = 8, PV_CUDA_BAKED = 6, PV_CUDA_MAPS =
 
 typedef struct PvCudaKernel PvCudaKernel;
 
-// A tensor map of bf16: which boxes of a tensor the copy engine brings to shared memory, where their
-// rows of at most 128 bytes are swizzled. What a box has outside the tensor is 0. Axes: densest first.
+// A tensor map of elements of 16 bits: which boxes of a tensor the copy engine brings to shared memory,
+// where their rows of at most 128 bytes are swizzled. What a box has outside the tensor is 0. Axes:
+// densest first.
 typedef struct {
     uint64_t address;                // a multiple of 16
     uint32_t rank;                   // 1 .. 5
     uint64_t size[5];
     uint64_t stride[4];              // bytes, of axes 1 ..; multiples of 16
-    uint32_t box[5];                 // 1 .. 256 elements; of axis 0 at most 64, in eights
+    uint32_t box[5];                 // elements that are brought; of axis 0 at most 64, in eights
+    uint32_t step[5];                // of the tensor between those of a box, 1 .. 8 (0 is 1): the
+                                     // box times it is at most 256; of axis 0 it is 1
 } PvTensorMap;
 
 // What one segment of a launch needs: blocks of each phase, and device memory that lives as long as

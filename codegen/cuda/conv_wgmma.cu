@@ -1,4 +1,4 @@
-/* T1: convolutions of one to three axes with stride 1, and their gradients, in bf16 with f32 sums
+/* T1: convolutions of one to three axes with stride 1, and their gradients, in bf16 or f16 with f32 sums
  * (ConvArgs), on the tile product of wgmma_product.h. Channels last, in eights; any sizes.
  *
  * It needs no im2col map. The positions of a tile are a box of the images, a tensor {channels, w, h,

@@ -142,12 +142,12 @@ CX_FN void cx_wgmma_commit()
 #define cx_wgmma_wait(groups) simt_wgmma_wait(groups)
 #define cx_registers_more(n)  ((void)0)
 #define cx_registers_fewer(n) ((void)0)
-#define cx_wgmma64(d, a, b, keep, a_mn, b_mn)                                                      \
-    simt_wgmma((d), 64, (a), (b), 0, (keep), (a_mn), (b_mn), SIMT_SITE)
-#define cx_wgmma128(d, a, b, keep, a_mn, b_mn)                                                     \
-    simt_wgmma((d), 128, (a), (b), 0, (keep), (a_mn), (b_mn), SIMT_SITE)
-#define cx_wgmma256(d, a, b, keep, a_mn, b_mn)                                                     \
-    simt_wgmma((d), 256, (a), (b), 0, (keep), (a_mn), (b_mn), SIMT_SITE)
+#define cx_wgmma64(half, d, a, b, keep, a_mn, b_mn)                                                \
+    simt_wgmma((half), (d), 64, (a), (b), 0, (keep), (a_mn), (b_mn), SIMT_SITE)
+#define cx_wgmma128(half, d, a, b, keep, a_mn, b_mn)                                               \
+    simt_wgmma((half), (d), 128, (a), (b), 0, (keep), (a_mn), (b_mn), SIMT_SITE)
+#define cx_wgmma256(half, d, a, b, keep, a_mn, b_mn)                                               \
+    simt_wgmma((half), (d), 256, (a), (b), 0, (keep), (a_mn), (b_mn), SIMT_SITE)
 #endif
 
 // Descriptor of an operand with the 128-byte swizzle (PTX ISA, "matrix descriptor"); offsets in

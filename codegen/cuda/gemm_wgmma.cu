@@ -1,4 +1,4 @@
-/* T1: matrix products in bf16 with f32 sums (GemmArgs), on the tile product of wgmma_product.h.
+/* T1: matrix products in bf16 or f16 with f32 sums (GemmArgs), on the tile product of wgmma_product.h.
  *
  * A is a tensor {k, m, batch1, batch0}, or {m, k, ...} where its rows are dense, and so is B; TMA
  * reads zeros behind their ends, so sizes need not be whole tiles. The batch is one of the result,

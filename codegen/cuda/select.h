@@ -79,8 +79,9 @@ static inline bool cuda_is_aligned(const CudaLaunch *launch, size_t index, int64
 // false: there is none for these arguments (a bug of the compiler: templates are general).
 bool cuda_select(const CudaLaunch *launch, CudaChoice *choice);             // select.c: by symbol
 
-// A kernel for sm_90a that computes it faster than cuda_select's. false: there is none.
-bool cuda_select_90a(const CudaLaunch *launch, CudaChoice *choice);         // select_wgmma.c
+// A kernel for sm_90a that computes it faster than cuda_select's: NULL; else why there is none, "" for
+// what is no product.
+const char *cuda_select_90a(const CudaLaunch *launch, CudaChoice *choice);  // select_wgmma.c
 
 bool cuda_select_gemm(const CudaLaunch *launch, CudaChoice *choice);        // select_gemm.c
 bool cuda_select_conv(const CudaLaunch *launch, CudaChoice *choice);        // select_conv.c: all three

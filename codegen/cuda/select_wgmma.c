@@ -1,6 +1,6 @@
 // Which launches have a kernel of their own for sm_90a, conv_wgmma.cu or gemm_wgmma.cu: those whose
-// operands are bf16 and lie so that TMA can read them, 16 bytes dense, and whose sizes do not leave
-// its tiles mostly empty. All others keep the kernel for every GPU.
+// operands are bf16 or f16 and lie so that TMA can read them, 16 bytes dense, and whose sizes do not
+// leave its tiles mostly empty. All others keep the kernel for every GPU; `refuses_*` say why.
 #include <stddef.h>
 #include <string.h>
 
@@ -62,8 +62,9 @@ static uint32_t tile_shared(const WgmmaTile *tile)
                       tile->groups * 4 * 8 * (chunk + 8) * (int)sizeof(float) + 16 * tile->stages);
 }
 
+// half: PvStorage of the operands.
 static const char *choose_tile(const CudaLaunch *launch, CudaChoice *choice, const WgmmaTile *tile,
-                               bool a_mn, bool b_mn)
+                               int half, bool a_mn, bool b_mn)
 {
     choice->phases = 2;
     choice->threads[0] = (uint32_t)(128 * (tile->groups + 1));
@@ -75,15 +76,19 @@ static const char *choose_tile(const CudaLaunch *launch, CudaChoice *choice, con
     choice->maps = PV_CUDA_MAPS;
     choice->resident[0] = tile->groups == 1 ? 2 : 1;
     return arena_printf(launch->arena,
-                        "TILE_M=%d TILE_N=%d WG_GROUPS=%d WG_STAGES=%d WG_SEGMENTS=%d WG_A_MN=%d "
-                        "WG_B_MN=%d",
-                        tile->m, tile->n, tile->groups, tile->stages, (int)choice->segments, a_mn,
-                        b_mn);
+                        "TILE_HALF=%d TILE_M=%d TILE_N=%d WG_GROUPS=%d WG_STAGES=%d WG_SEGMENTS=%d "
+                        "WG_A_MN=%d WG_B_MN=%d",
+                        half, tile->m, tile->n, tile->groups, tile->stages, (int)choice->segments,
+                        a_mn, b_mn);
 }
 
-static bool is_bf16(int64_t types, int number)
+// One kind of half precision, in which both operands are stored.
+static const char *refuses_types(int64_t types, int first, int second)
 {
-    return tile_storage(types, number) == PV_STORE_BF16;
+    if (tile_half(types) < 0)
+        return "bf16 beside f16";
+    return tile_storage(types, first) == PV_STORE_REAL || tile_storage(types, second) == PV_STORE_REAL
+               ? "an operand in f32" : NULL;
 }
 
 // An address that elements of a storage can be accessed at, four at a time; none is fine.
@@ -100,20 +105,25 @@ static int64_t volume(const int64_t *size)
 }
 
 // What must hold of the numbers of every segment.
-static bool takes_sizes(const ConvArgs *args, const ConvArgs *first, int mode)
+static const char *refuses_sizes(const ConvArgs *args, const ConvArgs *first)
 {
-    bool last = args->w_last || volume(args->kernel) == 1;
-    int64_t channels = mode == CONV_DGRAD ? args->c_out : args->c_in;
-    int64_t rows = mode == CONV_FPROP ? args->c_out : args->c_in;
-    if (!last || args->groups != 1 || volume(args->stride) != 1 || args->types != first->types ||
-        args->act != first->act || args->c_in % 8 || args->c_out % 8)
-        return false;
+    if (args->types != first->types || args->act != first->act)
+        return "segments that differ";
+    if (args->groups != 1)
+        return "groups";
+    if (volume(args->stride) != 1)
+        return "a stride";
+    for (int axis = 0; axis < 3; axis++)
+        if (args->x_shift[axis] || args->residual_shift[axis])
+            return "up-sampled";
+    if (args->c_in % 8 || args->c_out % 8)
+        return "channels not in eights";
+    if (!args->w_last && volume(args->kernel) > 1)
+        return "a filter whose channels are not last";
     if (volume(args->in) >= LARGEST || volume(args->out) >= LARGEST ||
         volume(args->kernel) >= 1 << 16)
-        return false;
-    if (mode == CONV_WGRAD)
-        return fills(args->c_out, 64) && fills(args->c_in, 64);
-    return fills(channels, 64) && fills(rows, 64);
+        return "too large";
+    return fills(args->c_out, 64) && fills(args->c_in, 64) ? NULL : "few channels";
 }
 
 // Images [.., channels] that TMA reads, or that are written four channels at a time.
@@ -123,7 +133,7 @@ static bool takes_images(const CudaLaunch *launch, size_t channel, size_t positi
            tile_multiple(launch, image, 8);
 }
 
-static bool takes_conv(const CudaLaunch *launch, const ConvArgs *one, int mode)
+static const char *refuses_conv(const CudaLaunch *launch, const ConvArgs *one, int mode)
 {
     int first = mode == CONV_DGRAD ? CONV_Y : CONV_X;    // operands
     int second = mode == CONV_WGRAD ? CONV_Y : CONV_W;
@@ -132,33 +142,41 @@ static bool takes_conv(const CudaLaunch *launch, const ConvArgs *one, int mode)
     for (uint32_t i = 0; i == 0 || i < launch->segments; i++) {
         ConvArgs args;
         tile_numbers(launch, i, 1, (int64_t *)&args);
-        if (!takes_sizes(&args, one, mode))
-            return false;
+        const char *refused = refuses_sizes(&args, one);
+        if (refused)
+            return refused;
     }
-    if (!is_bf16(one->types, first) || !is_bf16(one->types, second) ||
-        tile_half(one->types) != PV_STORE_BF16 || !cuda_is_aligned(launch, address[first], 16) ||
+    const char *refused = refuses_types(one->types, first, second);
+    if (refused)
+        return refused;
+    if (cuda_is_there(launch, CONV(norm.table)) || cuda_is_there(launch, CONV(stats.table)) ||
+        cuda_is_there(launch, CONV(stats.moments)))
+        return "a norm taken apart";
+    if (!cuda_is_aligned(launch, address[first], 16) ||
         !cuda_is_aligned(launch, address[second], 16) ||
-        cuda_is_there(launch, CONV(norm.table)) || cuda_is_there(launch, CONV(stats.table)) ||
-        !takes_fours(launch, address[result], one->types, result) ||
+        !takes_images(launch, CONV(x_channel), CONV(x_position), CONV(x_image)) ||
+        !takes_images(launch, CONV(y_channel), CONV(y_position), CONV(y_image)))
+        return "images not of 16 dense bytes";
+    if (!takes_fours(launch, address[result], one->types, result) ||
         !takes_fours(launch, CONV(residual), one->types, CONV_RESIDUAL))
-        return false;
+        return "a result or residual not in fours";
     if (mode != CONV_WGRAD && cuda_is_there(launch, CONV(residual)) &&
         !(tile_is_one(launch, CONV(residual_channel)) &&
           tile_multiple(launch, CONV(residual_position), 4) &&
           tile_multiple(launch, CONV(residual_image), 4)))
-        return false;
-    return takes_images(launch, CONV(x_channel), CONV(x_position), CONV(x_image)) &&
-           takes_images(launch, CONV(y_channel), CONV(y_position), CONV(y_image));
+        return "a result or residual not in fours";
+    return NULL;
 }
 
-static bool select_conv(const CudaLaunch *launch, CudaChoice *choice, int mode)
+static const char *select_conv(const CudaLaunch *launch, CudaChoice *choice, int mode)
 {
     static const char *const names[] = {"conv", "conv_dgrad", "conv_wgrad"};
     ConvArgs one, usual;
     tile_numbers(launch, 0, 1, (int64_t *)&one);
     tile_numbers(launch, 0, TILE_USUAL_BATCH, (int64_t *)&usual);
-    if (!takes_conv(launch, &one, mode))
-        return false;
+    const char *refused = refuses_conv(launch, &one, mode);
+    if (refused)
+        return refused;
     int64_t positions = volume(mode == CONV_DGRAD ? one.in : one.out) * usual.images;
     int64_t taps = volume(one.kernel), n = mode == CONV_FPROP ? one.c_out : one.c_in;
     int64_t channels = mode == CONV_DGRAD ? one.c_out : one.c_in;
@@ -168,18 +186,18 @@ static bool select_conv(const CudaLaunch *launch, CudaChoice *choice, int mode)
             ? tile_of(one.c_out, n, taps, tile_count(positions, WGMMA_TILE_K))
             : tile_of(positions, n, 1, taps * tile_count(channels, WGMMA_TILE_K));
     int result = mode == CONV_FPROP ? CONV_Y : mode == CONV_DGRAD ? CONV_X : CONV_W;
-    const char *product =
-        choose_tile(launch, choice, tile, mode == CONV_WGRAD, mode != CONV_FPROP);
+    const char *product = choose_tile(launch, choice, tile, tile_half(one.types),
+                                      mode == CONV_WGRAD, mode != CONV_FPROP);
     choice->baked[TILE_BAKED_MODE] = mode;
     choice->file = "conv_wgmma.cu";
     choice->shape = "pv_shape_conv_wgmma";
-    choice->name = arena_printf(launch->arena, "%s_wgmma_%dx%d%s", names[mode], tile->m, tile->n,
-                                tile_act_name(one.act));
+    choice->name = arena_printf(launch->arena, "%s_wgmma_%s%dx%d%s", names[mode],
+                                tile_half_name(one.types), tile->m, tile->n, tile_act_name(one.act));
     choice->definitions = arena_printf(
         launch->arena, "%s CONV_MODE=%d CONV_ACT=%d CONV_RESULT=%d CONV_RESIDUAL=%d CONV_BIAS=%d",
         product, mode, (int)one.act, tile_storage(one.types, result),
         tile_storage(one.types, CONV_RESIDUAL), tile_storage(one.types, CONV_BIAS));
-    return true;
+    return NULL;
 }
 
 // ---- products ----
@@ -192,43 +210,53 @@ static bool takes_operand(const CudaLaunch *launch, size_t address, size_t strid
            tile_multiple(launch, batch0, 8) && tile_multiple(launch, batch1, 8);
 }
 
-static bool takes_gemm(const CudaLaunch *launch, const GemmArgs *one, bool a_k, bool b_k)
+static const char *refuses_gemm(const CudaLaunch *launch, const GemmArgs *one, bool a_k, bool b_k)
 {
     for (uint32_t i = 0; i == 0 || i < launch->segments; i++) {
         GemmArgs args;
         tile_numbers(launch, i, TILE_USUAL_BATCH, (int64_t *)&args);
         int64_t outer_a = a_k ? args.a_m : args.a_k, outer_b = b_k ? args.b_n : args.b_k;
-        if (args.types != one->types || args.act != one->act || outer_a <= 0 || outer_b <= 0 ||
-            args.sum_batch != one->sum_batch || args.a0 < 0 || args.a1 < 0 || args.b0 < 0 ||
-            args.b1 < 0 || !fills(args.n, 64) || !fills(args.k, 64) || !fills(args.m, 64) ||
-            args.m >= LARGEST || args.n >= LARGEST || args.k >= LARGEST)
-            return false;
+        if (args.types != one->types || args.act != one->act || args.sum_batch != one->sum_batch)
+            return "segments that differ";
+        if (args.gate)
+            return "gates";
+        if (outer_a <= 0 || outer_b <= 0 || args.a0 < 0 || args.a1 < 0 || args.b0 < 0 || args.b1 < 0)
+            return "rows that are not apart";
+        if (args.m >= LARGEST || args.n >= LARGEST || args.k >= LARGEST)
+            return "too large";
+        if (!fills(args.n, 64) || !fills(args.k, 64) || !fills(args.m, 64))
+            return !fills(args.m, 64) ? "few rows" : !fills(args.n, 64) ? "few columns" : "short";
     }
+    const char *refused = refuses_types(one->types, GEMM_A, GEMM_B);
+    if (refused)
+        return refused;
     bool residual = cuda_is_there(launch, GEMM(residual));
-    if (cuda_is_there(launch, GEMM(norm.table)) || cuda_is_there(launch, GEMM(stats.table)))
-        return false;
-    return is_bf16(one->types, GEMM_A) && is_bf16(one->types, GEMM_B) &&
-           tile_half(one->types) == PV_STORE_BF16 && (a_k || tile_is_one(launch, GEMM(a_m))) &&
-           (b_k || tile_is_one(launch, GEMM(b_n))) &&
-           takes_operand(launch, GEMM(a), a_k ? GEMM(a_m) : GEMM(a_k), GEMM(a0), GEMM(a1)) &&
-           takes_operand(launch, GEMM(b), b_k ? GEMM(b_n) : GEMM(b_k), GEMM(b0), GEMM(b1)) &&
-           takes_fours(launch, GEMM(c), one->types, GEMM_C) && tile_multiple(launch, GEMM(c_m), 4) &&
-           tile_multiple(launch, GEMM(c0), 4) && tile_multiple(launch, GEMM(c1), 4) &&
-           tile_multiple(launch, GEMM(n), 4) &&
-           (!residual ||
-            (takes_fours(launch, GEMM(residual), one->types, GEMM_RESIDUAL) &&
-             tile_multiple(launch, GEMM(r_m), 4) && tile_multiple(launch, GEMM(r0), 4) &&
-             tile_multiple(launch, GEMM(r1), 4)));
+    if (cuda_is_there(launch, GEMM(norm.table)) || cuda_is_there(launch, GEMM(stats.table)) ||
+        cuda_is_there(launch, GEMM(stats.moments)))
+        return "a norm taken apart";
+    if ((!a_k && !tile_is_one(launch, GEMM(a_m))) || (!b_k && !tile_is_one(launch, GEMM(b_n))) ||
+        !takes_operand(launch, GEMM(a), a_k ? GEMM(a_m) : GEMM(a_k), GEMM(a0), GEMM(a1)) ||
+        !takes_operand(launch, GEMM(b), b_k ? GEMM(b_n) : GEMM(b_k), GEMM(b0), GEMM(b1)))
+        return "operands not of 16 dense bytes";
+    if (!takes_fours(launch, GEMM(c), one->types, GEMM_C) || !tile_multiple(launch, GEMM(c_m), 4) ||
+        !tile_multiple(launch, GEMM(c0), 4) || !tile_multiple(launch, GEMM(c1), 4) ||
+        !tile_multiple(launch, GEMM(n), 4))
+        return "a result or residual not in fours";
+    return residual && (!takes_fours(launch, GEMM(residual), one->types, GEMM_RESIDUAL) ||
+                        !tile_multiple(launch, GEMM(r_m), 4) ||
+                        !tile_multiple(launch, GEMM(r0), 4) || !tile_multiple(launch, GEMM(r1), 4))
+               ? "a result or residual not in fours" : NULL;
 }
 
-static bool select_gemm(const CudaLaunch *launch, CudaChoice *choice)
+static const char *select_gemm(const CudaLaunch *launch, CudaChoice *choice)
 {
     GemmArgs one, usual;
     tile_numbers(launch, 0, 1, (int64_t *)&one);
     tile_numbers(launch, 0, TILE_USUAL_BATCH, (int64_t *)&usual);
     bool a_k = tile_is_one(launch, GEMM(a_k)), b_k = tile_is_one(launch, GEMM(b_k));
-    if (!takes_gemm(launch, &one, a_k, b_k))
-        return false;
+    const char *refused = refuses_gemm(launch, &one, a_k, b_k);
+    if (refused)
+        return refused;
     int64_t batches = usual.batch0 * usual.batch1, steps = tile_count(usual.k, WGMMA_TILE_K);
     if (one.sum_batch) {
         steps *= batches;
@@ -236,26 +264,27 @@ static bool select_gemm(const CudaLaunch *launch, CudaChoice *choice)
     }
     batches *= launch->segments > 1 ? launch->segments : 1;
     const WgmmaTile *tile = tile_of(usual.m, usual.n, batches, steps);
-    const char *product = choose_tile(launch, choice, tile, !a_k, !b_k);
+    const char *product = choose_tile(launch, choice, tile, tile_half(one.types), !a_k, !b_k);
     choice->baked[WGMMA_BAKED_A_MN] = !a_k;
     choice->baked[WGMMA_BAKED_B_MN] = !b_k;
     choice->file = "gemm_wgmma.cu";
     choice->shape = "pv_shape_gemm_wgmma";
-    choice->name = arena_printf(launch->arena, "gemm_wgmma_%dx%d%s%s", tile->m, tile->n,
-                                tile_act_name(one.act), one.sum_batch ? "_sum" : "");
+    choice->name = arena_printf(launch->arena, "gemm_wgmma_%s%dx%d%s%s", tile_half_name(one.types),
+                                tile->m, tile->n, tile_act_name(one.act),
+                                one.sum_batch ? "_sum" : "");
     choice->definitions = arena_printf(
         launch->arena, "%s GEMM_C_4=1 GEMM_ACT=%d GEMM_SUM=%d GEMM_C=%d GEMM_RESIDUAL=%d GEMM_BIAS=%d",
         product, (int)one.act, one.sum_batch != 0, tile_storage(one.types, GEMM_C),
         tile_storage(one.types, GEMM_RESIDUAL), tile_storage(one.types, GEMM_BIAS));
-    return true;
+    return NULL;
 }
 
-bool cuda_select_90a(const CudaLaunch *launch, CudaChoice *choice)
+const char *cuda_select_90a(const CudaLaunch *launch, CudaChoice *choice)
 {
     static const char *const convolutions[] = {"pv_conv", "pv_conv_dgrad", "pv_conv_wgrad"};
     *choice = (CudaChoice){.definitions = "", .phases = 1};
     for (int mode = CONV_FPROP; mode <= CONV_WGRAD; mode++)
         if (strcmp(launch->symbol, convolutions[mode]) == 0)
             return select_conv(launch, choice, mode);
-    return strcmp(launch->symbol, "pv_gemm") == 0 && select_gemm(launch, choice);
+    return strcmp(launch->symbol, "pv_gemm") == 0 ? select_gemm(launch, choice) : "";
 }

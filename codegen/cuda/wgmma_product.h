@@ -1,4 +1,4 @@
-/* T1, the tile product of bf16 on sm_90a: TMA brings operands, wgmma multiplies, f32 sums. Included
+/* T1, the tile product of bf16 or f16 on sm_90a: TMA brings operands, wgmma multiplies, f32 sums. Included
  * in a kernel's namespace, so it has no guard.
  *
  * A block makes TILE_M x TILE_N sums, 64 of the reduction a step, and is warp-specialised: one
@@ -11,8 +11,8 @@
  * Blocks stay, and take turns: turn t of a launch is a part of a tile of a segment, and a block takes
  * every gridDim.x-th. While a tile's results are stored the stages of the next are on their way.
  *
- * Definitions: TILE_M (64, 128, 256), TILE_N (64, 128, 256), WG_GROUPS, warpgroups that multiply (1 or
- * 2), WG_STAGES, WG_SEGMENTS, WG_A_MN and WG_B_MN, 1: A, or B, is dense along its rows. What includes
+ * Definitions: TILE_HALF, the PvStorage of both operands, TILE_M (64, 128, 256), TILE_N (64, 128, 256),
+ * WG_GROUPS, warpgroups that multiply (1 or 2), WG_STAGES, WG_SEGMENTS, WG_A_MN and WG_B_MN, 1: A, or B, is dense along its rows. What includes
  * this defines
  *     Launch                   a CxMapLaunch of its arguments, before
  *     struct Loads             void tile(launch, turn); void step(u32 stage, u32 full, int step)
@@ -133,11 +133,11 @@ CX_FN void multiply(float *d, u32 a, u32 b)
 #endif
         u64 of_b = cx_operand128(b + (u32)(k * (WG_B_MN ? 2048 : 32)), WG_B_MN ? PANEL : 16, 1024);
 #if TILE_N == 64
-        cx_wgmma64(d, of_a, of_b, 1, WG_A_MN, WG_B_MN);
+        cx_wgmma64(TILE_HALF, d, of_a, of_b, 1, WG_A_MN, WG_B_MN);
 #elif TILE_N == 128
-        cx_wgmma128(d, of_a, of_b, 1, WG_A_MN, WG_B_MN);
+        cx_wgmma128(TILE_HALF, d, of_a, of_b, 1, WG_A_MN, WG_B_MN);
 #else
-        cx_wgmma256(d, of_a, of_b, 1, WG_A_MN, WG_B_MN);
+        cx_wgmma256(TILE_HALF, d, of_a, of_b, 1, WG_A_MN, WG_B_MN);
 #endif
     }
 }

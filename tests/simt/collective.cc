@@ -349,14 +349,6 @@ struct MmaArgs {
 };
 typedef float Row __attribute__((vector_size(32))); // 8 columns of B or D
 
-static float f16_to_float(u32 bits)
-{
-    u16 half = (u16)bits;
-    _Float16 value;
-    memcpy(&value, &half, sizeof value);
-    return (float)value;
-}
-
 static void gather_mma(WarpOp &op, float (*a)[16], float (*b)[8], float (*d)[8])
 {
     for (int lane = 0; lane < WARP; lane++) {

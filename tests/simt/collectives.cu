@@ -48,9 +48,9 @@ extern "C" __global__ void wgmma_product(const uint4 *in, float *out, int n)
         u64 a = cx_operand128(base + j * 32, 16, 1024);
         u64 b = cx_operand128(base + 64 * 128 + j * 32, 16, 1024);
         if (n == 64)
-            cx_wgmma64(d, a, b, j > 0, 0, 0);
+            cx_wgmma64(1, d, a, b, j > 0, 0, 0);
         else
-            cx_wgmma256(d, a, b, j > 0, 0, 0);
+            cx_wgmma256(1, d, a, b, j > 0, 0, 0);
     }
     cx_wgmma_commit();
     cx_wgmma_wait(0);

@@ -86,8 +86,9 @@ void simt_tma_load(uint32_t dst, const void *map, uint32_t mbar, const int *star
 void simt_tma_store(const void *map, uint32_t src, const int *start, int rank, int site);
 void simt_bulk_commit(void);
 void simt_bulk_wait(void);
-// D[64, n] f32 of a warpgroup += A[64, 16] B[n, 16]'; a_registers null: A is in shared memory too
-void simt_wgmma(float *d, int n, uint64_t a, uint64_t b, const uint32_t *a_registers,
+// D[64, n] f32 of a warpgroup += A[64, 16] B[n, 16]'; a_registers null: A is in shared memory too.
+// half: of both operands, 1 bf16, 2 f16
+void simt_wgmma(int half, float *d, int n, uint64_t a, uint64_t b, const uint32_t *a_registers,
                 int accumulate, int a_mn_major, int b_mn_major, int site);
 void simt_wgmma_commit(void);
 void simt_wgmma_wait(int groups);

@@ -23,15 +23,15 @@ typedef struct Row {
     const char *needs, *forbids;
 } Row;
 
-#define TILE(m, n, groups, stages, a_mn, b_mn)                                                     \
-    "TILE_M=" #m " TILE_N=" #n " WG_GROUPS=" #groups " WG_STAGES=" #stages " WG_A_MN=" #a_mn        \
-    " WG_B_MN=" #b_mn " WG_SEGMENTS=4"
-#define CONV_TILE(m, n, groups, stages, a_mn, b_mn)                                                \
-    TILE(m, n, groups, stages, a_mn, b_mn)                                                         \
-    " CONV_ACT=1 CONV_RESULT=1 CONV_RESIDUAL=1 CONV_BIAS=0"
-#define GEMM_TILE(m, n, groups, stages, a_mn, b_mn)                                                \
-    TILE(m, n, groups, stages, a_mn, b_mn)                                                         \
-    " GEMM_ACT=0 GEMM_C=1 GEMM_RESIDUAL=1 GEMM_BIAS=0 GEMM_SUM=0 GEMM_C_4=1"
+#define TILE(half, m, n, groups, stages, a_mn, b_mn)                                               \
+    "TILE_HALF=" #half " TILE_M=" #m " TILE_N=" #n " WG_GROUPS=" #groups " WG_STAGES=" #stages      \
+    " WG_A_MN=" #a_mn " WG_B_MN=" #b_mn " WG_SEGMENTS=4"
+#define CONV_TILE(half, m, n, groups, stages, a_mn, b_mn)                                          \
+    TILE(half, m, n, groups, stages, a_mn, b_mn)                                                   \
+    " CONV_ACT=1 CONV_RESULT=" #half " CONV_RESIDUAL=" #half " CONV_BIAS=0"
+#define GEMM_TILE(half, m, n, groups, stages, a_mn, b_mn)                                          \
+    TILE(half, m, n, groups, stages, a_mn, b_mn)                                                   \
+    " GEMM_ACT=0 GEMM_C=" #half " GEMM_RESIDUAL=" #half " GEMM_BIAS=0 GEMM_SUM=0 GEMM_C_4=1"
 #define MMA_TILE(size, a_k, b_k)                                                                   \
     "TILE_M=" #size " TILE_N=" #size " WARP_M=64 WARP_N=32 TILE_HALF=1 GEMM_A_K=" #a_k             \
     " GEMM_B_K=" #b_k " GEMM_C_4=1 GEMM_ACT=0 GEMM_SUM=0 GEMM_A_8=1 GEMM_B_8=1 GEMM_A=1 GEMM_B=1"  \
@@ -51,17 +51,21 @@ static const Row rows[] = {
     {"conv_bf16.cu", "CX_NAME=dgrad " MMA_CONV(64, 1), 64, 24976, true, "HMMA LDSM LDGSTS", "HGMMA"},
     {"conv_bf16.cu", "CX_NAME=wgrad " MMA_CONV(64, 2), 64, 24832, true, "HMMA LDSM LDGSTS", "HGMMA"},
     // tile, groups of warps and stages as select_wgmma.c has them
-    {"conv_wgmma.cu", "CX_NAME=fprop CONV_MODE=0 " CONV_TILE(256, 128, 2, 4, 0, 0), 384, 231488,
+    {"conv_wgmma.cu", "CX_NAME=fprop CONV_MODE=0 " CONV_TILE(1, 256, 128, 2, 4, 0, 0), 384, 231488,
      false, "HGMMA UTMALDG SYNCS", "HMMA LDGSTS"},
-    {"conv_wgmma.cu", "CX_NAME=dgrad CONV_MODE=1 " CONV_TILE(128, 128, 2, 5, 0, 1), 384, 198736,
+    {"conv_wgmma.cu", "CX_NAME=dgrad CONV_MODE=1 " CONV_TILE(1, 128, 128, 2, 5, 0, 1), 384, 198736,
      false, "HGMMA UTMALDG SYNCS", "HMMA LDGSTS"},
-    {"conv_wgmma.cu", "CX_NAME=wgrad CONV_MODE=2 " CONV_TILE(128, 256, 2, 4, 1, 1), 384, 231488,
+    {"conv_wgmma.cu", "CX_NAME=wgrad CONV_MODE=2 " CONV_TILE(1, 128, 256, 2, 4, 1, 1), 384, 231488,
      false, "HGMMA UTMALDG SYNCS", "HMMA LDGSTS"},
-    {"conv_wgmma.cu", "CX_NAME=wgrad CONV_MODE=2 " CONV_TILE(64, 128, 1, 3, 1, 1), 256, 91184, false,
+    {"conv_wgmma.cu", "CX_NAME=wgrad CONV_MODE=2 " CONV_TILE(1, 64, 128, 1, 3, 1, 1), 256, 91184, false,
      "HGMMA UTMALDG SYNCS", "HMMA LDGSTS"},
-    {"gemm_wgmma.cu", "CX_NAME=gemm " GEMM_TILE(256, 128, 2, 4, 0, 0), 384, 231488, false,
+    {"gemm_wgmma.cu", "CX_NAME=gemm " GEMM_TILE(1, 256, 128, 2, 4, 0, 0), 384, 231488, false,
      "HGMMA UTMALDG SYNCS", "HMMA LDGSTS"},
-    {"gemm_wgmma.cu", "CX_NAME=gemm " GEMM_TILE(256, 64, 2, 4, 0, 1), 384, 182336, false,
+    {"gemm_wgmma.cu", "CX_NAME=gemm " GEMM_TILE(1, 256, 64, 2, 4, 0, 1), 384, 182336, false,
+     "HGMMA UTMALDG SYNCS", "HMMA LDGSTS"},
+    {"conv_wgmma.cu", "CX_NAME=fprop CONV_MODE=0 " CONV_TILE(2, 256, 128, 2, 4, 0, 0), 384, 231488,
+     false, "HGMMA UTMALDG SYNCS", "HMMA LDGSTS"},
+    {"gemm_wgmma.cu", "CX_NAME=gemm " GEMM_TILE(2, 128, 64, 2, 6, 1, 1), 384, 182368, false,
      "HGMMA UTMALDG SYNCS", "HMMA LDGSTS"},
 };
 enum { ROWS = sizeof rows / sizeof *rows, MOST_JOBS = 2 * ROWS, MOST_TEXT = 1 << 16, LINE = 512 };

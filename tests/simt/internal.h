@@ -93,7 +93,7 @@ struct TmaOp {
 };
 
 struct WgmmaOp {
-    int n, accumulate, a_mn_major, b_mn_major, site;
+    int half, n, accumulate, a_mn_major, b_mn_major, site;
     u64 a, b; // descriptors
     bool a_in_registers;
     u32 a_registers[4][WARP][4];
@@ -225,4 +225,17 @@ static inline float bf16_to_float(u32 bits)
     float value;
     __builtin_memcpy(&value, &word, 4);
     return value;
+}
+static inline float f16_to_float(u32 bits)
+{
+    u16 half = (u16)bits;
+    _Float16 value;
+    __builtin_memcpy(&value, &half, sizeof value);
+    return (float)value;
+}
+typedef float HalfToFloat(u32 bits);
+// half: 1 bf16, 2 f16
+static inline HalfToFloat *half_to_float(int half)
+{
+    return half == 2 ? f16_to_float : bf16_to_float;
 }

@@ -413,10 +413,15 @@ static std::string encode_maps(const std::vector<PvCudaGrid> &grids, std::vector
         for (int i = 0; i < PV_CUDA_MAPS; i++) {
             const PvTensorMap &map = grids[s].maps[i];
             void *to = &(*maps)[s].map[i], *address = (void *)(uintptr_t)map.address;
+            uint32_t step[5], span[5]; // as the driver is told
+            for (int axis = 0; axis < 5; axis++) {
+                step[axis] = map.step[axis] > 1 ? map.step[axis] : 1;
+                span[axis] = map.box[axis] * step[axis];
+            }
             int wrong = device_wanted()
                             ? device_encode_map(to, &map)
                             : simt_tensor_map_tiled(to, 2, (int)map.rank, address, map.size,
-                                                    map.stride, map.box, nullptr, 3);
+                                                    map.stride, span, step, 3);
             if (wrong)
                 return "tensor map " + std::to_string(i) + " is refused: " + std::to_string(wrong);
         }

@@ -78,10 +78,7 @@ bool device_runs_90a(void)
 
 int device_encode_map(void *to, const PvTensorMap *map)
 {
-    static const uint32_t ones[5] = {1, 1, 1, 1, 1};
-    return device.encode_map(to, PV_CUDA_MAP_BF16, map->rank, (void *)(uintptr_t)map->address,
-                             map->size, map->stride, map->box, ones, 0, PV_CUDA_MAP_SWIZZLE_128,
-                             PV_CUDA_MAP_L2_256, 0);
+    return pv_encode_map(&device, to, map);
 }
 
 static std::string error_text(const char *what, int error)

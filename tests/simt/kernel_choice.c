@@ -37,7 +37,7 @@ bool kernel_choose(const char *symbol, const PvArg *args, uint32_t arg_count, ui
                          .arg_count = arg_count,
                          .all = all,
                          .segments = segments};
-    bool found = on_90a ? cuda_select_90a(&launch, &choice)
+    bool found = on_90a ? cuda_select_90a(&launch, &choice) == NULL
                         : cuda_select(&launch, &choice) || runtime_kernel(symbol, &choice);
     if (found) {
         CudaModuleKernel kernel = cuda_module_kernel(arena, &choice);

@@ -10,6 +10,7 @@ struct Shape {
     Storage result, residual; // ST_I64: no residual
     bool bias;
     bool many; // the choice is made for four times as many images
+    Storage half = ST_BF16;   // of the operands
 };
 
 static const char *const symbol[] = {"pv_conv", "pv_conv_dgrad", "pv_conv_wgrad"};
@@ -33,10 +34,11 @@ static ConvArgs conv_args(const Shape &shape, int mode)
     args.residual_image = args.residual_position * (mode == 1 ? inside : outside) + 16;
     args.w_last = 1;
     int at = mode == 0 ? 0 : mode == 1 ? 1 : 2;
+    int64_t half = shape.half == ST_F16 ? PV_STORE_F16 : PV_STORE_BF16;
     for (int i = 0; i < 3; i++)
-        args.types |= (int64_t)(i != at || shape.result == ST_BF16) << 4 * i;
-    if (shape.residual == ST_BF16)
-        args.types |= (int64_t)PV_STORE_BF16 << 16;
+        args.types |= (i != at || shape.result == shape.half ? half : 0) << 4 * i;
+    if (shape.residual == shape.half)
+        args.types |= half << 16;
     return args;
 }
 
@@ -50,9 +52,9 @@ static int64_t add_conv(KernelCase &test, const Shape &shape, int mode, int64_t 
     size_t w = (size_t)(args.c_out * args.c_in * args.kernel[0] * args.kernel[1] * args.kernel[2]);
     size_t written = mode == 0 ? y : mode == 1 ? x : w;
     int64_t out = into ? into : test.output(written, 5e-3, shape.result);
-    args.x = mode == 1 ? out : test.input(x, 1, 0, ST_BF16);
-    args.y = mode == 0 ? out : test.input(y, 1, 0, ST_BF16);
-    args.w = mode == 2 ? out : test.input(w, 1, 0, ST_BF16);
+    args.x = mode == 1 ? out : test.input(x, 1, 0, shape.half);
+    args.y = mode == 0 ? out : test.input(y, 1, 0, shape.half);
+    args.w = mode == 2 ? out : test.input(w, 1, 0, shape.half);
     if (shape.bias && mode < 2)
         args.bias = test.input((size_t)(mode == 1 ? args.c_in : args.c_out));
     size_t added = mode == 2 ? written : (size_t)(args.residual_image * args.images);
@@ -120,6 +122,10 @@ int main(void)
     for (int mode = 0; mode < 3; mode++) {
         for (const Shape &shape : {odd, small, wide, point, solid, larger})
             check(mode, {shape});
+        Shape half = odd;
+        half.what = "f16";
+        half.half = half.result = half.residual = ST_F16;
+        check(mode, {half});
         std::vector<Shape> planes(3, odd);
         planes[0].what = "three planes";
         planes[1].in[1] = 4;

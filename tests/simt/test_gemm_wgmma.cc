@@ -10,6 +10,7 @@ struct Shape {
     bool a_same, sum;    // A is the same for all of batch1; the batch is summed
     Storage c, residual; // ST_I64: no residual
     int64_t bias;        // -1: none, else its axis
+    Storage half = ST_BF16; // of the operands
 };
 
 static void plain_gemm(const PvRun *, const int64_t *raw)
@@ -59,7 +60,9 @@ static GemmArgs gemm_args(const Shape &s)
     g.sum_batch = s.sum;
     g.bias_axis = s.bias > 0;
     g.act = s.bias >= 0 ? PV_ACT_RELU : PV_ACT_NONE;
-    g.types = 1 << 4 | 1 << 8 | (s.c == ST_BF16) | (int64_t)(s.residual == ST_BF16) << 16;
+    int64_t half = s.half == ST_F16 ? PV_STORE_F16 : PV_STORE_BF16;
+    g.types = half << 4 | half << 8 | (s.c == s.half ? half : 0) |
+              (s.residual == s.half ? half << 16 : 0);
     return g;
 }
 
@@ -71,8 +74,8 @@ static int64_t add(KernelCase &test, const Shape &s, int64_t sum = 0, int64_t in
     size_t batches = (size_t)(s.batch0 * s.batch1), of_c = s.sum ? 1 : batches;
     size_t c = (size_t)(s.m * g.c_m) * of_c;
     g.c = into ? into : test.output(c, 5e-3, s.c);
-    g.a = test.input((size_t)(s.a_k ? s.m * g.a_m : s.k * g.a_k) * batches, 1, 0, ST_BF16);
-    g.b = test.input((size_t)(s.b_k ? s.n * g.b_n : s.k * g.b_k) * batches, 1, 0, ST_BF16);
+    g.a = test.input((size_t)(s.a_k ? s.m * g.a_m : s.k * g.a_k) * batches, 1, 0, s.half);
+    g.b = test.input((size_t)(s.b_k ? s.n * g.b_n : s.k * g.b_k) * batches, 1, 0, s.half);
     if (s.bias >= 0)
         g.bias = test.input((size_t)(s.bias ? s.m : s.n));
     if (s.residual != ST_I64)
@@ -115,7 +118,12 @@ int main(void)
     Shape first = {"dense rows of A", 64, 128, 64, 1, 3, false, true, true, false, H, NONE, -1};
     Shape sum = {"a sum over the batch", 56, 64, 120, 2, 3, false, false, false, true, F, F, -1};
     Shape deep = {"parts", 64, 64, 1000, 1, 1, true, true, false, false, F, NONE, 0};
-    for (const Shape &shape : {forward, turned, both, first, sum, deep})
+    Shape half = forward, half_sum = sum;
+    half.what = "f16";
+    half.half = half.c = half.residual = ST_F16;
+    half_sum.what = "f16, a sum over the batch";
+    half_sum.half = ST_F16;
+    for (const Shape &shape : {forward, turned, both, first, sum, deep, half, half_sum})
         check({shape});
     Shape second = forward, third = forward;
     second.m = 60;

@@ -32,20 +32,20 @@ void reset_warpgroup(Warpgroup &group)
 /* ---- operands ---- */
 
 // Eight consecutive elements, 16 bytes.
-static void read_chunk(u32 address, int site, Thread *reader, float out[8])
+static void read_chunk(u32 address, HalfToFloat *value, int site, Thread *reader, float out[8])
 {
     u64 errors = simt_stats.errors;
     const u16 *chunk = (const u16 *)shared_pointer(address, 16, site);
     for (int i = 0; i < 8; i++)
-        out[i] = bf16_to_float(chunk[i]);
+        out[i] = value(chunk[i]);
     if (simt_config.race && simt_stats.errors == errors)
         check_shared(address - SHARED_BASE, 16, reader->linear, clock_of(reader), seen_by(reader),
                      false, true);
 }
 
 // Reads [rows][16] through a descriptor: address, leading and stride byte offsets in units of 16.
-static void read_operand(u64 descriptor, int mn_major, int rows, float (*out)[TILE_K], int site,
-                         Thread *reader)
+static void read_operand(u64 descriptor, int half, int mn_major, int rows, float (*out)[TILE_K],
+                         int site, Thread *reader)
 {
     u32 start = (u32)(descriptor & 0x3fff) << 4;
     u32 leading = (u32)(descriptor >> 16 & 0x3fff) << 4;
@@ -56,18 +56,19 @@ static void read_operand(u64 descriptor, int mn_major, int rows, float (*out)[TI
     }
     if (descriptor >> 49 & 7)
         report("wgmma: a base offset is not emulated, line %d", site);
+    HalfToFloat *value = half_to_float(half);
     place = {nullptr, site};
     for (int r = 0; !mn_major && r < rows; r++)
-        for (int half = 0; half < 2; half++) {
-            u32 at = start + (u32)(r / 8) * stride + (u32)(r % 8 * 128 + half * 16);
-            read_chunk(swizzled(at, 3), site, reader, &out[r][half * 8]);
+        for (int k = 0; k < TILE_K; k += 8) {
+            u32 at = start + (u32)(r / 8) * stride + (u32)(r % 8 * 128 + k * 2);
+            read_chunk(swizzled(at, 3), value, site, reader, &out[r][k]);
         }
     for (int r = 0; mn_major && r < rows; r += 8)
         for (int k = 0; k < TILE_K; k++) {
             u32 at = start + (u32)(r / 64) * leading + (u32)(k / 8) * stride +
                      (u32)(k % 8 * 128 + r % 64 * 2);
             float chunk[8];
-            read_chunk(swizzled(at, 3), site, reader, chunk);
+            read_chunk(swizzled(at, 3), value, site, reader, chunk);
             for (int i = 0; i < 8; i++)
                 out[r + i][k] = chunk[i];
         }
@@ -75,14 +76,15 @@ static void read_operand(u64 descriptor, int mn_major, int rows, float (*out)[TI
 
 static void read_registers(const WgmmaOp *op, float (*a)[TILE_K])
 {
+    HalfToFloat *value = half_to_float(op->half);
     for (int w = 0; w < 4; w++)
         for (int lane = 0; lane < WARP; lane++) {
             int row = w * 16 + lane / 4, column = lane % 4 * 2;
             for (int i = 0; i < 4; i++) { // registers: rows + 0, + 8 of columns + 0, then + 8
                 u32 pair = op->a_registers[w][lane][i];
                 float *to = &a[row + i % 2 * 8][column + i / 2 * 8];
-                to[0] = bf16_to_float(pair & 0xffff);
-                to[1] = bf16_to_float(pair >> 16);
+                to[0] = value(pair & 0xffff);
+                to[1] = value(pair >> 16);
             }
         }
 }
@@ -150,8 +152,8 @@ static void execute(Warpgroup &group, WgmmaOp *op)
     if (op->a_in_registers)
         read_registers(op, a);
     else
-        read_operand(op->a, op->a_mn_major, TILE_M, a, op->site, reader);
-    read_operand(op->b, op->b_mn_major, op->n, b, op->site, reader);
+        read_operand(op->a, op->half, op->a_mn_major, TILE_M, a, op->site, reader);
+    read_operand(op->b, op->half, op->b_mn_major, op->n, b, op->site, reader);
     for (int n = 0; n < op->n; n++)
         for (int k = 0; k < TILE_K; k++)
             b_rows[k][n] = b[n][k];
@@ -171,6 +173,7 @@ static void execute(Warpgroup &group, WgmmaOp *op)
 }
 
 struct WgmmaArgs {
+    int half;
     float *d;
     int n;
     u64 a, b;
@@ -183,11 +186,13 @@ static WgmmaOp *operation(Warpgroup &group, size_t number, const WgmmaArgs *args
 {
     if (number - group.base < group.ops.size()) {
         WgmmaOp *op = group.ops[number - group.base];
-        if (op->a != args->a || op->b != args->b || op->n != args->n || op->site != site)
+        if (op->a != args->a || op->b != args->b || op->n != args->n ||
+            op->half != args->half || op->site != site)
             report("wgmma: the warps of a warpgroup differ, line %d and line %d", site, op->site);
         return op;
     }
     WgmmaOp *op = new WgmmaOp();
+    op->half = args->half;
     op->n = args->n;
     op->a = args->a;
     op->b = args->b;
@@ -229,10 +234,10 @@ static void issue_warp(WarpOp &warp_op, unsigned warp)
         wake_spinning();
 }
 
-void simt_wgmma(float *d, int n, uint64_t a, uint64_t b, const uint32_t *a_registers,
+void simt_wgmma(int half, float *d, int n, uint64_t a, uint64_t b, const uint32_t *a_registers,
                 int accumulate, int a_mn_major, int b_mn_major, int site)
 {
-    WgmmaArgs args = {d, n, a, b, a_registers, accumulate, a_mn_major, b_mn_major};
+    WgmmaArgs args = {half, d, n, a, b, a_registers, accumulate, a_mn_major, b_mn_major};
     warp_op(ALL_LANES, OP_WGMMA, site, &args, issue_warp);
 }
 
