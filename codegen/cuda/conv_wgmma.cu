@@ -1,5 +1,5 @@
-/* T1: convolutions of one to three axes with stride 1, and their gradients, in bf16 or f16 with f32 sums
- * (ConvArgs), on the tile product of wgmma_product.h. Channels last, in eights; any sizes.
+/* T1: convolutions of one to three axes, and their gradients, in bf16 or f16 with f32 sums (ConvArgs),
+ * on the tile product of wgmma_product.h. Channels last, in eights; any sizes, strides up to 8.
  *
  * It needs no im2col map. The positions of a tile are a box of the images, a tensor {channels, w, h,
  * d, images}: read at (channel, w + s - pad, h + r - pad, ...) the box is the tile as tap (r, s)
@@ -8,8 +8,13 @@
  * pad - r) with w read MN-major; wgrad has a tile for every tap and sums over boxes of 64 positions,
  * both operands MN-major.
  *
+ * With strides the boxes of x take every stride-th element, as its tensor map says. The gradient of x
+ * falls into phases, by the remainders of its positions modulo the strides: each is a convolution of y
+ * with stride 1 and the taps that meet it, so its tiles have steps of their own.
+ *
  * Definitions: those of wgmma_product.h, and
  *   CONV_MODE     0 fprop, 1 dgrad, 2 wgrad
+ *   CONV_STRIDED  1: a segment has strides other than 1
  *   CONV_ACT      PvAct
  *   CONV_RESULT CONV_RESIDUAL CONV_BIAS   PvStorage of each
  */
@@ -24,6 +29,25 @@ CX_FN int axis_of(int axis)
 {
     return 2 - axis;
 }
+
+CX_FN int stride_of(const ConvArgs &args, int axis)
+{
+    return CONV_STRIDED ? (int)args.stride[axis_of(axis)] : 1;
+}
+
+// Along an axis, of the positions of the gradient of x that are `phase` modulo the stride: the first
+// tap, how many there are (each a stride from the last), and where y is at the first tap of position
+// `phase`; it is one less at each further one.
+struct PhaseTaps {
+    int first, count, at;
+
+    CX_FN PhaseTaps of(const ConvArgs &args, int axis, int phase)
+    {
+        int stride = stride_of(args, axis), kernel = (int)args.kernel[axis_of(axis)];
+        int reach = phase + (int)args.pad[axis_of(axis)], first = reach % stride;
+        return {first, first < kernel ? (kernel - 1 - first) / stride + 1 : 0, reach / stride};
+    }
+};
 
 // First position of box `number`, by axis.
 CX_FN void set_box(const WgmmaPlan &plan, int number, int *at)
@@ -47,8 +71,9 @@ CX_FN void set_tap(const ConvArgs &args, int tap, int *at)
 
 // Where a tile lies: the box or the tap, and its first row and column.
 struct TilePlace {
-    int at[WGMMA_AXES]; // fprop, dgrad: the box; wgrad: the tap
-    int tap, m0, n0;    // wgrad: the tap's number, first row; first column
+    int at[WGMMA_AXES];     // fprop, dgrad: the box, of positions of a phase; wgrad: the tap
+    int phase[WGMMA_IMAGE]; // dgrad: see above
+    int tap, m0, n0;        // wgrad: the tap's number, first row; first column
 
     CX_FN TilePlace of(const ConvArgs &args, const WgmmaPlan &plan, int tile)
     {
@@ -57,13 +82,36 @@ struct TilePlace {
         tile /= (int)plan.n_tiles;
         place.tap = tile / (int)plan.m_tiles;
         place.m0 = tile % (int)plan.m_tiles * TILE_M;
-        if (CONV_MODE == 2)
+        if (CONV_MODE == 2) {
             set_tap(args, place.tap, place.at);
-        else
+        } else if (CONV_MODE == 1 && CONV_STRIDED) {
+            int boxes = (int)(plan.boxes[0] * plan.boxes[1] * plan.boxes[2] * plan.boxes[3]);
+            int phase = tile / boxes;
+            set_box(plan, tile % boxes, place.at);
+            CX_UNROLL
+            for (int axis = 0; axis < WGMMA_IMAGE; axis++) {
+                place.phase[axis] = phase % stride_of(args, axis);
+                phase /= stride_of(args, axis);
+            }
+        } else {
             set_box(plan, tile, place.at);
+        }
         return place;
     }
 };
+
+CX_FN int steps_of(const Launch &p, u32 segment, int tile)
+{
+    const WgmmaPlan &plan = plan_of(p, segment);
+    if (CONV_MODE != 1 || !CONV_STRIDED)
+        return (int)plan.steps;
+    TilePlace place = TilePlace::of(p.args[segment], plan, tile);
+    int steps = (int)plan.chunks;
+    CX_UNROLL
+    for (int axis = 0; axis < WGMMA_IMAGE; axis++)
+        steps *= PhaseTaps::of(p.args[segment], axis, place.phase[axis]).count;
+    return steps;
+}
 
 struct Loads {
     const cx_tmap *a, *b;
@@ -97,17 +145,33 @@ struct Loads {
         panels(stage, a, full, place.m0, at, TILE_M / 64);
         CX_UNROLL
         for (int axis = 0; axis < WGMMA_IMAGE; axis++)
-            at[axis] += place.at[axis] - (int)args->pad[axis_of(axis)];
+            at[axis] = at[axis] * stride_of(*args, axis) + place.at[axis] -
+                       (int)args->pad[axis_of(axis)];
         panels(to_b, b, full, place.n0, at, TILE_N / 64);
 #else
         int tap = step / (int)plan->chunks, channel = step % (int)plan->chunks * WGMMA_TILE_K;
         int at[WGMMA_AXES];
+#if CONV_MODE == 1 && CONV_STRIDED
+        int rest = tap, scale = 1;
+        tap = 0;
+        CX_UNROLL
+        for (int axis = 0; axis < WGMMA_IMAGE; axis++) {
+            PhaseTaps taps = PhaseTaps::of(*args, axis, place.phase[axis]);
+            int number = rest % taps.count;
+            rest /= taps.count;
+            at[axis] = place.at[axis] + taps.at - number;
+            tap += (taps.first + number * stride_of(*args, axis)) * scale;
+            scale *= (int)args->kernel[axis_of(axis)];
+        }
+#else
         set_tap(*args, tap, at);
         CX_UNROLL
         for (int axis = 0; axis < WGMMA_IMAGE; axis++) {
             int by = at[axis] - (int)args->pad[axis_of(axis)];
-            at[axis] = place.at[axis] + (CONV_MODE == 0 ? by : -by);
+            at[axis] = CONV_MODE == 0 ? place.at[axis] * stride_of(*args, axis) + by
+                                      : place.at[axis] - by;
         }
+#endif
         cx_tma_load5(stage, a, full, channel, at[WGMMA_W], at[WGMMA_H], at[WGMMA_D],
                      place.at[WGMMA_IMAGE]);
 #if CONV_MODE == 0
@@ -168,6 +232,8 @@ struct Out {
         for (int axis = 0; axis < WGMMA_IMAGE; axis++) {
             int extent = (int)size[axis_of(axis)];
             int index = place.at[axis] + (m & ((1 << plan->box[axis]) - 1));
+            if (CONV_MODE == 1 && CONV_STRIDED)
+                index = index * stride_of(*args, axis) + place.phase[axis];
             m >>= plan->box[axis];
 #ifdef FAULT_CONV_OUTSIDE // positions of the box behind the image are written too
             inside = inside && (axis != WGMMA_H || index < extent);

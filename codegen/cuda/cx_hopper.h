@@ -97,7 +97,16 @@ CX_FN void cx_wgmma_commit()
 {
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 }
-#define cx_wgmma_wait(groups) asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(groups))
+#define cx_wgmma_wait(groups)                                                                      \
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(groups) : "memory")
+// Sums are registers that wgmma writes when it likes: code that makes or reads them stays on its side
+// of this line (the compiler sees no other tie between a wait and the registers).
+template <int count> CX_FN void cx_wgmma_own(float *d)
+{
+    CX_UNROLL
+    for (int i = 0; i < count; i++)
+        asm volatile("" : "+f"(d[i])::"memory");
+}
 #define cx_registers_more(n)  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(n))
 #define cx_registers_fewer(n) asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(n))
 #include "cx_wgmma.h"
@@ -138,6 +147,9 @@ CX_FN void cx_wgmma_commit()
 #define cx_tma_store_commit() simt_bulk_commit()
 #define cx_tma_store_wait()   simt_bulk_wait()
 #define cx_wgmma_fence()      ((void)0)
+template <int count> static inline void cx_wgmma_own(float *)
+{
+}
 #define cx_wgmma_commit()     simt_wgmma_commit()
 #define cx_wgmma_wait(groups) simt_wgmma_wait(groups)
 #define cx_registers_more(n)  ((void)0)

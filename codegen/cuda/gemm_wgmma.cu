@@ -16,6 +16,11 @@ typedef CxMapLaunch<GemmArgs, WG_SEGMENTS> Launch;
 #include "wgmma_product.h"
 #include "gemm_out.h"
 
+CX_FN int steps_of(const Launch &p, u32 segment, int)
+{
+    return (int)plan_of(p, segment).steps;
+}
+
 // Columns are fastest: blocks that run together share rows of A.
 CX_FN Place place_in(const GemmArgs &args, const WgmmaPlan &plan, int tile)
 {

@@ -15,6 +15,7 @@ enum { CONV_Y, CONV_X, CONV_W, CONV_BIAS, CONV_RESIDUAL };       // in `types`
 enum { GEMM_C, GEMM_A, GEMM_B, GEMM_BIAS, GEMM_RESIDUAL };
 enum { FEW = 4 };        // segments: parameters of a launch stay within 4 KB, which all drivers take
 enum { MULTIPROCESSORS = 132, LARGEST = 1 << 30 };
+enum { MOST_STRIDE = 8 };        // of a tensor map
 
 typedef struct {
     int m, n, groups, stages;
@@ -111,11 +112,12 @@ static const char *refuses_sizes(const ConvArgs *args, const ConvArgs *first)
         return "segments that differ";
     if (args->groups != 1)
         return "groups";
-    if (volume(args->stride) != 1)
-        return "a stride";
-    for (int axis = 0; axis < 3; axis++)
+    for (int axis = 0; axis < 3; axis++) {
+        if (args->stride[axis] > MOST_STRIDE)
+            return "a large stride";
         if (args->x_shift[axis] || args->residual_shift[axis])
             return "up-sampled";
+    }
     if (args->c_in % 8 || args->c_out % 8)
         return "channels not in eights";
     if (!args->w_last && volume(args->kernel) > 1)
@@ -168,6 +170,17 @@ static const char *refuses_conv(const CudaLaunch *launch, const ConvArgs *one, i
     return NULL;
 }
 
+static bool is_strided(const CudaLaunch *launch)
+{
+    bool strided = false;
+    for (uint32_t i = 0; i == 0 || i < launch->segments; i++) {
+        ConvArgs args;
+        tile_numbers(launch, i, 1, (int64_t *)&args);
+        strided |= volume(args.stride) != 1;
+    }
+    return strided;
+}
+
 static const char *select_conv(const CudaLaunch *launch, CudaChoice *choice, int mode)
 {
     static const char *const names[] = {"conv", "conv_dgrad", "conv_wgrad"};
@@ -178,24 +191,29 @@ static const char *select_conv(const CudaLaunch *launch, CudaChoice *choice, int
     if (refused)
         return refused;
     int64_t positions = volume(mode == CONV_DGRAD ? one.in : one.out) * usual.images;
+    bool strided = is_strided(launch);
     int64_t taps = volume(one.kernel), n = mode == CONV_FPROP ? one.c_out : one.c_in;
     int64_t channels = mode == CONV_DGRAD ? one.c_out : one.c_in;
     positions *= launch->segments > 1 ? launch->segments : 1;
     const WgmmaTile *tile =
         mode == CONV_WGRAD
             ? tile_of(one.c_out, n, taps, tile_count(positions, WGMMA_TILE_K))
-            : tile_of(positions, n, 1, taps * tile_count(channels, WGMMA_TILE_K));
+            : tile_of(positions, n, 1,
+                      tile_count(taps, mode == CONV_DGRAD ? volume(one.stride) : 1) *
+                          tile_count(channels, WGMMA_TILE_K));
     int result = mode == CONV_FPROP ? CONV_Y : mode == CONV_DGRAD ? CONV_X : CONV_W;
     const char *product = choose_tile(launch, choice, tile, tile_half(one.types),
                                       mode == CONV_WGRAD, mode != CONV_FPROP);
     choice->baked[TILE_BAKED_MODE] = mode;
     choice->file = "conv_wgmma.cu";
     choice->shape = "pv_shape_conv_wgmma";
-    choice->name = arena_printf(launch->arena, "%s_wgmma_%s%dx%d%s", names[mode],
-                                tile_half_name(one.types), tile->m, tile->n, tile_act_name(one.act));
+    choice->name = arena_printf(launch->arena, "%s_wgmma_%s%dx%d%s%s", names[mode],
+                                tile_half_name(one.types), tile->m, tile->n, tile_act_name(one.act),
+                                strided ? "_stride" : "");
     choice->definitions = arena_printf(
-        launch->arena, "%s CONV_MODE=%d CONV_ACT=%d CONV_RESULT=%d CONV_RESIDUAL=%d CONV_BIAS=%d",
-        product, mode, (int)one.act, tile_storage(one.types, result),
+        launch->arena,
+        "%s CONV_MODE=%d CONV_STRIDED=%d CONV_ACT=%d CONV_RESULT=%d CONV_RESIDUAL=%d CONV_BIAS=%d",
+        product, mode, strided, (int)one.act, tile_storage(one.types, result),
         tile_storage(one.types, CONV_RESIDUAL), tile_storage(one.types, CONV_BIAS));
     return NULL;
 }

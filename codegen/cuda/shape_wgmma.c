@@ -14,6 +14,7 @@ PvCudaShape pv_shape_conv_wgmma, pv_shape_gemm_wgmma;    // named by select_wgmm
 
 _Static_assert(sizeof(WgmmaPlan) <= sizeof((PvCudaGrid *)0)->numbers, "numbers of a launch");
 
+enum { MOST_SPAN = 256 };      // of a box, along an axis of its tensor
 enum { PANEL = 64, MULTIPROCESSORS = 132, PART_STEPS = 4, MOST_PARTS = 32, THREADS = 256 };
 
 static uint32_t count(int64_t size, int64_t by)
@@ -40,8 +41,10 @@ static void finish(const PvCudaKernel *kernel, WgmmaPlan plan, int64_t sum, PvCu
 
 // ---- convolutions ----
 
-// Logarithms of the extents of the best box of 2^log positions.
-static void choose_box(const int64_t size[WGMMA_AXES], uint32_t log, WgmmaPlan *plan)
+// Logarithms of the extents of the best box of 2^log positions; step: of what is read, between two
+// of them.
+static void choose_box(const int64_t size[WGMMA_AXES], const uint32_t step[WGMMA_AXES], uint32_t log,
+                       WgmmaPlan *plan)
 {
     int64_t best = INT64_MAX;
     for (uint32_t image = 0; image <= log; image++)
@@ -49,9 +52,12 @@ static void choose_box(const int64_t size[WGMMA_AXES], uint32_t log, WgmmaPlan *
             for (uint32_t h = 0; h + d + image <= log; h++) {
                 uint32_t box[WGMMA_AXES] = {log - h - d - image, h, d, image};
                 int64_t boxes = 1;
-                for (int axis = 0; axis < WGMMA_AXES; axis++)
+                bool spans = true;
+                for (int axis = 0; axis < WGMMA_AXES; axis++) {
                     boxes *= tile_count(size[axis], INT64_C(1) << box[axis]);
-                if (boxes >= best)
+                    spans = spans && step[axis] << box[axis] <= MOST_SPAN;
+                }
+                if (boxes >= best || !spans)
                     continue;
                 best = boxes;
                 memcpy(plan->box, box, sizeof box);
@@ -60,9 +66,10 @@ static void choose_box(const int64_t size[WGMMA_AXES], uint32_t log, WgmmaPlan *
         plan->boxes[axis] = count(size[axis], INT64_C(1) << plan->box[axis]);
 }
 
-// Boxes of 64 channels of images.
+// Boxes of 64 channels of images; step: NULL, every position.
 static PvTensorMap image_map(int64_t address, int64_t channels, const int64_t size[3],
-                             int64_t images, int64_t position, int64_t image, const WgmmaPlan *plan)
+                             int64_t images, int64_t position, int64_t image, const WgmmaPlan *plan,
+                             const uint32_t *step)
 {
     PvTensorMap map = {.address = (uint64_t)address, .rank = 5, .size[0] = (uint64_t)channels};
     int64_t stride = position * 2;
@@ -72,6 +79,7 @@ static PvTensorMap image_map(int64_t address, int64_t channels, const int64_t si
         map.size[axis + 1] = (uint64_t)(of_image ? images : size[2 - axis]);
         map.stride[axis] = (uint64_t)(of_image && images > 1 ? image * 2 : stride);
         map.box[axis + 1] = 1u << plan->box[axis];
+        map.step[axis + 1] = step ? step[axis] : 1;
         stride *= of_image ? 1 : size[2 - axis];
     }
     return map;
@@ -94,13 +102,24 @@ void pv_shape_conv_wgmma(const PvCudaKernel *kernel, const int64_t *numbers, PvC
     int mode = kernel->baked[TILE_BAKED_MODE];
     bool grad = mode == CONV_DGRAD, of_w = mode == CONV_WGRAD;
     const int64_t *size = grad ? args->in : args->out;
-    int64_t taps = args->kernel[0] * args->kernel[1] * args->kernel[2];
+    int64_t taps = args->kernel[0] * args->kernel[1] * args->kernel[2], most_taps = 1;
     int64_t axes[WGMMA_AXES] = {size[2], size[1], size[0], args->images};
+    uint32_t step[WGMMA_AXES] = {1, 1, 1, 1}, phases = 1;
     WgmmaPlan plan = {.m_tiles = 1};
     *grid = (PvCudaGrid){.workspace = 0};
     while (!of_w && 1u << log < tile_m)
         log++;
-    choose_box(axes, log, &plan);
+    for (int axis = 0; axis < WGMMA_IMAGE; axis++) {
+        int64_t stride = args->stride[2 - axis];
+        most_taps *= tile_count(args->kernel[2 - axis], grad ? stride : 1);
+        if (grad) {                          // positions of a phase
+            axes[axis] = tile_count(axes[axis], stride);
+            phases *= (uint32_t)stride;
+        } else {
+            step[axis] = (uint32_t)stride;
+        }
+    }
+    choose_box(axes, step, log, &plan);
     uint32_t boxes = plan.boxes[0] * plan.boxes[1] * plan.boxes[2] * plan.boxes[3];
     plan.n_tiles = count(mode == CONV_FPROP ? args->c_out : args->c_in, tile_n);
     if (of_w) {
@@ -109,13 +128,13 @@ void pv_shape_conv_wgmma(const PvCudaKernel *kernel, const int64_t *numbers, PvC
         plan.steps = boxes;
     } else {
         plan.chunks = count(grad ? args->c_out : args->c_in, WGMMA_TILE_K);
-        plan.tiles = plan.n_tiles * boxes;
-        plan.steps = plan.chunks * (uint32_t)taps;
+        plan.tiles = plan.n_tiles * boxes * phases;
+        plan.steps = plan.chunks * (uint32_t)most_taps;
     }
     PvTensorMap x = image_map(args->x, args->c_in, args->in, args->images, args->x_position,
-                              args->x_image, &plan);
+                              args->x_image, &plan, step);
     PvTensorMap y = image_map(args->y, args->c_out, args->out, args->images, args->y_position,
-                              args->y_image, &plan);
+                              args->y_image, &plan, NULL);
     grid->maps[0] = mode == CONV_FPROP ? x : y;
     grid->maps[1] = of_w ? x : weight_map(args, taps, grad ? WGMMA_TILE_K : tile_n);
     finish(kernel, plan, args->sum, grid);

@@ -13,7 +13,7 @@ enum { WGMMA_W, WGMMA_H, WGMMA_D, WGMMA_IMAGE, WGMMA_AXES };
 typedef struct {
     unsigned tiles;              // of the result
     unsigned parts;              // of the reduction; each part of a tile is a turn of a block
-    unsigned steps;              // of the reduction
+    unsigned steps;              // of the reduction, at most
     unsigned n_tiles;            // of the result's columns, the fastest
     unsigned m_tiles;            // wgrad, products: of its rows, the next
     unsigned chunks;             // steps of a tap, or of a batch element

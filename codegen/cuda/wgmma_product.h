@@ -15,6 +15,7 @@
  * WG_GROUPS, warpgroups that multiply (1 or 2), WG_STAGES, WG_SEGMENTS, WG_A_MN and WG_B_MN, 1: A, or B, is dense along its rows. What includes
  * this defines
  *     Launch                   a CxMapLaunch of its arguments, before
+ *     int steps_of(launch, segment, tile)
  *     struct Loads             void tile(launch, turn); void step(u32 stage, u32 full, int step)
  *     struct Tile              an `out` of tile_out.h, its first row m0 and column n0;
  *                              static Tile of(launch, segment, tile)
@@ -54,6 +55,9 @@ CX_FN const WgmmaPlan &plan_of(const Launch &p, u32 segment)
     return *(const WgmmaPlan *)p.maps[segment].number;
 }
 
+// Steps of a tile, which the including file knows: those of the plan or fewer, none too.
+CX_FN int steps_of(const Launch &p, u32 segment, int tile);
+
 // Turn `number`, which is less than the head's first[segments].
 CX_FN Turn turn_of(const Launch &p, u32 number)
 {
@@ -66,8 +70,9 @@ CX_FN Turn turn_of(const Launch &p, u32 number)
     turn.tile = (int)(number % plan.tiles);
     turn.part = (int)(number / plan.tiles);
     turn.parts = (int)plan.parts;
-    turn.first = (int)plan.steps * turn.part / turn.parts;
-    turn.end = (int)plan.steps * (turn.part + 1) / turn.parts;
+    int steps = steps_of(p, turn.segment, turn.tile);
+    turn.first = steps * turn.part / turn.parts;
+    turn.end = steps * (turn.part + 1) / turn.parts;
     return turn;
 }
 
@@ -142,46 +147,50 @@ CX_FN void multiply(float *d, u32 a, u32 b)
     }
 }
 
-// The 64 x TILE_N sums of a warpgroup, whose first row is m and first column n of the result.
-template <class Out> CX_FN void store_block(const float *d, Out &out, int m, int n, u8 *shared)
+struct GroupSums {
+    float at[GROUP_BLOCKS][TILE_N / 2];
+};
+
+// Eight rows of a warp, CHUNK_N columns: a piece of its sums. They are put through shared memory one
+// by one, by code that is there once: registers have no number at run time, so each piece's are named
+// in a branch of their own.
+enum { CHUNKS = TILE_N / CHUNK_N, PIECES = GROUP_BLOCKS * CHUNKS * 2 };
+
+CX_FN void spread_piece(const GroupSums &sums, int piece, float *to)
+{
+    CX_UNROLL
+    for (int i = 0; i < PIECES; i++)
+        if (piece == i) {
+            const float *d = &sums.at[i / (2 * CHUNKS)][i / 2 % CHUNKS * CHUNK_N / 2 + i % 2 * 2];
+            CX_UNROLL
+            for (int j = 0; j < CHUNK_N / 8; j++)
+                *(float2 *)(to + j * 8) = make_float2(d[4 * j], d[4 * j + 1]);
+        }
+}
+
+// The sums of a warpgroup, whose first row is m and first column n of the result.
+template <class Out>
+CX_FN void store_sums(const GroupSums &sums, Out &out, int m, int n, u8 *shared)
 {
     int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     float *mine = (float *)(shared + OUT_AT) + warp * OUT_WARP;
     float *to = mine + (lane >> 2) * OUT_ROW + (lane & 3) * 2;
     int column = lane % (CHUNK_N / 4) * 4;
     m += (warp & 3) * 16;
-    CX_UNROLL
-    for (int chunk = 0; chunk < TILE_N; chunk += CHUNK_N) {
-        out.column(n + chunk + column);
-        CX_UNROLL
-        for (int half = 0; half < 2; half++) {
-            __syncwarp();
-            CX_UNROLL
-            for (int j = 0; j < CHUNK_N / 8; j++) {
-                const float *pair = d + chunk / 2 + 4 * j + 2 * half;
-                *(float2 *)(to + j * 8) = make_float2(pair[0], pair[1]);
-            }
-            __syncwarp();
-            CX_NO_UNROLL
-            for (int row = lane / (CHUNK_N / 4); row < 8; row += 128 / CHUNK_N) {
-                float4 four = *(const float4 *)(mine + row * OUT_ROW + column);
-                float value[4] = {four.x, four.y, four.z, four.w};
-                out.put(m + half * 8 + row, value);
-            }
+    CX_NO_UNROLL
+    for (int piece = 0; piece < PIECES; piece++) {
+        int first = m + piece / (2 * CHUNKS) * 64 + piece % 2 * 8;
+        __syncwarp();
+        spread_piece(sums, piece, to);
+        __syncwarp();
+        out.column(n + piece / 2 % CHUNKS * CHUNK_N + column);
+        CX_NO_UNROLL
+        for (int row = lane / (CHUNK_N / 4); row < 8; row += 128 / CHUNK_N) {
+            float4 four = *(const float4 *)(mine + row * OUT_ROW + column);
+            float value[4] = {four.x, four.y, four.z, four.w};
+            out.put(first + row, value);
         }
     }
-}
-
-struct GroupSums {
-    float at[GROUP_BLOCKS][TILE_N / 2];
-};
-
-template <class Out>
-CX_FN void store_sums(const GroupSums &sums, Out &out, int m, int n, u8 *shared)
-{
-    CX_UNROLL
-    for (int block = 0; block < GROUP_BLOCKS; block++)
-        store_block(sums.at[block], out, m + block * 64, n, shared);
 }
 
 // All steps of a turn.
@@ -193,6 +202,7 @@ CX_FN void sum_turn(GroupSums &sums, const Turn &turn, u32 shared, Slot &slot)
         CX_UNROLL
         for (int i = 0; i < TILE_N / 2; i++)
             sums.at[block][i] = 0.f;
+        cx_wgmma_own<TILE_N / 2>(sums.at[block]);
     }
     CX_NO_UNROLL
     for (int step = turn.first; step < turn.end; step++) {
@@ -216,7 +226,10 @@ CX_FN void sum_turn(GroupSums &sums, const Turn &turn, u32 shared, Slot &slot)
         slot.next();
     }
     cx_wgmma_wait(0);
-    if ((threadIdx.x & 31) == 0)
+    CX_UNROLL
+    for (int block = 0; block < GROUP_BLOCKS; block++)
+        cx_wgmma_own<TILE_N / 2>(sums.at[block]);
+    if (turn.first < turn.end && (threadIdx.x & 31) == 0)
         cx_mbar_arrive(empty_barrier(shared, before));
 }
 

@@ -28,7 +28,7 @@ typedef struct Row {
     " WG_A_MN=" #a_mn " WG_B_MN=" #b_mn " WG_SEGMENTS=4"
 #define CONV_TILE(half, m, n, groups, stages, a_mn, b_mn)                                          \
     TILE(half, m, n, groups, stages, a_mn, b_mn)                                                   \
-    " CONV_ACT=1 CONV_RESULT=" #half " CONV_RESIDUAL=" #half " CONV_BIAS=0"
+    " CONV_STRIDED=0 CONV_ACT=1 CONV_RESULT=" #half " CONV_RESIDUAL=" #half " CONV_BIAS=0"
 #define GEMM_TILE(half, m, n, groups, stages, a_mn, b_mn)                                          \
     TILE(half, m, n, groups, stages, a_mn, b_mn)                                                   \
     " GEMM_ACT=0 GEMM_C=" #half " GEMM_RESIDUAL=" #half " GEMM_BIAS=0 GEMM_SUM=0 GEMM_C_4=1"

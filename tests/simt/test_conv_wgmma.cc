@@ -11,6 +11,7 @@ struct Shape {
     bool bias;
     bool many; // the choice is made for four times as many images
     Storage half = ST_BF16;   // of the operands
+    int64_t stride[3] = {1, 1, 1};
 };
 
 static const char *const symbol[] = {"pv_conv", "pv_conv_dgrad", "pv_conv_wgrad"};
@@ -23,8 +24,9 @@ static ConvArgs conv_args(const Shape &shape, int mode)
     int64_t inside = 1, outside = 1;
     for (int axis = 0; axis < 3; axis++) {
         args.in[axis] = shape.in[axis], args.kernel[axis] = shape.kernel[axis];
-        args.stride[axis] = 1, args.pad[axis] = shape.pad[axis];
-        args.out[axis] = shape.in[axis] + 2 * shape.pad[axis] - shape.kernel[axis] + 1;
+        args.stride[axis] = shape.stride[axis], args.pad[axis] = shape.pad[axis];
+        args.out[axis] =
+            (shape.in[axis] + 2 * shape.pad[axis] - shape.kernel[axis]) / shape.stride[axis] + 1;
         inside *= args.in[axis], outside *= args.out[axis];
     }
     args.x_channel = args.y_channel = args.residual_channel = 1;
@@ -119,9 +121,23 @@ int main(void)
     Shape point = {"1 x 1", 1, 64, 128, {1, 16, 17}, {1, 1, 1}, {0, 0, 0}, F, NONE, true, false};
     Shape solid = {"3 axes", 1, 64, 48, {3, 5, 6}, {3, 3, 3}, {1, 1, 1}, H, NONE, true, false};
     Shape larger = {"4 x 4, padding 2", 1, 48, 64, {1, 6, 8}, {1, 4, 4}, {0, 2, 2}, H, NONE, false, false};
+    // strides: phases with several taps each, with one and two, with one or none; boxes of the widest
+    Shape halved = {"4 x 4, stride 2", 2, 48, 64, {1, 12, 10}, {1, 4, 4}, {0, 1, 1}, H, NONE, true,
+                    false, H, {1, 2, 2}};
+    Shape uneven = {"3 x 3, strides 2 and 3", 2, 64, 56, {1, 9, 11}, {1, 3, 3}, {0, 1, 1}, H, H, true,
+                    false, H, {1, 2, 3}};
+    Shape sparse = {"1 x 1, stride 2", 1, 64, 48, {1, 5, 280}, {1, 1, 1}, {0, 0, 0}, F, NONE, false,
+                    false, H, {1, 2, 2}};
+    Shape thick = {"3 axes, strides 2, 1 and 2", 1, 48, 64, {4, 5, 8}, {4, 3, 4}, {1, 1, 1}, H, NONE,
+                   true, false, ST_BF16, {2, 1, 2}};
     for (int mode = 0; mode < 3; mode++) {
-        for (const Shape &shape : {odd, small, wide, point, solid, larger})
+        for (const Shape &shape :
+             {odd, small, wide, point, solid, larger, halved, uneven, sparse, thick})
             check(mode, {shape});
+        Shape whole = halved, thirds = halved;
+        whole.stride[1] = whole.stride[2] = 1;
+        thirds.stride[2] = 3, thirds.kernel[2] = 5;
+        check(mode, {halved, whole, thirds});
         Shape half = odd;
         half.what = "f16";
         half.half = half.result = half.residual = ST_F16;
