@@ -49,14 +49,15 @@ struct PhaseTaps {
     }
 };
 
-// First position of box `number`, by axis.
-CX_FN void set_box(const WgmmaPlan &plan, int number, int *at)
+// First position of box `number`, by axis; returns how often all boxes fit in front of it: the phase.
+CX_FN int set_box(const WgmmaPlan &plan, int number, int *at)
 {
     CX_UNROLL
     for (int axis = 0; axis < WGMMA_AXES; axis++) {
         at[axis] = number % (int)plan.boxes[axis] << plan.box[axis];
         number /= (int)plan.boxes[axis];
     }
+    return number;
 }
 
 CX_FN void set_tap(const ConvArgs &args, int tap, int *at)
@@ -84,17 +85,13 @@ struct TilePlace {
         place.m0 = tile % (int)plan.m_tiles * TILE_M;
         if (CONV_MODE == 2) {
             set_tap(args, place.tap, place.at);
-        } else if (CONV_MODE == 1 && CONV_STRIDED) {
-            int boxes = (int)(plan.boxes[0] * plan.boxes[1] * plan.boxes[2] * plan.boxes[3]);
-            int phase = tile / boxes;
-            set_box(plan, tile % boxes, place.at);
+        } else {
+            int phase = set_box(plan, tile, place.at);
             CX_UNROLL
-            for (int axis = 0; axis < WGMMA_IMAGE; axis++) {
+            for (int axis = 0; CONV_MODE == 1 && CONV_STRIDED && axis < WGMMA_IMAGE; axis++) {
                 place.phase[axis] = phase % stride_of(args, axis);
                 phase /= stride_of(args, axis);
             }
-        } else {
-            set_box(plan, tile, place.at);
         }
         return place;
     }
@@ -283,7 +280,8 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, WG_GROUPS == 1 ? 2 :
     run_turns<Loads, Tile>(p, shared);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) CX_NAME_1(const __grid_constant__ Launch p)
+extern "C" __global__ void __launch_bounds__(THREADS, 4)
+    CX_NAME_1(const __grid_constant__ Launch p)
 {
     add_parts<Tile>(p);
 }

@@ -97,7 +97,8 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, WG_GROUPS == 1 ? 2 :
     run_turns<Loads, Tile>(p, shared);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) CX_NAME_1(const __grid_constant__ Launch p)
+extern "C" __global__ void __launch_bounds__(THREADS, 4)
+    CX_NAME_1(const __grid_constant__ Launch p)
 {
     add_parts<Tile>(p);
 }
