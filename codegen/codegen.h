@@ -91,7 +91,8 @@ typedef struct {
     size_t cuda_kernel_capacity;
     const char **cuda_runtime_names;   // of the first cuda_kernels, which the runtime launches
     uint32_t cuda_runtime_count;
-    const char *kernels_with;          // programs are of kernels with it in their names; NULL: all
+    const char *kernels_with;          // words, with commas: programs are of kernels that have one in
+                                       // their names; NULL: all
     uint32_t cuda_modules;
     uint32_t cuda_version;   // of NVRTC: 13000; 0: not asked
     uint32_t cuda_warnings;  // programs with a warning of the compiler or of its assembler
@@ -195,6 +196,8 @@ bool cuda_takes_segment(Codegen *cg, uint32_t kernel, const PlanArg *args, uint3
 void add_runtime_kernels(Codegen *cg);                   // before any other
 // Gives every launch of all plans a kernel for GPUs. Needs launches; buffers may lie anywhere.
 void choose_cuda_kernels(Codegen *cg);
+// A name, or a line of figures, has one of the words that kernels are chosen by.
+bool is_kernel_wanted(const Codegen *cg, const char *name);
 // Why a product of a mixed plan has no kernel for sm_90a; NULL: it has one, or is no product.
 const char *cuda_refused(Codegen *cg, const Work *work, const PlanLaunch *launch);
 CudaModuleKernel cuda_kernel_text(Codegen *cg, const CudaKernel *kernel);

@@ -158,19 +158,24 @@ static const char *use_name(Codegen *cg, const Work *work, const PlanLaunch *lau
     return name;
 }
 
-// What the fused plans launch, by name; with --kernels WORD those whose line has it.
+// What the fused plans launch, by name; with --kernels those whose line has a word. Then, of mixed
+// plans for sm_90a, how much of the products' work is on wgmma.
 static void print_uses(Codegen *cg, FILE *out)
 {
     size_t count = 0, most = 0;
+    double products = 0, on_wgmma = 0;
     for (uint32_t i = 0; i < cg->plan_count; i++)
         most += cg->plans[i]->launch_count;
     Use *uses = arena_alloc(cg->arena, (most + 1) * sizeof *uses);
     for (uint32_t i = 0; i < cg->plan_count; i++)
         for (uint32_t k = 0; !cg->plans[i]->taps && k < cg->plans[i]->launch_count; k++) {
             const PlanLaunch *launch = &cg->plans[i]->launches[k];
-            uses[count++] = (Use){use_name(cg, cg->plans[i], launch), 1,
-                                  launch->flops_fixed + launch->flops_batch,
+            double flops = launch->flops_fixed + launch->flops_batch;
+            uses[count++] = (Use){use_name(cg, cg->plans[i], launch), 1, flops,
                                   launch->bytes_fixed + launch->bytes_batch};
+            bool has_wgmma = cg->kernels[launch->kernel].cuda_90a != 0;
+            on_wgmma += has_wgmma ? flops : 0;
+            products += has_wgmma || cuda_refused(cg, cg->plans[i], launch) ? flops : 0;
         }
     qsort(uses, count, sizeof *uses, compare_uses);
     for (size_t i = 0; i < count;) {
@@ -180,10 +185,13 @@ static void print_uses(Codegen *cg, FILE *out)
             sum.flops += uses[i].flops;
             sum.bytes += uses[i].bytes;
         }
-        if (!cg->kernels_with || strstr(sum.name, cg->kernels_with))
+        if (is_kernel_wanted(cg, sum.name))
             fprintf(out, "use %s: %u launches, %.4g FLOP, %.4g bytes\n", sum.name, sum.launches,
                     sum.flops, sum.bytes);
     }
+    if (products > 0)
+        fprintf(out, "use products on sm_90a: %.4g FLOP, %.2f %% of it on wgmma\n", products,
+                100 * on_wgmma / products);
 }
 
 // What launches that are bound by memory move, and how much of it kernels with accesses of 16 bytes.

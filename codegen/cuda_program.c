@@ -125,6 +125,19 @@ static uint32_t cut(CudaKernel *const *order, uint32_t first, uint32_t count)
     return count - first;
 }
 
+bool is_kernel_wanted(const Codegen *cg, const char *name)
+{
+    const char *word = cg->kernels_with;
+    while (word) {
+        const char *end = strchr(word, ',');
+        size_t length = end ? (size_t)(end - word) : strlen(word);
+        if (memmem(name, strlen(name), word, length))
+            return true;
+        word = end ? end + 1 : NULL;
+    }
+    return !cg->kernels_with;
+}
+
 CudaProgram *cuda_make_programs(Codegen *cg, const CudaSources *sources, uint32_t *count)
 {
     uint32_t kernels = 0;
@@ -132,7 +145,7 @@ CudaProgram *cuda_make_programs(Codegen *cg, const CudaSources *sources, uint32_
     CudaProgram *programs = arena_alloc(cg->arena, (cg->cuda_kernel_count + 1) * sizeof *programs);
     CudaModuleKernel parts[MOST_KERNELS];
     for (uint32_t i = 0; i < cg->cuda_kernel_count; i++)
-        if (!cg->kernels_with || strstr(cg->cuda_kernels[i].choice.name, cg->kernels_with))
+        if (is_kernel_wanted(cg, cg->cuda_kernels[i].choice.name))
             order[kernels++] = &cg->cuda_kernels[i];
     qsort(order, kernels, sizeof *order, compare_kernels);
     *count = 0;
