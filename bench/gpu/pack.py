@@ -30,7 +30,7 @@ SYSTEM = re.compile(r"^(linux-vdso|ld-linux|libc|libm|libdl|libpthread|librt)\b"
 TINY, LARGE = "models/pvdm-tiny.model", "models/pvdm.model"
 MODELS = [  # name, file, target, options
     ("tiny", TINY, "cpu,cuda", []),
-    ("tiny-bf16", TINY, "cuda", ["--dtype", "bf16"]),
+    ("tiny-bf16", TINY, "cuda", ["--dtype", "bf16"]),         # with kernels to run without wgmma too
     ("large", LARGE, "cpu,cuda", ["--unfused-too"]),
     ("large-bf16", LARGE, "cuda", ["--dtype", "bf16", "--unfused-too"]),
 ]
@@ -104,7 +104,8 @@ def build_models(args, folder):
     for name, model, target, options in MODELS:
         if args.rehearse:
             model, target, options = TINY, target.replace("cuda", "simt"), [*options, *STAND_IN]
-        arch = ["--arch", args.arch] if "cuda" in target else []
+        both = args.arch.endswith("a") and "bf16" in name
+        arch = ["--arch", f"{args.arch},{args.arch[:-1]}" if both else args.arch] if "cuda" in target else []
         exe = os.path.join(folder, "bin", name)
         call(os.path.join(args.build, "pvdmc"), model, "--target", target, *arch, "--march", "x86-64-v3",
              *options, "-o", exe)
@@ -150,7 +151,7 @@ def main():
         build_models(args, folder)
         check_needs(args, folder)
         list_sizes(folder)
-        with tarfile.open(os.path.join(OUT, "pack.tar.xz"), "w:xz") as archive:
+        with tarfile.open(os.path.join(OUT, "pack.tar.xz"), "w:xz", preset=9) as archive:  # far repetitions
             for name in PARTS:
                 archive.add(os.path.join(folder, name), name)
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True,

@@ -29,6 +29,10 @@ DRIVER = os.environ.get("PVDM_CUDA_DRIVER") or "libcuda.so.1"
 PACK = os.path.join(REPORT, "pack")
 STEP_LIMIT, CASES_LIMIT = 300, 90  # seconds of a process
 RESTARTS = 12  # of a program of cases that ended before its end
+HANGS = 3  # of its cases, until it is left alone
+# Where the driver may lie, if not where the loader looks
+DRIVERS = ["libcuda.so.1"] + [f"{folder}/libcuda.so.1" for folder in (
+    "/usr/local/nvidia/lib64", "/usr/local/nvidia/lib", "/usr/lib/x86_64-linux-gnu", "/usr/lib64")]
 OUTPUT, GRADIENT = 1e-5, 1e-4  # bounds of differences between the devices, in the 2-norm
 BF16_OUTPUT, BF16_GRADIENT = 5e-2, 1e-1
 OFTEN = {"repeat": "21", "steps": "8", "rounds": ["--rounds", "3"]}
@@ -125,11 +129,18 @@ def work(name):
 # ---- the machine ----
 
 def find_gpu():
-    """None, or what is missing."""
-    try:
-        cuda = ctypes.CDLL(DRIVER)
-    except OSError as error:
-        return f"no driver of CUDA: {error}"
+    """None, or what is missing. The driver that is found is the one that all steps open."""
+    global DRIVER
+    cuda, missing = None, ""
+    for path in [DRIVER] if os.environ.get("PVDM_CUDA_DRIVER") else DRIVERS:
+        try:
+            cuda, DRIVER = ctypes.CDLL(path), path
+            break
+        except OSError as error:
+            missing = missing or f"no driver of CUDA: {error}"
+    if cuda is None:
+        return missing
+    os.environ["PVDM_CUDA_DRIVER"] = DRIVER
     count = ctypes.c_int(0)
     if cuda.cuInit(0) != 0 or cuda.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value == 0:
         return "the driver finds no device"
@@ -160,8 +171,9 @@ def kernels(test):
     begun again behind it: after a fault of a kernel nothing else runs in a process."""
     program, begun, wrong = os.path.join(PACK, "cases", test), 0, []
     env = {"PVDM_CASES": DRIVER, "PVDM_IMAGES": os.path.join(PACK, "images"), "PVDM_ROOT": ROOT,
-           "LD_LIBRARY_PATH": os.path.join(PACK, "lib"), **SAMPLE}
-    last, text = 0, ""
+           "LD_LIBRARY_PATH": ":".join([os.path.join(PACK, "lib"), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]),
+           **SAMPLE}
+    last, text, hangs = 0, "", 0
     for _ in range(RESTARTS):
         seconds = room(CASES_LIMIT)
         status, text = process([program], {**env, "PVDM_CASES_FROM": str(last + 1)}, seconds)
@@ -175,8 +187,13 @@ def kernels(test):
         if not cases:
             raise Failed(f"{'too slow' if status is None else f'status {status}'}: {text[-1500:]}")
         last = int(cases[-1][0])
+        hung = status in (None, -signal.SIGALRM)
         if "\nFAIL " not in text[text.rindex(f"case {last}: "):]:
-            wrong.append(f"{cases[-1][1]}: " + ("still running" if status is None else f"status {status}"))
+            wrong.append(f"{cases[-1][1]}: " + ("still running" if hung else f"status {status}"))
+        hangs += hung
+        if hangs == HANGS:
+            wrong.append(f"hung {hangs} times: the cases behind {last} were not run")
+            break
     else:
         wrong.append(f"ended {RESTARTS} times: the cases behind {last} were not run")
     if wrong or not begun:
@@ -275,13 +292,13 @@ def median(text):
     return float(found[1])
 
 
-def timed(model, name, batch):
+def timed(model, name, batch, env=None):
     """A program's median time, as a graph, with all weights and inputs on the device."""
     found = next(p for p in info(plain(model))["programs"] if p["name"] == name)
     command = [binary(model), "run", name, *weights(plain(model)), "--in", inputs(plain(model), found, batch),
                "--device", "cuda", "--seed", "5"]
     variant = found["variants"][0]
-    return {"milliseconds": median(call(*command, "--repeat", OFTEN["repeat"])), "batch": batch,
+    return {"milliseconds": median(call(*command, "--repeat", OFTEN["repeat"], env=env)), "batch": batch,
             "launches": variant["launches"],
             "gflop": (variant["flops_fixed"] + variant["flops_sample"] * batch) / 1e9}
 
@@ -376,6 +393,8 @@ def timings(batches):
                        lambda m=model, b=b: timed(m, "denoise", b)) for b in batches]
         steps.append(Step("times", f"time {model} step batch {most}", 15 * scale,
                           lambda m=model: step_timed(m, "diffusion", most)))
+    steps += [Step("times", f"time large-bf16 denoise batch {b} without wgmma", 8 + b // 4,
+                   lambda b=b: timed("large-bf16", "denoise", b, {"PVDM_WGMMA": "0"})) for b in (least, most)]
     for model, batch, seconds in (("large-bf16", least, 20), ("large-bf16", most, 40), ("large", least, 20)):
         steps.append(Step("times", f"ladder {model} denoise batch {batch}", seconds,
                           lambda m=model, b=batch: ladder(m, "denoise", b)))
@@ -487,7 +506,7 @@ def write_report(pack, state, names):
     lines = [f"commit {pack['commit']}, {'a rehearsal' if pack['rehearsal'] else pack['arch']}",
              f"{counts['good']} steps good, {counts['failed']} failed, {len(left)} left", ""]
     lines += [f"{state[n]['status']:6} {n:42} {state[n]['seconds']:7.1f} s  {summary(n, state[n])}"
-              for n in names if n in state]
+              + (" (without wgmma)" if state[n].get("without_wgmma") else "") for n in names if n in state]
     lines += ["", *shares(state), ""] + [f"left: {n}" for n in left]
     save("report.txt", "\n".join(lines) + "\n")
     save("report.json", {"pack": pack, "steps": state, "left": left})
@@ -514,6 +533,17 @@ def unpack():
     return json.loads(text)
 
 
+def leave_wgmma(steps, state):
+    """Where a case of wgmma's kernels went wrong nothing else is run on them: programs would fail alike, or
+    hang one after the other. --again runs the cases anew."""
+    wrong = [step.name for step in steps if step.phase == "kernels" and "wgmma" in step.name
+             and state.get(step.name, {}).get("status") == "failed"]
+    if wrong and os.environ.get("PVDM_WGMMA") != "0":
+        os.environ["PVDM_WGMMA"] = "0"
+        print(f"without wgmma from here on, since there is something wrong: {', '.join(wrong)}", flush=True)
+    return wrong
+
+
 def run_steps(steps, state, only, pack):
     """Runs what is not done yet, until the time is up. State and report are written behind each step."""
     names = [step.name for step in steps]
@@ -523,6 +553,7 @@ def run_steps(steps, state, only, pack):
         if CLOCK.left() < min(step.seconds, CLOCK.limit / 2):
             break
         start = time.time()
+        wrong = leave_wgmma(steps, state) if step.phase != "kernels" else []
         try:
             state[step.name] = {"status": "good", "data": step.body()}
         except Again:
@@ -531,6 +562,8 @@ def run_steps(steps, state, only, pack):
             state[step.name] = {"status": "failed", "why": f"{type(error).__name__}: {error}",
                                 "data": getattr(error, "data", None)}
         state[step.name]["seconds"] = round(time.time() - start, 1)
+        if wrong:
+            state[step.name]["without_wgmma"] = True
         print(f"{state[step.name]['status']:6} {step.name} ({state[step.name]['seconds']} s): "
               f"{summary(step.name, state[step.name])[:300]}", flush=True)
         save("state.json", state)

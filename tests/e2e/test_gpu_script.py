@@ -122,6 +122,26 @@ def test_gpu_script_cases_go_on():
         assert text.count(word) == 1, text
 
 
+def test_gpu_script_leaves_what_hangs():
+    """A program whose cases hang one after the other is left alone; where it is wgmma's, nothing else is run on it."""
+    script, seen = load_script("gpu_hangs"), []
+    script.PACK, script.CASES_LIMIT = f"{script.REPORT}/pack", 30
+    os.makedirs(f"{script.PACK}/cases")
+    with open(f"{script.PACK}/cases/test_a_wgmma", "w", encoding="ascii") as file:
+        file.write('#!/bin/sh\necho "case $PVDM_CASES_FROM: hangs"\nkill -ALRM $$\n')
+    os.chmod(f"{script.PACK}/cases/test_a_wgmma", 0o755)
+    steps = [script.Step("kernels", "kernels test_a_wgmma", 1, lambda: script.kernels("test_a_wgmma")),
+             script.Step("programs", "run", 1, lambda: seen.append(os.environ.get("PVDM_WGMMA")) or {})]
+    state = {}
+    try:
+        script.run_steps(steps, state, "", PACK)
+    finally:
+        os.environ.pop("PVDM_WGMMA", None)
+    why = state["kernels test_a_wgmma"]["why"]
+    assert why.count("still running") == 3 and "behind 3 were not run" in why, why
+    assert seen == ["0"] and state["run"]["without_wgmma"], state
+
+
 def test_gpu_script_keeps_what_peers_gave():
     """What was measured before a case that failed stands in the report, beside our time."""
     script = load_script("gpu_peers")

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 extern "C" {
 #define _Noreturn [[noreturn]]
 #include "codegen/nvrtc.h"
@@ -19,6 +20,7 @@ struct Device : PvDriver {
     int capability;
 };
 static Device device;
+enum { LAUNCH_SECONDS = 15 };
 
 [[noreturn]] static void give_up(const char *what)
 {
@@ -153,9 +155,12 @@ std::string device_launch(void *phase, uint32_t blocks, uint32_t threads, uint32
                           void *param)
 {
     void *params[] = {param};
+    if (!device_emulates())
+        alarm(LAUNCH_SECONDS); // a kernel that hangs would take the time of all cases behind it
     int error = device.launch((CUfunction)phase, blocks, 1, 1, threads, 1, 1, shared, nullptr,
                               params, nullptr);
     if (!error)
         error = device.wait();
+    alarm(0);
     return error ? error_text("its launch", error) : "";
 }
