@@ -146,7 +146,7 @@ template <int count> CX_FN void cx_wgmma_own(float *d)
     } while (0)
 #define cx_tma_store_commit() simt_bulk_commit()
 #define cx_tma_store_wait()   simt_bulk_wait()
-#define cx_wgmma_fence()      ((void)0)
+#define cx_wgmma_fence()      simt_wgmma_fence()
 template <int count> static inline void cx_wgmma_own(float *)
 {
 }

@@ -208,7 +208,9 @@ CX_FN void sum_turn(GroupSums &sums, const Turn &turn, u32 shared, Slot &slot)
     for (int step = turn.first; step < turn.end; step++) {
         u32 a = shared + (u32)slot.stage * STAGE, b = a + STAGE_A;
         cx_mbar_wait(full_barrier(shared, slot.stage), slot.parity);
+#ifndef FAULT_WGMMA_FENCE // without it wgmma may read sums before their zeros are there
         cx_wgmma_fence();
+#endif
         CX_UNROLL
         for (int block = 0; block < GROUP_BLOCKS; block++)
             multiply(sums.at[block], a + (u32)(group * GROUP_BLOCKS + block) * PANEL, b);

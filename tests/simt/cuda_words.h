@@ -90,6 +90,7 @@ void simt_bulk_wait(void);
 // half: of both operands, 1 bf16, 2 f16
 void simt_wgmma(int half, float *d, int n, uint64_t a, uint64_t b, const uint32_t *a_registers,
                 int accumulate, int a_mn_major, int b_mn_major, int site);
+void simt_wgmma_fence(void);
 void simt_wgmma_commit(void);
 void simt_wgmma_wait(int groups);
 void simt_yield(void);

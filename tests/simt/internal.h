@@ -111,6 +111,7 @@ struct Warpgroup {
     std::vector<WgmmaOp *> ops; // ops[0] is number `base`
     size_t base;
     size_t issued[4]; // a warp
+    bool fenced[4];   // since it last had its registers for itself
     std::vector<size_t> commits[4];
     std::vector<Accumulator> accumulators[128];
 };

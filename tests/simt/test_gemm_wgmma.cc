@@ -132,6 +132,7 @@ int main(void)
     sum.residual = NONE;
     check_sum(sum);
     check({turned}, "FAULT_WGMMA_EMPTY");
+    check({turned}, "FAULT_WGMMA_FENCE");
     check({sum}, "FAULT_WGMMA_MAJOR");
     check({deep}, "FAULT_TILE_PARTS");
     return finish_cases();

@@ -6,7 +6,7 @@
  * With late or random completion the accumulator registers are poisoned until the wait and their
  * value is kept aside, so that a kernel that reads them early sees NaN, and operands are read at
  * the wait, so that a stage that was freed too early is seen. Operands are read through the
- * asynchronous proxy.
+ * asynchronous proxy. A warp must have fenced its registers since it last waited for all.
  */
 #include <string.h>
 #include <algorithm>
@@ -23,6 +23,7 @@ void reset_warpgroup(Warpgroup &group)
     group.base = 0;
     for (int w = 0; w < 4; w++) {
         group.issued[w] = 0;
+        group.fenced[w] = false;
         group.commits[w].clear();
     }
     for (std::vector<Accumulator> &lane : group.accumulators)
@@ -215,6 +216,8 @@ static void issue_warp(WarpOp &warp_op, unsigned warp)
         report("wgmma with a partial warp, line %d", warp_op.site);
         return;
     }
+    if (!group.fenced[w])
+        report("wgmma: registers are not fenced, line %d", warp_op.site);
     WgmmaOp *op = operation(group, group.issued[w]++, first, warp_op.site);
     for (int lane = 0; lane < WARP; lane++) {
         const WgmmaArgs *args = (WgmmaArgs *)warp_op.arg[lane];
@@ -239,6 +242,14 @@ void simt_wgmma(int half, float *d, int n, uint64_t a, uint64_t b, const uint32_
 {
     WgmmaArgs args = {half, d, n, a, b, a_registers, accumulate, a_mn_major, b_mn_major};
     warp_op(ALL_LANES, OP_WGMMA, site, &args, issue_warp);
+}
+
+// Registers that threads wrote are wgmma's from here on.
+void simt_wgmma_fence(void)
+{
+    const Thread *self = block->current;
+    block->used_matrices = true;
+    block->warpgroups[self->warp / 4].fenced[self->warp % 4] = true;
 }
 
 void simt_wgmma_commit(void)
@@ -288,6 +299,8 @@ void simt_wgmma_wait(int groups)
             else
                 spin_self();
         }
+        if (groups == 0)
+            group.fenced[self->warp % 4] = false;
         forget_done(group);
     }
     simt_warp_sync(ALL_LANES, -2);
