@@ -206,6 +206,7 @@ void lower_conv(Lower *lower, const Group *group)
     set_resample(lower, ARG(ConvArgs, x_shift), &up);
     set_resample(lower, ARG(ConvArgs, residual_shift), &added_up);
     conv_sizes(lower, node, type[0], type[1], type[2]);
+    set_int(lower, ARG(ConvArgs, winograd), (lower->work->rungs & RUNG_WINOGRAD) != 0 && !mixed);
     set_types(lower, ARG(ConvArgs, types), ARG(ConvArgs, y), 5, NULL, 0);
     const void *numbers = launch_numbers(lower);
     need_scratch(lower, node->op == OP_CONV ? pv_conv_scratch(numbers, real_size(lower))

@@ -102,6 +102,7 @@ typedef struct {
     // (d >> x_shift[0], ...) of an image of extents in[] >> x_shift[]; the residual's likewise, of
     // extents out[] >> residual_shift[]. All 0: as they are.
     int64_t x_shift[3], residual_shift[3];
+    int64_t winograd;                    // 1: kernels of 3 x 3 may be computed by minimal filtering
 } ConvArgs;
 
 // Attention over batch0 x batch1 x batch2 problems (images, heads). q [n, d], k [m, d], v [m, e],

@@ -42,7 +42,9 @@ typedef enum {
     RUNG_BATCHING = 32,        // independent groups of one kernel in one launch
     RUNG_TABLES = 64,          // what depends on step values and weights alone, computed once
     RUNG_MEMORY = 128,         // results within operands, values computed twice
-    RUNG_ALL = 255
+    RUNG_WINOGRAD = 256,       // convolutions of 3 x 3 by minimal filtering where that is less work
+                               // (CPU): fewer products, in another order
+    RUNG_ALL = 511
 } Rung;
 
 typedef enum { GROUP_ELEMENTWISE, GROUP_LIBRARY } GroupKind;
@@ -299,7 +301,7 @@ typedef struct {
     int level;                 // 0, 1, 2: these are the rungs of that level; -1: of none
     uint32_t rungs;
 } LadderStep;
-enum { LADDER_STEPS = 9 };
+enum { LADDER_STEPS = 10 };
 extern const LadderStep ladder[LADDER_STEPS];
 bool parse_rungs(const char *text, uint32_t *bits);
 

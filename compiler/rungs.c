@@ -12,6 +12,7 @@ static const struct {
     {RUNG_EPILOGUES, "epilogues"},     {RUNG_ATTENTION, "attention"},
     {RUNG_PLACEMENT, "placement"},     {RUNG_BATCHING, "batching"},
     {RUNG_TABLES, "tables"},           {RUNG_MEMORY, "memory"},
+    {RUNG_WINOGRAD, "winograd"},
 };
 enum { RUNG_COUNT = sizeof rungs / sizeof *rungs };
 
@@ -25,6 +26,7 @@ const LadderStep ladder[LADDER_STEPS] = {
     {"+ placement", -1, LOCAL_RUNGS | RUNG_PLACEMENT},
     {"+ siblings", -1, LOCAL_RUNGS | RUNG_PLACEMENT | RUNG_BATCHING},
     {"+ tables", -1, LOCAL_RUNGS | RUNG_PLACEMENT | RUNG_BATCHING | RUNG_TABLES},
+    {"+ winograd", -1, RUNG_ALL & ~RUNG_MEMORY},
     {"all", 2, RUNG_ALL},
 };
 

@@ -14,6 +14,9 @@ enum {
     PV_ROW_PANELS = 20,         // row panels of a block, if k needs several blocks
     PV_K_BLOCK = 384,           // longest run of k between two visits of the result
     PV_WHOLE_PATCH = 4 << 20,   // bytes of a patch of all channels of a convolution, at most
+    PV_WINOGRAD_BYTES = 4 << 20,    // of transformed elements of x of a batch of tiles, about
+    PV_WINOGRAD_TILES = 256,    // of a batch, at most
+    PV_WINOGRAD_CHANNELS = 64, // in a block of k
     PV_POINTWISE = 256,         // positions from which a 1 x 1 kernel is a plain product
     PV_QUERIES = 512,           // queries of a task of attention
     PV_KEYS = 264,              // keys of a block of attention: a multiple of 12
@@ -42,6 +45,13 @@ static inline int64_t pv_most(int64_t x, int64_t y)
 static inline int64_t pv_ceil_div(int64_t x, int64_t y)
 {
     return (x + y - 1) / y;
+}
+
+// Tiles of 6 x 6 elements of so many channels that are transformed together, at most.
+static inline int64_t pv_winograd_tiles(int64_t channels, int64_t real)
+{
+    int64_t most = PV_WINOGRAD_BYTES / (36 * real * pv_most(1, channels));
+    return pv_most(12, pv_least(most, PV_WINOGRAD_TILES));
 }
 
 // Scratch of pv_product_block for a block whose rows have `row` bytes, whole panels; `cut`: k may

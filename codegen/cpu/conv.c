@@ -314,7 +314,7 @@ static bool same_kernel(const ConvLaunch *x, const ConvLaunch *y)
 {
     const Unfold *left = &x->product.unfold, *right = &y->product.unfold;
     return x->w == y->w && x->rows == y->rows && x->groups == 1 && y->groups == 1 &&
-           x->product.kind == y->product.kind && x->product.k_total == y->product.k_total &&
+           x->winograd == y->winograd && x->product.kind == y->product.kind && x->product.k_total == y->product.k_total &&
            x->product.w_row == y->product.w_row && x->product.w_channel == y->product.w_channel &&
            memcmp(left->taps, right->taps, sizeof left->taps) == 0 &&
            memcmp(x->table_first, y->table_first, sizeof x->table_first) == 0;
@@ -389,7 +389,11 @@ void pv_conv_launches(const PvRun *run, const ConvLaunch *launches, int count)
         for (int k = i; k < count && !done[i]; k++)
             if (!done[k] && (k == i || same_kernel(&launches[i], &launches[k])))
                 same[members++] = launches[k];
-        bool joint = conv_launch_joint(run, same, members);
+        bool joint = members > 0 && same->winograd;
+        if (joint)
+            pv_winograd_launches(run, same, members);
+        else
+            joint = conv_launch_joint(run, same, members);
         for (int k = i; k < count && joint; k++)
             done[k] |= k == i || same_kernel(&launches[i], &launches[k]);
         if (!done[i])
@@ -448,6 +452,7 @@ static ConvLaunch forward_launch(const ConvArgs *args)
                                .norm_act = (PvAct)args->norm.act}},
         .groups = args->groups,
         .rows = rows,
+        .winograd = takes_winograd(args, rows, channels, args->out),
         .source = (const PvReal *)args->x,
         .w = (const PvReal *)args->w,
         .bias = (const PvReal *)args->bias,

@@ -32,6 +32,7 @@ typedef struct {
 typedef struct {
     ConvProduct product;  // without what depends on group and box
     int64_t groups, rows; // rows of each group
+    bool winograd;        // 3 x 3 of stride 1 that may be computed by minimal filtering
     const PvReal *source, *w, *bias, *residual;
     PvReal *out;
     // steps
@@ -46,6 +47,11 @@ typedef struct {
 void pv_conv_launch(const PvRun *run, ConvLaunch *launch);
 // Those with one kernel as one product where that is possible, the others one by one.
 void pv_conv_launches(const PvRun *run, const ConvLaunch *launches, int count);
+
+// Those with one kernel by minimal filtering (winograd.c); all have `winograd`, some have images.
+void pv_winograd_launches(const PvRun *run, const ConvLaunch *launches, int count);
+// `count` segments that are one sum (winograd_grad.c). unfolds: of each, sizes only.
+void pv_winograd_wgrad(const PvRun *run, const ConvArgs *args, const Unfold *unfolds, int count);
 
 // Offsets in the result of the columns of a box: positions first + step * p of images `image_step`
 // apart and of extents `extent`.
@@ -69,6 +75,35 @@ PV_INLINE void out_offsets(int32_t *offset, const Box *box, const int64_t *exten
 PV_INLINE int64_t volume(const int64_t *size)
 {
     return size[0] * size[1] * size[2];
+}
+
+// A convolution that minimal filtering can compute, and its plan permits that.
+PV_INLINE bool is_winograd(const ConvArgs *args)
+{
+    return args->winograd && args->groups == 1 && args->kernel[0] == 1 && args->kernel[1] == 3 &&
+           args->kernel[2] == 3 && volume(args->stride) == 1;
+}
+
+PV_INLINE int64_t tiles_of(const int64_t *out)
+{
+    return out[0] * pv_ceil_div(out[1], 4) * pv_ceil_div(out[2], 4);
+}
+
+// Whether it takes less time so, in units of a product's multiply-adds; `pair`: what a pair of channels
+// costs in addition. Tiles are those of one image, so that its results do not depend on what else is
+// computed with them.
+PV_INLINE bool winograd_pays(int64_t rows, int64_t channels, int64_t positions, int64_t tiles,
+                             int64_t pair)
+{
+    return rows * channels * (40 * tiles + pair) + tiles * (440 * channels + 600 * rows) <
+           rows * channels * 9 * positions;
+}
+
+// A forward convolution that is better computed so, from `channels` channels to `rows` of extents `out`.
+PV_INLINE bool takes_winograd(const ConvArgs *args, int64_t rows, int64_t channels,
+                              const int64_t *out)
+{
+    return is_winograd(args) && winograd_pays(rows, channels, volume(out), tiles_of(out), 150);
 }
 
 // The same in images of extents `extent` >> `shift`, for the positions >> shift.

@@ -23,6 +23,7 @@ static ConvLaunch dgrad_launch(const ConvArgs *args)
                                .images = args->images}},
         .groups = args->groups,
         .rows = rows,
+        .winograd = takes_winograd(args, rows, channels, args->in),
         .source = (const PvReal *)args->y,
         .w = (const PvReal *)args->w,
         .bias = (const PvReal *)args->bias,
@@ -356,6 +357,19 @@ static int64_t wgrad_runs(const Unfold *unfolds, int64_t count, int64_t channels
     return blocks;
 }
 
+// Decided by one image of each segment, as forward.
+static bool wgrad_takes_winograd(const ConvArgs *args, int64_t count)
+{
+    int64_t positions = 0, tiles = 0;
+    for (int64_t i = 0; i < count; i++) {
+        if (!is_winograd(&args[i]))
+            return false;
+        positions += volume(args[i].out);
+        tiles += tiles_of(args[i].out);
+    }
+    return winograd_pays(args->c_out, args->c_in, positions, tiles, 450);
+}
+
 // `count` segments, one sum.
 static void wgrad_sum(const PvRun *run, const ConvArgs *args, int64_t count)
 {
@@ -365,6 +379,10 @@ static void wgrad_sum(const PvRun *run, const ConvArgs *args, int64_t count)
     WgradRun runs[PV_MAX_SEGMENTS];
     for (int64_t i = 0; i < count; i++)
         unfolds[i] = wgrad_unfold(&args[i]);
+    if (wgrad_takes_winograd(args, count)) {
+        pv_winograd_wgrad(run, args, unfolds, (int)count);
+        return;
+    }
     int64_t widest = pv_least(columns, PV_PANELS * PV_LANES);
     int64_t blocks = wgrad_runs(unfolds, count, pv_least(channels, (widest - 1) / taps + 2),
                                 run->scratch_size - wgrad_bytes(taps, widest), runs);

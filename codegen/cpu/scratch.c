@@ -67,10 +67,53 @@ static int64_t conv_bytes(const int64_t *out, const int64_t *step, const int64_t
            pv_product_bytes(row, real, true) + pv_align(patch * real) + PV_SLACK;
 }
 
+// Minimal filtering, on any width of vectors: tables and patch of one channel of `tiles` tiles of 4 x 4
+// positions of `out`, with a row of them.
+static int64_t tile_bytes(const ConvArgs *args, const int64_t *out, int64_t tiles, int64_t real)
+{
+    const int64_t step[3] = {1, 4, 4}, taps[3] = {args->kernel[0], 6, 6};
+    int64_t size[3] = {out[0], pv_ceil_div(out[1], 4), pv_ceil_div(out[2], 4)};
+    int64_t wide = pv_least(size[2], tiles), line = PV_MAX_TILE / 2 / real;
+    return patch_bound(tiles, size, step, taps) * real + (tiles + 36) * 4 +
+           6 * (4 * wide + 2 + 4 * line) * real + PV_SLACK + 4 * 64;
+}
+
+// Transformed tiles of so many channels.
+static int64_t tiles_bytes(int64_t channels, int64_t tiles, int64_t real)
+{
+    int64_t line = PV_MAX_TILE / 2 / real;
+    return 36 * (channels * (tiles + 2 * line) + line) * real + 64;
+}
+
+// Forward, from `channels` channels to a result of extents `out`.
+static int64_t winograd_bytes(const ConvArgs *args, int64_t channels, const int64_t *out,
+                              int64_t real)
+{
+    if (!args->winograd || args->groups != 1)
+        return 0;
+    int64_t tiles = pv_winograd_tiles(channels, real);
+    int64_t wide = pv_least(pv_ceil_div(out[2], 4), tiles);
+    int64_t products = 36 * ((PV_WINOGRAD_CHANNELS + tiles + PV_MAX_ROWS) * PV_MAX_TILE + 2 * 64);
+    int64_t task = products + 16 * 9 * 64 + wide * 16 * PV_MAX_TILE + PV_SLACK;
+    return tiles_bytes(channels, tiles, real) + pv_most(task, tile_bytes(args, out, tiles, real));
+}
+
+static int64_t winograd_grad_bytes(const ConvArgs *args, int64_t real)
+{
+    if (!args->winograd || args->groups != 1)
+        return 0;
+    int64_t tiles = pv_winograd_tiles(args->c_in + args->c_out, real);
+    int64_t results = 36 * (tiles * (args->c_out * real + PV_MAX_TILE) + 64) + 64;
+    int64_t task = (36 + 9) * PV_MAX_ROWS * PV_MAX_TILE + 36 * 64 + PV_SLACK;
+    return tiles_bytes(args->c_in, tiles, real) + results +
+           pv_most(task, tile_bytes(args, args->out, tiles, real));
+}
+
 int64_t pv_conv_scratch(const ConvArgs *args, int64_t real)
 {
     GemmArgs gemm = {.n = volume(args->out), .k = args->c_in};
     int64_t plain = is_pointwise(args) ? pv_gemm_scratch(&gemm, real) : 0;
+    plain = pv_most(plain, pv_align(winograd_bytes(args, args->c_in, args->out, real)));
     return pv_most(plain, conv_bytes(args->out, args->stride, args->kernel,
                                      args->c_in / args->groups, 0, args->norm.table != 0, real));
 }
@@ -85,6 +128,7 @@ int64_t pv_conv_dgrad_scratch(const ConvArgs *args, int64_t real)
     }
     GemmArgs gemm = {.n = volume(args->in), .k = args->c_out};
     int64_t plain = is_pointwise(args) ? pv_gemm_scratch(&gemm, real) : 0;
+    plain = pv_most(plain, pv_align(winograd_bytes(args, args->c_out, args->in, real)));
     int64_t phase = conv_bytes(out, one, taps, channels, volume(args->kernel), false, real);
     int64_t scatter = conv_bytes(args->out, one, one, channels, volume(args->kernel), false, real);
     return pv_most(plain, pv_most(phase, scatter));
@@ -94,6 +138,7 @@ int64_t pv_conv_wgrad_scratch(const ConvArgs *args, int64_t real)
 {
     GemmArgs gemm = {.n = args->c_in, .sum_batch = 1};
     int64_t plain = is_pointwise(args) ? pv_gemm_scratch(&gemm, real) : 0;
+    plain = pv_most(plain, pv_align(winograd_grad_bytes(args, real)));
     int64_t taps = volume(args->kernel), channels = args->c_in / args->groups;
     int64_t row = row_bytes(channels * taps, real);
     int64_t patch = patch_bound(PV_K_BLOCK, args->out, args->stride, args->kernel) *

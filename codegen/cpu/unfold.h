@@ -134,20 +134,36 @@ static void unfold_open(Unfold *unfold, int64_t number)
     }
 }
 
-// One row of the patch: `size` elements from position `first` of a row of `in`, zero outside.
+// to[i] = from[i], i < count, without a call for each short row.
+PV_INLINE void copy_run(PvReal *to, const PvReal *from, int64_t count)
+{
+    for (; count >= PV_WIDTH; count -= PV_WIDTH, to += PV_WIDTH, from += PV_WIDTH)
+        vec_store(to, vec_load(from));
+#pragma GCC unroll 4
+    for (int part = PV_WIDTH / 2; part > 0; part /= 2) {
+        if (count & part) {
+            memcpy(to, from, (size_t)part * sizeof *to);
+            to += part;
+            from += part;
+        }
+    }
+}
+
+// One row of the patch: `size` elements from position `first` of a row of `in`, zero outside. Zeros are
+// whole vectors: what comes behind the row is written later, or lies in the slack.
 static void patch_row(PvReal *to, const PvReal *row, int64_t first, int64_t size, int64_t in,
                       int64_t shift)
 {
-    int64_t i = 0;
-    for (; i < size && first + i < 0; i++)
-        to[i] = 0;
-    int64_t inside = pv_least(size, in - first);
-    for (; shift && i < inside; i++)
+    int64_t low = pv_least(size, pv_most(0, -first));
+    int64_t high = pv_most(low, pv_least(size, in - first));
+    for (int64_t i = 0; i < low; i += PV_WIDTH)
+        vec_store(to + i, (PvVec){0});
+    for (int64_t i = high; i < size; i += PV_WIDTH)
+        vec_store(to + i, (PvVec){0});
+    if (!shift && high > low)
+        copy_run(to + low, row + first + low, high - low);
+    for (int64_t i = low; shift && i < high; i++)
         to[i] = row[(first + i) >> shift];
-    for (; i < inside; i++)
-        to[i] = row[first + i];
-    for (; i < size; i++)
-        to[i] = 0;
 }
 
 enum { NORM_RUN = 1024 };
@@ -274,7 +290,7 @@ PV_INLINE const PvReal *unfold_at(const Unfold *unfold, int64_t channel, int64_t
 }
 
 // How many neighbours of `offset` lie next to each other everywhere: a power of two.
-static int offsets_grain(const int32_t *offset, int64_t count)
+static __attribute__((unused)) int offsets_grain(const int32_t *offset, int64_t count)
 {
     for (int grain = PV_WIDTH; grain > 1; grain /= 2) {
         bool even = count % grain == 0;
@@ -294,8 +310,8 @@ PV_INLINE void collect(PvReal *to, const PvReal *from, const int32_t *offset, in
         memcpy(to + i, from + offset[i], (size_t)grain * sizeof *to);
 }
 
-static void collect_any(PvReal *to, const PvReal *from, const int32_t *offset, int64_t count,
-                        int grain)
+static __attribute__((unused)) void collect_any(PvReal *to, const PvReal *from,
+                                                const int32_t *offset, int64_t count, int grain)
 {
     switch (grain) {
     case 16:

@@ -7,7 +7,7 @@ from common import EMULATOR, PVDMC, ROOT, Skip, Tensors, check_close, compiled, 
 
 SMALL = os.path.join(ROOT, "tests", "models", "small.model")
 RUNGS = ["unfused", "+ elementwise", "+ norms", "+ epilogues", "+ attention", "+ placement", "+ siblings",
-         "+ tables", "all"]
+         "+ tables", "+ winograd", "all"]
 IMAGE = [2, 3, 8, 8]
 
 

@@ -240,6 +240,8 @@ typedef struct {
     int64_t apart;             // elements between the channels of x, y and the residual
 } ConvCase;
 
+static bool winograd; // ConvArgs.winograd of all cases
+
 static ConvArgs conv_args(const ConvCase *test)
 {
     ConvArgs args = {
@@ -257,6 +259,7 @@ static ConvArgs conv_args(const ConvCase *test)
     }
     args.x_channel += test->apart;
     args.y_channel += 2 * test->apart;
+    args.winograd = winograd;
     args.x_image = test->c_in * args.x_channel + 5;
     args.y_image = test->c_out * args.y_channel + 3;
     return args;
@@ -401,7 +404,7 @@ static void check_conv(ConvCase test)
                   which == 0   ? pv_conv
                   : which == 1 ? pv_conv_dgrad
                                : pv_conv_wgrad,
-                  &now, scratch, &out, 1, 400);
+                  &now, scratch, &out, 1, winograd ? 1500 : 400);
         }
     }
     release();
@@ -484,6 +487,33 @@ static void test_conv_planes(void **state)
     check_conv((ConvCase){9, 30, 13, 1, {1, 4, 4}, {1, 3, 3}, {1, 1, 1}, {0, 1, 1}, 0});
 }
 
+// By minimal filtering: enough channels that it pays; sizes that are no multiples of a tile, planes that
+// are cut into boxes, more tiles than a batch has, any padding.
+static void test_conv_winograd(void **state)
+{
+    (void)state;
+    winograd = true;
+    const int64_t sizes[][3] = {{1, 4, 4}, {1, 2, 4}, {1, 8, 8}, {1, 7, 11}, {2, 5, 6},
+                                {1, 16, 16}, {1, 30, 33}};
+    const int64_t channels[][2] = {{40, 70}, {33, 32}, {150, 29}};
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        for (size_t k = 0; k < sizeof channels / sizeof *channels; k++) {
+            ConvCase test = {1, channels[k][0], channels[k][1], 1, {0}, {1, 3, 3}, {1, 1, 1},
+                             {0, 1, 1}, k == 0 ? 3 : 0};
+            memcpy(test.in, sizes[i], sizeof test.in);
+            test.images = i < 3 ? 3 : 1;
+            if (k == 2 && i == 6)
+                continue;
+            check_conv(test);
+        }
+    }
+    check_conv((ConvCase){1, 32, 32, 1, {1, 9, 10}, {1, 3, 3}, {1, 1, 1}, {0, 0, 2}, 0});
+    check_conv((ConvCase){2, 32, 32, 1, {1, 8, 9}, {1, 3, 3}, {1, 1, 1}, {0, 2, 0}, 5});
+    check_conv((ConvCase){40, 32, 32, 1, {1, 9, 12}, {1, 3, 3}, {1, 1, 1}, {0, 1, 1}, 0});
+    check_conv((ConvCase){1, 24, 32, 1, {1, 4, 1100}, {1, 3, 3}, {1, 1, 1}, {0, 1, 1}, 0});
+    winograd = false;
+}
+
 static void test_conv_within(void **state)
 {
     (void)state;
@@ -535,7 +565,7 @@ int main(void)
         cmocka_unit_test(test_gemm_batches), cmocka_unit_test(test_conv_planes),
         cmocka_unit_test(test_conv_strides), cmocka_unit_test(test_conv_axes),
         cmocka_unit_test(test_conv_groups),  cmocka_unit_test(test_conv_within),
-        cmocka_unit_test(test_conv_siblings),
+        cmocka_unit_test(test_conv_siblings), cmocka_unit_test(test_conv_winograd),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
