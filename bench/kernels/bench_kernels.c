@@ -99,9 +99,10 @@ static void report(const char *name, PvKernelFn *kernel, const void *args, int64
 }
 
 static void bench_conv(int64_t images, int64_t c_in, int64_t c_out, int64_t h, int64_t w,
-                       int64_t kernel)
+                       int64_t kernel, bool winograd)
 {
     ConvArgs args = {.images = images,
+                     .winograd = winograd,
                      .c_in = c_in,
                      .c_out = c_out,
                      .groups = 1,
@@ -127,9 +128,9 @@ static void bench_conv(int64_t images, int64_t c_in, int64_t c_out, int64_t h, i
                        pv_conv_dgrad_scratch(&args, sizeof(PvReal)),
                        pv_conv_wgrad_scratch(&args, sizeof(PvReal))};
     for (int i = 0; i < 3; i++) {
-        snprintf(name, sizeof name, "conv%d %s %lld x %lldx%lld %lld -> %lld", (int)kernel,
-                 kinds[i], (long long)images, (long long)h, (long long)w, (long long)c_in,
-                 (long long)c_out);
+        snprintf(name, sizeof name, "%s%d %s %lld x %lldx%lld %lld -> %lld",
+                 winograd ? "minimal" : "conv", (int)kernel, kinds[i], (long long)images,
+                 (long long)h, (long long)w, (long long)c_in, (long long)c_out);
         report(name, kernels[i], &args, sizes[i], work, 0);
     }
     used = 0;
@@ -305,13 +306,15 @@ int main(int argc, char **argv)
     scratch = aligned_alloc(64, (size_t)threads << 23);
     if (!pool || !scratch)
         return 1;
-    bench_conv(1, 128, 128, 32, 32, 3);
-    bench_conv(1, 256, 256, 16, 16, 3);
-    bench_conv(1, 1024, 512, 8, 8, 3);
-    bench_conv(1, 512, 512, 4, 4, 3);
-    bench_conv(1, 512, 512, 2, 4, 3);
-    bench_conv(8, 512, 512, 4, 4, 3);
-    bench_conv(1, 256, 768, 1, 512, 1);
+    for (int winograd = 0; winograd < 2; winograd++) {
+        bench_conv(1, 128, 128, 32, 32, 3, winograd);
+        bench_conv(1, 256, 256, 16, 16, 3, winograd);
+        bench_conv(1, 1024, 512, 8, 8, 3, winograd);
+        bench_conv(1, 512, 512, 4, 4, 3, winograd);
+        bench_conv(1, 512, 512, 2, 4, 3, winograd);
+        bench_conv(8, 512, 512, 4, 4, 3, winograd);
+    }
+    bench_conv(1, 256, 768, 1, 512, 1, false);
     bench_linear(16384, 384, 1536);
     bench_linear(64, 512, 1024);
     bench_linear(1, 512, 1024);
