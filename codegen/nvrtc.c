@@ -10,6 +10,7 @@
 #include <assert.h>
 #include <dlfcn.h>
 #include <glob.h>
+#include <malloc.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -319,6 +320,16 @@ static void *work(void *argument)
     }
 }
 
+// NVRTC allocates and frees some 100 MB a program: what a program frees, the next one gets, and the
+// system is not asked to clear it each time.
+static void keep_memory(void)
+{
+    enum { LARGE = 32 << 20, MOST = 1 << 30 };
+    mallopt(M_MMAP_THRESHOLD, LARGE);
+    mallopt(M_TRIM_THRESHOLD, MOST);
+    mallopt(M_TOP_PAD, LARGE);
+}
+
 bool nvrtc_compile(NvrtcJob *jobs, int count, int threads)
 {
     enum { MOST_THREADS = 64 };
@@ -328,6 +339,7 @@ bool nvrtc_compile(NvrtcJob *jobs, int count, int threads)
     bool all = true;
     if (nvrtc_open() != NULL)
         return false;
+    keep_memory();
     put_in_order(&queue);
     while (started + 1 < threads && started + 1 < count && started < MOST_THREADS &&
            pthread_create(&others[started], NULL, work, &queue) == 0)

@@ -371,6 +371,17 @@ static NodeId add_node(Graph *graph, Node node, uint64_t hash)
     return id;
 }
 
+// Output 0 of the node, which is made if there is none like it.
+static Val find_node(Graph *graph, const Node *node)
+{
+    uint64_t hash = node_hash(node);
+    uint32_t probe = 0;
+    for (uint32_t item; (item = table_next(&graph->nodes, hash, &probe));)
+        if (node_equal(graph_node(graph, item), node))
+            return val_of(item, 0);
+    return val_of(add_node(graph, *node, hash), 0);
+}
+
 Val graph_make(Graph *graph, Op op, const Val *in, uint32_t nin, const Attr *attr,
                const Type *types)
 {
@@ -390,10 +401,21 @@ Val graph_make(Graph *graph, Op op, const Val *in, uint32_t nin, const Attr *att
     Node node = {.op = op, .nin = nin, .nout = nout, .in = in, .attr = intern_attr(graph, &clean)};
     for (uint32_t i = 0; i < nout; i++)
         node.type[i] = intern_type(graph, &out[i]);
-    uint64_t hash = node_hash(&node);
-    uint32_t probe = 0;
-    for (uint32_t item; (item = table_next(&graph->nodes, hash, &probe));)
-        if (node_equal(graph_node(graph, item), &node))
-            return val_of(item, 0);
-    return val_of(add_node(graph, node, hash), 0);
+    return find_node(graph, &node);
+}
+
+Val graph_remake(Graph *graph, const Node *like, const Val *in)
+{
+    bool same = true;
+    for (uint32_t i = 0; i < like->nin && same; i++)
+        same = in[i] && val_type(graph, in[i]) == val_type(graph, like->in[i]);
+    if (same) {
+        Node node = *like;
+        node.in = in;
+        return find_node(graph, &node);
+    }
+    Type types[MAX_OUT];
+    for (uint32_t i = 0; i < like->nout; i++)
+        types[i] = *like->type[i];
+    return graph_make(graph, like->op, in, like->nin, like->attr, types);
 }

@@ -159,6 +159,9 @@ static inline const Type *val_type(const Graph *graph, Val val)
 // terms of the language.
 Val graph_make(Graph *graph, Op op, const Val *in, uint32_t nin, const Attr *attr,
                const Type *types);
+// A node of the graph with other operands; attributes and given types stay. Type rules ask operands
+// for nothing but their types, so where these stay as well the rest is known.
+Val graph_remake(Graph *graph, const Node *like, const Val *in);
 const char *graph_error(const Graph *graph);
 void graph_set_error(Graph *graph, const char *format, ...) __attribute__((format(printf, 2, 3)));
 

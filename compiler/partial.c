@@ -128,11 +128,8 @@ static void mark_fixed(Split *split)
 static Val remake(Split *split, NodeId id, const Val *in)
 {
     const Node *node = graph_node(split->graph, id);
-    Type types[MAX_OUT];
-    for (uint32_t i = 0; i < node->nout; i++)
-        types[i] = *node->type[i];
     graph_at(split->graph, *graph_origin(split->graph, id));
-    Val made = graph_make(split->graph, node->op, in, node->nin, node->attr, types);
+    Val made = graph_remake(split->graph, node, in);
     if (!made)
         bug("a step without its table: %s", graph_error(split->graph));
     return made;

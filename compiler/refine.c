@@ -95,15 +95,20 @@ static View lies(void *context, Val val)
     return view;
 }
 
-static Val make(Refiner *r, NodeId from, Op op, const Val *in, uint32_t nin, const Attr *attr,
-                const Type *types)
+// What was made in the place of `from`.
+static Val placed(Refiner *r, NodeId from, Val made)
 {
-    Val made = graph_make(r->own.graph, op, in, nin, attr, types);
     if (!made)
         bug("axes kept apart: %s", graph_error(r->own.graph));
     rewrite_turn(&r->own, made, from);
     lies(r, made);
     return made;
+}
+
+static Val make(Refiner *r, NodeId from, Op op, const Val *in, uint32_t nin, const Attr *attr,
+                const Type *types)
+{
+    return placed(r, from, graph_make(r->own.graph, op, in, nin, attr, types));
 }
 
 static Val reshape(Refiner *r, NodeId from, Val x, const Type *type)
@@ -502,13 +507,10 @@ static void remake(Refiner *r, NodeId id)
         in[i] = whole(r, node->in[i]);
         changed |= in[i] != node->in[i];
     }
-    Type types[MAX_OUT];
-    for (uint32_t i = 0; i < node->nout; i++)
-        types[i] = *node->type[i];
     if (changed && node->op == OP_RESHAPE)
-        made = reshape(r, id, in[0], &types[0]);
+        made = reshape(r, id, in[0], node->type[0]);
     else if (changed)
-        made = make(r, id, node->op, in, node->nin, node->attr, types);
+        made = placed(r, id, graph_remake(r->own.graph, node, in));
     for (uint32_t i = 0; i < node->nout; i++)
         r->map[val_of(id, i)] = plain(r->own.graph, made + i);
 }

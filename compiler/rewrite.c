@@ -103,12 +103,7 @@ Val rewrite_operands(Rewrite *own, NodeId id)
         own->in[i] = own->map[node->in[i]];
         changed |= own->in[i] != node->in[i];
     }
-    if (!changed)
-        return val_of(id, 0);
-    Type types[MAX_OUT];
-    for (uint32_t i = 0; i < node->nout; i++)
-        types[i] = *node->type[i];
-    return graph_make(own->graph, node->op, own->in, node->nin, node->attr, types);
+    return changed ? graph_remake(own->graph, node, own->in) : val_of(id, 0);
 }
 
 void rewrite_end(Rewrite *own)

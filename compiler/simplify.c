@@ -57,15 +57,6 @@ static Val full(Graph *graph, const Type *type, double value)
     return g_full(graph, &plain, value);
 }
 
-// The node of val remade with other operands; same attributes and types.
-static Val remake(Graph *graph, const Node *node, const Val *in)
-{
-    Type types[MAX_OUT];
-    for (uint32_t i = 0; i < node->nout; i++)
-        types[i] = *node->type[i];
-    return graph_make(graph, node->op, in, node->nin, node->attr, types);
-}
-
 // ---- constant folding ----
 
 static bool foldable_type(const Type *type)
@@ -724,7 +715,7 @@ static bool simplify_round(Graph *graph, Val **roots, size_t count, Val *map)
         in = grow_array(in, &capacity, node->nin, sizeof *in);
         for (uint32_t i = 0; i < node->nin; i++)
             in[i] = map[node->in[i]];
-        Val made = remake(graph, node, in);
+        Val made = graph_remake(graph, node, in);
         if (!made)
             bug("simplify remade %s: %s", op_info[node->op].name, graph_error(graph));
         if (node->nout == 1)

@@ -43,6 +43,7 @@ template <int count, u32 order, u32 begins, int axes> struct Walk {
         CX_UNROLL
         for (int j = 0; j < axes; j++)
             all *= size[j];
+        CX_NO_UNROLL
         for (int j = 0; axes == 0 && j < given; j++)
             all *= (u32)sizes[j];
         return all;
@@ -58,6 +59,7 @@ template <int count, u32 order, u32 begins, int axes> struct Walk {
             at += (int64_t)(number - outer * size[j]) * step[j];
             number = outer;
         }
+        CX_NO_UNROLL // divisions take the time, and there are as many of them
         for (int j = axes > 0 ? -1 : given - 1; j >= 0; j--) {
             u32 outer = number / (u32)sizes[j];
             at += (int64_t)(number - outer * (u32)sizes[j]) * strides[j];

@@ -151,12 +151,14 @@ static Access image_access(const CudaLaunch *launch, const ConvArgs *args, int m
     return access;
 }
 
-// What both templates are told of a launch; the tile is chosen. `last`: positions are rows.
+// What both templates are told of a launch; the tile is chosen. `last`: positions are rows. `alone`:
+// there shall be a kernel without the first axis.
 static const char *common_definitions(const CudaLaunch *launch, CudaChoice *choice,
-                                      const ConvArgs *one, int mode, bool last)
+                                      const ConvArgs *one, int mode, bool last, bool alone)
 {
     static const char *const name[] = {"conv", "conv_dgrad", "conv_wgrad"};
-    bool flat = tile_is_one(launch, AT(in)) && tile_is_one(launch, AT(out)) && one->kernel[0] == 1;
+    bool flat = alone && tile_is_one(launch, AT(in)) && tile_is_one(launch, AT(out)) &&
+                one->kernel[0] == 1;
     choice->baked[TILE_BAKED_MODE] = mode;
     choice->shared[0] += TILE_PROBLEM_BYTES;
     choice->shared[0] += mode == CONV_WGRAD ? 0 : (uint32_t)table_entries(launch) * 16;
@@ -221,7 +223,7 @@ static void choose_bf16(const CudaLaunch *launch, CudaChoice *choice, const Conv
     mma_choose(choice, tile);
     choice->baked[TILE_BAKED_LAST] = tile->warp_m;
     choice->file = "conv_bf16.cu";
-    const char *common = common_definitions(launch, choice, one, mode, true);
+    const char *common = common_definitions(launch, choice, one, mode, true, true);
     choice->definitions = arena_printf(
         launch->arena,
         "%s %s CONV_X_8=%d CONV_W_8=%d CONV_W_LAST=%d CONV_OUT_4=%d CONV_SOURCE=%d CONV_WEIGHT=%d "
@@ -263,7 +265,9 @@ bool cuda_select_conv(const CudaLaunch *launch, CudaChoice *choice)
     tile_choose(choice, tile);
     choice->baked[TILE_BAKED_LAST] = last ? tile->lanes_m * tile->thread_m : 0;
     choice->file = "conv_f32.cu";
-    const char *common = common_definitions(launch, choice, &one, mode, last);
+    // images of odd sizes, and what is written by phases: one kernel for any number of axes
+    bool alone = mode == CONV_WGRAD || last || access.out_4;
+    const char *common = common_definitions(launch, choice, &one, mode, last, alone);
     choice->definitions = arena_printf(
         launch->arena, "%s %s CONV_X=%d CONV_X_4=%d CONV_W=%d CONV_W_4=%d CONV_OUT_4=%d",
         tile_definitions(launch->arena, tile), common, access.x, access.x_4, access.w, access.w_4,
