@@ -320,7 +320,7 @@ static void *work(void *argument)
     }
 }
 
-// NVRTC allocates and frees some 100 MB a program: what a program frees, the next one gets, and the
+// NVRTC allocates and frees tens of MB a program: what a program frees, the next one gets, and the
 // system is not asked to clear it each time.
 static void keep_memory(void)
 {
