@@ -343,6 +343,24 @@ static double copy_cost(const Lower *lower, const Operand *operand, Form form)
 
 // ---- the launch ----
 
+// In mixed precision: rows of C that are positions of an image, if A has images and their channels are
+// the columns of C; 0: it is no such product.
+static int64_t image_rows(const Lower *lower, const Group *group, const Product *p)
+{
+    const Node *node = anchor_of(lower, group);
+    const Type *type = node->type[0];
+    Dim positions = dim_fixed(1);
+    for (uint32_t axis = 2; axis < type->rank; axis++)
+        positions = dim_product(positions, type->dim[axis]);
+    bool merged = dim_is_one(p->batch[0]) && dim_equal(p->m, dim_product(type->dim[0], positions));
+    bool apart = dim_equal(p->batch[0], type->dim[0]) && dim_equal(p->m, positions);
+    if (!is_mixed_plan(lower->work) || positions.batch || !dim_is_one(p->batch[1]) ||
+        p->sum_batch || !is_unit(p->a_k) || (!merged && !apart) ||
+        image_operand(lower->graph, node) != (p->swapped ? 1 : 0))
+        return 0;
+    return positions.n;
+}
+
 static void launch_gemm(Lower *lower, const Group *group, const Node *node, const Product *p,
                         PlanArg c, PlanArg x, PlanArg y, PlanArg residual)
 {
@@ -384,6 +402,7 @@ static void launch_gemm(Lower *lower, const Group *group, const Node *node, cons
     set_int(lower, ARG(GemmArgs, sum_batch), p->sum_batch);
     set_norm_load(lower, ARG(GemmArgs, norm), &group->norm);
     set_norm_stats(lower, ARG(GemmArgs, stats), &table);
+    set_int(lower, ARG(GemmArgs, image_rows), image_rows(lower, group, p));
     set_types(lower, ARG(GemmArgs, types), ARG(GemmArgs, c), 3,
               (size_t[]){ARG(GemmArgs, bias), ARG(GemmArgs, residual)}, 2);
     if (group->gate) {
@@ -478,11 +497,16 @@ static PlanArg spread_result(Lower *lower, const Group *group, const Node *node,
 }
 
 // Whether the product is what norm loads and tables are about: C [image, channel, position], and for
-// loads B [image, channel, position] as it lies.
+// loads B [image, channel, position] as it lies; in mixed precision C [image, position, channel] and
+// A [image, position, channel].
 static bool is_pointwise(const Lower *lower, const Group *group, const Choice *choice, bool direct)
 {
     const Product *p = &choice->product;
     uint32_t b = p->swapped ? 0 : 1;
+    if (is_mixed_plan(lower->work))
+        return direct && image_rows(lower, group, p) > 0 &&
+               (!group->norm.x ||
+                (1 - b == group->norm_operand && (b ? choice->x : choice->y) == AS_IT_IS));
     return direct && dim_is_one(p->batch[1]) && !p->sum_batch &&
            image_operand(lower->graph, anchor_of(lower, group)) == (int)b &&
            (!group->norm.x || (b == group->norm_operand && is_unit(p->b_n) &&
@@ -520,7 +544,12 @@ void lower_contract(Lower *lower, const Group *group)
     }
     if (choice.cost < 0 || (!direct && (group->bias || group->residual || group->gate)))
         bug("a contraction that is no matrix product: %s", type_text(node->type[0]));
-    if ((group->norm.x || group->table || group->moments) && !is_pointwise(lower, group, &choice, direct))
+    bool apart = group->norm.x || group->table || group->moments;
+    if (apart && group->residual && !is_pointwise(lower, group, &choice, direct)) {
+        residual = spread_result(lower, group, node, true, &axes);     // its rows may not be images'
+        choice = choose_forms(lower, node, &x, &y, &axes);
+    }
+    if (apart && !is_pointwise(lower, group, &choice, direct))
         bug("a product with a norm that is none of [channels, positions]: %s",
             type_text(node->type[0]));
     PlanArg x_place = form_place(lower, node, 0, &x, choice.x, &axes);

@@ -147,6 +147,7 @@ static void lower_moments(Lower *lower, const Group *group)
     set_arg(lower, ARG(GroupNormArgs, moments), at.moments);
     set_dim(lower, ARG(GroupNormArgs, moments_image), at.moments_image);
     set_int(lower, ARG(GroupNormArgs, moments_shift), at.moments_shift);
+    set_types(lower, ARG(GroupNormArgs, types), ARG(GroupNormArgs, y), 8, NULL, 0);
     need_scratch(lower, pv_norm_scratch(type->dim[1].n, real_size(lower)));
 }
 

@@ -74,6 +74,10 @@ typedef struct {
     int64_t types;                       // PvStorage of c, a, b, bias, residual: 4 bits each
     NormLoad norm;                       // of B: images are i0, channels k; i1 is one
     NormStats stats;                     // of C: images are i0, channels m; i1 is one
+    // Where channels are dense (mixed precision): > 0, rows of A and C are positions, this many an
+    // image, and images follow one another in i0 or in m. `norm` is of A then, and the channels of
+    // `stats` are n.
+    int64_t image_rows;
     int64_t sum;                         // see above
     // Columns from a value to its gate in B and bias[n]; 0: none. C has the n values, each times
     // act(gate): C[m, j] = (A B + bias)[m, j] act((A B + bias)[m, j + gate]). Without a residual, norm,

@@ -68,5 +68,5 @@ bool parse_archs(const char *list, Targets *targets)
 uint32_t targets_lack(const Targets *targets, DType storage)
 {
     bool mixed = storage != DT_NONE && (targets->cuda || targets->simt);
-    return mixed ? CAN_RESAMPLE | CAN_MOMENTS : 0;     // tensor cores take operands as they lie
+    return mixed ? CAN_RESAMPLE : 0;      // TMA reads images as they lie
 }

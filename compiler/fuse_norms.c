@@ -2,7 +2,8 @@
 //
 // Loads. A value act(x a + d), a and d views of a norm's table, need not be stored if every kernel
 // that reads it can normalize x as it loads it: convolutions, and contractions that are products of
-// [channels, positions] matrices for each image. Each of them then reads x and the table.
+// [channels, positions] matrices for each image. Each of them then reads x and the table. In mixed
+// precision contractions alone do, whose channels are dense.
 //
 // Tables. The kernel of a product whose result is x takes the statistics of what it stores and
 // writes the table too. So it also reads what the table is made of: gammas, scales, shifts. No
@@ -33,6 +34,17 @@ static bool is_image(const View *view, const Type *type)
             (axis > 1 && !dim_equal(stride[axis], view->stride[axis])))
             return false;
     return true;
+}
+
+// In mixed precision: `val` is stored as a half, its channels densely, its positions as one row.
+static bool is_last_image(const Work *work, Val val)
+{
+    View view = view_of(work, val);
+    Dim image[3];
+    const Type *type = val_type(work->module->graph, val);
+    return type->rank > 2 && stored_dtype(work, val) == work->module->storage &&
+           !dim_is_one(type->dim[1]) && image_strides(type, view.stride, image) &&
+           dim_equal(image[1], dim_fixed(1));
 }
 
 // Whether `val` is a part of a norm's table.
@@ -73,18 +85,22 @@ static bool match_load(const Work *work, Val val, NormLoadOf *load)
            count_users(work, product, &user) == 1 && !work->kept[local_of(work, product)];
 }
 
-// Whether the kernel of `node` can normalize operand `val` as it loads it.
-static bool can_load(const Work *work, const Node *node, Val val, const NormLoadOf *load)
+// Whether the kernel of node `id` can normalize operand `val` as it loads it.
+static bool can_load(const Work *work, NodeId id, Val val, const NormLoadOf *load)
 {
     const Graph *graph = work->module->graph;
+    const Node *node = graph_node(graph, id);
     int operand = node->op == OP_CONV ? 0 : pointwise_operand(graph, node);
     if (operand < 0 || node->in[operand] != val || node->in[1 - operand] == val)
         return false;
     View x = view_of(work, load->x);
+    const Type *type = node->type[0];
+    if (is_mixed_plan(work))
+        return node->op != OP_CONV && !dim_is_one(type->dim[type->rank - 1]) &&
+               is_last_image(work, load->x) && is_last_image(work, val_of(id, 0));
     if (!is_image(&x, val_type(graph, val)))
         return false;
     // of a product: the positions, more than one, are the axis along which it writes
-    const Type *type = node->type[0];
     return node->op == OP_CONV || !dim_is_one(type->dim[type->rank - 1]);
 }
 
@@ -97,7 +113,7 @@ bool *find_norm_loads(const Work *work)
         uint32_t first = work->user_first[local], end = work->user_first[local + 1];
         bool all = first < end && !work->kept[local] && match_load(work, val, &load);
         for (uint32_t i = first; all && i < end; i++)
-            all = can_load(work, graph_node(work->module->graph, work->users[i]), val, &load);
+            all = can_load(work, work->users[i], val, &load);
         if (all)
             loaded[local] = loaded[local_of(work, load.sum)] =
                 loaded[local_of(work, load.product)] = true;
@@ -158,7 +174,7 @@ static Group *find_maker(const Work *work, Val val)
     View view = view_of(work, x);
     if (group->kind != GROUP_LIBRARY || group->results[0] != x || group->gate ||
         !dim_equal(type->dim[0], made->dim[0]) || !dim_equal(type->dim[1], made->dim[1]) ||
-        !is_image(&view, type) ||
+        !(is_mixed_plan(work) ? is_last_image(work, x) : is_image(&view, type)) ||
         (anchor->op != OP_CONV && (image_operand(graph, anchor) < 0 ||
                                    dim_is_one(made->dim[made->rank - 1]))))
         return NULL;

@@ -17,7 +17,8 @@
 //     bytes that are saved, or be little against the product itself;
 //   - where something else reads the normalized value, or what lies between: it has to be stored
 //     anyway, and a norm is the better kernel for that;
-//   - where the values of a plan are stored as bf16: tensor cores take operands as they lie.
+//   - where the values of a plan are stored as bf16 and a convolution reads them, or a product for
+//     which wgmma is worth more than a launch: wgmma's operands are not normalized on their way.
 //
 // Products of parts. Where parts of what a product makes, cut along its positions, are normalized each
 // for itself, the product itself is cut: w x + bias + residual for the positions of each part. They
@@ -32,7 +33,11 @@ enum {
     LOAD_ROWS = 128,           // rows of a product that share a load
     OPS_A_BYTE = 16,           // operations in the time that a byte is moved
     ACT_OPS = 4, NORM_OPS = 2, // operations of an activation, of x a + d
-    LITTLE = 16                // of a product's operations this part is little
+    LITTLE = 16,               // of a product's operations this part is little
+    // in mixed precision, of GPUs whose newest kernels read operands as they lie (TMA, wgmma)
+    TENSOR_OPS_A_BYTE = 200,   // operations of theirs in the time that a byte is moved
+    LAUNCH_BYTES = 12000000,   // bytes that are moved in the time of a launch
+    USUAL_BATCH = 4
 };
 
 // A norm with what follows it, up to the value that products read.
@@ -212,7 +217,7 @@ static bool could_load(const Apart *a, NodeId id, Val val)
 {
     const Node *node = graph_node(a->own.graph, id);
     if (node->op == OP_CONV)
-        return node->in[0] == val && node->in[1] != val;
+        return !is_mixed_plan(a->own.work) && node->in[0] == val && node->in[1] != val;
     int operand = pointwise_operand(a->own.graph, node);
     return operand >= 0 && node->in[operand] == val && node->in[1 - operand] != val;
 }
@@ -303,10 +308,23 @@ static void add_loads(const Apart *a, Val val, double *own, double *loads)
     }
 }
 
+// In mixed precision. A kernel that normalizes multiplies by mma.sync on every GPU, at some two thirds
+// of wgmma's rate, and saves a launch that reads and writes the operand.
+static bool pays_mixed(const Apart *a, const Chain *chain, double own)
+{
+    const Type *type = val_type(a->own.graph, chain->last);
+    double elements = 1, bytes = own / TENSOR_OPS_A_BYTE / 2 - 4;
+    for (uint32_t axis = 0; axis < type->rank; axis++)
+        elements *= (double)type->dim[axis].n * (type->dim[axis].batch ? USUAL_BATCH : 1);
+    return elements * bytes <= LAUNCH_BYTES;
+}
+
 static bool pays(const Apart *a, const Chain *chain)
 {
     double own = 0, loads = 0;
     add_loads(a, chain->last, &own, &loads);
+    if (is_mixed_plan(a->own.work))
+        return pays_mixed(a, chain, own);
     double cost = loads * (NORM_OPS + (chain->act != OP_STOP_GRADIENT ? ACT_OPS : 0));
     double bytes = (double)element_size(a->own.work->module, DT_F32);
     return cost <= OPS_A_BYTE * bytes || cost * LITTLE <= own;
@@ -717,7 +735,7 @@ static void rebuild(Apart *a)
 
 void take_norms_apart(Work *work)
 {
-    if (!(work->rungs & RUNG_NORMS) || work->module->storage != DT_NONE)
+    if (!(work->rungs & RUNG_NORMS) || (work->module->storage != DT_NONE && work->taps))
         return;
     Apart a = {.chains = NULL};
     Arena *scratch = arena_new_sparse();

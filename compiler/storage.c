@@ -10,9 +10,11 @@
 // on the way into the tensor cores.
 #include "compiler/plan.h"
 
-// Its kernel reads its operands as either, and what it computes is no worse than they are.
-static bool reads_mixed(const Node *node)
+// Its kernel reads operand `which` as either, and what it computes is no worse than that is.
+static bool reads_mixed(const Node *node, uint32_t which)
 {
+    if (node->op == OP_GROUP_NORM_TABLE)       // factors are f32
+        return which == 0;
     switch (op_info[node->op].class) {
     case CLASS_ELEMENTWISE:    // an error of the argument grows with the argument
         return node->op != OP_SIN && node->op != OP_COS && node->op != OP_EXP &&
@@ -35,6 +37,8 @@ static bool reads_mixed(const Node *node)
 // Its kernel writes result `out` as either.
 static bool makes_mixed(const Node *node, uint32_t out)
 {
+    if (node->op == OP_GROUP_NORM_TABLE || node->op == OP_CHANNEL_MOMENTS)
+        return false;
     switch (op_info[node->op].class) {
     case CLASS_ELEMENTWISE:
     case CLASS_CONTRACT:
@@ -121,7 +125,7 @@ void choose_storage(Work *work)
         if (work->step[local])
             continue;
         for (uint32_t i = 0; i < node->nin; i++)
-            if (!reads_mixed(node) && !val_is_step(work, node->in[i]))
+            if (!reads_mixed(node, i) && !val_is_step(work, node->in[i]))
                 not[slot_of(work, storage_of(work, node->in[i]))] = true;
         if (work->view[local])
             continue;

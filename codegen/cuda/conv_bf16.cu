@@ -13,6 +13,7 @@
  *   CONV_X_8      1: images that are summed over are copied in chunks; wgrad: x
  *   CONV_W_8      1: w is; wgrad: y
  *   CONV_W_LAST   1: w lies channels last
+ *   TILE_STATS    fprop: 1: norm tables of y, as it is stored, are made (norm_stats.h)
  *   CONV_SOURCE CONV_WEIGHT CONV_RESULT CONV_RESIDUAL CONV_BIAS   PvStorage of each; wgrad: of x, y, w
  */
 #include "mma_product.h"
@@ -154,12 +155,19 @@ extern "C" __global__ void __launch_bounds__(THREADS, THREADS == 64 ? 4 : 1)
         return;
     }
     Out out = Out::of(args, problem);
+#if TILE_STATS
+    out.stats = Out::statistics_of(args, p.head, segment, problem, false);
+#endif
     tile_store(sums, out, problem.m0, problem.n0, (float *)shared);
+#if TILE_STATS
+    out.stats.finish((u32 *)shared);
+#endif
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, THREADS == 64 ? 4 : 1)
     CX_NAME_1(const __grid_constant__ CxLaunch<ConvArgs> p)
 {
+    CX_SHARED(shared);
     u32 block, segment = cx_segment(p.head, &block);
     const ConvArgs &args = p.args[segment];
     Problem problem;
@@ -167,8 +175,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, THREADS == 64 ? 4 : 1)
     if (CONV_STRIDED && problem.m0 >= problem.columns)
         return;
     Out out = Out::of(args, problem);
+#if TILE_STATS
+    out.stats = Out::statistics_of(args, p.head, segment, problem, true);
+#endif
     tile_collect(p.head, segment, 0, (int)block / TILE_BLOCKS, (int)block % TILE_BLOCKS, out,
-                 problem.m0, problem.n0);
+                 problem.m0, problem.n0, (float *)shared);
+#if TILE_STATS
+    out.stats.finish((u32 *)shared);
+#endif
 }
 #else
 

@@ -430,6 +430,9 @@ struct Out {
             if (!FOURS_OF_RESIDUAL && residual && e < there)
                 more[e] = cx_read(residual[from_row + from[e]]);
             value[e] = activate<CONV_ACT>(value[e] + (CONV_LAST ? added[e] : of_row)) + more[e];
+#if TILE_STATS
+            value[e] = as_stored<Result>(value[e]);
+#endif
         }
         if (CONV_OUT_4) {
             store_four<true>(out + to_row + to[0], value, 4);

@@ -17,6 +17,7 @@
  *   CONV_STRIDED  1: a segment has strides other than 1
  *   CONV_ACT      PvAct
  *   CONV_RESULT CONV_RESIDUAL CONV_BIAS   PvStorage of each
+ *   TILE_STATS    2: norm tables of y, as it is stored, are made, of segments that want one (fprop)
  */
 typedef CxStored<CONV_RESULT>::Element Result;
 typedef CxStored<CONV_RESIDUAL>::Element Residual;
@@ -184,14 +185,20 @@ struct Loads {
 
 // Rows of a tile by their number in it, columns by their number in the result.
 struct Out {
+#if TILE_STATS
+    enum { BY_COLUMN = 1, GATED = 0 };
+    PieceStats stats;
+    bool in_parts;
+#else
     enum { BY_COLUMN = 0, GATED = 0 };
+#endif
     Result *to;
     const Residual *residual;
     const Bias *bias;
     const ConvArgs *args;
     const WgmmaPlan *plan;
     TilePlace place;
-    int n, columns;
+    int n, row_length;
     float added[4]; // bias of the columns at hand
 
     CX_FN Out of(const ConvArgs &args, const WgmmaPlan &plan, int tile)
@@ -203,7 +210,7 @@ struct Out {
         out.to = (Result *)(CONV_MODE == 0 ? args.y : CONV_MODE == 1 ? args.x : args.w);
         out.residual = (const Residual *)args.residual;
         out.bias = CONV_MODE == 2 ? nullptr : (const Bias *)args.bias;
-        out.columns = (int)(CONV_MODE == 0 ? args.c_out : args.c_in);
+        out.row_length = (int)(CONV_MODE == 0 ? args.c_out : args.c_in);
         return out;
     }
     __device__ void column(int n_)
@@ -211,7 +218,7 @@ struct Out {
         n = n_;
         CX_UNROLL
         for (int e = 0; e < 4; e++)
-            added[e] = bias && n < columns ? cx_read(bias[n + e]) : 0.f;
+            added[e] = bias && n < row_length ? cx_read(bias[n + e]) : 0.f;
     }
     // Element of row m, column n; *from: of the residual. false: there is no such row.
     __device__ bool find(int m, long long *at, long long *from)
@@ -219,7 +226,7 @@ struct Out {
 #if CONV_MODE == 2
         int taps = (int)args->kernel[0] * (int)args->kernel[1] * (int)args->kernel[2];
         m += place.m0;
-        *at = *from = ((long long)m * taps + place.tap) * columns + n;
+        *at = *from = ((long long)m * taps + place.tap) * row_length + n;
         return m < (int)args->c_out;
 #else
         const int64_t *size = CONV_MODE == 0 ? args->out : args->in;
@@ -247,18 +254,71 @@ struct Out {
         return inside && image < (int)args->images;
 #endif
     }
-    __device__ void put(int m, const float *sum)
+    __device__ void put(int m, float *value)
     {
         long long at, from;
-        if (n >= columns || !find(m, &at, &from))
+        if (n >= row_length || !find(m, &at, &from))
             return;
-        float value[4], more[4];
+        float more[4];
         load_four<true>(more, residual + from, residual ? 4 : 0);
         CX_UNROLL
         for (int e = 0; e < 4; e++)
-            value[e] = activate<CONV_ACT>(sum[e] + added[e]) + more[e];
+            value[e] = activate<CONV_ACT>(value[e] + added[e]) + more[e];
         store_four<true>(to + at, value, 4);
+#if TILE_STATS
+        CX_UNROLL
+        for (int e = 0; e < 4; e++)
+            value[e] = as_stored<Result>(value[e]);
+        if (!in_parts)
+            stats.add(value);
+#endif
     }
+#if TILE_STATS
+    // Rows of an image in a box, as a logarithm.
+    __device__ int log_rows() const
+    {
+        return (int)(plan->box[WGMMA_W] + plan->box[WGMMA_H] + plan->box[WGMMA_D]);
+    }
+    __device__ int boxes() const // of an image
+    {
+        return (int)(plan->boxes[WGMMA_W] * plan->boxes[WGMMA_H] * plan->boxes[WGMMA_D]);
+    }
+    __device__ void set_stats(const Launch &p, u32 segment, bool in_parts_)
+    {
+        in_parts = in_parts_;
+        int piece = in_parts ? (int)PIECE_1 : (int)PIECE;
+        int slots = (boxes() << log_rows()) / piece;
+        stats.set(args->stats, p.head, segment, (int)args->images, row_length, slots,
+                  (int)(args->out[0] * args->out[1] * args->out[2]));
+        stats.set_work(p.head, segment, before_moments(*plan, in_parts));
+        stats.first = place.at[WGMMA_IMAGE];
+        stats.last = stats.first + (1 << plan->box[WGMMA_IMAGE]) - 1;
+    }
+    __device__ int tiles_of(int from, int end) const
+    {
+        int box = (int)plan->box[WGMMA_IMAGE];
+        return (((end - 1) >> box) - (from >> box) + 1) * boxes() * (int)plan->n_tiles;
+    }
+    // A piece begins at row m.
+    __device__ void begin(int m)
+    {
+        int log = log_rows(), box = place.at[WGMMA_D] >> plan->box[WGMMA_D];
+        box = box * (int)plan->boxes[WGMMA_H] + (place.at[WGMMA_H] >> plan->box[WGMMA_H]);
+        box = box * (int)plan->boxes[WGMMA_W] + (place.at[WGMMA_W] >> plan->box[WGMMA_W]);
+        int row = (box << log) + (m & ((1 << log) - 1));
+        stats.begin(place.at[WGMMA_IMAGE] + (m >> log),
+                    row / (in_parts ? (int)PIECE_1 : (int)PIECE), n);
+    }
+    __device__ bool is_row(int m)
+    {
+        long long at, from;
+        return find(m, &at, &from);
+    }
+    __device__ void columns(const float *results, int stride, int m, int n0)
+    {
+        add_piece(*this, results, stride, m, n0);
+    }
+#endif
 };
 
 // The results of a tile, its first row and column.
@@ -283,5 +343,6 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, WG_GROUPS == 1 ? 2 :
 extern "C" __global__ void __launch_bounds__(THREADS, 4)
     CX_NAME_1(const __grid_constant__ Launch p)
 {
-    add_parts<Tile>(p);
+    CX_SHARED(shared);
+    add_parts<Tile>(p, shared);
 }

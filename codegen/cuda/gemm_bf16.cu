@@ -9,6 +9,9 @@
  *   GEMM_A GEMM_B GEMM_C GEMM_RESIDUAL GEMM_BIAS   PvStorage of each
  *   GEMM_C_4              1: c and the residual are accessed four elements at a time
  *   GEMM_ACT GEMM_SUM                              as in gemm_f32.cu
+ *   GEMM_IMAGE_ROWS       1: rows are positions of images (image_rows); then
+ *   TILE_NORM             a is normalized (norm_load.h) in segments with a table, before it is rounded
+ *   TILE_STATS            1: norm tables of c, as it is stored, are made (norm_stats.h)
  */
 #include "mma_product.h"
 typedef CxStored<GEMM_A>::Element AElement;
@@ -17,6 +20,15 @@ typedef CxStored<GEMM_C>::Element COut;
 typedef CxStored<GEMM_RESIDUAL>::Element Residual;
 typedef CxStored<GEMM_BIAS>::Element Bias;
 #include "gemm_out.h"
+#if TILE_NORM
+#include "norm_load.h"
+#endif
+
+#if TILE_NORM
+enum { RESIDENT = THREADS == 64 ? 4 : 1 }; // blocks
+#else
+enum { RESIDENT = THREADS == 64 ? 6 : 2 };
+#endif
 
 // Rows of one matrix, or with GEMM_SUM of all; k runs over batch elements of a whole number of steps.
 template <class Element> struct Matrix {
@@ -64,7 +76,98 @@ template <class Element> struct Matrix {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS, THREADS == 64 ? 6 : 2)
+#if TILE_NORM
+// Rows of A that are normalized: a step's chunks are fetched before the product of another one, and
+// put where they belong behind it. A segment without a table is copied as it lies.
+template <class Source, int ROWS, bool CHUNKS>
+struct NormedOperand : Operand<Source, ROWS, true, CHUNKS> {
+    typedef Operand<Source, ROWS, true, CHUNKS> Plain;
+    enum { COUNT = Plain::COUNT, DEFERS = 1 };
+    NormSource norm[COUNT]; // of each chunk's image
+    uint4 held[COUNT];
+
+    // image: that of the first row of the product; of `rows` rows each.
+    __device__ void set_norm(const GemmArgs &args, int image, int rows)
+    {
+        CX_UNROLL
+        for (int i = 0; i < COUNT; i++) {
+            int row = this->first + this->row_of(i);
+            row = row < (int)args.m ? row : 0;
+            norm[i] = NormSource::of(args.norm, image + row / rows, 0);
+        }
+    }
+    __device__ void load(u8 *stage, int step)
+    {
+        if (!norm[0].is_there()) {
+            Plain::load(stage, step);
+            return;
+        }
+        auto k = this->source.step(step * TILE_K + this->k_of(0));
+        CX_UNROLL
+        for (int i = 0; CHUNKS && i < COUNT; i++) {
+            bool inside;
+            auto from = this->source.at(this->fixed[i], k, &inside);
+            held[i] = make_uint4(0, 0, 0, 0);
+            if (inside)
+                held[i] = *(const uint4 *)from;
+        }
+    }
+    __device__ void finish(u8 *stage, int step)
+    {
+        if (!norm[0].is_there())
+            return;
+        int k = step * TILE_K + this->k_of(0);
+        if (CHUNKS)
+            put_chunks(stage, k);
+        else
+            put_elements(stage, k);
+    }
+    // Eight channels from k; none where a row ends.
+    __device__ void put_chunks(u8 *stage, int k)
+    {
+        float a[8], d[8];
+        CX_UNROLL
+        for (int i = 0; i < COUNT; i++) {
+            bool there = k < this->source.size && norm[i].shift != 0;
+            const float *scale = norm[i].scale + k, *shift = scale + norm[i].shift;
+            if (i == 0 || norm[i].scale != norm[i - 1].scale) {
+                CX_UNROLL
+                for (int e = 0; e < 8; e += 4) {
+                    load_four<true>(a + e, scale + e, there ? 4 : 0);
+                    load_four<true>(d + e, shift + e, there ? 4 : 0);
+                }
+            }
+            u32 *word = (u32 *)&held[i];
+            CX_UNROLL
+            for (int e = 0; e < 4; e++) {
+                float low = normalize(cx_low_half<TILE_HALF>(word[e]), a[2 * e], d[2 * e]);
+                float high = normalize(cx_high_half<TILE_HALF>(word[e]), a[2 * e + 1], d[2 * e + 1]);
+                word[e] = cx_pack_half<TILE_HALF>(low, high);
+            }
+            *(uint4 *)(stage + this->place_of(i)) = held[i];
+        }
+    }
+    // Rows that do not exist are multiplied, but not stored; what lies behind the last k has to be 0.
+    __device__ void put_elements(u8 *stage, int k)
+    {
+        CX_UNROLL
+        for (int i = 0; i < COUNT; i++) {
+            auto row = this->source.row(this->first + this->row_of(i));
+            CX_NO_UNROLL
+            for (int e = 0; e < 8; e++) {
+                bool inside;
+                float a, d;
+                auto from = this->source.at(row, this->source.step(k + e), &inside);
+                norm[i].get(&a, &d, k + e, inside);
+                cx_write((CxStored<TILE_HALF>::Element *)(stage + this->place_of(i)) + e,
+                         normalize(inside ? cx_read(*from) : 0.f, a, d));
+            }
+        }
+    }
+};
+#endif
+
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     CX_NAME(const __grid_constant__ CxLaunch<GemmArgs> p)
 {
     CX_SHARED(shared);
@@ -80,7 +183,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, THREADS == 64 ? 6 : 2)
     if (GEMM_SUM)
         steps *= (int)(args.batch0 * args.batch1);
     const Place &place = task.place;
+#if TILE_NORM
+    NormedOperand<Matrix<AElement>, TILE_M, GEMM_A_8> a;
+#else
     Operand<Matrix<AElement>, TILE_M, GEMM_A_K, GEMM_A_8> a;
+#endif
     Operand<Matrix<BElement>, TILE_N, GEMM_B_K, GEMM_B_8> b;
     a.source.set(args, (const AElement *)args.a + place.i0 * args.a0 + place.i1 * args.a1, args.m,
                  args.a_m, args.a_k, args.a0, args.a1);
@@ -88,6 +195,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, THREADS == 64 ? 6 : 2)
                  args.b_n, args.b_k, args.b0, args.b1);
     a.set(place.m0);
     b.set(place.n0);
+#if TILE_NORM
+    a.set_norm(args, place.i0, args.norm.table ? (int)args.image_rows : 1);
+#endif
     int first = steps * task.part / task.parts;
     int end = steps * (task.part + 1) / task.parts;
     TileSums sums;
@@ -98,17 +208,30 @@ extern "C" __global__ void __launch_bounds__(THREADS, THREADS == 64 ? 6 : 2)
         return;
     }
     Out out = Out::of(args, place);
+#if TILE_STATS
+    out.stats = Out::statistics_of(args, p.head, segment, place, false);
+#endif
     tile_store(sums, out, place.m0, place.n0, (float *)shared);
+#if TILE_STATS
+    out.stats.finish((u32 *)shared);
+#endif
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, THREADS == 64 ? 6 : 2)
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     CX_NAME_1(const __grid_constant__ CxLaunch<GemmArgs> p)
 {
+    CX_SHARED(shared);
     u32 block, segment = cx_segment(p.head, &block);
     const GemmArgs &args = p.args[segment];
     int tile = (int)block / TILE_BLOCKS;
     Place place = place_of(args, tile);
     Out out = Out::of(args, place);
+#if TILE_STATS
+    out.stats = Out::statistics_of(args, p.head, segment, place, true);
+#endif
     tile_collect(p.head, segment, args.sum, tile, (int)block % TILE_BLOCKS, out, place.m0,
-                 place.n0);
+                 place.n0, (float *)shared);
+#if TILE_STATS
+    out.stats.finish((u32 *)shared);
+#endif
 }

@@ -1,9 +1,14 @@
 /* Tiles of a matrix product (GemmArgs) and its epilogue, whatever makes the sums. Included in a
  * kernel's namespace behind the header of a tile product. Definitions: GEMM_C_4, GEMM_ACT, GEMM_SUM,
- * GEMM_GATE, TILE_STATS as in gemm_f32.cu; COut, Residual and Bias are types of elements (storage.h).
+ * GEMM_GATE, TILE_STATS as in gemm_f32.cu; GEMM_IMAGE_ROWS 1: statistics are of images whose positions
+ * are rows (image_rows); COut, Residual and Bias are types of elements (storage.h).
  */
-#if TILE_STATS
+#if TILE_STATS == 1
+#if GEMM_IMAGE_ROWS
+enum { ROWS_ARE_POSITIONS = 1 };
+#else
 enum { ROWS_ARE_POSITIONS = 0 };
+#endif
 #include "norm_stats.h"
 #endif
 
@@ -48,21 +53,94 @@ CX_FN Task task_of(const GemmArgs &args, int block, int blocks)
 
 // c of one batch element.
 struct Out {
+#if TILE_STATS == 2
+    enum { BY_COLUMN = 1, GATED = 0 };
+#elif TILE_STATS
+    enum { BY_COLUMN = ROWS_ARE_POSITIONS, GATED = 0 };
+#else
     enum { BY_COLUMN = 0, GATED = COLUMNS < TILE_N };
+#endif
     COut *c;
     const Residual *residual;
     const Bias *bias;
     long long row, residual_row;
-    int rows, columns, n;
+    int rows, row_length, n;
     bool bias_of_row;
     float added[4]; // bias of the columns at hand
 #if GEMM_GATE
     int gate;            // from a value's column to its gate's
     float gate_added[4]; // bias of the gates
 #endif
-#if TILE_STATS
+#if TILE_STATS == 2
+    PieceStats stats;
+    const GemmArgs *args;
+    const WgmmaPlan *plan;
+    Place place;
+    bool in_parts;
+
+    // Images are i0, each with tiles of its own, or follow one another in the rows of one product;
+    // in either case they have whole pieces.
+    __device__ void set_stats(const Launch &p, u32 segment, bool in_parts_)
+    {
+        bool one = args->batch0 == 1;
+        int positions = (int)args->image_rows, end = min(place.m0 + (int)TILE_M, rows) - 1;
+        in_parts = in_parts_;
+        stats.set(args->stats, p.head, segment, one ? rows / positions : (int)args->batch0,
+                  row_length, positions / (in_parts ? (int)PIECE_1 : (int)PIECE), positions);
+        stats.set_work(p.head, segment, before_moments(*plan, in_parts));
+        stats.first = one ? place.m0 / positions : place.i0;
+        stats.last = one ? end / positions : place.i0;
+    }
+    __device__ int tiles_of(int from, int end) const
+    {
+        int positions = (int)args->image_rows, tiles = (end - from) * (int)plan->m_tiles;
+        if (args->batch0 == 1)
+            tiles = (end * positions - 1) / TILE_M - from * positions / TILE_M + 1;
+        return tiles * (int)plan->n_tiles;
+    }
+    // A piece begins at row m.
+    __device__ void begin(int m)
+    {
+        int positions = (int)args->image_rows, image = args->batch0 == 1 ? m / positions : 0;
+        stats.begin(place.i0 + image, (m - image * positions) / (in_parts ? (int)PIECE_1 : (int)PIECE),
+                    n);
+    }
+    __device__ bool is_row(int m) const
+    {
+        return m < rows;
+    }
+    __device__ void columns(const float *results, int stride, int m, int n0)
+    {
+        add_piece(*this, results, stride, m, n0);
+    }
+#elif TILE_STATS
     Statistics stats;
 
+#if GEMM_IMAGE_ROWS
+    int row0; // number of the product's first row among those of all images
+
+    // Images are i0, each with tiles of its own, or follow one another in the rows of one product.
+    // in_parts: phase 1 makes the results.
+    CX_FN Statistics statistics_of(const GemmArgs &args, const CxHead &head, u32 segment,
+                                   const Place &place, bool in_parts)
+    {
+        int tiles = ((int)args.m + TILE_M - 1) / TILE_M, positions = (int)args.image_rows;
+        bool one = args.batch0 == 1;
+        int images = one ? (int)args.m / positions : (int)args.batch0;
+        int apart = one ? positions : tiles * TILE_M;
+        Statistics stats = {&args.stats, moments_of(head, segment, in_parts),
+                            head.counters + segment * CX_COUNTERS, images, (int)args.n, positions,
+                            apart, in_parts ? (int)COLLECT_ROWS : (int)WARP_M,
+                            ((int)args.n + TILE_N - 1) / TILE_N * (in_parts ? (int)TILE_BLOCKS : 1),
+                            place.i0 * apart + place.m0, 0};
+        stats.first_image = stats.start / apart;
+        return stats;
+    }
+    __device__ void columns(const float *results, int stride, int m, int n0)
+    {
+        stats.add_columns(results, stride, row0 + m, n0, row_length - n0);
+    }
+#else
     // Images are i0, each with tiles of its own. in_parts: phase 1 makes the results.
     CX_FN Statistics statistics_of(const GemmArgs &args, const CxHead &head, u32 segment,
                                    const Place &place, bool in_parts)
@@ -77,6 +155,7 @@ struct Out {
         return stats;
     }
 #endif
+#endif
 
     CX_FN Out of(const GemmArgs &args, const Place &place)
     {
@@ -89,10 +168,16 @@ struct Out {
         out.row = args.c_m;
         out.residual_row = args.r_m;
         out.rows = (int)args.m;
-        out.columns = (int)args.n;
+        out.row_length = (int)args.n;
         out.bias_of_row = args.bias_axis != 0;
 #if GEMM_GATE
         out.gate = (int)args.gate;
+#endif
+#if TILE_STATS == 2
+        out.args = &args;
+        out.place = place;
+#elif TILE_STATS && GEMM_IMAGE_ROWS
+        out.row0 = place.i0 * (((int)args.m + TILE_M - 1) / TILE_M * TILE_M);
 #endif
         return out;
     }
@@ -101,36 +186,39 @@ struct Out {
         n = n_;
         CX_UNROLL
         for (int e = 0; e < 4; e++)
-            added[e] = bias && !bias_of_row && n + e < columns ? cx_read(bias[n + e]) : 0.f;
+            added[e] = bias && !bias_of_row && n + e < row_length ? cx_read(bias[n + e]) : 0.f;
 #if GEMM_GATE
         CX_UNROLL
         for (int e = 0; e < 4; e++)
-            gate_added[e] = bias && n + e < columns ? cx_read(bias[n + e + gate]) : 0.f;
+            gate_added[e] = bias && n + e < row_length ? cx_read(bias[n + e + gate]) : 0.f;
 #endif
     }
 #if GEMM_GATE
     __device__ void put(int m, float *value, const float *gates)
     {
-        if (m >= rows || n >= columns)
+        if (m >= rows || n >= row_length)
             return;
         CX_UNROLL
         for (int e = 0; e < 4; e++)
             value[e] = (value[e] + added[e]) * activate<GEMM_ACT>(gates[e] + gate_added[e]);
-        store_four<GEMM_C_4>(c + m * row + n, value, columns - n);
+        store_four<GEMM_C_4>(c + m * row + n, value, row_length - n);
     }
 #endif
     __device__ void put(int m, float *value)
     {
-        if (m < rows && n < columns)
+        if (m < rows && n < row_length)
             finish(m, value);
-#if TILE_STATS
+#if TILE_STATS == 2
+        if (!in_parts && m < rows && n < row_length)
+            stats.add(value);
+#elif TILE_STATS && !GEMM_IMAGE_ROWS
         stats.add_row(m, m < rows, value);
 #endif
     }
     __device__ void finish(int m, float *value)
     {
         float more[4], of_row = bias && bias_of_row ? cx_read(bias[m]) : 0.f;
-        int there = columns - n;
+        int there = row_length - n;
 #ifdef FAULT_GEMM_EDGE // columns beyond the last are written
         there = 4;
 #endif
@@ -138,6 +226,11 @@ struct Out {
         CX_UNROLL
         for (int e = 0; e < 4; e++)
             value[e] = activate<GEMM_ACT>(value[e] + added[e] + of_row) + more[e];
+#if TILE_STATS
+        CX_UNROLL
+        for (int e = 0; e < 4; e++)
+            value[e] = as_stored<COut>(value[e]);
+#endif
         store_four<GEMM_C_4>(c + m * row + n, value, there);
     }
 };

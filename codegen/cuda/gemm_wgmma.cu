@@ -8,6 +8,8 @@
  *   GEMM_C GEMM_RESIDUAL GEMM_BIAS   PvStorage of each
  *   GEMM_C_4      1
  *   GEMM_ACT GEMM_SUM                as in gemm_f32.cu
+ *   TILE_STATS    2: norm tables of c, as it is stored, are made, of segments that want one; rows are
+ *                 positions of images (image_rows)
  */
 typedef CxStored<GEMM_C>::Element COut;
 typedef CxStored<GEMM_RESIDUAL>::Element Residual;
@@ -86,7 +88,11 @@ struct Tile {
     {
         const GemmArgs &args = p.args[segment];
         Place place = place_in(args, plan_of(p, segment), number);
-        return {Out::of(args, place), place.m0, place.n0};
+        Tile tile = {Out::of(args, place), place.m0, place.n0};
+#if TILE_STATS
+        tile.out.plan = &plan_of(p, segment);
+#endif
+        return tile;
     }
 };
 
@@ -100,5 +106,6 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, WG_GROUPS == 1 ? 2 :
 extern "C" __global__ void __launch_bounds__(THREADS, 4)
     CX_NAME_1(const __grid_constant__ Launch p)
 {
-    add_parts<Tile>(p);
+    CX_SHARED(shared);
+    add_parts<Tile>(p, shared);
 }

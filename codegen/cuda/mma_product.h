@@ -47,6 +47,7 @@ template <int ROWS> CX_FN u32 chunk_of_k(int k, int chunk)
 // Fills its operand's part of stages; ROWS of them, `first` the first of the tile.
 template <class Source, int ROWS, bool ALONG_K, bool CHUNKS> struct Operand {
     enum {
+        DEFERS = 0, // 1: `finish` puts behind a product what `load` fetched before it
         COUNT = ROWS * TILE_K / 8 / THREADS, // chunks of a thread
         ACROSS = ROWS / 8,
     };
@@ -186,12 +187,12 @@ CX_FN void tile_product(TileSums &sums, A &a, B &b, u8 *shared, int first, int e
 #endif
         }
         int next = step + STAGES - 1;
-        if (next < end) {
 #ifdef FAULT_MMA_STAGE // overwrites the stage that is multiplied next
-            u8 *stage = shared + (next - first + 1) % STAGES * STAGE;
+        u8 *stage = shared + (next - first + 1) % STAGES * STAGE;
 #else
-            u8 *stage = shared + (next - first) % STAGES * STAGE;
+        u8 *stage = shared + (next - first) % STAGES * STAGE;
 #endif
+        if (next < end) {
             a.load(stage, next);
             b.load(stage + STAGE_A, next);
         }
@@ -199,6 +200,9 @@ CX_FN void tile_product(TileSums &sums, A &a, B &b, u8 *shared, int first, int e
         if (step >= first)
             tile_multiply<A_ALONG_K, B_ALONG_K>(sums,
                                                 ring + (u32)((step - first) % STAGES * STAGE));
+        if constexpr (A::DEFERS)
+            if (next < end)
+                a.finish(stage, next);
     }
     cx_copy_wait(0);
     __syncthreads();

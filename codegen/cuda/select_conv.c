@@ -221,7 +221,6 @@ static void choose_bf16(const CudaLaunch *launch, CudaChoice *choice, const Conv
     else
         w_8 = w_8 && one->w_last != 0 && c_in % 8 == 0 && cuda_is_aligned(launch, AT(w), 16);
     mma_choose(choice, tile);
-    choice->baked[TILE_BAKED_LAST] = tile->warp_m;
     choice->file = "conv_bf16.cu";
     const char *common = common_definitions(launch, choice, one, mode, true, true);
     choice->definitions = arena_printf(
@@ -243,7 +242,7 @@ bool cuda_select_conv(const CudaLaunch *launch, CudaChoice *choice)
                : strcmp(launch->symbol, "pv_conv_dgrad") == 0 ? CONV_DGRAD
                                                               : CONV_WGRAD;
     if ((one.norm.table && (one.types || mode == CONV_DGRAD)) ||
-        (tile_has_stats(&one.stats) && (one.types || mode != CONV_FPROP)) ||
+        (tile_has_stats(&one.stats) && mode != CONV_FPROP) ||
         !tile_norm_act(launch, AT(norm.table), AT(norm.act), &one.norm.act))
         return false;
     if (is_resampled(launch) && (one.types || mode != CONV_FPROP))

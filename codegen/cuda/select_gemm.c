@@ -46,7 +46,11 @@ static bool find_access(const CudaLaunch *launch, const GemmArgs *args, Access *
     if (cuda_is_there(launch, AT(residual)))
         access->c = access->c && takes(launch, 4, tile_storage(args->types, STORE_RESIDUAL) ? 8 : 16,
                                        AT(residual), AT(r_m), AT(r0), AT(r1), AT(n));
-    if (args->norm.table && b_k)     // factors of four channels at a time
+    bool of_a = args->image_rows > 0;          // factors of four channels at a time
+    if (args->norm.table && of_a)
+        access->a = access->a && takes(launch, 4, 16, AT(norm.table), AT(norm.image),
+                                       AT(norm.shift), AT(norm.shift), AT(k));
+    if (args->norm.table && b_k && !of_a)
         access->b = access->b && takes(launch, 4, 16, AT(norm.table), AT(norm.image),
                                        AT(norm.shift), AT(norm.shift), AT(k));
     return (a_k || tile_is_one(launch, AT(a_m))) && (b_k || tile_is_one(launch, AT(b_n)));
@@ -94,6 +98,16 @@ static bool sums_agree(const CudaLaunch *launch)
     return true;
 }
 
+// Norms and their tables: in f32 where channels are rows, in mixed precision where they are dense.
+static bool takes_norms(const CudaLaunch *launch, const GemmArgs *args, const Access *access)
+{
+    for (uint32_t i = 1; i < launch->segments; i++)
+        if ((launch->all[i * launch->arg_count + AT(image_rows)].a != 0) != (args->image_rows != 0))
+            return false;
+    return !args->sum_batch && args->batch1 == 1 &&
+           (args->types ? args->image_rows > 0 && access->a_k : args->image_rows == 0);
+}
+
 bool cuda_select_gemm(const CudaLaunch *launch, CudaChoice *choice)
 {
     GemmArgs one, usual;
@@ -104,7 +118,7 @@ bool cuda_select_gemm(const CudaLaunch *launch, CudaChoice *choice)
     if (!find_access(launch, &one, &access) || tile_half(one.types) < 0 || !sums_agree(launch))
         return false;
     bool taken_apart = one.norm.table || tile_has_stats(&one.stats);
-    if ((taken_apart && (one.types || one.sum_batch || one.batch1 != 1)) ||
+    if ((taken_apart && !takes_norms(launch, &one, &access)) ||
         !tile_norm_act(launch, AT(norm.table), AT(norm.act), &one.norm.act))
         return false;
     int gates = has_gates(launch);
@@ -120,9 +134,10 @@ bool cuda_select_gemm(const CudaLaunch *launch, CudaChoice *choice)
         const char *common = common_definitions(launch, choice, &one, &access);
         choice->definitions = arena_printf(
             arena,
-            "%s %s GEMM_A_8=%d GEMM_B_8=%d GEMM_A=%d GEMM_B=%d GEMM_C=%d GEMM_RESIDUAL=%d "
+            "%s %s%s GEMM_A_8=%d GEMM_B_8=%d GEMM_A=%d GEMM_B=%d GEMM_C=%d GEMM_RESIDUAL=%d "
             "GEMM_BIAS=%d",
-            mma_definitions(arena, tile, tile_half(one.types)), common, access.a, access.b,
+            mma_definitions(arena, tile, tile_half(one.types)), common,
+            taken_apart ? " GEMM_IMAGE_ROWS=1" : "", access.a, access.b,
             tile_storage(one.types, STORE_A), tile_storage(one.types, STORE_B),
             tile_storage(one.types, STORE_C), tile_storage(one.types, STORE_RESIDUAL),
             tile_storage(one.types, STORE_BIAS));

@@ -98,11 +98,39 @@ static bool takes_fours(const CudaLaunch *launch, size_t address, int64_t types,
     return cuda_is_aligned(launch, address, tile_storage(types, number) ? 8 : 16);
 }
 
+// A segment wants a norm table, or moments, of its result.
+static bool has_any_stats(const CudaLaunch *launch, size_t stats)
+{
+    return cuda_is_there(launch, stats + offsetof(NormStats, table) / sizeof(int64_t)) ||
+           cuda_is_there(launch, stats + offsetof(NormStats, moments) / sizeof(int64_t));
+}
+
+// Of a kernel that makes tables: its second phase has rows in shared memory. The definition.
+static const char *choose_stats(CudaChoice *choice, bool has_stats)
+{
+    if (!has_stats)
+        return "";
+    int n = choice->baked[TILE_BAKED_N];
+    choice->shared[1] = (uint32_t)(4 * 256 / n * (n + 4)) * 4;
+    choice->counts = true;
+    return " TILE_STATS=2";
+}
+
 // ---- convolutions ----
 
 static int64_t volume(const int64_t *size)
 {
     return size[0] * size[1] * size[2];
+}
+
+// Positions of the smallest box of powers of two that has a whole image.
+static int64_t boxed(const int64_t *size)
+{
+    int64_t box = 1;
+    for (int axis = 0; axis < 3; axis++)
+        for (int64_t extent = 1; extent < size[axis]; extent *= 2)
+            box *= 2;
+    return box;
 }
 
 // What must hold of the numbers of every segment.
@@ -125,6 +153,8 @@ static const char *refuses_sizes(const ConvArgs *args, const ConvArgs *first)
     if (volume(args->in) >= LARGEST || volume(args->out) >= LARGEST ||
         volume(args->kernel) >= 1 << 16)
         return "too large";
+    if (tile_has_stats(&args->stats) && boxed(args->out) < WGMMA_PIECE)
+        return "few positions";
     return fills(args->c_out, 64) && fills(args->c_in, 64) ? NULL : "few channels";
 }
 
@@ -151,8 +181,7 @@ static const char *refuses_conv(const CudaLaunch *launch, const ConvArgs *one, i
     const char *refused = refuses_types(one->types, first, second);
     if (refused)
         return refused;
-    if (cuda_is_there(launch, CONV(norm.table)) || cuda_is_there(launch, CONV(stats.table)) ||
-        cuda_is_there(launch, CONV(stats.moments)))
+    if (cuda_is_there(launch, CONV(norm.table)))
         return "a norm taken apart";
     if (!cuda_is_aligned(launch, address[first], 16) ||
         !cuda_is_aligned(launch, address[second], 16) ||
@@ -207,13 +236,15 @@ static const char *select_conv(const CudaLaunch *launch, CudaChoice *choice, int
     choice->baked[TILE_BAKED_MODE] = mode;
     choice->file = "conv_wgmma.cu";
     choice->shape = "pv_shape_conv_wgmma";
-    choice->name = arena_printf(launch->arena, "%s_wgmma_%s%dx%d%s%s", names[mode],
+    bool has_stats = has_any_stats(launch, CONV(stats));
+    choice->name = arena_printf(launch->arena, "%s_wgmma_%s%dx%d%s%s%s", names[mode],
                                 tile_half_name(one.types), tile->m, tile->n, tile_act_name(one.act),
-                                strided ? "_stride" : "");
+                                tile_norm_name(0, has_stats), strided ? "_stride" : "");
     choice->definitions = arena_printf(
         launch->arena,
-        "%s CONV_MODE=%d CONV_STRIDED=%d CONV_ACT=%d CONV_RESULT=%d CONV_RESIDUAL=%d CONV_BIAS=%d",
-        product, mode, strided, (int)one.act, tile_storage(one.types, result),
+        "%s%s CONV_MODE=%d CONV_STRIDED=%d CONV_ACT=%d CONV_RESULT=%d CONV_RESIDUAL=%d CONV_BIAS=%d",
+        product, choose_stats(choice, has_stats), mode, strided, (int)one.act,
+        tile_storage(one.types, result),
         tile_storage(one.types, CONV_RESIDUAL), tile_storage(one.types, CONV_BIAS));
     return NULL;
 }
@@ -230,6 +261,7 @@ static bool takes_operand(const CudaLaunch *launch, size_t address, size_t strid
 
 static const char *refuses_gemm(const CudaLaunch *launch, const GemmArgs *one, bool a_k, bool b_k)
 {
+    bool has_stats = has_any_stats(launch, GEMM(stats));
     for (uint32_t i = 0; i == 0 || i < launch->segments; i++) {
         GemmArgs args;
         tile_numbers(launch, i, TILE_USUAL_BATCH, (int64_t *)&args);
@@ -244,13 +276,15 @@ static const char *refuses_gemm(const CudaLaunch *launch, const GemmArgs *one, b
             return "too large";
         if (!fills(args.n, 64) || !fills(args.k, 64) || !fills(args.m, 64))
             return !fills(args.m, 64) ? "few rows" : !fills(args.n, 64) ? "few columns" : "short";
+        if (has_stats && (args.image_rows <= 0 || args.image_rows % WGMMA_PIECE ||
+                          args.sum_batch || args.batch1 != 1))
+            return "a table of other rows";
     }
     const char *refused = refuses_types(one->types, GEMM_A, GEMM_B);
     if (refused)
         return refused;
     bool residual = cuda_is_there(launch, GEMM(residual));
-    if (cuda_is_there(launch, GEMM(norm.table)) || cuda_is_there(launch, GEMM(stats.table)) ||
-        cuda_is_there(launch, GEMM(stats.moments)))
+    if (cuda_is_there(launch, GEMM(norm.table)))
         return "a norm taken apart";
     if ((!a_k && !tile_is_one(launch, GEMM(a_m))) || (!b_k && !tile_is_one(launch, GEMM(b_n))) ||
         !takes_operand(launch, GEMM(a), a_k ? GEMM(a_m) : GEMM(a_k), GEMM(a0), GEMM(a1)) ||
@@ -287,12 +321,14 @@ static const char *select_gemm(const CudaLaunch *launch, CudaChoice *choice)
     choice->baked[WGMMA_BAKED_B_MN] = !b_k;
     choice->file = "gemm_wgmma.cu";
     choice->shape = "pv_shape_gemm_wgmma";
-    choice->name = arena_printf(launch->arena, "gemm_wgmma_%s%dx%d%s%s", tile_half_name(one.types),
+    bool has_stats = has_any_stats(launch, GEMM(stats));
+    choice->name = arena_printf(launch->arena, "gemm_wgmma_%s%dx%d%s%s%s", tile_half_name(one.types),
                                 tile->m, tile->n, tile_act_name(one.act),
-                                one.sum_batch ? "_sum" : "");
+                                one.sum_batch ? "_sum" : "", tile_norm_name(0, has_stats));
     choice->definitions = arena_printf(
-        launch->arena, "%s GEMM_C_4=1 GEMM_ACT=%d GEMM_SUM=%d GEMM_C=%d GEMM_RESIDUAL=%d GEMM_BIAS=%d",
-        product, (int)one.act, one.sum_batch != 0, tile_storage(one.types, GEMM_C),
+        launch->arena, "%s%s GEMM_C_4=1 GEMM_ACT=%d GEMM_SUM=%d GEMM_C=%d GEMM_RESIDUAL=%d GEMM_BIAS=%d",
+        product, choose_stats(choice, has_stats), (int)one.act, one.sum_batch != 0,
+        tile_storage(one.types, GEMM_C),
         tile_storage(one.types, GEMM_RESIDUAL), tile_storage(one.types, GEMM_BIAS));
     return NULL;
 }

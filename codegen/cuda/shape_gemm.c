@@ -21,7 +21,7 @@ void pv_shape_gemm(const PvCudaKernel *kernel, const int64_t *args, PvCudaGrid *
 {
     const GemmArgs *gemm = (const GemmArgs *)args;
     tile_grid(kernel, tile_gemm_work(gemm, kernel->baked), gemm->sum, grid);
-    grid->workspace += tile_gemm_stats(gemm, kernel->baked);
+    grid->workspace += tile_gemm_stats(gemm, kernel->baked, grid->blocks[1] > 0);
 }
 
 void pv_shape_conv(const PvCudaKernel *kernel, const int64_t *args, PvCudaGrid *grid)

@@ -39,15 +39,23 @@ static void finish(const PvCudaKernel *kernel, WgmmaPlan plan, int64_t sum, PvCu
     memcpy(grid->numbers, &plan, sizeof plan);
 }
 
+// Room for the moments of wgmma_stats.h: of images of so many rows.
+static void add_stats(const PvCudaKernel *kernel, int64_t images, int64_t rows, int64_t channels,
+                      PvCudaGrid *grid)
+{
+    int64_t piece = grid->blocks[1] ? 4 * THREADS / kernel->baked[TILE_BAKED_N] : WGMMA_PIECE;
+    grid->workspace += images * (rows / piece) * (channels * 8 + 4);
+}
+
 // ---- convolutions ----
 
 // Logarithms of the extents of the best box of 2^log positions; step: of what is read, between two
-// of them.
+// of them. pieces: each image has WGMMA_PIECE rows of a box at least.
 static void choose_box(const int64_t size[WGMMA_AXES], const uint32_t step[WGMMA_AXES], uint32_t log,
-                       WgmmaPlan *plan)
+                       bool pieces, WgmmaPlan *plan)
 {
     int64_t best = INT64_MAX;
-    for (uint32_t image = 0; image <= log; image++)
+    for (uint32_t image = 0; image <= log && (!pieces || WGMMA_PIECE << image <= 1 << log); image++)
         for (uint32_t d = 0; d + image <= log; d++)
             for (uint32_t h = 0; h + d + image <= log; h++) {
                 uint32_t box[WGMMA_AXES] = {log - h - d - image, h, d, image};
@@ -119,7 +127,7 @@ void pv_shape_conv_wgmma(const PvCudaKernel *kernel, const int64_t *numbers, PvC
             step[axis] = (uint32_t)stride;
         }
     }
-    choose_box(axes, step, log, &plan);
+    choose_box(axes, step, log, tile_has_stats(&args->stats), &plan);
     uint32_t boxes = plan.boxes[0] * plan.boxes[1] * plan.boxes[2] * plan.boxes[3];
     plan.n_tiles = count(mode == CONV_FPROP ? args->c_out : args->c_in, tile_n);
     if (of_w) {
@@ -138,6 +146,11 @@ void pv_shape_conv_wgmma(const PvCudaKernel *kernel, const int64_t *numbers, PvC
     grid->maps[0] = mode == CONV_FPROP ? x : y;
     grid->maps[1] = of_w ? x : weight_map(args, taps, grad ? WGMMA_TILE_K : tile_n);
     finish(kernel, plan, args->sum, grid);
+    if (tile_has_stats(&args->stats)) {
+        int64_t rows = INT64_C(1) << (plan.box[WGMMA_W] + plan.box[WGMMA_H] + plan.box[WGMMA_D]);
+        int64_t of_image = plan.boxes[WGMMA_W] * plan.boxes[WGMMA_H] * plan.boxes[WGMMA_D];
+        add_stats(kernel, args->images, of_image * rows, args->c_out, grid);
+    }
 }
 
 // ---- products ----
@@ -177,4 +190,8 @@ void pv_shape_gemm_wgmma(const PvCudaKernel *kernel, const int64_t *numbers, PvC
     grid->maps[0] = operand_map(args, false, kernel->baked[WGMMA_BAKED_A_MN] == 0, tile_m);
     grid->maps[1] = operand_map(args, true, kernel->baked[WGMMA_BAKED_B_MN] == 0, tile_n);
     finish(kernel, plan, args->sum, grid);
+    if (tile_has_stats(&args->stats)) {
+        int64_t images = args->batch0 == 1 ? args->m / args->image_rows : args->batch0;
+        add_stats(kernel, images, args->image_rows, args->n, grid);
+    }
 }

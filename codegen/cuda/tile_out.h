@@ -43,6 +43,18 @@ CX_FN void store_four(Element *at, const float *value, int count)
     }
 }
 
+// The value that is stored as `Element`: what readers find, and statistics are of.
+template <class Element> CX_FN float as_stored(float value)
+{
+    if constexpr (sizeof(Element) == sizeof(float)) {
+        return value;
+    } else {
+        Element stored;
+        cx_write(&stored, value);
+        return cx_read(stored);
+    }
+}
+
 // act: a PvAct.
 template <int ACT> CX_FN float activate(float x)
 {

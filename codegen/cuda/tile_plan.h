@@ -72,11 +72,18 @@ static inline bool tile_has_stats(const NormStats *stats)
     return stats->table || stats->moments;
 }
 
-static inline int64_t tile_gemm_stats(const GemmArgs *args, const int32_t *baked)
+static inline int64_t tile_gemm_stats(const GemmArgs *args, const int32_t *baked, bool in_parts)
 {
-    int64_t tile = baked[TILE_BAKED_N];
+    int64_t tile = baked[TILE_BAKED_N], rows = baked[TILE_BAKED_M];
     if (!tile_has_stats(&args->stats))
         return 0;
+    if (args->image_rows) {
+        int64_t chunk = in_parts ? rows / baked[TILE_BAKED_BLOCKS] : baked[TILE_BAKED_LAST];
+        bool one = args->batch0 == 1;
+        return tile_stats_bytes(one ? args->m / args->image_rows : args->batch0,
+                                one ? args->image_rows : tile_count(args->m, rows) * rows, args->n,
+                                chunk);
+    }
     return tile_stats_bytes(args->batch0, tile_count(args->n, tile) * tile, args->m, tile);
 }
 

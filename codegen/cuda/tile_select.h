@@ -133,6 +133,7 @@ static inline void mma_choose(CudaChoice *choice, const MmaTile *tile)
     choice->baked[TILE_BAKED_N] = tile->n;
     choice->baked[TILE_BAKED_K] = MMA_TILE_K;
     choice->baked[TILE_BAKED_BLOCKS] = tile->m * tile->n / 4 / (int32_t)threads;
+    choice->baked[TILE_BAKED_LAST] = tile->warp_m;
 }
 
 // half: PvStorage of the operands.

@@ -6,6 +6,7 @@
  * read, and is not written.
  */
 enum { WGMMA_TILE_K = 64 };   // of the reduction, a step
+enum { WGMMA_PIECE = 16 };    // rows of one image that statistics are taken of at a time
 // baked[] of products, behind TILE_BAKED_N
 enum { WGMMA_BAKED_A_MN = 2, WGMMA_BAKED_B_MN };
 enum { WGMMA_W, WGMMA_H, WGMMA_D, WGMMA_IMAGE, WGMMA_AXES };

@@ -19,6 +19,9 @@
  *     struct Loads             void tile(launch, turn); void step(u32 stage, u32 full, int step)
  *     struct Tile              an `out` of tile_out.h, its first row m0 and column n0;
  *                              static Tile of(launch, segment, tile)
+ * With TILE_STATS 2 results have norm tables made of them (wgmma_stats.h), and `out` has
+ *     PieceStats stats; void set_stats(launch, segment, in_parts); void begin(int m)
+ *     int tiles_of(int from, int end)
  *
  * What should bind on an H200 (a prediction; nothing was measured): with 256 x 128 or 128 x 256 sums a
  * step moves 48 KB for 1024 cycles of wgmma, 48 bytes a cycle of L2, so the tensor cores bind; with
@@ -43,6 +46,34 @@ enum {
 static_assert(WG_GROUPS * GROUP_BLOCKS * 64 == TILE_M, "warpgroups have whole blocks of 64 rows");
 static_assert(BARRIERS_AT + 16 * WG_STAGES <= 227 * 1024, "more shared memory than a block has");
 #include "tile_out.h"
+#if TILE_STATS
+#include "norm_factors.h"
+#include "wgmma_stats.h"
+enum { PIECE = WGMMA_PIECE, PIECE_1 = COLLECT_ROWS }; // rows of a piece, in either phase
+#endif
+
+#if TILE_STATS
+// Bytes of the workspace before the moments, where phase 1 adds `parts` parts of `tiles` tiles.
+CX_FN long long before_moments(const WgmmaPlan &plan, bool in_parts)
+{
+    return in_parts ? 256 + (long long)plan.tiles * plan.parts * (TILE_M * TILE_N * 4) : 0;
+}
+// The statistics of a piece in shared memory, of four columns by each of some threads.
+template <class Out>
+CX_FN void add_piece(Out &out, const float *results, int stride, int m, int n0)
+{
+    int column = (int)threadIdx.x * 4;
+    if (column >= TILE_N)
+        return;
+    out.column(n0 + column);
+    out.begin(m);
+    CX_NO_UNROLL
+    for (int row = 0; row < COLLECT_ROWS; row++)
+        if (out.is_row(m + row))
+            out.stats.add(results + row * stride + column);
+    out.stats.leave();
+}
+#endif
 
 struct Turn {
     u32 segment;
@@ -184,12 +215,26 @@ CX_FN void store_sums(const GroupSums &sums, Out &out, int m, int n, u8 *shared)
         spread_piece(sums, piece, to);
         __syncwarp();
         out.column(n + piece / 2 % CHUNKS * CHUNK_N + column);
+#if TILE_STATS
+        if constexpr (Out::BY_COLUMN)
+            if (piece % 2 == 0)
+                out.begin(first);
+#endif
         CX_NO_UNROLL
         for (int row = lane / (CHUNK_N / 4); row < 8; row += 128 / CHUNK_N) {
             float4 four = *(const float4 *)(mine + row * OUT_ROW + column);
             float value[4] = {four.x, four.y, four.z, four.w};
             out.put(first + row, value);
         }
+#if TILE_STATS
+        if constexpr (Out::BY_COLUMN)
+            if (piece % 2 == 1) {
+                if (CHUNK_N == 64)
+                    out.stats.join_lanes(16);
+                if (lane < CHUNK_N / 4)
+                    out.stats.leave();
+            }
+#endif
     }
 }
 
@@ -283,17 +328,34 @@ template <class Loads, class Tile> CX_FN void run_turns(const Launch &p, u8 *sha
             store_sums(sums, keep, row, 0, shared);
         } else {
             Tile tile = Tile::of(p, turn.segment, turn.tile);
+#if TILE_STATS
+            tile.out.set_stats(p, turn.segment, false);
+#endif
             store_sums(sums, tile.out, tile.m0 + row, tile.n0, shared);
+#if TILE_STATS
+            // flags lie where each warp had its rows
+            u32 *flags = (u32 *)(shared + OUT_AT) + group * 4 * OUT_WARP;
+            tile.out.stats.template finish<true>(tile.out, WG_GROUPS, flags, OUT_WARP);
+#endif
         }
     }
 }
 
 // The second phase: a block adds the parts of a piece of a tile, in their order.
-template <class Tile> CX_FN void add_parts(const Launch &p)
+template <class Tile> CX_FN void add_parts(const Launch &p, u8 *shared)
 {
     u32 block, segment = cx_segment(p.head, &block);
     int number = (int)block / TILE_BLOCKS;
     Tile tile = Tile::of(p, segment, number);
-    tile_collect(p.head, segment, p.args[segment].sum, number, (int)block % TILE_BLOCKS, tile.out,
-                 tile.m0, tile.n0);
+    int64_t more = 0;
+#if TILE_STATS
+    tile.out.set_stats(p, segment, true);
+#else
+    more = p.args[segment].sum;
+#endif
+    tile_collect(p.head, segment, more, number, (int)block % TILE_BLOCKS, tile.out, tile.m0, tile.n0,
+                 (float *)shared);
+#if TILE_STATS
+    tile.out.stats.template finish<false>(tile.out, TILE_BLOCKS, (u32 *)shared, 32);
+#endif
 }

@@ -20,17 +20,17 @@ static inline NormLoad add_norm(KernelCase &test, int64_t images, int64_t c, int
 
 // As NormStats asks for, with everything or as little as there may be.
 static inline NormStats add_stats(KernelCase &test, int64_t images, int64_t c, int64_t groups,
-                                  bool all)
+                                  bool all, double tolerance = 1e-5)
 {
     const double eps = 1e-5;
     NormStats stats = {};
-    stats.table = test.output((size_t)(images * 2 * c));
+    stats.table = test.output((size_t)(images * 2 * c), tolerance);
     stats.gamma = test.input((size_t)c, 1, 1), stats.beta = test.input((size_t)c);
     stats.groups = groups;
     memcpy(&stats.eps, &eps, sizeof eps);
     if (all) {
-        stats.mean = test.output((size_t)(images * groups));
-        stats.rstd = test.output((size_t)(images * groups));
+        stats.mean = test.output((size_t)(images * groups), tolerance);
+        stats.rstd = test.output((size_t)(images * groups), tolerance);
         stats.mod_image = 2 * c;
         stats.shift = test.input((size_t)(images * 2 * c));
         stats.scale = stats.shift + 4 * c;
@@ -39,9 +39,10 @@ static inline NormStats add_stats(KernelCase &test, int64_t images, int64_t c, i
 }
 
 // Asks for moments too.
-static inline void add_moments(KernelCase &test, NormStats *stats, int64_t images, int64_t c)
+static inline void add_moments(KernelCase &test, NormStats *stats, int64_t images, int64_t c,
+                               double tolerance = 1e-5)
 {
-    stats->moments = test.output((size_t)(images * 2 * c));
+    stats->moments = test.output((size_t)(images * 2 * c), tolerance);
     stats->moments_image = 2 * c, stats->moments_shift = c;
 }
 
