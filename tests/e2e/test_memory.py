@@ -126,19 +126,22 @@ def test_transposes():
 
 def test_launches():
     """Fused and batched, a step of the model has a fraction of the launches that its text has operations."""
-    plans, told = re.findall(r"^(\S+) +-O(\d) .* (\d+) launches", stats_of_pvdm(), re.M), []
-    for name, times in (("denoise", 8), ("ddim_step", 8), ("grad.diffusion_loss", 5), ("extract", 4)):
-        counts = {level: [int(count) for plan, at, count in plans if plan == name and at == level and int(count) > 20]
-                  for level in "02"}
-        plain, fused = min(counts["0"]), min(counts["2"])
-        assert fused * times <= plain, (name, plain, fused)
-        told.append(f"{name} {plain} -> {fused}")
+    told = []
+    for flags, bounds in (((), (("denoise", 8), ("ddim_step", 8), ("grad.diffusion_loss", 5), ("extract", 4))),
+                          (MIXED, (("denoise", 8.5), ("ddim_step", 8.9), ("grad.diffusion_loss", 5.9)))):
+        plans = re.findall(r"^(\S+) +-O(\d) .* (\d+) launches", stats_of_pvdm(*flags), re.M)
+        for name, times in bounds:
+            counts = {level: [int(count) for plan, at, count in plans if plan == name and at == level and int(count) > 20]
+                      for level in "02"}
+            plain, fused = min(counts["0"]), min(counts["2"])
+            assert fused * times <= plain, (flags, name, plain, fused)
+            told.append(f"{name}{' in bf16' if flags else ''} {plain} -> {fused}")
     return ", ".join(told)
 
 
 def test_bytes():
     """A sampling step moves a third of the bytes, at any batch."""
-    for flags in ((), ("--target", "cuda")):
+    for flags in ((), ("--target", "cuda"), MIXED):
         plans = re.findall(r"^ddim_step +-O(\d) .* (\d+) launches.*\n.*moves ([\d.]+) \+ ([\d.]+) b MB",
                            stats_of_pvdm(*flags), re.M)
         plain, fused = (min((float(fixed) + float(batch), float(fixed), float(batch)) for level, count, fixed, batch in plans

@@ -50,7 +50,15 @@ static const Row rows[] = {
      "HGMMA"},
     {"conv_bf16.cu", "CX_NAME=dgrad " MMA_CONV(64, 1), 64, 24976, true, "HMMA LDSM LDGSTS", "HGMMA"},
     {"conv_bf16.cu", "CX_NAME=wgrad " MMA_CONV(64, 2), 64, 24832, true, "HMMA LDSM LDGSTS", "HGMMA"},
+    {"gemm_bf16.cu", "CX_NAME=gemm GEMM_IMAGE_ROWS=1 TILE_NORM=1 " MMA_TILE(128, 1, 1), 256, 49216,
+     true, "HMMA LDSM LDGSTS", "HGMMA"},
+    {"gemm_bf16.cu", "CX_NAME=gemm GEMM_IMAGE_ROWS=1 TILE_NORM=2 TILE_STATS=1 " MMA_TILE(64, 1, 1),
+     64, 24640, true, "HMMA LDSM LDGSTS ATOM", "HGMMA"},
+    {"conv_bf16.cu", "CX_NAME=fprop TILE_STATS=1 " MMA_CONV(128, 0), 256, 49552, true,
+     "HMMA LDSM LDGSTS ATOM", "HGMMA"},
     // tile, groups of warps and stages as select_wgmma.c has them
+    {"conv_wgmma.cu", "CX_NAME=fprop CONV_MODE=0 TILE_STATS=2 " CONV_TILE(1, 256, 128, 2, 4, 0, 0),
+     384, 231488, false, "HGMMA UTMALDG SYNCS ATOM", "HMMA LDGSTS"},
     {"conv_wgmma.cu", "CX_NAME=fprop CONV_MODE=0 " CONV_TILE(1, 256, 128, 2, 4, 0, 0), 384, 231488,
      false, "HGMMA UTMALDG SYNCS", "HMMA LDGSTS"},
     {"conv_wgmma.cu", "CX_NAME=dgrad CONV_MODE=1 " CONV_TILE(1, 128, 128, 2, 5, 0, 1), 384, 198736,
@@ -71,8 +79,8 @@ static const Row rows[] = {
 enum { ROWS = sizeof rows / sizeof *rows, MOST_JOBS = 2 * ROWS, MOST_TEXT = 1 << 16, LINE = 512 };
 static const char *const headers[] = {
     "cx.h",         "cx_hopper.h",    "cx_wgmma.h",     "storage.h",   "cx_launch.h",
-    "tile_out.h",   "gemm_out.h",     "conv_problem.h", "norm_load.h", "norm_stats.h",
-    "wgmma_plan.h", "mma_product.h", "wgmma_product.h", "../kernel_args.h"};
+    "tile_out.h",   "gemm_out.h",     "conv_problem.h", "norm_load.h", "norm_stats.h", "norm_factors.h",
+    "wgmma_plan.h", "mma_product.h", "wgmma_product.h", "wgmma_stats.h", "../kernel_args.h"};
 enum { HEADERS = sizeof headers / sizeof *headers };
 
 static int passed, failed;
@@ -117,8 +125,9 @@ static const char *judge(const Row *row, const CubinKernel *kernel, int blocks)
         return "it does not fit a multiprocessor";
     for (int i = 0; i < CUBIN_CLASSES && cubin_classes[i]; i++) {
         const char *name = cubin_classes[i];
-        bool forbidden = has_class(row->forbids, name) || has_class("LDL STL ATOM", name);
-        if (forbidden ? kernel->count[i] != 0 : has_class(row->needs, name) && !kernel->count[i]) {
+        bool needed = has_class(row->needs, name);
+        bool forbidden = has_class(row->forbids, name) || (!needed && has_class("LDL STL ATOM", name));
+        if (forbidden ? kernel->count[i] != 0 : needed && !kernel->count[i]) {
             snprintf(text, sizeof text, "%s %s", forbidden ? "it has" : "it lacks", name);
             return text;
         }
