@@ -27,9 +27,9 @@ WIDE = {"pvdm-tiny": 90}       # percent of the bytes of launches bound by memor
 MODELS = ["pvdm", "pvdm-tiny", "pvdm-concat", "planes-dit"]
 MIXED = {"bf16": MODELS, "f16": ["pvdm-tiny"]}         # dtypes, and what is looked at in them
 # Why a product is not on wgmma: too little for its tiles; 3 channels of an image; images and weights
-# that are kept in f32; operands that are normalized as they are loaded
+# that are kept in f32; operands that are normalized as they are loaded, tables of images of few positions
 REASONS = {"few rows", "few columns", "few channels", "short", "channels not in eights", "an operand in f32",
-           "a norm taken apart"}
+           "a norm taken apart", "few positions"}
 # percent of the products' FLOPs that are on it, at least; others: 98
 WGMMA = {"pvdm-tiny": 75, "pvdm": 97, "pvdm-concat": 97}
 SLOW = os.environ.get("PVDM_SLOW") == "1"
