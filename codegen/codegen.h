@@ -187,7 +187,14 @@ static inline bool wants_cuda(const Codegen *cg)
 {
     return cg->targets.cuda || cg->targets.simt;
 }
-enum { CUDA_SEGMENT_ARGS = 62 };   // most arguments of a segment, if there is more than one
+// Most segments of a launch with so many arguments each: 4 KB are what every driver takes as a
+// parameter, 120 bytes of them the head (cx_most_segments of cuda/cx_launch.h says the same).
+enum { CUDA_PARAMETER_ARGS = (4096 - 120) / 8 };
+static inline uint32_t most_segments(uint32_t args)
+{
+    uint32_t most = CUDA_PARAMETER_ARGS / (args ? args : 1);
+    return most < 1 ? 1 : most > PV_MAX_SEGMENTS ? PV_MAX_SEGMENTS : most;
+}
 // Index + 1 in Codegen.cuda_kernels. `text` NULL: of a template.
 uint32_t cuda_kernel_add(Codegen *cg, const CudaChoice *choice, const char *text, uint32_t args);
 // Whether a launch of `segments` segments, `count` arguments each, has a kernel with one more.

@@ -13,8 +13,7 @@
 
 uint32_t cuda_kernel_add(Codegen *cg, const CudaChoice *choice, const char *text, uint32_t args)
 {
-    CudaKernel kernel = {.choice = *choice,
-                         .segments = args > CUDA_SEGMENT_ARGS ? 1 : PV_MAX_SEGMENTS};
+    CudaKernel kernel = {.choice = *choice, .segments = most_segments(args)};
     if (choice->segments)
         kernel.segments = choice->segments;
     if (text) {

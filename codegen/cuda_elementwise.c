@@ -165,8 +165,7 @@ char *cuda_elementwise_text(const Kern *kern, uint32_t args, CudaChoice *choice)
         bug("out of memory");
     fprintf(out, "struct Args {\n    int64_t at[%u];\n};\n", args);
     fprintf(out, "extern \"C\" __global__ void __launch_bounds__(%d)\n"
-                 "    CX_NAME(const __grid_constant__ CxLaunch<Args%s> p)\n{\n", THREADS,
-            args > CUDA_SEGMENT_ARGS ? ", 1" : "");
+                 "    CX_NAME(const __grid_constant__ CxLaunch<Args> p)\n{\n", THREADS);
     fprintf(out, "    u32 block;\n    const Args &a = p.args[cx_segment(p.head, &block)];\n");
     write_position(kern, out, width);
     for (uint32_t i = 0; i < kern->real_count; i++)

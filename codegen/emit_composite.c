@@ -223,6 +223,7 @@ void lower_conv(Lower *lower, const Group *group)
 
 enum { Q, K, V, O, MASK, DO, DQ, DK, DV, TENSORS };
 enum { LEADING = 3 };          // axes of problems that the kernels take
+enum { ROTARY_ALIGN = 16 };    // bytes
 
 typedef struct {
     PlanArg place[TENSORS];
@@ -337,14 +338,61 @@ static void take_operands(Lower *lower, Attention *at, const Val *vals, const Ty
             take_tensor(lower, at, i, vals[i], true);
 }
 
+// The tables by which q and k are turned, dense; copied if need be, before the launch begins.
+typedef struct {
+    PlanArg cos[2], sin[2];
+} RotaryPlaces;
+
+static PlanArg table_place(Lower *lower, Val val)
+{
+    PlanArg place = dense_place(lower, val);
+    if (place.a % ROTARY_ALIGN == 0 && place.c % ROTARY_ALIGN == 0)
+        return place;
+    const Type *type = val_type(lower->graph, val);
+    Dim stride[MAX_RANK];
+    dense_strides(type, stride);
+    PlanArg y = new_buffer(lower, count_of(type), stored_dtype(lower->work, val));
+    copy_val(lower, val, y, stride);
+    return y;
+}
+
+static RotaryPlaces rotary_places(Lower *lower, const Group *group)
+{
+    RotaryPlaces places = {.cos = {arg_none(), arg_none()}, .sin = {arg_none(), arg_none()}};
+    for (uint32_t i = 0; i < 2; i++) {
+        if (!group->rotary[i].x)
+            continue;
+        places.cos[i] = table_place(lower, group->rotary[i].cos);
+        places.sin[i] = table_place(lower, group->rotary[i].sin);
+    }
+    return places;
+}
+
+static void set_rotary(Lower *lower, const Group *group, const RotaryPlaces *places)
+{
+    const size_t first[2] = {ARG(AttentionArgs, q_rotary), ARG(AttentionArgs, k_rotary)};
+    for (uint32_t i = 0; i < 2; i++) {
+        if (!group->rotary[i].x)
+            continue;
+        set_arg(lower, first[i] + ARG(RotaryLoad, cos), places->cos[i]);
+        set_arg(lower, first[i] + ARG(RotaryLoad, sin), places->sin[i]);
+        set_int(lower, first[i] + ARG(RotaryLoad, width), group->rotary[i].width);
+        set_int(lower, first[i] + ARG(RotaryLoad, partner), group->rotary[i].partner);
+    }
+}
+
 void lower_attention(Lower *lower, const Group *group)
 {
     const Node *node = anchor_of(lower, group);
     const Type *q = val_type(lower->graph, node->in[0]), *v = val_type(lower->graph, node->in[2]);
     Attention at = {.lead = 0};
     Val vals[TENSORS] = {node->in[0], node->in[1], node->in[2]};
+    for (uint32_t i = 0; i < 2; i++)
+        if (group->rotary[i].x)
+            vals[Q + i] = group->rotary[i].x;
     vals[MASK] = node->nin > 3 ? node->in[3] : 0;
     take_operands(lower, &at, vals, q);
+    RotaryPlaces rotary = rotary_places(lower, group);
     at.there[O] = true;
     at.place[O] = result_place(lower, group->results[0]);
     View o = view_of(lower->work, val_of(group->anchor, 0));
@@ -355,6 +403,7 @@ void lower_attention(Lower *lower, const Group *group)
         bug("attention over more than three axes of problems: %s", type_text(q));
     launch_begin(lower, "pv_attention", sizeof(AttentionArgs) / 8);
     set_attention(lower, node, &at, lse, q, v);
+    set_rotary(lower, group, &rotary);
     need_scratch(lower, pv_attention_scratch(launch_numbers(lower), real_size(lower)));
 }
 
@@ -385,6 +434,9 @@ void lower_attention_grad(Lower *lower, const Group *group)
     Attention at = {.lead = 0};
     Val vals[TENSORS] = {
         [Q] = node->in[1], [K] = node->in[2], [V] = node->in[3], [O] = node->in[4]};
+    for (uint32_t i = 0; i < 2; i++)
+        if (group->rotary[i].x)
+            vals[Q + i] = group->rotary[i].x;
     vals[MASK] = node->nin > 6 ? node->in[6] : 0;
     take_operands(lower, &at, vals, q);
     // o may be a part of something larger: then its copy could not have the same strides
@@ -394,10 +446,12 @@ void lower_attention_grad(Lower *lower, const Group *group)
     take_tensor(lower, &at, DO, node->in[0], false);
     match_layout(lower, &at, node->in[0]);
     PlanArg lse = dense_place(lower, node->in[5]);
+    RotaryPlaces rotary = rotary_places(lower, group);
     for (uint32_t i = 0; i < 3; i++) {
         at.there[DQ + i] = true;
         at.place[DQ + i] = wanted_place(lower, group, i);
-        View view = view_of(lower->work, val_of(group->anchor, i));
+        Val result = group->results[i] ? group->results[i] : val_of(group->anchor, i);
+        View view = view_of(lower->work, result);
         memcpy(at.stride[DQ + i], view.stride, sizeof view.stride);
     }
     join_leading(&at, q);
@@ -405,6 +459,7 @@ void lower_attention_grad(Lower *lower, const Group *group)
         bug("attention over more than three axes of problems: %s", type_text(q));
     launch_begin(lower, "pv_attention_grad", sizeof(AttentionGradArgs) / 8);
     set_attention(lower, node, &at, lse, q, v);
+    set_rotary(lower, group, &rotary);
     set_arg(lower, ARG(AttentionGradArgs, d_o), at.place[DO]);
     set_arg(lower, ARG(AttentionGradArgs, dq), at.place[DQ]);
     set_arg(lower, ARG(AttentionGradArgs, dk), at.place[DK]);

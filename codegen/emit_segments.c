@@ -97,7 +97,7 @@ static bool can_join(const Old *old, const PlanLaunch *to, const PlanLaunch *fro
     const PlanArg *have = &work->args[to->arg], *more = args_of(old, from);
     uint32_t count = from->arg_count;
     if (to->kernel != from->kernel || to->arg_count != to->segments * count ||
-        to->segments == PV_MAX_SEGMENTS || count > CUDA_SEGMENT_ARGS)
+        to->segments == most_segments(count))
         return false;
     const Summing *kernel = summing_kernel(old->cg, to->kernel);
     bool sum = adds_up(kernel, have + to->arg_count - count, more);

@@ -109,6 +109,19 @@ typedef struct {
     int64_t winograd;                    // 1: kernels of 3 x 3 may be computed by minimal filtering
 } ConvArgs;
 
+// Rotary position embedding of a matrix x [length, d], as it is loaded. With tables of PvReal [length,
+// width], dense, their addresses multiples of 16 bytes, and columns j < width:
+//   y[i, j] = cos[i, j] x[i, j] + sin[i, j] x[i, partner of j];   y[i, j] = x[i, j] behind them
+// partner: j ^ 1; or half the width further, modulo width, sin being negated for j < width / 2 if
+// so. Nothing is asked of the tables: y need not be a rotation. A gradient of x is the transpose:
+//   dx[i, j] = cos[i, j] dy[i, j] + sin[i, partner] dy[i, partner]
+enum { PV_ROTARY_PAIRS, PV_ROTARY_HALVES, PV_ROTARY_NEGATED };
+typedef struct {
+    int64_t cos, sin;                    // addresses; 0: the matrix as it is, the rest is 0
+    int64_t width;                       // at most d; a multiple of 4, in halves of 8
+    int64_t partner;                     // PV_ROTARY_...
+} RotaryLoad;
+
 // Attention over batch0 x batch1 x batch2 problems (images, heads). q [n, d], k [m, d], v [m, e],
 // o [n, e] with any strides, one of the two being 1; lse [batch0, batch1, batch2, n] dense.
 // mask: address or 0; strides may be 0.
@@ -120,10 +133,12 @@ typedef struct {
     int64_t scale;                       // bits of a double
     int64_t causal;
     int64_t types;                       // PvStorage of o, lse, q, k, v, mask: 4 bits each
+    RotaryLoad q_rotary, k_rotary;       // the same for all problems
 } AttentionArgs;
 typedef struct {
     AttentionArgs f;                     // o, lse, q, k, v, mask are inputs
-    int64_t d_o, dq, dk, dv;             // d_o: strides of o; dq, dk, dv: strides below
+    int64_t d_o, dq, dk, dv;             // d_o: strides of o; dq, dk, dv: strides below; dq and
+                                         // dk are gradients of q and k before f's rotary
     int64_t dq0, dq1, dq2, dq_n, dq_d, dk0, dk1, dk2, dk_n, dk_d, dv0, dv1, dv2, dv_n, dv_d;
     int64_t types;                       // PvStorage of d_o, dq, dk, dv (f.types: the rest)
 } AttentionGradArgs;

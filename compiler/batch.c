@@ -17,7 +17,8 @@
 //
 // What is drawn forward, or put off, keeps values alive longer. So a window is accepted only if the
 // largest live set has not grown by more than a fraction of itself, or, without gradients, of the
-// parameters that sets no longer read again; of several windows the longest such is taken.
+// parameters that sets no longer read again. Of several windows the longest such is taken; with
+// gradients, where a shorter window may let groups be put off for longer, the one with the fewest sets.
 #include <string.h>
 
 #include "compiler/plan.h"
@@ -232,6 +233,9 @@ static bool same_parts(const Group *x, const Group *y)
 {
     for (uint32_t i = 0; i < MAX_OUT; i++)
         if (!x->added[i] != !y->added[i] || !x->results[i] != !y->results[i])
+            return false;
+    for (uint32_t i = 0; i < 2; i++)
+        if (!x->rotary[i].x != !y->rotary[i].x)
             return false;
     return !x->bias == !y->bias && !x->residual == !y->residual && !x->scale == !y->scale &&
            (!x->bias || x->space->rank - x->bias_axis == y->space->rank - y->bias_axis) &&
@@ -542,10 +546,20 @@ static double find_saved(const Batcher *b)
     return saved;
 }
 
+// Launches of the schedule that is tried, if all sets become one each.
+static uint32_t count_sets(const Batcher *b)
+{
+    uint32_t sets = 0;
+    for (uint32_t i = 0; i < b->count; i++)
+        sets += !b->joined[i];
+    return sets;
+}
+
 void batch_groups(Work *work)
 {
-    enum { WAITS = 4 };
-    static const uint32_t windows[] = {4096, 512, 128, 48, 16, 0}, waits[WAITS] = {256, 96, 32, 0};
+    enum { WINDOWS = 6, WAITS = 4 };
+    static const uint32_t windows[WINDOWS] = {4096, 512, 128, 48, 16, 0};
+    static const uint32_t waits[WAITS] = {256, 96, 32, 0};
     if (!(work->rungs & RUNG_BATCHING) || work->taps)
         return;
     Batcher b = {.work = work, .count = work->group_count};
@@ -557,20 +571,32 @@ void batch_groups(Work *work)
     for (uint32_t i = 0; i < work->variant->output_count; i++)
         gradients |= work->variant->outputs[i].kind == OUT_GRAD;
     draw_forward(&b, 0, 0, done);
-    int64_t peak = find_peak(&b), limit = gradients ? peak + peak / 32 : peak + peak / 4;
+    int64_t peak = find_peak(&b), limit = peak + (gradients ? peak / 24 : peak / 4 * 3);
     if (work->budget > 0 && limit > work->budget - work->budget / 64) {
         int64_t room = work->budget - work->budget / 64;       // packing takes some
         limit = room > peak ? room : peak;
     }
-    double saved = find_saved(&b);
-    bool found = false;
-    for (uint32_t i = 0; i < sizeof windows / sizeof *windows && !found; i++)
-        for (uint32_t k = gradients ? 0 : WAITS - 1; k < WAITS && !found; k++) {
+    double saved = gradients ? 0 : find_saved(&b);
+    uint32_t best = UINT32_MAX, window = 0, wait = 0;
+    for (uint32_t i = 0; i < WINDOWS; i++)
+        for (uint32_t k = gradients ? 0 : WAITS - 1; k < WAITS; k++) {
             draw_forward(&b, windows[i], waits[k], done);
             int64_t tried = find_peak(&b);
-            bool pays = 2 * (double)(tried - peak) <= find_saved(&b) - saved;
-            found = tried <= limit || (!gradients && work->budget == 0 && pays);
+            if (tried > limit &&
+                (gradients || work->budget != 0 ||
+                 2 * (double)(tried - peak) > find_saved(&b) - saved))
+                continue;
+            uint32_t sets = count_sets(&b);
+            if (sets < best) {
+                best = sets;
+                window = windows[i];
+                wait = waits[k];
+            }
+            if (!gradients)
+                i = WINDOWS;   // the longest will do
+            break;
         }
+    draw_forward(&b, window, wait, done);
     uint32_t *schedule = arena_alloc(work->arena, (b.count + 1) * sizeof *schedule);
     for (uint32_t i = 0; i < b.count; i++)
         schedule[i] = work->schedule[b.order[i]];

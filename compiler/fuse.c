@@ -8,7 +8,8 @@
 //    Gradients of weights that are used several times become chains of such residuals: each
 //    contribution is added by the kernel that computes it, to what the one before it left.
 //    What a product reads may be normalized as it is loaded, and the table of a norm made with what
-//    it stores: fuse_norms.c.
+//    it stores: fuse_norms.c. What attention reads may be turned by angles as it is loaded:
+//    fuse_rotary.c.
 // 2. Elementwise groups. Nodes are taken from the last to the first. One whose readers all belong
 //    to one elementwise group of the same iteration space joins it (smaller ones, which would be
 //    computed again for each element, only if they are cheap). A cheap node with one tensor operand
@@ -36,6 +37,7 @@ typedef struct {
     uint32_t *size;            // by local number of the group's first result: members so far
     bool *loaded, *behind;     // by local number: find_norm_loads, find_behind_norms
     bool *resampled;           // by local number: find_resamples
+    Rotaries rotaries;
 } Fuse;
 
 static const Node *node_at(const Work *work, uint32_t local)
@@ -109,7 +111,7 @@ static void group_libraries(Fuse *fuse)
     for (uint32_t local = 0; local < work->count; local++) {
         const Node *node = node_at(work, local);
         if (work->step[local] || work->view[local] || work->owner[local] || is_source(node) ||
-            is_pointwise(work, local) || fuse->resampled[local])
+            is_pointwise(work, local) || fuse->resampled[local] || fuse->rotaries.inside[local])
             continue;
         if (node->op == OP_GROUP_NORM_TABLE && work->rungs & RUNG_EPILOGUES &&
             fuse_table(work, fuse->behind, local))
@@ -120,6 +122,7 @@ static void group_libraries(Fuse *fuse)
         Group *group = add_group(fuse, GROUP_LIBRARY, work->nodes[local]);
         choose_results(work, group);
         load_norm(work, fuse->loaded, group);
+        load_rotaries(work, &fuse->rotaries, group);
         if (work->rungs & (is_norm(node->op) ? RUNG_NORMS : RUNG_EPILOGUES))
             match_epilogue(work, group);
     }
@@ -143,8 +146,9 @@ static void group_resamples(Fuse *fuse)
 
 // The elementwise group that all readers of node `local` belong to; 0 if there is none, and then
 // *pointwise tells whether all readers are elementwise nodes.
-static uint32_t common_group(const Work *work, uint32_t local, bool *pointwise)
+static uint32_t common_group(const Fuse *fuse, uint32_t local, bool *pointwise)
 {
+    const Work *work = fuse->work;
     uint32_t group = 0;
     bool same = true;
     *pointwise = true;
@@ -152,6 +156,7 @@ static uint32_t common_group(const Work *work, uint32_t local, bool *pointwise)
     for (uint32_t i = begin; i < end; i++) {
         uint32_t user = local_of(work, val_of(work->users[i], 0)), owner = work->owner[user];
         if (!is_pointwise(work, user) || node_at(work, user)->op == OP_SWAP_PAIRS ||
+            fuse->rotaries.inside[user] ||
             (owner && work->groups[owner - 1].kind != GROUP_ELEMENTWISE)) {
             *pointwise = false;
             return 0;
@@ -172,6 +177,17 @@ static uint32_t count_tensors(const Work *work, const Node *node)
     return tensors;
 }
 
+// Whether the group reads `val` to turn it, or as a table to turn something by.
+static bool reads_rotary(const Group *group, Val val)
+{
+    bool reads = false;
+    for (uint32_t i = 0; i < 2; i++) {
+        const RotaryOf *rotary = &group->rotary[i];
+        reads |= rotary->x && (val == rotary->x || val == rotary->cos || val == rotary->sin);
+    }
+    return reads;
+}
+
 // Whether only kernels with an epilogue read node `local`, and none reads its value: the 1 + scale
 // that a group norm computes by itself.
 static bool is_absorbed(const Work *work, uint32_t local)
@@ -187,7 +203,7 @@ static bool is_absorbed(const Work *work, uint32_t local)
         Val val = val_of(work->nodes[local], 0);
         if (group->anchor == work->users[i] || val == group->bias || val == group->residual ||
             val == group->scale || val == group->shift || val == group->added[1] ||
-            val == group->added[2])
+            val == group->added[2] || reads_rotary(group, val))
             return false;
     }
     return true;
@@ -198,14 +214,14 @@ static void group_pointwise(Fuse *fuse)
     Work *work = fuse->work;
     for (uint32_t local = work->count; local-- > 0;) {
         if (work->owner[local] || !is_pointwise(work, local) || fuse->loaded[local] ||
-            is_absorbed(work, local))
+            fuse->rotaries.inside[local] || is_absorbed(work, local))
             continue;
         const Node *node = node_at(work, local);
         bool pointwise = false;
         uint32_t group = 0;
         bool inside = work->rungs & RUNG_ELEMENTWISE && !work->kept[local];
         if (inside)
-            group = common_group(work, local, &pointwise);
+            group = common_group(fuse, local, &pointwise);
         inside &= pointwise && work->user_first[local] < work->user_first[local + 1];
         if (inside && node->op == OP_SWAP_PAIRS)
             continue;
@@ -268,6 +284,17 @@ static void list_read(const Work *work, ValList *reads, Val val)
     list_add(reads, resampled ? val_get(work->module->graph, val)->in[0] : val);
 }
 
+// What the kernel of a library reads for operand `i` of its node.
+static Val operand_read(const Work *work, const Group *group, uint32_t i)
+{
+    const Node *node = graph_node(work->module->graph, group->anchor);
+    uint32_t first = node->op == OP_ATTENTION_GRAD ? 1 : 0;        // q
+    if (group->norm.x && i == group->norm_operand)
+        return group->norm.x;
+    return i >= first && i < first + 2 && group->rotary[i - first].x ? group->rotary[i - first].x
+                                                                     : node->in[i];
+}
+
 static int compare_nodes(const void *x, const void *y)
 {
     NodeId left = *(const NodeId *)x, right = *(const NodeId *)y;
@@ -286,12 +313,13 @@ static void finish_group(Work *work, uint32_t number)
         list_add(&members, group->anchor);
         const Node *table = group->table ? graph_node(work->module->graph, group->table) : NULL;
         for (uint32_t i = 0; i < node->nin; i++)
-            list_read(work, &reads,
-                      group->norm.x && i == group->norm_operand ? group->norm.x : node->in[i]);
+            list_read(work, &reads, operand_read(work, group, i));
         for (uint32_t i = 1; table && i < table->nin; i++)
             list_add(&reads, table->in[i]);
         Val extra[] = {group->bias,  group->residual, group->scale,  group->shift,
-                       group->added[1], group->added[2], group->norm.a, group->norm.d};
+                       group->added[1], group->added[2], group->norm.a, group->norm.d,
+                       group->rotary[0].cos, group->rotary[0].sin, group->rotary[1].cos,
+                       group->rotary[1].sin};
         for (uint32_t i = 0; i < sizeof extra / sizeof *extra; i++)
             if (extra[i])
                 list_read(work, &reads, extra[i]);
@@ -419,6 +447,7 @@ void fuse_groups(Work *work)
     fuse.loaded = find_norm_loads(work);
     fuse.behind = find_behind_norms(work);
     fuse.resampled = find_resamples(work);
+    fuse.rotaries = find_rotaries(work);
     group_libraries(&fuse);
     group_resamples(&fuse);
     group_pointwise(&fuse);
@@ -451,7 +480,8 @@ void print_groups(FILE *out, const Work *work)
         fprintf(out, "=");
         for (uint32_t k = 0; k < group->member_count; k++)
             fprintf(out, " %s", op_info[graph_node(graph, group->members[k])->op].name);
-        fprintf(out, "%s%s%s%s%s%s%s%s", group->norm.x ? " norm" : "",
+        fprintf(out, "%s%s%s%s%s%s%s%s%s", group->norm.x ? " norm" : "",
+                group->rotary[0].x || group->rotary[1].x ? " rotary" : "",
                 group->table ? " table" : "", group->moments ? " moments" : "",
                 group->scale ? " scale+shift" : "", group->bias ? " bias" : "",
                 group->gate ? " gate" : "", group->residual ? " residual" : "",

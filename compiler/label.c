@@ -49,6 +49,8 @@ static void add_epilogue(Parts *parts, const Group *group)
 {
     if (group->norm.x)
         add_part(parts, "norm_load");
+    if (group->rotary[0].x || group->rotary[1].x)
+        add_part(parts, "rotary");
     if (group->scale || group->shift)
         add_part(parts, "scale_shift");
     if (group->bias)

@@ -57,6 +57,14 @@ typedef struct {
     Val product, sum;          // x a, x a + d: what is not stored
 } NormLoadOf;
 
+// An operand x cos + partner(x) sin of attention, which its kernel computes as it loads x; tables
+// [1..., n, width], columns behind `width` are those of x (RotaryLoad of codegen/kernel_args.h).
+typedef struct {
+    Val x, cos, sin;           // x 0: there is none
+    int64_t width;
+    int partner;               // PV_ROTARY_...
+} RotaryOf;
+
 // What one kernel computes. Elementwise: the expression trees of `results`, over one iteration
 // space, down to values that other groups store. Library: `anchor`, and what its epilogue takes in.
 typedef struct {
@@ -80,6 +88,8 @@ typedef struct {
     Op act;                    // OP_STOP_GRADIENT: none
     NormLoadOf norm;           // what it reads in place of operand `norm_operand`
     uint32_t norm_operand;
+    RotaryOf rotary[2];        // attention and its gradient: what is read in place of q and k; then
+                               // results[0] and [1] of the gradient are those of x
     NodeId table;              // group_norm_table of results[0], made here as well: results[1 .. 3]
     NodeId moments;            // channel_moments of results[0], made here as well: results[3]; the
                                // table has no rstd then
@@ -404,6 +414,16 @@ bool *find_behind_norms(const Work *work);
 // Lets the group that makes x make the table `local` of it as well; false: it cannot.
 bool fuse_table(Work *work, const bool *behind, uint32_t local);
 bool fuse_moments(Work *work, uint32_t local);         // the same of channel_moments
+
+/* fuse_rotary.c: part of fuse_groups */
+// Rotary operands of attention that its kernels compute as they load them.
+typedef struct {
+    RotaryOf *of;              // by local number of the operand's node
+    bool *inside;              // by local number: no kernel computes it
+    Val *turned;               // by local number * 2 + output of attention_grad: its gradient of x
+} Rotaries;
+Rotaries find_rotaries(const Work *work);
+void load_rotaries(Work *work, const Rotaries *found, Group *group);
 
 /* resample.c: part of fuse_groups */
 // A value that is x [b, c, s1, 1, s2, 1...], up-sampled by powers of two.

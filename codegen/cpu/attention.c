@@ -130,6 +130,60 @@ static void panels_scores(PvReal *c, int64_t c_step, const PvReal *row_panels, i
                     c + i * c_step, c_step);
 }
 
+// Rows of a matrix.
+typedef struct {
+    const PvReal *at;
+    int64_t n, d; // strides
+} Rows;
+
+// The partners of neighbours, or of halves, turned, row by row; `back`: transposed.
+static void turn_rows(const RotaryLoad *rotary, PvReal *x, int64_t d, int64_t first, int64_t count,
+                      bool back)
+{
+    int64_t width = rotary->width, half = width / 2;
+    PvReal sign = rotary->partner == PV_ROTARY_NEGATED ? -1 : 1;
+    for (int64_t i = 0; i < count; i++, x += d) {
+        const PvReal *restrict cosine = (const PvReal *)rotary->cos + (first + i) * width;
+        const PvReal *restrict sine = (const PvReal *)rotary->sin + (first + i) * width;
+        if (rotary->partner == PV_ROTARY_PAIRS) {
+            for (int64_t j = 0; j < width; j += 2) {
+                PvReal even = x[j], odd = x[j + 1];
+                x[j] = cosine[j] * even + sine[j + back] * odd;
+                x[j + 1] = cosine[j + 1] * odd + sine[j + !back] * even;
+            }
+            continue;
+        }
+        PvReal *restrict low = x, *restrict high = x + half;
+        const PvReal *low_sine = back ? sine + half : sine, *high_sine = back ? sine : sine + half;
+        PvReal low_sign = back ? 1 : sign, high_sign = back ? sign : 1;
+        for (int64_t j = 0; j < half; j++) {
+            PvReal one = low[j], other = high[j];
+            low[j] = cosine[j] * one + low_sign * low_sine[j] * other;
+            high[j] = cosine[half + j] * other + high_sign * high_sine[j] * one;
+        }
+    }
+}
+
+// Rows first .. first + count of a matrix of width d, those before them not looked at, as attention
+// wants them: where they lie, or turned, in `room` [count][d].
+static Rows load_rows(const RotaryLoad *rotary, PvReal *room, const PvReal *matrix, int64_t step_n,
+                      int64_t step_d, int64_t d, int64_t first, int64_t count)
+{
+    const PvReal *from = matrix + first * step_n;
+    if (!rotary->cos)
+        return (Rows){from, step_n, step_d};
+    for (int64_t i = 0; i < count; i++) {
+        if (step_d == 1) {
+            memcpy(room + i * d, from + i * step_n, (size_t)d * sizeof *room);
+            continue;
+        }
+        for (int64_t j = 0; j < d; j++)
+            room[i * d + j] = from[i * step_n + j * step_d];
+    }
+    turn_rows(rotary, room, d, first, count, false);
+    return (Rows){room, d, 1};
+}
+
 // One problem of the batch.
 typedef struct {
     const AttentionArgs *args;
@@ -197,6 +251,7 @@ typedef struct {
     PvReal *scores;     // [keys][PV_LANES]
     PvReal *o;          // [query panel][e, whole row panels][PV_LANES]
     PvReal *most, *sum; // [queries]: running maximum and sum
+    PvReal *room;       // [queries or keys][d]: turned rows
 } ForwardScratch;
 
 enum { CHAINS = 4 }; // maxima and sums side by side, so that none waits for the one before it
@@ -307,9 +362,11 @@ static void forward_task(const Problem *problem, int64_t n0, int64_t n1, char *s
     at.sum = next, next += queries;
     at.scores = next, next += block * PV_LANES;
     at.k = next, next += block * args->d + PV_LANES;
-    at.v = next;
-    pack_lane_panels(at.q, problem->q + n0 * args->q_n, args->q_n, args->q_d, n1 - n0, args->d,
-                     problem->unit);
+    at.v = next, next += block * round_rows(args->e) + PV_LANES;
+    at.room = next;
+    Rows rows = load_rows(&args->q_rotary, at.room, problem->q, args->q_n, args->q_d, args->d, n0,
+                          n1 - n0);
+    pack_lane_panels(at.q, rows.at, rows.n, rows.d, n1 - n0, args->d, problem->unit);
     for (int64_t i = 0; i < queries; i++) {
         at.most[i] = -(PvReal)INFINITY;
         at.sum[i] = 0;
@@ -318,7 +375,9 @@ static void forward_task(const Problem *problem, int64_t n0, int64_t n1, char *s
         int64_t keys = pv_least(block, args->m - m0);
         if (args->causal && m0 > n1 - 1)
             break;
-        pack_row_panels(at.k, problem->k + m0 * args->k_n, args->k_n, args->k_d, keys, args->d);
+        rows = load_rows(&args->k_rotary, at.room, problem->k, args->k_n, args->k_d, args->d, m0,
+                         keys);
+        pack_row_panels(at.k, rows.at, rows.n, rows.d, keys, args->d);
         pack_row_panels(at.v, problem->v + m0 * args->v_n, args->v_d, args->v_n, args->e, keys);
         for (int64_t n = n0; n < n1; n += PV_LANES)
             forward_panel(problem, &at, n0, n, pv_least(n1 - n, PV_LANES), m0, keys);
@@ -367,6 +426,7 @@ typedef struct {
     PvReal *p, *ds;               // [keys][PV_GRAD_QUERIES]
     PvReal *dq;                   // of all queries: [query panel][d, whole row panels][PV_LANES]
     PvReal *delta;                // [n]: rowsum(do o)
+    PvReal *room, *q_room;        // [keys][d], [queries of a block][d]: turned rows
 } GradScratch;
 
 typedef struct {
@@ -396,7 +456,9 @@ static void grad_scratch(GradProblem *problem, char *scratch)
     at->delta = next, next += round_lanes(args->n);
     at->k = next, next += keys * args->d + PV_LANES;
     at->k_turned = next, next += keys * round_rows(args->d) + PV_LANES;
-    at->v = next;
+    at->v = next, next += keys * args->e + PV_LANES;
+    at->room = next, next += keys * args->d;
+    at->q_room = next;
 }
 
 // delta[i] = sum over e of do[i, e] o[i, e]
@@ -423,16 +485,16 @@ static void grad_delta(const GradProblem *problem)
     }
 }
 
-// P and dS of one panel of queries, n0 .., in column `column` of the block; adds to dQ.
-static void grad_panel(const GradProblem *problem, int64_t n0, int64_t column, int64_t queries,
-                       int64_t m0, int64_t keys)
+// P and dS of one panel of queries, n0 .., in column `column` of the block, whose rows are q; adds to
+// dQ.
+static void grad_panel(const GradProblem *problem, Rows q, int64_t n0, int64_t column,
+                       int64_t queries, int64_t m0, int64_t keys)
 {
     const AttentionArgs *args = problem->f.args;
     const GradScratch *at = &problem->at;
     PvReal *p = at->p + column, *ds = at->ds + column;
     PvReal high[PV_LANES], delta[PV_LANES]; // negative
-    pack_lane_panels(at->q, problem->f.q + n0 * args->q_n, args->q_n, args->q_d, queries, args->d,
-                     problem->f.unit);
+    pack_lane_panels(at->q, q.at + column * q.n, q.n, q.d, queries, args->d, problem->f.unit);
     pack_lane_panels(at->d_o, problem->d_o + n0 * args->o_n, args->o_n, args->o_d, queries, args->e,
                      1);
     for (int64_t i = 0; i < PV_LANES; i++) {
@@ -493,24 +555,36 @@ static void grad_store_keys(PvReal *to, int64_t step_n, int64_t step_d, const Pv
     }
 }
 
+static void copy_rows(PvReal *to, int64_t step_n, int64_t step_d, const PvReal *from, int64_t count,
+                      int64_t d)
+{
+    for (int64_t i = 0; i < count; i++) {
+        for (int64_t j = 0; j < d; j++)
+            to[i * step_n + j * step_d] = from[i * d + j];
+    }
+}
+
 static void grad_block(const GradProblem *problem, int64_t m0, int64_t keys)
 {
     const AttentionArgs *args = problem->f.args;
     const AttentionGradArgs *grad = problem->args;
     const GradScratch *at = &problem->at;
-    const PvReal *k = problem->f.k + m0 * args->k_n, *v = problem->f.v + m0 * args->v_n;
-    pack_row_panels(at->k, k, args->k_n, args->k_d, keys, args->d);
-    pack_row_panels(at->k_turned, k, args->k_d, args->k_n, args->d, keys);
+    const PvReal *v = problem->f.v + m0 * args->v_n;
+    Rows k = load_rows(&args->k_rotary, at->room, problem->f.k, args->k_n, args->k_d, args->d, m0,
+                       keys);
+    pack_row_panels(at->k, k.at, k.n, k.d, keys, args->d);
+    pack_row_panels(at->k_turned, k.at, k.d, k.n, args->d, keys);
     pack_row_panels(at->v, v, args->v_n, args->v_d, keys, args->e);
     bool add = false;
     for (int64_t n0 = 0; n0 < args->n; n0 += PV_GRAD_QUERIES) {
         int64_t queries = pv_least(args->n - n0, PV_GRAD_QUERIES);
         if (args->causal && m0 > n0 + queries - 1)
             continue;
+        Rows q = load_rows(&args->q_rotary, at->q_room, problem->f.q, args->q_n, args->q_d, args->d,
+                           n0, queries);
         for (int64_t i = 0; i < queries; i += PV_LANES)
-            grad_panel(problem, n0 + i, i, pv_least(queries - i, PV_LANES), m0, keys);
-        pack_lane_panels(at->q_turned, problem->f.q + n0 * args->q_n, args->q_d, args->q_n, args->d,
-                         queries, problem->f.scale);
+            grad_panel(problem, q, n0 + i, i, pv_least(queries - i, PV_LANES), m0, keys);
+        pack_lane_panels(at->q_turned, q.at, q.d, q.n, args->d, queries, problem->f.scale);
         pack_lane_panels(at->do_turned, problem->d_o + n0 * args->o_n, args->o_d, args->o_n,
                          args->e, queries, 1);
         grad_keys(problem, at->dv, at->p, at->do_turned, args->e, keys, queries, add);
@@ -521,8 +595,14 @@ static void grad_block(const GradProblem *problem, int64_t m0, int64_t keys)
         memset(at->dk, 0, (size_t)(problem->block * round_lanes(args->d)) * sizeof(PvReal));
         memset(at->dv, 0, (size_t)(problem->block * round_lanes(args->e)) * sizeof(PvReal));
     }
-    grad_store_keys(problem->dk + m0 * grad->dk_n, grad->dk_n, grad->dk_d, at->dk, problem->block,
-                    keys, args->d);
+    PvReal *dk = problem->dk + m0 * grad->dk_n;
+    if (args->k_rotary.cos) {
+        grad_store_keys(at->room, args->d, 1, at->dk, problem->block, keys, args->d);
+        turn_rows(&args->k_rotary, at->room, args->d, m0, keys, true);
+        copy_rows(dk, grad->dk_n, grad->dk_d, at->room, keys, args->d);
+    } else {
+        grad_store_keys(dk, grad->dk_n, grad->dk_d, at->dk, problem->block, keys, args->d);
+    }
     grad_store_keys(problem->dv + m0 * grad->dv_n, grad->dv_n, grad->dv_d, at->dv, problem->block,
                     keys, args->e);
 }
@@ -537,6 +617,13 @@ static void grad_store_queries(const GradProblem *problem)
         PvReal *to = problem->dq + n0 * grad->dq_n;
         for (int64_t i = 0; i < args->d * PV_LANES; i++)
             dq[i] *= problem->f.scale;
+        if (args->q_rotary.cos) {
+            PvReal *room = problem->at.q_room;
+            store_transposed(room, args->d, dq, PV_LANES, args->d, queries);
+            turn_rows(&args->q_rotary, room, args->d, n0, queries, true);
+            copy_rows(to, grad->dq_n, grad->dq_d, room, queries, args->d);
+            continue;
+        }
         if (grad->dq_d == 1) {
             store_transposed(to, grad->dq_n, dq, PV_LANES, args->d, queries);
             continue;

@@ -162,6 +162,8 @@ int64_t pv_attention_scratch(const AttentionArgs *args, int64_t real)
     int64_t keys = args->m == 0 ? PV_KEYS : pv_least(round_up(args->m, PV_MAX_ROWS), PV_KEYS);
     int64_t rows = round_up(args->e, PV_MAX_ROWS);
     int64_t count = queries * (args->d + rows + 2) + keys * (MAX_LANES + args->d + rows);
+    if (args->q_rotary.cos || args->k_rotary.cos)
+        count += (queries > keys ? queries : keys) * args->d;
     return pv_align(count * real + 4 * PV_SLACK);
 }
 
@@ -175,6 +177,8 @@ int64_t pv_attention_grad_scratch(const AttentionGradArgs *grad, int64_t real)
     int64_t count = keys * (d_lanes + e_lanes + 2 * PV_GRAD_QUERIES + args->d + d_rows + args->e) +
                     MAX_LANES * (args->d + args->e) + PV_GRAD_QUERIES * (d_lanes + e_lanes) +
                     round_up(args->n, MAX_LANES) * (d_rows + 1);
+    if (args->q_rotary.cos || args->k_rotary.cos)
+        count += (keys + PV_GRAD_QUERIES) * args->d;
     return pv_align(count * real + 8 * PV_SLACK);
 }
 

@@ -5,7 +5,9 @@
  * when the maximum rises. Keys of the next tile are copied while the present one's values are used,
  * and values while scores are made. A row's weights are written and read by one warp.
  *
- * Definitions: ATT_D, ATT_E (head dims, rounded up to 16), ATT_MASK, ATT_CAUSAL, ATT_TYPES.
+ * Definitions: ATT_D, ATT_E (head dims, rounded up to 16), ATT_MASK, ATT_CAUSAL, ATT_ROTARY,
+ * ATT_TYPES. Rotary operands are turned in their tiles, keys by each block of queries: 3 operations
+ * beside the 128 multiply-adds that an element of a key takes part in.
  * Head dims up to 64: 128 threads, at most 200 registers, shared memory at most 73 KB: 2 blocks a
  * multiprocessor, 3 up to 32; up to 128: 256 threads, 80 KB, 2 blocks. 16 FFMA or more for every
  * LDS.128 of a tile's own.
@@ -111,6 +113,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, 256 / THREADS)
         __syncthreads(); // keys are there, and nobody reads the values before
         load_tile<KEYS, ATT_E, ATT_E + 4, THREADS>(tiles + V_AT, v, m0, thread);
         cx_copy_commit();
+#if ATT_ROTARY
+        if (m0 == 0)
+            turn_tile<QUERIES, ATT_D, ATT_D + 4, THREADS, false>(tiles + Q_AT, a.q_rotary, first,
+                                                                 (int)a.n, thread);
+        turn_tile<KEYS, ATT_D, ATT_D + 4, THREADS, false>(tiles + K_AT, a.k_rotary, m0, (int)a.m,
+                                                          thread);
+#ifndef FAULT_TURN
+        __syncthreads(); // all are turned
+#endif
+#endif
         multiply_rows<ROWS, COLUMNS, ATT_D, STEP>(score, tiles + Q_AT, tiles + K_AT, ty, tx);
         CX_UNROLL
         for (int i = 0; i < ROWS; i++) {

@@ -9,8 +9,9 @@
  * of 32 rows of the others, S and dP being rows times rows. A row's weights are written and read by
  * one warp. No sum is shared by blocks.
  *
- * Definitions: ATT_D, ATT_E (head dims, rounded up to 16), ATT_MASK, ATT_CAUSAL, ATT_TYPES,
- * ATT_GRAD_TYPES.
+ * Definitions: ATT_D, ATT_E (head dims, rounded up to 16), ATT_MASK, ATT_CAUSAL, ATT_ROTARY,
+ * ATT_TYPES, ATT_GRAD_TYPES. Rotary operands are turned in their tiles, their gradients turned back
+ * in theirs.
  * Head dims up to 64: 128 threads, at most 208 registers, shared memory at most 65 KB: 2 blocks a
  * multiprocessor; up to 128: 256 threads, 114 KB, 1 block.
  */
@@ -152,6 +153,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 256 / THREADS)
         cx_copy_commit();
         cx_copy_wait(0);
         __syncthreads();
+#if ATT_ROTARY
+        if (n0 == (ATT_CAUSAL ? first : 0))
+            turn_tile<OWN, ATT_D, ATT_D + 4, THREADS, false>(tiles + D_AT, a.f.k_rotary, first,
+                                                             (int)a.f.m, thread);
+        turn_tile<TILE, ATT_D, ATT_D + 4, THREADS, false>(tiles + D_TILE, a.f.q_rotary, n0,
+                                                          (int)a.f.n, thread);
+        __syncthreads(); // all are turned
+#endif
         make_weights<true>(tile, tiles, a.f, problem, delta, first, n0, ty, tx);
         put_weights(tiles + P_AT, tile.weight, ty, tx);
         multiply_columns<ROWS, ATT_E, TILE, P_STRIDE, STEP>(dv, tiles + P_AT, tiles + E_TILE, ty,
@@ -167,6 +176,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 256 / THREADS)
     spread<ROWS, ATT_D, STEP>(tiles + D_AT, dk, cx_real(a.f.scale), ty, tx);
     spread<ROWS, ATT_E, STEP>(tiles + E_AT, dv, 1.f, ty, tx);
     __syncthreads();
+#if ATT_ROTARY
+    turn_tile<OWN, ATT_D, ATT_D + 4, THREADS, true>(tiles + D_AT, a.f.k_rotary, first, (int)a.f.m,
+                                                    thread);
+#ifndef FAULT_TURN_BACK
+    __syncthreads();
+#endif
+#endif
     store_tile<OWN, ATT_D, ATT_D + 4, THREADS>(matrix_dk(a, problem), tiles + D_AT, first, thread);
     store_tile<OWN, ATT_E, ATT_E + 4, THREADS>(matrix_dv(a, problem), tiles + E_AT, first, thread);
 }
@@ -199,6 +215,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 256 / THREADS)
         cx_copy_commit();
         cx_copy_wait(0);
         __syncthreads();
+#if ATT_ROTARY
+        if (m0 == 0)
+            turn_tile<OWN, ATT_D, ATT_D + 4, THREADS, false>(tiles + D_AT, a.f.q_rotary, first,
+                                                             (int)a.f.n, thread);
+        turn_tile<TILE, ATT_D, ATT_D + 4, THREADS, false>(tiles + D_TILE, a.f.k_rotary, m0,
+                                                          (int)a.f.m, thread);
+        __syncthreads(); // all are turned
+#endif
         make_weights<false>(tile, tiles, a.f, problem, delta, first, m0, ty, tx);
         put_weights(tiles + P_AT, tile.grad, ty, tx);
         multiply_columns<ROWS, ATT_D, TILE, P_STRIDE, STEP>(dq, tiles + P_AT, tiles + D_TILE, ty,
@@ -207,5 +231,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 256 / THREADS)
     }
     spread<ROWS, ATT_D, STEP>(tiles + D_AT, dq, cx_real(a.f.scale), ty, tx);
     __syncthreads();
+#if ATT_ROTARY
+    turn_tile<OWN, ATT_D, ATT_D + 4, THREADS, true>(tiles + D_AT, a.f.q_rotary, first, (int)a.f.n,
+                                                    thread);
+    __syncthreads();
+#endif
     store_tile<OWN, ATT_D, ATT_D + 4, THREADS>(matrix_dq(a, problem), tiles + D_AT, first, thread);
 }

@@ -5,7 +5,7 @@
  * go from the registers of the first product straight into the second. Any lengths and strides.
  *
  * Definitions: ATT_D, ATT_E (head dims, rounded up to 16), ATT_MASK (0, or 1 + how it is stored),
- * ATT_CAUSAL, ATT_HALF (PvStorage of q, k, v, o). Head dims up to 64: tiles of 64 keys, shared
+ * ATT_CAUSAL, ATT_ROTARY, ATT_HALF (PvStorage of q, k, v, o). Head dims up to 64: tiles of 64 keys, shared
  * memory at most 56 KB; up to 128: of 32 keys, 70 KB. 2 blocks a multiprocessor. HMMA:LDSM 3.2, and
  * 2.67 for large head dims.
  */
@@ -112,6 +112,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
         next = 2 * K_AT + STAGE - next;
         if (m0 < 0)
             continue; // there is nothing yet
+#if ATT_ROTARY
+        if (m0 == 0)
+            turn_tile<QUERIES, ATT_D, false>(shared, a.q_rotary, first, (int)a.n);
+        turn_tile<KEYS, ATT_D, false>(shared + next, a.k_rotary, m0, (int)a.m);
+#ifndef FAULT_TURN
+        __syncthreads(); // all are turned
+#endif
+#endif
         u32 present = queries + next; // the other stage
         multiply_rows<KEYS, ATT_D>(score, queries, present, own);
         mask_scores<false, KEYS>(score, a, problem, row, m0 + (lane & 3) * 2, nullptr);

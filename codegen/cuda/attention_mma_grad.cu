@@ -210,6 +210,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
         next = 2 * T::at + T::stage - next;
         if (n0 < begin)
             continue; // there is nothing yet
+#if ATT_ROTARY
+        if (n0 == begin)
+            turn_tile<OWN, ATT_D, false>(shared, a.f.k_rotary, first, (int)a.f.m);
+        turn_tile<T::rows, ATT_D, false>(shared + next, a.f.q_rotary, n0, (int)a.f.n);
+        __syncthreads(); // all are turned
+#endif
         u32 tile = own_k + next;
         const float *lse = (const float *)(shared + next + T::stats);
         multiply_rows<T::rows, ATT_D>(score, own_k, tile, own);
@@ -233,6 +239,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     spread<ATT_E>(spread_dv, dv, 1.f, own);
 #ifndef FAULT_SPREAD
     __syncthreads();
+#endif
+#if ATT_ROTARY && !LARGE
+    turn_tile<OWN, ATT_D, true>(shared, a.f.k_rotary, first, (int)a.f.m);
+#ifndef FAULT_TURN_BACK
+    __syncthreads();
+#endif
 #endif
     if (!LARGE)
         store_tile<OWN, ATT_D>(
@@ -287,6 +299,13 @@ CX_FN void sum_grads(const AttentionGradArgs &a, u32 block, const u8 *work, u8 *
             cx_copy_wait(0);
             __syncthreads();
         }
+#if ATT_ROTARY
+        if (tile0 == begin)
+            turn_tile<OWN, ATT_D, false>(shared, turned ? f.k_rotary : f.q_rotary, first, length);
+        turn_tile<T::rows, ATT_D, false>(shared + next, turned ? f.q_rotary : f.k_rotary, tile0,
+                                         others);
+        __syncthreads(); // all are turned
+#endif
         u32 tile = own_x + next;
         const float *lse = (const float *)(shared + next + T::stats), *delta = lse + T::rows;
         if (!turned)
@@ -310,6 +329,11 @@ CX_FN void sum_grads(const AttentionGradArgs &a, u32 block, const u8 *work, u8 *
     problem = problem_of(f, block / blocks), first = block % blocks * OWN;
     spread<ATT_D>(shared, sums, cx_real(f.scale), own);
     __syncthreads();
+#if ATT_ROTARY
+    turn_tile<OWN, ATT_D, true>(shared, turned ? f.k_rotary : f.q_rotary, first,
+                                (int)(turned ? f.m : f.n));
+    __syncthreads();
+#endif
     Matrix to =
         turned ? matrix_of(a.dk, offset_of(problem, a.dk0, a.dk1, a.dk2), a.dk_n, a.dk_d, f.m, f.d)
                : matrix_of(a.dq, offset_of(problem, a.dq0, a.dq1, a.dq2), a.dq_n, a.dq_d, f.n, f.d);

@@ -62,6 +62,61 @@ template <int rows, int width> CX_FN void load_tile(u8 *tile, const Matrix &from
     }
 }
 
+#if ATT_ROTARY
+CX_FN float4 read_some(const u8 *at)
+{
+    uint2 x = *(const uint2 *)at;
+    return make_float4(cx_low_half<ATT_HALF>(x.x), cx_high_half<ATT_HALF>(x.x),
+                       cx_low_half<ATT_HALF>(x.y), cx_high_half<ATT_HALF>(x.y));
+}
+CX_FN void write_some(u8 *at, float x, float y, float z, float w)
+{
+    *(uint2 *)at = make_uint2(cx_pack_half<ATT_HALF>(x, y), cx_pack_half<ATT_HALF>(z, w));
+}
+
+// Turns four neighbours, of columns below `half` with those half the width behind them; half 0: two
+// pairs. cosine, sine: of these columns. `back`: transposed.
+template <bool back>
+CX_FN void turn_some(u8 *at, const float *cosine, const float *sine, int half, float sign)
+{
+    float4 x = read_some(at), c = *(const float4 *)cosine, s = *(const float4 *)sine;
+    if (half == 0) {
+        if (back)
+            s = make_float4(s.y, s.x, s.w, s.z);
+        write_some(at, fmaf(s.x, x.y, c.x * x.x), fmaf(s.y, x.x, c.y * x.y),
+                   fmaf(s.z, x.w, c.z * x.z), fmaf(s.w, x.z, c.w * x.w));
+        return;
+    }
+    float4 y = read_some(at + half * 2), far = *(const float4 *)(sine + half);
+    s = make_float4(s.x * sign, s.y * sign, s.z * sign, s.w * sign);
+    float4 low = back ? far : s, high = back ? s : far;
+    write_some(at, fmaf(low.x, y.x, c.x * x.x), fmaf(low.y, y.y, c.y * x.y),
+               fmaf(low.z, y.z, c.z * x.z), fmaf(low.w, y.w, c.w * x.w));
+    c = *(const float4 *)(cosine + half);
+    write_some(at + half * 2, fmaf(high.x, x.x, c.x * y.x), fmaf(high.y, x.y, c.y * y.y),
+               fmaf(high.z, x.z, c.z * y.z), fmaf(high.w, x.w, c.w * y.w));
+}
+
+// Turns rows [first, first + rows) of a matrix in their tile; 8 neighbouring threads have 8 rows, which
+// lie in different banks. What others wrote to the tile is there, and nobody reads it yet.
+template <int rows, int width, bool back>
+CX_FN void turn_tile(u8 *tile, const RotaryLoad &rotary, int first, int length)
+{
+    enum { UNITS = width / 4 };
+    int turned = (int)rotary.width, half = rotary.partner == PV_ROTARY_PAIRS ? 0 : turned / 2;
+    float sign = rotary.partner == PV_ROTARY_NEGATED ? -1.f : 1.f;
+    CX_NO_UNROLL
+    for (int i = threadIdx.x; rotary.cos && i < rows * UNITS; i += THREADS) {
+        int row = i / (8 * UNITS) * 8 + i % 8, column = i / 8 % UNITS * 4;
+        if (first + row >= length || column >= (half ? half : turned))
+            continue;
+        int64_t at = (int64_t)(first + row) * turned + column;
+        turn_some<back>(tile + row * row_bytes(width) + column * 2, (const float *)rotary.cos + at,
+                        (const float *)rotary.sin + at, half, sign);
+    }
+}
+#endif
+
 // Rows [first, first + rows) of a matrix from a tile.
 template <int rows, int width> CX_FN void store_tile(const Matrix &to, const u8 *tile, int first)
 {

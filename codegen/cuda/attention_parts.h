@@ -79,6 +79,50 @@ CX_FN void load_tile(float *tile, const Matrix<Element> &from, int first, int th
     }
 }
 
+#if ATT_ROTARY
+// Turns four neighbours, of columns below `half` with those half the width behind them; half 0: two
+// pairs. cosine, sine: of these columns. `back`: transposed.
+template <bool back>
+CX_FN void turn_some(float *at, const float *cosine, const float *sine, int half, float sign)
+{
+    float4 x = *(const float4 *)at, c = *(const float4 *)cosine, s = *(const float4 *)sine;
+    if (half == 0) {
+        if (back)
+            s = make_float4(s.y, s.x, s.w, s.z);
+        *(float4 *)at = make_float4(fmaf(s.x, x.y, c.x * x.x), fmaf(s.y, x.x, c.y * x.y),
+                                    fmaf(s.z, x.w, c.z * x.z), fmaf(s.w, x.z, c.w * x.w));
+        return;
+    }
+    float4 y = *(const float4 *)(at + half), far = *(const float4 *)(sine + half);
+    s = make_float4(s.x * sign, s.y * sign, s.z * sign, s.w * sign);
+    float4 low = back ? far : s, high = back ? s : far;
+    *(float4 *)at = make_float4(fmaf(low.x, y.x, c.x * x.x), fmaf(low.y, y.y, c.y * x.y),
+                                fmaf(low.z, y.z, c.z * x.z), fmaf(low.w, y.w, c.w * x.w));
+    c = *(const float4 *)(cosine + half);
+    *(float4 *)(at + half) = make_float4(fmaf(high.x, x.x, c.x * y.x), fmaf(high.y, x.y, c.y * y.y),
+                                         fmaf(high.z, x.z, c.z * y.z), fmaf(high.w, x.w, c.w * y.w));
+}
+
+// Turns rows [first, first + rows) of a matrix in their tile; 8 neighbouring threads have 8 rows, which
+// lie in different banks. What others wrote to the tile is there, and nobody reads it yet.
+template <int rows, int width, int stride, int threads, bool back>
+CX_FN void turn_tile(float *tile, const RotaryLoad &rotary, int first, int length, int thread)
+{
+    enum { UNITS = width / 4 };
+    int turned = (int)rotary.width, half = rotary.partner == PV_ROTARY_PAIRS ? 0 : turned / 2;
+    float sign = rotary.partner == PV_ROTARY_NEGATED ? -1.f : 1.f;
+    CX_NO_UNROLL
+    for (int i = thread; rotary.cos && i < rows * UNITS; i += threads) {
+        int row = i / (8 * UNITS) * 8 + i % 8, column = i / 8 % UNITS * 4;
+        if (first + row >= length || column >= (half ? half : turned))
+            continue;
+        int64_t at = (int64_t)(first + row) * turned + column;
+        turn_some<back>(tile + row * stride + column, (const float *)rotary.cos + at,
+                        (const float *)rotary.sin + at, half, sign);
+    }
+}
+#endif
+
 // Rows [first, first + rows) of a matrix from a tile.
 template <int rows, int width, int stride, int threads, typename Element>
 CX_FN void store_tile(const Matrix<Element> &to, const float *tile, int first, int thread)

@@ -6,7 +6,7 @@
  * too. Warps do not wait for one another.
  *
  * Definitions: ATT_D, ATT_E (head dims, rounded up to 4), ATT_LANES (8, 16 or 32), ATT_WARPS (of a
- * block), ATT_MASK, ATT_CAUSAL, ATT_TYPES. Shared memory: 3 ATT_WARPS 32 rows, at most 80 KB.
+ * block), ATT_MASK, ATT_CAUSAL, ATT_ROTARY, ATT_TYPES. Shared memory: 3 ATT_WARPS 32 rows, at most 80 KB.
  * Registers at most 128.
  */
 #include "storage.h"
@@ -77,6 +77,15 @@ extern "C" __global__ void __launch_bounds__(ATT_WARPS * 32, 8 / ATT_WARPS)
     cx_copy_commit();
     cx_copy_wait(0);
 #ifndef FAULT_ARRIVAL
+    __syncwarp();
+#endif
+#if ATT_ROTARY
+    CX_NO_UNROLL
+    for (int i = 0; i < TOGETHER; i++) {
+        float *to = tiles + i * 3 * PART;
+        turn_tile<ATT_LANES, ATT_D, STRIDE, 32, false>(to, a.q_rotary, 0, (int)a.n, lane);
+        turn_tile<ATT_LANES, ATT_D, STRIDE, 32, false>(to + PART, a.k_rotary, 0, (int)a.m, lane);
+    }
     __syncwarp();
 #endif
     int64_t number = first + lane / ATT_LANES;

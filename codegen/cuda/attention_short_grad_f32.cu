@@ -89,6 +89,17 @@ CX_FN void read_column(float (&column)[ATT_LANES], const float *scores, int row)
         column[i] = scores[i * S_STRIDE + row];
 }
 
+#if ATT_ROTARY
+// Turns a matrix of each of the warp's first `count` problems; `tile` is the first one's.
+template <bool back>
+CX_FN void turn_all(float *tile, const RotaryLoad &rotary, int count, int length, int lane)
+{
+    CX_NO_UNROLL
+    for (int i = 0; i < count; i++)
+        turn_tile<ATT_LANES, ATT_D, STRIDE, 32, back>(tile + i * WHOLE, rotary, 0, length, lane);
+}
+#endif
+
 extern "C" __global__ void __launch_bounds__(ATT_WARPS * 32, 8 / ATT_WARPS)
     CX_NAME(const __grid_constant__ CxLaunch<AttentionGradArgs> p)
 {
@@ -117,10 +128,19 @@ extern "C" __global__ void __launch_bounds__(ATT_WARPS * 32, 8 / ATT_WARPS)
     cx_copy_commit();
     cx_copy_wait(0);
     __syncwarp();
+#if ATT_ROTARY
+    turn_all<false>(all, a.f.q_rotary, TOGETHER, (int)a.f.n, lane);
+    turn_all<false>(all + PART, a.f.k_rotary, TOGETHER, (int)a.f.m, lane);
+    __syncwarp();
+#endif
     find_grads(a.f, problem_of(a.f, count > 0 ? first + mine : 0), tiles, weight, row);
     __syncwarp(); // v is not needed any more
     sum_rows<ATT_D>(tiles + 2 * PART + row * STRIDE, weight, tiles + PART, scale);
     __syncwarp(); // k is not needed any more
+#if ATT_ROTARY
+    turn_all<true>(all + 2 * PART, a.f.q_rotary, count, (int)a.f.n, lane);
+    __syncwarp();
+#endif
     CX_NO_UNROLL
     for (int i = 0; i < count; i++) {
         Problem at = problem_of(a.f, first + i);
@@ -135,6 +155,10 @@ extern "C" __global__ void __launch_bounds__(ATT_WARPS * 32, 8 / ATT_WARPS)
 #endif
     sum_rows<ATT_E>(tiles + 2 * PART + row * STRIDE, weight, tiles + 3 * PART, 1.f);
     __syncwarp();
+#if ATT_ROTARY
+    turn_all<true>(all + PART, a.f.k_rotary, count, (int)a.f.m, lane);
+    __syncwarp();
+#endif
     CX_NO_UNROLL
     for (int i = 0; i < count; i++) {
         Problem at = problem_of(a.f, first + i);

@@ -34,7 +34,14 @@ struct CxHead {
     u32 *counters;        // CX_COUNTERS of each segment: 0, and to be left so (atomicInc)
 };
 enum { CX_COUNTERS = 1024 };
-template <typename Args, int segments = CX_SEGMENTS> struct CxLaunch {
+// Most segments whose arguments fit into a parameter of 4 KB.
+CX_FN constexpr int cx_most_segments(int bytes)
+{
+    return (4096 - (int)sizeof(CxHead)) / bytes >= CX_SEGMENTS ? CX_SEGMENTS
+           : (4096 - (int)sizeof(CxHead)) / bytes > 1          ? (4096 - (int)sizeof(CxHead)) / bytes
+                                                               : 1;
+}
+template <typename Args, int segments = cx_most_segments(sizeof(Args))> struct CxLaunch {
     CxHead head;
     Args args[segments];
 };

@@ -13,7 +13,7 @@ enum { LSE = 1, MASK = 5 }; // places in `types`
 typedef struct {
     int64_t d, e, length; // length: of the longest side, INT64_MAX where the batch decides
     uint32_t types, grad_types;
-    bool grad, mask, causal;
+    bool grad, mask, causal, rotary;
 } Facts;
 
 static int64_t round_up(int64_t n, int64_t to)
@@ -44,6 +44,8 @@ static Facts facts_of(const CudaLaunch *launch)
         bool fixed = cuda_is_number(&segment, FIELD(n)) && cuda_is_number(&segment, FIELD(m));
         int64_t length = most(cuda_number(&segment, FIELD(n)), cuda_number(&segment, FIELD(m)));
         facts.length = most(facts.length, fixed ? length : INT64_MAX);
+        facts.rotary |= cuda_is_there(&segment, FIELD(q_rotary.cos)) ||
+                        cuda_is_there(&segment, FIELD(k_rotary.cos));
     }
     return facts;
 }
@@ -53,8 +55,10 @@ static const char *definitions_of(const CudaLaunch *launch, const Facts *facts, 
                                   int64_t e)
 {
     const char *text =
-        arena_printf(launch->arena, "ATT_D=%d ATT_E=%d ATT_MASK=%d ATT_CAUSAL=%d ATT_TYPES=0x%x",
-                     (int)d, (int)e, facts->mask, facts->causal, (unsigned)facts->types);
+        arena_printf(launch->arena,
+                     "ATT_D=%d ATT_E=%d ATT_MASK=%d ATT_CAUSAL=%d ATT_ROTARY=%d ATT_TYPES=0x%x",
+                     (int)d, (int)e, facts->mask, facts->causal, facts->rotary,
+                     (unsigned)facts->types);
     if (!facts->grad)
         return text;
     return arena_printf(launch->arena, "%s ATT_GRAD_TYPES=0x%x", text, (unsigned)facts->grad_types);
@@ -115,8 +119,9 @@ static void choose_mma(const CudaLaunch *launch, const Facts *facts, CudaChoice 
     bool large = d > 64 || e > 64;
     uint32_t mask = facts->mask ? 1 + (facts->types >> 4 * MASK & 15) : 0;
     choice->definitions =
-        arena_printf(launch->arena, "ATT_D=%d ATT_E=%d ATT_MASK=%u ATT_CAUSAL=%d ATT_HALF=%d",
-                     (int)d, (int)e, mask, facts->causal, (int)facts->types & 15);
+        arena_printf(launch->arena,
+                     "ATT_D=%d ATT_E=%d ATT_MASK=%u ATT_CAUSAL=%d ATT_ROTARY=%d ATT_HALF=%d",
+                     (int)d, (int)e, mask, facts->causal, facts->rotary, (int)facts->types & 15);
     choice->file = facts->grad ? "attention_mma_grad.cu" : "attention_mma.cu";
     choice->shape = facts->grad ? "pv_shape_attention_grad" : "pv_shape_attention";
     choice->phases = !facts->grad ? 1 : large ? 4 : 3;
@@ -144,10 +149,10 @@ bool cuda_select_attention(const CudaLaunch *launch, CudaChoice *choice)
         return false;
     bool is_short = facts.length <= MOST_SHORT;
     int64_t to = is_short ? 4 : 16;
-    choice->name = arena_printf(launch->arena, "attention%s%s_%dx%d%s%s", is_short ? "_short" : "",
+    choice->name = arena_printf(launch->arena, "attention%s%s_%dx%d%s%s%s", is_short ? "_short" : "",
                                 facts.grad ? "_grad" : "", (int)round_up(facts.d, to),
                                 (int)round_up(facts.e, to), facts.mask ? "_mask" : "",
-                                facts.causal ? "_causal" : "");
+                                facts.causal ? "_causal" : "", facts.rotary ? "_rotary" : "");
     if (is_short)
         choose_short(launch, &facts, choice);
     else if (is_half(&facts))

@@ -11,8 +11,10 @@ struct Shape {
     int64_t batch0, batch1, n, m, d, e;
     Order order;
     bool mask, causal, no_lse;
-    Storage storage = ST_F32; // of all but lse and mask
+    Storage storage = ST_F32; // of all but lse, mask and tables
     double tolerance = 2e-6;
+    int64_t q_width = 0, k_width = 0; // columns that are turned
+    int64_t partner = PV_ROTARY_PAIRS;
 };
 
 struct Strides {
@@ -46,6 +48,14 @@ static void split(const Shape &s, int64_t stride, int64_t *outer, int64_t *inner
     *inner = s.batch1 % 2 ? 0 : stride;
 }
 
+static RotaryLoad make_rotary(KernelCase &test, int64_t length, int64_t width, int64_t partner)
+{
+    if (width == 0)
+        return {};
+    size_t count = (size_t)(length * width);
+    return {test.input(count), test.input(count), width, partner};
+}
+
 // Inputs of one segment; o and lse are made by the caller.
 static AttentionArgs make_args(KernelCase &test, const Shape &s)
 {
@@ -74,6 +84,8 @@ static AttentionArgs make_args(KernelCase &test, const Shape &s)
     }
     a.scale = bits_of(1 / sqrt((double)s.d));
     a.causal = s.causal;
+    a.q_rotary = make_rotary(test, s.n, s.q_width, s.partner);
+    a.k_rotary = make_rotary(test, s.m, s.k_width, s.partner);
     return a;
 }
 
@@ -100,6 +112,10 @@ static AttentionGradArgs backward(KernelCase &test, const Shape &s)
     host.q = (int64_t)test.values(g.f.q), host.k = (int64_t)test.values(g.f.k);
     host.v = (int64_t)test.values(g.f.v), host.o = (int64_t)o.data();
     host.mask = g.f.mask ? (int64_t)test.values(g.f.mask) : 0, host.lse = (int64_t)lse.data();
+    for (RotaryLoad *rotary : {&host.q_rotary, &host.k_rotary})
+        if (rotary->cos)
+            rotary->cos = (int64_t)test.values(rotary->cos),
+            rotary->sin = (int64_t)test.values(rotary->sin);
     PvRun run = {};
     run.batch = 1, run.threads = 1, run.segments = 1;
     run.scratch = scratch.data() + (64 - (uintptr_t)scratch.data() % 64) % 64;
@@ -208,6 +224,34 @@ static void segments(void)
     }
 }
 
+static Shape turned(Shape s, int64_t q_width, int64_t k_width, int64_t partner)
+{
+    s.q_width = q_width, s.k_width = k_width, s.partner = partner;
+    return s;
+}
+
+static void rotary(void)
+{
+    const double mma = 8e-3;
+    const int64_t pairs = PV_ROTARY_PAIRS, halves = PV_ROTARY_HALVES, negated = PV_ROTARY_NEGATED;
+    check(turned({"rotary", 1, 2, 66, 70, 16, 16, HEADS, false, false, false}, 16, 16, pairs));
+    check(turned({"rotary, a part, turned", 1, 1, 35, 37, 20, 8, TURNED, false, false, false}, 12, 4,
+                 pairs));
+    check(turned({"rotary halves, causal", 1, 1, 70, 66, 24, 16, ROWS, false, true, false}, 24, 16,
+                 negated));
+    check(turned({"rotary, short", 3, 1, 16, 16, 64, 64, HEADS, false, false, false}, 64, 64, pairs));
+    check(turned({"rotary halves, short, keys alone", 1, 3, 8, 7, 16, 5, TURNED, false, false, false},
+                 0, 8, negated));
+    check(turned({"rotary, mma", 1, 2, 130, 70, 16, 16, HEADS, false, false, false, ST_BF16, mma}, 16,
+                 16, pairs));
+    check(turned({"rotary, mma, a part, turned", 1, 1, 35, 37, 20, 24, TURNED, false, false, false,
+                  ST_BF16, mma}, 4, 20, pairs));
+    check(turned({"rotary, mma, halves", 1, 1, 70, 133, 32, 32, HEADS, false, true, false, ST_BF16, mma},
+                 32, 16, negated));
+    check(turned({"rotary, mma, large", 1, 1, 66, 70, 80, 80, ROWS, false, false, false, ST_F16,
+                  mma / 8}, 80, 72, halves));
+}
+
 static void faults(void)
 {
     const Shape far = {"two tiles", 1, 1, 40, 70, 16, 16, ROWS, false, false, false};
@@ -231,6 +275,15 @@ static void faults(void)
     KernelCase spread("pv_attention_grad", pv_attention_grad, half.what);
     spread.segment(backward(spread, half));
     spread.find_fault("FAULT_SPREAD");
+    for (const Shape &shape : {far, half}) {
+        Shape turning = turned(shape, 16, 16, PV_ROTARY_PAIRS);
+        KernelCase turn("pv_attention", pv_attention, "rotary faults");
+        turn.segment(forward(turn, turning));
+        turn.find_fault("FAULT_TURN");
+        KernelCase back("pv_attention_grad", pv_attention_grad, "rotary faults");
+        back.segment(backward(back, turning));
+        back.find_fault("FAULT_TURN_BACK");
+    }
 }
 
 int main(void)
@@ -239,6 +292,7 @@ int main(void)
     short_sequences();
     segments();
     halves();
+    rotary();
     faults();
     return finish_cases();
 }

@@ -9,6 +9,11 @@ typedef struct {
     bool causal;
 } AttentionCase;
 
+typedef struct {
+    int64_t q_width, k_width; // columns that are turned; 0: none
+    int partner;
+} RotaryCase;
+
 // Strides of an operand [batch0, batch1, n, d] with gaps; turned: n is the dense axis.
 static void strides(int64_t n, int64_t d, bool turned, int64_t batch1, int64_t *s0, int64_t *s1,
                     int64_t *s_n, int64_t *s_d, int64_t *count, int64_t batch0)
@@ -98,6 +103,60 @@ static void expect_backward(const AttentionGradArgs *grad, const Expect *at)
     }
 }
 
+static RotaryLoad rotary_of(int64_t length, int64_t width, int partner)
+{
+    if (width == 0)
+        return (RotaryLoad){.cos = 0};
+    return (RotaryLoad){(int64_t)random_array(length * width), (int64_t)random_array(length * width),
+                        width, partner};
+}
+
+// Element (i, j) of the map: what column j takes of its partner, and which that is.
+static double sine_of(const RotaryLoad *rotary, int64_t i, int64_t j, int64_t *partner)
+{
+    int64_t half = rotary->width / 2;
+    *partner = rotary->partner == PV_ROTARY_PAIRS ? j ^ 1 : (j + half) % rotary->width;
+    double sine = (double)((const PvReal *)rotary->sin)[i * rotary->width + j];
+    return rotary->partner == PV_ROTARY_NEGATED && j < half ? -sine : sine;
+}
+
+// The matrix [length, d] at `from` of those at `x`, turned.
+static const PvReal *turned(const RotaryLoad *rotary, const PvReal *x, int64_t from, int64_t count,
+                            int64_t step_n, int64_t step_d, int64_t length)
+{
+    if (!rotary->cos)
+        return x + from;
+    PvReal *y = random_array(count);
+    memcpy(y, x, (size_t)count * sizeof *y);
+    for (int64_t i = 0; i < length; i++)
+        for (int64_t j = 0; j < rotary->width; j++) {
+            int64_t partner, at = from + i * step_n;
+            double sine = sine_of(rotary, i, j, &partner);
+            double cosine = (double)((const PvReal *)rotary->cos)[i * rotary->width + j];
+            y[at + j * step_d] = (PvReal)(cosine * (double)x[at + j * step_d] +
+                                          sine * (double)x[at + partner * step_d]);
+        }
+    return y + from;
+}
+
+// The gradient of what is turned to that of what it is made of.
+static void turn_back(const RotaryLoad *rotary, double *dy, int64_t step_n, int64_t step_d,
+                      int64_t length)
+{
+    double dx[256];
+    for (int64_t i = 0; rotary->cos && i < length; i++) {
+        memset(dx, 0, sizeof dx);
+        for (int64_t j = 0; j < rotary->width; j++) {
+            int64_t partner;
+            double sine = sine_of(rotary, i, j, &partner), value = dy[i * step_n + j * step_d];
+            dx[j] += (double)((const PvReal *)rotary->cos)[i * rotary->width + j] * value;
+            dx[partner] += sine * value;
+        }
+        for (int64_t j = 0; j < rotary->width; j++)
+            dy[i * step_n + j * step_d] = dx[j];
+    }
+}
+
 // The second axis of problems, of an even size, as two.
 static void split_problems(AttentionGradArgs *grad)
 {
@@ -112,7 +171,7 @@ static void split_problems(AttentionGradArgs *grad)
     }
 }
 
-static void check_attention(AttentionCase test)
+static void check_rotary(AttentionCase test, RotaryCase rotary)
 {
     int64_t q_count, k_count, v_count, o_count;
     AttentionGradArgs grad = {.f = {.batch0 = test.batch0,
@@ -124,6 +183,8 @@ static void check_attention(AttentionCase test)
                                     .e = test.e,
                                     .causal = test.causal,
                                     .scale = real_bits(1.3)}};
+    grad.f.q_rotary = rotary_of(test.n, rotary.q_width, rotary.partner);
+    grad.f.k_rotary = rotary_of(test.m, rotary.k_width, rotary.partner);
     AttentionArgs *args = &grad.f;
     strides(test.n, test.d, test.turned, test.batch1, &args->q0, &args->q1, &args->q_n, &args->q_d,
             &q_count, test.batch0);
@@ -171,8 +232,10 @@ static void check_attention(AttentionCase test)
         int64_t q = i0 * args->q0 + i1 * args->q1, k = i0 * args->k0 + i1 * args->k1;
         int64_t v = i0 * args->v0 + i1 * args->v1, o = i0 * args->o0 + i1 * args->o1;
         all[i] = (Expect){
-            .q = (const PvReal *)args->q + q,
-            .k = (const PvReal *)args->k + k,
+            .q = turned(&args->q_rotary, (const PvReal *)args->q, q, q_count, args->q_n, args->q_d,
+                        test.n),
+            .k = turned(&args->k_rotary, (const PvReal *)args->k, k, k_count, args->k_n, args->k_d,
+                        test.m),
             .v = (const PvReal *)args->v + v,
             .mask =
                 test.mask ? (const PvReal *)args->mask + i0 * args->mask0 + i1 * args->mask1 : NULL,
@@ -190,11 +253,19 @@ static void check_attention(AttentionCase test)
     if (test.batch1 % 2 == 0)
         split_problems(&grad);
     check(name, pv_attention, args, pv_attention_scratch(args, sizeof(PvReal)), outs, 2, 100);
-    for (int64_t i = 0; i < problems; i++)
+    for (int64_t i = 0; i < problems; i++) {
         expect_backward(&grad, &all[i]);
+        turn_back(&args->q_rotary, all[i].dq, grad.dq_n, grad.dq_d, test.n);
+        turn_back(&args->k_rotary, all[i].dk, grad.dk_n, grad.dk_d, test.m);
+    }
     check(name, pv_attention_grad, &grad, pv_attention_grad_scratch(&grad, sizeof(PvReal)), grads,
           3, 400);
     release();
+}
+
+static void check_attention(AttentionCase test)
+{
+    check_rotary(test, (RotaryCase){0, 0, PV_ROTARY_PAIRS});
 }
 
 static void test_attention_sizes(void **state)
@@ -232,12 +303,30 @@ static void test_attention_causal(void **state)
     }
 }
 
+static void test_attention_rotary(void **state)
+{
+    (void)state;
+    for (int turned = 0; turned < 2; turned++) {
+        check_rotary((AttentionCase){2, 3, 16, 16, 64, 64, turned, 0, false},
+                     (RotaryCase){64, 64, PV_ROTARY_PAIRS});
+        check_rotary((AttentionCase){1, 2, 33, 50, 20, 12, turned, 1, false},
+                     (RotaryCase){12, 20, PV_ROTARY_PAIRS});
+        check_rotary((AttentionCase){1, 2, 300, 270, 24, 24, turned, 0, true},
+                     (RotaryCase){24, 8, PV_ROTARY_NEGATED});
+        check_rotary((AttentionCase){1, 1, 600, 550, 16, 16, turned, 0, false},
+                     (RotaryCase){16, 0, PV_ROTARY_HALVES});
+        check_rotary((AttentionCase){1, 1, 20, 130, 40, 16, turned, 0, false},
+                     (RotaryCase){0, 32, PV_ROTARY_NEGATED});
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_attention_sizes),
         cmocka_unit_test(test_attention_blocks),
         cmocka_unit_test(test_attention_causal),
+        cmocka_unit_test(test_attention_rotary),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
