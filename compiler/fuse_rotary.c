@@ -50,13 +50,24 @@ static int64_t last_size(const Type *type)
     return last.batch ? -1 : last.n;
 }
 
+// What `val` shows columns of, and the first of them; a slice of a slice is one slice.
+static Val columns_of(const Match *match, Val val, int64_t *start)
+{
+    const Node *node = val_get(match->graph, val);
+    bool slice = node->op == OP_SLICE && node->attr->n[0] == (int64_t)node->type[0]->rank - 1;
+    *start = slice ? node->attr->n[1] : 0;
+    return slice ? node->in[0] : val;
+}
+
 // Whether `part` is columns start .. start + size of `whole`.
 static bool is_columns(Match *match, Val part, Val whole, int64_t start, int64_t size)
 {
-    const Node *node = val_get(match->graph, part);
-    if (node->op != OP_SLICE || node->in[0] != whole ||
-        node->attr->n[0] != (int64_t)node->type[0]->rank - 1 || node->attr->n[1] != start ||
-        last_size(node->type[0]) != size)
+    int64_t at, from;
+    Val base = columns_of(match, part, &at);
+    bool direct = base == whole && at == start;
+    if (!direct && (base != columns_of(match, whole, &from) || at != from + start))
+        return false;
+    if (part == whole || last_size(type_of(match, part)) != size)
         return false;
     if (match->back)           // it shows something that is not stored
         add_inside(match, part);
@@ -73,16 +84,16 @@ static const Node *match_concat(const Match *match, Val val)
                : NULL;
 }
 
-// What `val` has the partners of; 0: nothing.
-static Val match_partner(Match *match, Val val, int *partner)
+// Whether `val` has the partners of x.
+static bool has_partners(Match *match, Val val, Val x, int *partner)
 {
     const Node *node = val_get(match->graph, val), *concat = match_concat(match, val);
     add_inside(match, val);
     *partner = PV_ROTARY_PAIRS;
     if (node->op == OP_SWAP_PAIRS)
-        return node->in[0];
+        return node->in[0] == x;
     if (!concat)
-        return 0;
+        return false;
     int64_t half = last_size(node->type[0]) / 2;
     uint32_t negated = match->back ? 1 : 0;        // which operand may be
     Val part[2] = {node->in[0], node->in[1]};
@@ -93,12 +104,18 @@ static Val match_partner(Match *match, Val val, int *partner)
         add_inside(match, part[negated]);
         part[negated] = neg->in[0];
     }
-    const Node *slice = val_get(match->graph, part[0]);
-    Val x = slice->op == OP_SLICE ? slice->in[0] : 0;
-    return x && last_size(type_of(match, x)) == 2 * half && is_columns(match, part[0], x, half, half) &&
-                   is_columns(match, part[1], x, 0, half)
-               ? x
-               : 0;
+    return last_size(type_of(match, x)) == 2 * half && is_columns(match, part[0], x, half, half) &&
+           is_columns(match, part[1], x, 0, half);
+}
+
+// A value that `val` may have the partners of, where that is no view; 0: there is none.
+static Val partners_of(const Match *match, Val val)
+{
+    const Node *node = val_get(match->graph, val), *concat = match_concat(match, val);
+    int64_t start;
+    return node->op == OP_SWAP_PAIRS ? node->in[0]
+           : concat                  ? columns_of(match, node->in[0], &start)
+                                     : 0;
 }
 
 // Whether `val` is a table [1..., n, width] for values [..., n, width], stored as kernels take it.
@@ -130,14 +147,15 @@ static Val other_factor(const Match *match, Val product, Val val)
 // x cos + partner(x) sin, `straight` + `crossed`.
 static bool match_forward(Match *match, Val straight, Val crossed, RotaryOf *of)
 {
-    const Node *node = val_get(match->graph, crossed);
+    const Node *plain = val_get(match->graph, straight), *turned = val_get(match->graph, crossed);
     uint32_t begin = match->count;
-    for (uint32_t i = 0; node->op == OP_MUL && i < 2; i++) {
+    for (uint32_t i = 0; plain->op == OP_MUL && turned->op == OP_MUL && i < 4; i++) {
         match->count = begin;
-        of->x = match_partner(match, node->in[i], &of->partner);
-        of->sin = node->in[1 - i];
-        of->cos = of->x ? other_factor(match, straight, of->x) : 0;
-        if (of->cos)
+        of->x = plain->in[i / 2];
+        of->cos = plain->in[1 - i / 2];
+        of->sin = turned->in[1 - i % 2];
+        if (is_table(match, of->cos, turned->type[0]) &&
+            has_partners(match, turned->in[i % 2], of->x, &of->partner))
             return true;
     }
     return false;
@@ -146,16 +164,17 @@ static bool match_forward(Match *match, Val straight, Val crossed, RotaryOf *of)
 // x cos + partner(x sin), transposed.
 static bool match_backward(Match *match, Val straight, Val crossed, RotaryOf *of)
 {
-    Val product = match_partner(match, crossed, &of->partner);
+    Val product = partners_of(match, crossed);
     const Node *node = product ? val_get(match->graph, product) : NULL;
-    for (uint32_t i = 0; node && node->op == OP_MUL && i < 2; i++) {
+    if (!node || node->op != OP_MUL || !has_partners(match, crossed, product, &of->partner))
+        return false;
+    add_inside(match, product);
+    for (uint32_t i = 0; i < 2; i++) {
         of->x = node->in[i];
         of->sin = node->in[1 - i];
         of->cos = other_factor(match, straight, of->x);
-        if (of->cos && is_table(match, of->sin, node->type[0])) {
-            add_inside(match, product);
+        if (of->cos && is_table(match, of->sin, node->type[0]))
             return true;
-        }
     }
     return false;
 }
@@ -216,9 +235,9 @@ static bool match_rotary(Match *match, Val val, RotaryOf *of)
     if (!concat || !match_turn(match, concat->in[0], of))
         return false;
     add_inside(match, concat->in[0]);
-    const Node *slice = val_get(match->graph, of->x);
-    Val x = slice->op == OP_SLICE ? slice->in[0] : 0;
-    bool fits = x && shape_equal(type_of(match, x), concat->type[0]) &&
+    int64_t start;
+    Val x = columns_of(match, of->x, &start);
+    bool fits = shape_equal(type_of(match, x), concat->type[0]) &&
                 is_columns(match, of->x, x, 0, of->width) &&
                 is_columns(match, concat->in[1], x, of->width,
                            last_size(concat->type[0]) - of->width);

@@ -397,12 +397,18 @@ static void count_repeats(Recompute *r)
     }
 }
 
+// Bytes that live values may take under the budget: packing, and copies made by lowering, take some.
+static int64_t room_of(const Work *work)
+{
+    return work->budget - work->budget / 64;
+}
+
 // Round 2. Returns the peak.
 static int32_t repeat_cheap(Recompute *r, int32_t peak)
 {
     Work *work = r->work;
     if (work->budget > 0) {
-        while (r->live[peak] > work->budget && repeat_best(r, &peak, ROUND_CHEAP))
+        while (r->live[peak] > room_of(work) && repeat_best(r, &peak, ROUND_CHEAP))
             ;
         return peak;
     }
@@ -436,7 +442,7 @@ void recompute_groups(Work *work)
     peak = repeat_cheap(&r, peak);
     for (uint32_t g = 0; g < r.groups; g++)
         r.items[g].refused = false;
-    while (work->budget > 0 && r.live[peak] > work->budget && repeat_best(&r, &peak, ROUND_BUDGET))
+    while (work->budget > 0 && r.live[peak] > room_of(work) && repeat_best(&r, &peak, ROUND_BUDGET))
         ;
     count_repeats(&r);
 }

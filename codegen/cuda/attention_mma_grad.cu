@@ -228,7 +228,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
         add_product<T::rows, ATT_D>(dk, weight, tile);
 #endif
     }
-    cx_copy_wait(0);
+    cx_copy_commit();
+    cx_copy_wait(0); // of own rows, where there was no tile
     __syncthreads(); // own rows are not needed any more
     cx_keep(block);
     problem = problem_of(a.f, block / blocks), first = block % blocks * OWN;
@@ -323,7 +324,8 @@ CX_FN void sum_grads(const AttentionGradArgs &a, u32 block, const u8 *work, u8 *
         }
         add_product<T::rows, ATT_D>(sums, weight, tile);
     }
-    cx_copy_wait(0);
+    cx_copy_commit();
+    cx_copy_wait(0); // of own rows, where there was no tile
     __syncthreads(); // own rows are not needed any more
     cx_keep(block);
     problem = problem_of(f, block / blocks), first = block % blocks * OWN;

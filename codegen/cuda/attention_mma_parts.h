@@ -71,7 +71,10 @@ CX_FN float4 read_some(const u8 *at)
 }
 CX_FN void write_some(u8 *at, float x, float y, float z, float w)
 {
-    *(uint2 *)at = make_uint2(cx_pack_half<ATT_HALF>(x, y), cx_pack_half<ATT_HALF>(z, w));
+    uint2 pairs;
+    pairs.x = cx_pack_half<ATT_HALF>(x, y);
+    pairs.y = cx_pack_half<ATT_HALF>(z, w);
+    *(uint2 *)at = pairs;
 }
 
 // Turns four neighbours, of columns below `half` with those half the width behind them; half 0: two
