@@ -11,7 +11,7 @@
 //   dx = dy cos + transposed partner(dy sin),   or concat of that and the rest of dy,
 // with the same tables; a y whose gradient reads otherwise stays.
 //
-// Turning is 3 operations an element, beside 2 or 4 multiply-adds for each row of the other side. A
+// Turning is 3 operations an element, beside a multiply-add or more for each row of the other side. A
 // block of queries turns its own rows once; keys are turned again by each block of queries, as they
 // are by a kernel of 128 (codegen/cuda/attention_mma.cu; 64 in f32). That takes a cached read of the tables, 8
 // bytes an element, each time, where a kernel of its own would take a read and a write of 2 or 4 bytes

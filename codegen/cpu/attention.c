@@ -11,6 +11,9 @@
 //   dV += P^T dO,  dK += dS^T Q,  dQ += dS K.
 // Scores are in units of q k scale log2(e): q is scaled when it is packed, and e^x is 2^score. The
 // sums of a tile of scores begin with what would be subtracted from them.
+//
+// Rotary operands (RotaryLoad) are turned row by row before they are packed, keys once a block of
+// queries, which is 3 operations an element beside 2 for each query; gradients before they are stored.
 #include "codegen/cpu/pv_math.h"
 #include "codegen/cpu/tile.h"
 #if defined __AVX512DQ__ && !defined PV_REAL64

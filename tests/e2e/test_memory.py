@@ -1,5 +1,6 @@
 """Planned memory: packings near the largest live set, budgets, what is computed anew."""
 import functools
+import itertools
 import os
 import re
 
@@ -127,7 +128,8 @@ def test_transposes():
 def test_launches():
     """Fused and batched, a step of the model has a fraction of the launches that its text has operations."""
     told = []
-    for flags, bounds in (((), (("denoise", 8), ("ddim_step", 8), ("grad.diffusion_loss", 5), ("extract", 4))),
+    for flags, bounds in (((), (("denoise", 8), ("ddim_step", 8), ("grad.diffusion_loss", 5), ("extract", 5),
+                                ("decode", 4), ("grad.reconstruction_loss", 3))),
                           (MIXED, (("denoise", 8.5), ("ddim_step", 8.9), ("grad.diffusion_loss", 5.9)))):
         plans = re.findall(r"^(\S+) +-O(\d) .* (\d+) launches", stats_of_pvdm(*flags), re.M)
         for name, times in bounds:
@@ -140,9 +142,10 @@ def test_launches():
 
 
 def test_bytes():
-    """A sampling step moves a third of the bytes, at any batch."""
-    for flags in ((), ("--target", "cuda"), MIXED):
-        plans = re.findall(r"^ddim_step +-O(\d) .* (\d+) launches.*\n.*moves ([\d.]+) \+ ([\d.]+) b MB",
+    """A sampling step and, in f32, the autoencoder move a third of the bytes."""
+    for flags, name in (*itertools.product(((), ("--target", "cuda")), ("extract", "decode", "ddim_step")),
+                        (MIXED, "ddim_step")):
+        plans = re.findall(rf"^{name} +-O(\d) .* (\d+) launches.*\n.*moves ([\d.]+) \+ ([\d.]+) b MB",
                            stats_of_pvdm(*flags), re.M)
         plain, fused = (min((float(fixed) + float(batch), float(fixed), float(batch)) for level, count, fixed, batch in plans
                             if level == at and int(count) > 20) for at in "02")

@@ -695,6 +695,11 @@ static void test_axes(void **unused)
     enum { COUNT = sizeof rungs / sizeof *rungs };
     Codegen *cg = check_graph(grid, rungs, COUNT);
     uint32_t segments;
+    uint32_t turning = 0;                   // queries and keys, forward and backward
+    for (uint32_t g = 0; g < cg->plans[0]->group_count; g++)
+        for (int i = 0; i < 2; i++)
+            turning += cg->plans[0]->groups[g].rotary[i].x != 0;
+    assert_int_equal(turning, 16);
     // the gradient of the slice of w goes between zeros
     assert_int_equal(count_launches(cg, cg->plans[0], "pv_copy", &segments), 1);
     assert_true(count_launches(cg, cg->plans[COUNT - 1], "pv_copy", &segments) > 8);
