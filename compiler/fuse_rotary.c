@@ -5,17 +5,17 @@
 // need not be stored if all that reads it is attention, as query or key, and its gradient: their
 // kernels turn x as they load it. The partner of a column is its neighbour (swap_pairs), or the one
 // half the width away: concat of the halves of x in the other order, the first of them negated or
-// not. The tables are whatever [n, width] values there are, so nothing depends on their being cosines.
+// not. The tables are whatever [n, width] values there are: nothing asks them to be cosines.
 //
 // Where the gradient of attention reads y so, its kernel stores the gradient of x:
 //   dx = dy cos + transposed partner(dy sin),   or concat of that and the rest of dy,
 // with the same tables; a y whose gradient reads otherwise stays.
 //
-// Turning is 3 operations an element, beside a multiply-add or more for each row of the other side. A
-// block of queries turns its own rows once; keys are turned again by each block of queries, as they
-// are by a kernel of 128 (codegen/cuda/attention_mma.cu; 64 in f32). That takes a cached read of the tables, 8
-// bytes an element, each time, where a kernel of its own would take a read and a write of 2 or 4 bytes
-// to memory once, and a launch. It pays for up to about MOST_BLOCKS blocks; beyond them keys are
+// Turning is 3 operations an element, beside a multiply-add or more for each row of the other side.
+// A block of queries turns its own rows once; keys are turned again by each block of queries, of
+// 128 rows in codegen/cuda/attention_mma.cu, of 64 in f32. That takes a cached read of the tables,
+// 8 bytes an element, each time; a kernel of its own would take a read and a write of 2 or 4 bytes to
+// memory once, and a launch. It pays for up to about MOST_BLOCKS blocks; beyond them keys are
 // turned once, by a kernel of their own.
 #include <string.h>
 
