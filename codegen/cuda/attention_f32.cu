@@ -23,7 +23,7 @@ enum {
     KEYS = LARGE ? 32 : 64,
     ROWS = QUERIES / STEP, // of a thread
     COLUMNS = KEYS / 16,   // of its scores
-    P_STRIDE = KEYS + 16,  // two rows of a warp in different banks
+    P_STRIDE = KEYS + 4,   // two rows of a warp, 4 apart, in different banks
     Q_AT = 0,              // floats of shared memory
     K_AT = QUERIES * (ATT_D + 4),
     V_AT = K_AT + KEYS * (ATT_D + 4),
@@ -73,10 +73,7 @@ CX_FN void finish(Rows &rows, float *tile, float *lse, int first, int length, in
         CX_UNROLL
         for (int by = 8; by > 0; by >>= 1)
             sum += __shfl_xor_sync(CX_ALL_LANES, sum, by);
-        float factor = 1.f / sum;
-        CX_UNROLL
-        for (int j = 0; j < ATT_E / 16; j++)
-            tile[row * (ATT_E + 4) + column_of<ATT_E>(tx, j)] = rows.out[i][j] * factor;
+        put_row<ATT_E>(tile + row * (ATT_E + 4), rows.out[i], 1.f / sum, tx);
         if (lse && tx == 0 && first + row < length)
             lse[first + row] = rows.most[i] + logf(sum);
     }
@@ -92,7 +89,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 256 / THREADS)
     u32 blocks = ((u32)a.n + QUERIES - 1) / QUERIES;
     Problem problem = problem_of(a, block / blocks);
     int first = block % blocks * QUERIES, end = (int)a.m, thread = threadIdx.x;
-    int tx = thread & 15, ty = thread >> 4;
+    int tx = thread & 15, ty = row_of_thread(thread);
     if (ATT_CAUSAL)
         end = min(end, first + QUERIES);
     Matrix<StoredK> k = matrix_k(a, problem);

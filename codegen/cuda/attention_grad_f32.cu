@@ -26,7 +26,7 @@ enum {
     TILE = 32,                // of the other side
     ROWS = OWN / STEP,        // of a thread
     COLUMNS = TILE / 16,      // of its scores
-    P_STRIDE = TILE + 16,     // two rows of a warp in different banks
+    P_STRIDE = TILE + 4,      // two rows of a warp, 4 apart, in different banks
     D_AT = 0,                 // floats of shared memory: own rows of width ATT_D
     E_AT = OWN * (ATT_D + 4), // and of width ATT_E
     D_TILE = E_AT + OWN * (ATT_E + 4),
@@ -138,7 +138,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 256 / THREADS)
     const AttentionGradArgs &a = p.args[segment];
     u32 blocks = ((u32)a.f.m + OWN - 1) / OWN;
     Problem problem = problem_of(a.f, block / blocks);
-    int first = block % blocks * OWN, thread = threadIdx.x, tx = thread & 15, ty = thread >> 4;
+    int first = block % blocks * OWN, thread = threadIdx.x;
+    int tx = thread & 15, ty = row_of_thread(thread);
     const float *delta = (const float *)p.head.work[segment] + problem.number * a.f.n;
     load_tile<OWN, ATT_D, ATT_D + 4, THREADS>(tiles + D_AT, matrix_k(a.f, problem), first, thread);
     load_tile<OWN, ATT_E, ATT_E + 4, THREADS>(tiles + E_AT, matrix_v(a.f, problem), first, thread);
@@ -198,7 +199,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 256 / THREADS)
     const AttentionGradArgs &a = p.args[segment];
     u32 blocks = ((u32)a.f.n + OWN - 1) / OWN;
     Problem problem = problem_of(a.f, block / blocks);
-    int first = block % blocks * OWN, thread = threadIdx.x, tx = thread & 15, ty = thread >> 4;
+    int first = block % blocks * OWN, thread = threadIdx.x;
+    int tx = thread & 15, ty = row_of_thread(thread);
     int end = ATT_CAUSAL ? min((int)a.f.m, first + OWN) : (int)a.f.m;
     const float *delta = (const float *)p.head.work[segment] + problem.number * a.f.n;
     Matrix<StoredDo> d_o = matrix_do(a, problem);

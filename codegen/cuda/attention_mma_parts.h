@@ -8,6 +8,8 @@
  * / 4 and lane / 4 + 8, columns lane % 4 * 2 of each 8. With 32 rows a warp, a product with R x 16
  * rows of a tile has 4 R / (2 + R) HMMA a LDSM, one whose left operand is in registers 4.
  */
+#include "tile_walk.h"
+
 enum { BLOCKS = 2, WARP_ROWS = 16 * BLOCKS };
 
 typedef CxStored<ATT_HALF>::Element Half;
@@ -46,7 +48,7 @@ template <int rows, int width> CX_FN void load_tile(u8 *tile, const Matrix &from
         u32 to = cx_shared_address(tile);
         CX_NO_UNROLL
         for (int i = threadIdx.x; i < rows * CHUNKS; i += THREADS) {
-            int row = i / CHUNKS, chunk = i % CHUNKS;
+            int row = row_in_turn<CHUNKS, CHUNKS + 1>(i / CHUNKS), chunk = i % CHUNKS;
             bool inside = first + row < from.length && chunk * 8 < from.width;
             const Half *source = inside ? at_row(from, first + row) + chunk * 8 : from.at;
             cx_copy16(to + row * row_bytes(width) + chunk * 16, source, inside ? 16 : 0);
@@ -54,11 +56,13 @@ template <int rows, int width> CX_FN void load_tile(u8 *tile, const Matrix &from
         return;
     }
     CX_NO_UNROLL
-    for (int i = threadIdx.x; i < rows * width; i += THREADS) { // lanes along the denser axis
-        int row = from.d == 1 ? i / width : i % rows, column = from.d == 1 ? i % width : i / rows;
+    for (int i = threadIdx.x; i < rows * width; i += THREADS) {
+        int row = i / width, column = i % width;
+        if (from.d != 1) // lanes along the denser axis
+            turned_element<rows>(i, &row, &column);
         bool inside = first + row < from.length && column < from.width;
-        ((Half *)(tile + row * row_bytes(width)))[column] =
-            inside ? at_row(from, first + row)[(int64_t)column * from.d] : Half();
+        u16 bits = inside ? at_row(from, first + row)[(int64_t)column * from.d].bits : (u16)0;
+        ((Half *)(tile + row * row_bytes(width)))[column].bits = bits;
     }
 }
 
@@ -126,17 +130,19 @@ template <int rows, int width> CX_FN void store_tile(const Matrix &to, const u8 
     enum { CHUNKS = width / 8 };
     CX_NO_UNROLL
     for (int i = threadIdx.x; to.wide && i < rows * CHUNKS; i += THREADS) {
-        int row = i / CHUNKS, chunk = i % CHUNKS;
+        int row = row_in_turn<CHUNKS, CHUNKS + 1>(i / CHUNKS), chunk = i % CHUNKS;
         if (first + row < to.length && chunk * 8 < to.width)
             *(uint4 *)(at_row(to, first + row) + chunk * 8) =
                 *(const uint4 *)(tile + row * row_bytes(width) + chunk * 16);
     }
     CX_NO_UNROLL
     for (int i = threadIdx.x; !to.wide && i < rows * width; i += THREADS) {
-        int row = to.d == 1 ? i / width : i % rows, column = to.d == 1 ? i % width : i / rows;
+        int row = i / width, column = i % width;
+        if (to.d != 1)
+            turned_element<rows>(i, &row, &column);
+        Half value = ((const Half *)(tile + row * row_bytes(width)))[column];
         if (first + row < to.length && column < to.width)
-            at_row(to, first + row)[(int64_t)column * to.d] =
-                ((const Half *)(tile + row * row_bytes(width)))[column];
+            at_row(to, first + row)[(int64_t)column * to.d] = value;
     }
 }
 

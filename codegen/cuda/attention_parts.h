@@ -4,8 +4,10 @@
  * A template includes this inside its namespace; there is no include guard. Thread (ty, tx) holds
  * the rows ty + i threads / 16 of a product's result; of columns tx + 16 j where both factors are
  * walked along their rows, else vectors of `lanes_of` columns. Rows of a tile are 4 floats longer
- * than its width, a multiple of 16, so that 8 rows lie in different banks for 16-byte loads.
+ * than its width, a multiple of 16, so that 8 rows lie in different banks for 16-byte loads, and the
+ * two rows of a warp are 4 apart, in different banks for 4-byte stores.
  */
+#include "tile_walk.h"
 
 // How the struct's tensors are stored: f32, bf16 or f16; they are f32 in shared memory.
 #define ATT_STORED(types, index) CxStored<((types) >> 4 * (index)) & 15>::Element
@@ -31,27 +33,42 @@ CX_FN Matrix<Element> matrix_of(int64_t address, int64_t offset, int64_t n, int6
     return x;
 }
 
+CX_FN int row_of_thread(int thread)
+{
+    int number = thread >> 4;
+    return (number & 8) | (number & 1) << 2 | (number >> 1 & 3);
+}
+
 // Copies 16 bytes of elements into a tile, zeros if they are not `inside`. Copies of f32 are
-// asynchronous: cx_copy_commit and cx_copy_wait follow.
-CX_FN void load_run(float *to, const float *from, bool inside)
+// asynchronous: cx_copy_commit and cx_copy_wait follow. Of eight halves lanes that are `late` move
+// the last four first, for other banks.
+CX_FN void load_run(float *to, const float *from, bool inside, bool)
 {
     cx_copy16(cx_shared_address(to), from, inside ? 16 : 0);
 }
-template <typename Half> CX_FN void load_run(float *to, const Half *from, bool inside)
+template <typename Half> CX_FN void load_run(float *to, const Half *from, bool inside, bool late)
 {
-    float x[8] = {0.f, 0.f, 0.f, 0.f, 0.f, 0.f, 0.f, 0.f};
+    float x[8] = {0.f, 0.f, 0.f, 0.f, 0.f, 0.f, 0.f, 0.f}, first[4], second[4];
     if (inside)
         cx_read8(x, from);
-    cx_write8(to, x);
+    CX_UNROLL
+    for (int e = 0; e < 4; e++)
+        first[e] = late ? x[4 + e] : x[e], second[e] = late ? x[e] : x[4 + e];
+    cx_write4(to + (late ? 4 : 0), first);
+    cx_write4(to + (late ? 0 : 4), second);
 }
-CX_FN void store_run(float *to, const float *from)
+CX_FN void store_run(float *to, const float *from, bool)
 {
     *(float4 *)to = *(const float4 *)from;
 }
-template <typename Half> CX_FN void store_run(Half *to, const float *from)
+template <typename Half> CX_FN void store_run(Half *to, const float *from, bool late)
 {
-    float x[8];
-    cx_read8(x, from);
+    float x[8], first[4], second[4];
+    cx_read4(first, from + (late ? 4 : 0));
+    cx_read4(second, from + (late ? 0 : 4));
+    CX_UNROLL
+    for (int e = 0; e < 4; e++)
+        x[e] = late ? second[e] : first[e], x[4 + e] = late ? first[e] : second[e];
     cx_write8(to, x);
 }
 
@@ -63,16 +80,17 @@ CX_FN void load_tile(float *tile, const Matrix<Element> &from, int first, int th
     enum { RUN = 16 / sizeof(Element), RUNS = (width + RUN - 1) / RUN };
     CX_NO_UNROLL
     for (int i = thread; from.wide && i < rows * RUNS; i += threads) {
-        int row = i / RUNS, column = i % RUNS * RUN;
+        int row = row_in_turn<RUNS * RUN / 4, stride / 4>(i / RUNS), column = i % RUNS * RUN;
         bool inside = first + row < from.length && column < from.width;
         load_run(tile + row * stride + column,
-                 inside ? from.at + (first + row) * from.n + column : from.at, inside);
+                 inside ? from.at + (first + row) * from.n + column : from.at, inside,
+                 ((i >> 2) ^ row) & 1);
     }
     CX_NO_UNROLL
     for (int i = thread; !from.wide && i < rows * width; i += threads) {
-        int row = i / width, column = i % width; // lanes along the denser axis
-        if (from.d != 1)
-            row = i % rows, column = i / rows;
+        int row = row_in_turn<width / 4, stride / 4>(i / width), column = i % width;
+        if (from.d != 1) // lanes along the denser axis
+            turned_element<rows>(i, &row, &column);
         bool inside = first + row < from.length && column < from.width;
         tile[row * stride + column] =
             inside ? cx_read(from.at[(first + row) * from.n + column * from.d]) : 0.f;
@@ -130,21 +148,23 @@ CX_FN void store_tile(const Matrix<Element> &to, const float *tile, int first, i
     enum { RUN = 16 / sizeof(Element), RUNS = (width + RUN - 1) / RUN };
     CX_NO_UNROLL
     for (int i = thread; to.wide && i < rows * RUNS; i += threads) {
-        int row = i / RUNS, column = i % RUNS * RUN;
+        int row = row_in_turn<RUNS * RUN / 4, stride / 4>(i / RUNS), column = i % RUNS * RUN;
         if (first + row < to.length && column < to.width)
-            store_run(to.at + (first + row) * to.n + column, tile + row * stride + column);
+            store_run(to.at + (first + row) * to.n + column, tile + row * stride + column,
+                      ((i >> 2) ^ row) & 1);
     }
     CX_NO_UNROLL
     for (int i = thread; !to.wide && i < rows * width; i += threads) {
-        int row = i / width, column = i % width;
+        int row = row_in_turn<width / 4, stride / 4>(i / width), column = i % width;
         if (to.d != 1)
-            row = i % rows, column = i / rows;
+            turned_element<rows>(i, &row, &column);
+        float value = tile[row * stride + column];
         if (first + row < to.length && column < to.width)
-            cx_write(to.at + (first + row) * to.n + column * to.d, tile[row * stride + column]);
+            cx_write(to.at + (first + row) * to.n + column * to.d, value);
     }
 }
 
-CX_FN float dot4(const float4 &a, const float4 &b, float sum)
+CX_FN float dot4(float4 a, float4 b, float sum)
 {
     return fmaf(a.w, b.w, fmaf(a.z, b.z, fmaf(a.y, b.y, fmaf(a.x, b.x, sum))));
 }
@@ -228,16 +248,30 @@ CX_FN void multiply_columns(float (&c)[rows][width / 16], const float *a, const 
     }
 }
 
+// A thread's elements of a row, times factor, into a row of a tile.
+template <int width> CX_FN void put_row(float *row, const float (&c)[width / 16], float factor, int tx)
+{
+    enum { LANES = lanes_of(width) };
+    CX_UNROLL
+    for (int j = 0; j < width / 16; j += LANES) {
+        float *to = row + column_of<width>(tx, j);
+        if constexpr (LANES == 4)
+            *(float4 *)to = make_float4(c[j] * factor, c[j + 1] * factor, c[j + 2] * factor,
+                                        c[j + 3] * factor);
+        else if constexpr (LANES == 2)
+            *(float2 *)to = make_float2(c[j] * factor, c[j + 1] * factor);
+        else
+            *to = c[j] * factor;
+    }
+}
+
 // Results of multiply_columns, times factor, into a tile.
 template <int rows, int width, int step>
 CX_FN void spread(float *tile, const float (&c)[rows][width / 16], float factor, int ty, int tx)
 {
     CX_UNROLL
-    for (int i = 0; i < rows; i++) {
-        CX_UNROLL
-        for (int j = 0; j < width / 16; j++)
-            tile[(ty + i * step) * (width + 4) + column_of<width>(tx, j)] = c[i][j] * factor;
-    }
+    for (int i = 0; i < rows; i++)
+        put_row<width>(tile + (ty + i * step) * (width + 4), c[i], factor, tx);
 }
 
 template <typename Element>

@@ -18,8 +18,9 @@ enum {
     PART = ATT_LANES * STRIDE,                  // floats of a matrix of one problem
     S_STRIDE = ATT_LANES + 1,
     SCORES = ATT_LANES * S_STRIDE,
-    WHOLE = 4 * PART + 2 * SCORES, // q, k, v, do, P, dS; a multiple of 4
-    TOGETHER = 32 / ATT_LANES      // problems of a warp
+    TOGETHER = 32 / ATT_LANES,                  // problems of a warp
+    // q, k, v, do, P, dS; a multiple of 4, and problems' scores in different banks
+    WHOLE = 4 * PART + 2 * SCORES + (TOGETHER > 1 ? ATT_LANES : 0)
 };
 
 // sums[row, .. width) times scale: over i of weight[i] times row i of `rows`.

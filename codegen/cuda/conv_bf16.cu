@@ -65,10 +65,9 @@ struct Images {
     }
     __device__ Step step(int k)
     {
-        int channel, tap = channels.split(k, &channel);
-        bool there = k < size;
-        uint4 entry = table[there ? tap : 0];
-        return {(int)entry.y + channel * channel_step, entry.x, there};
+        int channel, tap = channels.split(min(k, size - 1), &channel);
+        uint4 entry = table[tap];
+        return {(int)entry.y + channel * channel_step, entry.x, k < size};
     }
     __device__ const Source *at(const Row &row, const Step &step, bool *inside)
     {
@@ -110,9 +109,8 @@ struct Weights {
     }
     __device__ Step step(int k)
     {
-        int channel, tap = channels.split(k, &channel);
-        bool there = k < size;
-        return {channel * channel_step + (int)table[there ? tap : 0].z * tap_step, there};
+        int channel, tap = channels.split(min(k, size - 1), &channel);
+        return {channel * channel_step + (int)table[tap].z * tap_step, k < size};
     }
     __device__ const Weight *at(const Row &row, const Step &step, bool *inside)
     {

@@ -87,7 +87,7 @@ template <int ROWS, int STRIDE> struct GatherRows {
     }
     __device__ void load(float *r, int step)
     {
-        int k0 = step * TILE_K + (int)threadIdx.x / ROWS;
+        int k0 = step * TILE_K + in_turn<ROWS>((int)threadIdx.x / ROWS);
         CX_UNROLL
         for (int i = 0; i < ELEMENTS; i++) {
             int k = k0 + i * APART, tap, channel = taps.split(k, &tap);
@@ -101,6 +101,7 @@ template <int ROWS, int STRIDE> struct GatherRows {
     }
     __device__ void put(const float *r, float *to)
     {
+        int k0 = in_turn<ROWS>((int)threadIdx.x / ROWS);
 #if TILE_NORM
         bool normed = norm.is_there();
 #endif
@@ -110,7 +111,7 @@ template <int ROWS, int STRIDE> struct GatherRows {
 #if TILE_NORM
             value = normed ? normalize(value, r[ELEMENTS + i], r[2 * ELEMENTS + i]) : value;
 #endif
-            to[((int)threadIdx.x / ROWS + i * APART) * STRIDE + (int)threadIdx.x % ROWS] = value;
+            to[(k0 + i * APART) * STRIDE + (int)threadIdx.x % ROWS] = value;
         }
     }
 };
@@ -183,10 +184,9 @@ struct GatherLast : FourChannels<DenseK<ROWS, STRIDE, VECTOR>> {
             CX_UNROLL
             for (int e = 0; e < 4; e += VECTOR ? 4 : 1) {
                 int k = step * TILE_K + this->k_of(i) + e, channel;
-                int tap = channels.split(k, &channel);
-                bool inside = k < this->size;
-                uint4 entry = table[i][inside ? tap : 0];
-                inside = inside && tap_inside(at[i], entry.x, in);
+                int tap = channels.split(min(k, this->size - 1), &channel);
+                uint4 entry = table[i][tap];
+                bool inside = k < this->size && tap_inside(at[i], entry.x, in);
                 const float *address = from[i] + (int)entry.y + channel;
                 if (VECTOR)
                     load_four<true>(r + 4 * i, address, inside ? 4 : 0);
@@ -237,21 +237,21 @@ template <int ROWS, int STRIDE> struct GatherW {
     }
     __device__ void load(float *r, int step)
     {
-        int k0 = step * TILE_K + (int)threadIdx.x / ROWS;
+        int k0 = step * TILE_K + in_turn<ROWS>((int)threadIdx.x / ROWS);
         CX_UNROLL
         for (int i = 0; i < COUNT; i++) {
-            int k = k0 + i * APART, rest, quotient = divider.split(k, &rest);
-            bool inside = there && k < size;
+            int k = k0 + i * APART, rest, quotient = divider.split(min(k, size - 1), &rest);
             int tap = CONV_LAST ? quotient : rest, channel = CONV_LAST ? rest : quotient;
-            u32 in_w = table[inside ? tap : 0].z;
-            r[i] = inside ? from[channel * channel_step + (int)in_w] : 0.f;
+            u32 in_w = table[tap].z;
+            r[i] = there && k < size ? from[channel * channel_step + (int)in_w] : 0.f;
         }
     }
     __device__ void put(const float *r, float *to)
     {
+        int k0 = in_turn<ROWS>((int)threadIdx.x / ROWS);
         CX_UNROLL
         for (int i = 0; i < COUNT; i++)
-            to[((int)threadIdx.x / ROWS + i * APART) * STRIDE + (int)threadIdx.x % ROWS] = r[i];
+            to[(k0 + i * APART) * STRIDE + (int)threadIdx.x % ROWS] = r[i];
     }
 };
 
@@ -416,7 +416,8 @@ template <class Dense> struct NormedChannels : Dense {
 };
 #endif
 
-// Positions in TILE_K neighbouring lanes; a thread has every THREADS / TILE_K-th (channel, tap).
+// Positions in TILE_K neighbouring lanes; a thread has every THREADS / TILE_K-th (channel, tap). Of 16
+// positions the last eight have columns two further, or before, so that their banks are others.
 struct GatherK {
     enum {
         COUNT = TILE_N * TILE_K / THREADS,
@@ -431,6 +432,10 @@ struct GatherK {
     NormedColumns<COUNT, APART> norm;
 #endif
 
+    CX_FN int first_column()
+    {
+        return (int)threadIdx.x / TILE_K ^ (int)threadIdx.x % TILE_K / 8 * 2;
+    }
     __device__ void set(const Problem &problem, const ConvArgs &args)
     {
         source = problem.source;
@@ -448,7 +453,7 @@ struct GatherK {
         int columns = problem.channels * problem.taps;
         CX_UNROLL
         for (int i = 0; i < COUNT; i++) {
-            int column = problem.n0 + (int)threadIdx.x / TILE_K + i * APART;
+            int column = problem.n0 + first_column() + i * APART;
             int number = column % problem.taps, channel = column / problem.taps;
             int w = number % (int)args.kernel[2], rest = number / (int)args.kernel[2];
             int h = rest % (int)args.kernel[1], d = rest / (int)args.kernel[1];
@@ -457,7 +462,7 @@ struct GatherK {
                         ((d * in[1] + h) * in[2] + w) * (int)position_step;
         }
 #if TILE_NORM
-        int first = problem.n0 + (int)threadIdx.x / TILE_K;
+        int first = problem.n0 + first_column();
         norm.set(args.norm, problem.group * columns + first, columns - first, problem.taps);
 #endif
     }
@@ -493,7 +498,7 @@ struct GatherK {
 #else
             float value = r[i];
 #endif
-            to[(int)threadIdx.x % TILE_K * ROW_B + (int)threadIdx.x / TILE_K + i * APART] = value;
+            to[(int)threadIdx.x % TILE_K * ROW_B + first_column() + i * APART] = value;
         }
     }
 };

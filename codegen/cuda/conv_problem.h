@@ -181,7 +181,7 @@ CX_FN long long source_element(const Problem &problem, const int *at)
 
 // Positions fall into classes by their first source coordinates modulo the factors of up-sampling:
 // how far it is from the first element to that of a tap depends on these alone. Each class has its
-// taps in the table, here is the number of the first.
+// taps in the table, an odd number of entries apart; here is the number of the first.
 CX_FN int taps_of(const Problem &problem, const int *at)
 {
     int number = 0;
@@ -191,7 +191,7 @@ CX_FN int taps_of(const Problem &problem, const int *at)
 #ifdef FAULT_CONV_CLASS // all positions are taken for the first class
     number = 0;
 #endif
-    return number * problem.taps;
+    return number * (problem.taps | 1);
 }
 
 // The table of taps, class by class: packed coordinates, step in the source, step in w.
@@ -216,7 +216,8 @@ CX_FN void make_taps(const Problem &problem, const ConvArgs &args, uint4 *table)
         }
         int step = (int)source_element(problem, at);
         int in_w = (place[0] * (int)args.kernel[1] + place[1]) * (int)args.kernel[2] + place[2];
-        table[entry] = make_uint4(packed, (u32)(step * (int)problem.source_position), (u32)in_w, 0);
+        table[entry / problem.taps * (problem.taps | 1) + entry % problem.taps] =
+            make_uint4(packed, (u32)(step * (int)problem.source_position), (u32)in_w, 0);
     }
     __syncthreads();
 }

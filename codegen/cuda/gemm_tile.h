@@ -28,6 +28,13 @@ enum {
 };
 #include "tile_out.h"
 
+// Row of a tile, or k of a step, that is number q where lanes walk rows of WIDTH floats that lie
+// WIDTH + 4 apart.
+template <int WIDTH> CX_FN int in_turn(int q)
+{
+    return row_in_turn<WIDTH / 4, WIDTH / 4 + 1>(q);
+}
+
 struct TileSums {
     float at[TILE_TM][TILE_TN];
 };
@@ -203,7 +210,7 @@ template <int ROWS, int STRIDE, bool VECTOR> struct DenseRows {
     }
     CX_FN int k_of(int i)
     {
-        return (int)((threadIdx.x + i * THREADS) / (ROWS / 4));
+        return in_turn<ROWS>((int)(threadIdx.x + i * THREADS) / (ROWS / 4));
     }
     __device__ void load_at(float *r, const float *from, int k0)
     {

@@ -88,21 +88,42 @@ struct Moments {
     float mean, squares; // sum of (x - mean)^2
 };
 
-// Loads elements [first, end) and finds their moments. kept: [(end - first) / RUN] in shared
-// memory; each thread reads there what it has written.
-CX_FN Moments find_moments(const Group &g, u32 first, u32 end, Run *kept, float *partial)
+// Run `number` as it is kept in shared memory: [RUN / 4, NORM_RESIDENT / RUN] fours of elements, so
+// that neighbours meet different banks.
+CX_FN float *kept_four(float *kept, u32 number, int four)
+{
+    return kept + (four * (NORM_RESIDENT / RUN) + (int)number) * 4;
+}
+CX_FN void keep_group(float *kept, u32 number, const Run &run)
+{
+    CX_UNROLL
+    for (int j = 0; j < RUN / 4; j++)
+        cx_write4(kept_four(kept, number, j), run.at + 4 * j);
+}
+CX_FN Run kept_group(float *kept, u32 number)
+{
+    Run run;
+    CX_UNROLL
+    for (int j = 0; j < RUN / 4; j++)
+        cx_read4(run.at + 4 * j, kept_four(kept, number, j));
+    return run;
+}
+
+// Loads elements [first, end) and finds their moments. Each thread reads in `kept` what it has
+// written.
+CX_FN Moments find_moments(const Group &g, u32 first, u32 end, float *kept, float *partial)
 {
     float sum = 0.f, squares = 0.f;
     CX_NO_UNROLL
     for (u32 i = first + threadIdx.x * RUN; i < end; i += THREADS * RUN) {
         Run q = load_group(g, i);
-        kept[(i - first) / RUN] = q;
+        keep_group(kept, (i - first) / RUN, q);
         sum += run_sum(q);
     }
     float mean = block_sum<THREADS>(sum, partial) / (float)(end - first);
     CX_NO_UNROLL
     for (u32 i = first + threadIdx.x * RUN; i < end; i += THREADS * RUN) {
-        Run q = kept[(i - first) / RUN];
+        Run q = kept_group(kept, (i - first) / RUN);
         CX_UNROLL
         for (int k = 0; k < RUN; k++) {
             float away = i + k < end ? q.at[k] - mean : 0.f;
@@ -191,7 +212,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1024 / THREADS)
     u32 chunks = ((u32)(a.c / a.groups * a.positions) + CHUNK - 1) / CHUNK;
     Group g = group_of(a, number / chunks);
     u32 first = number % chunks * CHUNK, end = (u32)min((int)(first + CHUNK), (int)g.count);
-    Moments moments = find_moments(g, first, end, (Run *)(shared + 64), (float *)shared);
+    Moments moments = find_moments(g, first, end, (float *)(shared + 64), (float *)shared);
     if (threadIdx.x == 0)
         ((float2 *)p.head.work[segment])[number] = make_float2(moments.mean, moments.squares);
 }
@@ -208,7 +229,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1024 / THREADS)
     u32 number = a.y ? block / chunks : block, first = a.y ? block % chunks * chunk : 0;
     Group g = group_of(a, number);
     u32 end = (u32)min((int)(first + chunk), (int)g.count);
-    Run *kept = (Run *)(shared + 64);
+    float *kept = (float *)(shared + 64);
     const float2 *parts = (const float2 *)p.head.work[segment] + number * chunks;
     Moments moments = chunks == 1 ? find_moments(g, first, end, kept, (float *)shared)
                                   : join_moments(g, parts, chunks, (float *)shared);
@@ -228,5 +249,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1024 / THREADS)
         return;
     CX_NO_UNROLL
     for (u32 i = first + threadIdx.x * RUN; i < end; i += THREADS * RUN)
-        store_group(a, g, i, chunks == 1 ? kept[i / RUN] : load_group(g, i), moments.mean, rstd);
+        store_group(a, g, i, chunks == 1 ? kept_group(kept, i / RUN) : load_group(g, i),
+                    moments.mean, rstd);
 }

@@ -54,8 +54,9 @@ CX_FN void find_moments(const GroupNormArgs &a, const Bundle &b, u32 first, u32 
     Run sum = {}, squares = {};
     CX_NO_UNROLL
     for (u32 i = first + place.position; place.busy && i < end; i += LANES) {
-        Kept &run = kept[(i - first) * RUNS + place.run];
+        Kept run;
         keep_run(run, x + i * a.x_position, RUN, true);
+        kept[(i - first) * RUNS + place.run] = run;
         Run values = expand<StoredX>(run);
         CX_UNROLL
         for (int j = 0; j < RUN; j++)
@@ -72,7 +73,8 @@ CX_FN void find_moments(const GroupNormArgs &a, const Bundle &b, u32 first, u32 
         mean.at[j] = place.busy ? shared.mean[(place.run * RUN + j) / members] : 0.f;
     CX_NO_UNROLL
     for (u32 i = place.position; place.busy && i < end - first; i += LANES) {
-        Run values = expand<StoredX>(kept[i * RUNS + place.run]);
+        Kept run = kept[i * RUNS + place.run];
+        Run values = expand<StoredX>(run);
         CX_UNROLL
         for (int j = 0; j < RUN; j++) {
             float away = values.at[j] - mean.at[j];

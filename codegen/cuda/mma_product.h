@@ -77,16 +77,23 @@ template <class Source, int ROWS, bool ALONG_K, bool CHUNKS> struct Operand {
         return ALONG_K ? chunk_of_row(row_of(i), k_of(i) / 8)
                        : chunk_of_k<ROWS>(k_of(i), row_of(i) / 8);
     }
+    // A chunk's elements one after another, as the code is there once; they move up in the words.
     __device__ void load_elements(u8 *to, int i, int step)
     {
+        uint4 chunk = make_uint4(0, 0, 0, 0);
+        float even = 0.f;
         CX_NO_UNROLL
         for (int e = 0; e < 8; e++) {
             bool inside;
             auto row = source.row(first + row_of(i) + (ALONG_K ? 0 : e));
             auto k = source.step(step * TILE_K + k_of(i) + (ALONG_K ? e : 0));
             auto from = source.at(row, k, &inside);
-            cx_write((CxStored<TILE_HALF>::Element *)to + e, inside ? cx_read(*from) : 0.f);
+            float value = inside ? cx_read(*from) : 0.f;
+            if (e % 2 == 1)
+                chunk = make_uint4(chunk.y, chunk.z, chunk.w, cx_pack_half<TILE_HALF>(even, value));
+            even = value;
         }
+        *(uint4 *)to = chunk;
     }
     __device__ void load(u8 *stage, int step)
     {

@@ -46,9 +46,17 @@ CX_FN void sum_channels(float *sums, const Run &run, const Bundle &b, float *scr
 {
     Place place = place_of(b);
     if (place.busy) {
+        float *to = scratch + place.position * LAST_CHANNELS + place.run * RUN;
+        bool late = RUN == 8 && (threadIdx.x & 4) != 0; // eight lanes, eight groups of four banks
+        float first[4], second[4];
         CX_UNROLL
-        for (int j = 0; j < RUN; j++)
-            scratch[place.position * LAST_CHANNELS + place.run * RUN + j] = run.at[j];
+        for (int j = 0; j < 4; j++) {
+            first[j] = late ? run.at[j + RUN - 4] : run.at[j];
+            second[j] = late ? run.at[j] : run.at[j + RUN - 4];
+        }
+        cx_write4(to + (late ? 4 : 0), first);
+        if (RUN == 8)
+            cx_write4(to + (late ? 0 : 4), second);
     }
     __syncthreads();
     if (threadIdx.x < b.channels) {

@@ -80,7 +80,8 @@ CX_FN u32 divide(u32 n, const Divider &d)
 
 // Elements that a thread takes at once: 16 bytes of them where they are halves or all is f32.
 enum { RUN = (NORM_TYPES) ? 8 : 4 };
-struct Run {
+struct __align__(16) Run
+{
     float at[RUN];
 };
 
@@ -128,7 +129,8 @@ template <typename Element> CX_FN void store_run(Element *to, const Run &run, in
             cx_write(to + j, run.at[j]);
 }
 // A run as a thread keeps it: f32, or the words of halves.
-struct Words {
+struct __align__(16) Words
+{
     u32 at[RUN / 2];
 };
 template <typename Element> struct KeptAs {

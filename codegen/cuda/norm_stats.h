@@ -88,6 +88,13 @@ struct Statistics {
         }
     }
 
+    // Row i of a column, where two lanes have a column's rows: 16 banks apart.
+    CX_FN int row_of(int i, int stride)
+    {
+        int half = stride % 8 == 4 ? 4 : 2;
+        return THREADS / TILE_N == 2 ? i / (2 * half) * (2 * half) + i % 2 * half + i / 2 % half : i;
+    }
+
     // `chunk` rows of positions from `at`, in shared memory, and the columns of channels from
     // `channel`, `there` of them.
     __device__ void add_columns(const float *values, int stride, int at, int channel, int there)
@@ -101,11 +108,11 @@ struct Statistics {
             int first = max(image * apart - at, 0), count = shared_positions(image, at, chunk);
             float sum = 0.f, squares = 0.f;
             CX_NO_UNROLL
-            for (int row = (int)threadIdx.x % each; row < count; row += each)
+            for (int i = (int)threadIdx.x % each, row; (row = row_of(i, stride)) < count; i += each)
                 sum += values[(first + row) * stride + column];
             float mean = lanes_sum<each>(sum) * cx_reciprocal((float)count);
             CX_NO_UNROLL
-            for (int row = (int)threadIdx.x % each; row < count; row += each) {
+            for (int i = (int)threadIdx.x % each, row; (row = row_of(i, stride)) < count; i += each) {
                 float away = values[(first + row) * stride + column] - mean;
                 squares += away * away;
             }

@@ -179,17 +179,20 @@ CX_FN void reduce_own(Pack<REDUCE_W> &sum, const ReduceArgs &a, const Element *x
 
 // The sum over y of all threads with the same x, in those with y = 0. shared: a pack a thread.
 template <int width, int across, int deep>
-CX_FN void add_threads(Pack<width> &sum, Pack<width> *shared, u32 x, u32 y)
+CX_FN void add_threads(Pack<width> &sum, Value *shared, u32 x, u32 y)
 {
-    shared[y * across + x] = sum;
+    store(shared + (y * across + x) * width, sum);
 #ifndef FAULT_COLUMNS // without it threads are added before they are done
     __syncthreads();
 #endif
     if (y != 0)
         return;
     CX_UNROLL
-    for (u32 other = 1; other < deep; other++)
-        add(sum, shared[other * across + x]);
+    for (u32 other = 1; other < deep; other++) {
+        Pack<width> more;
+        load(more, shared + (other * across + x) * width);
+        add(sum, more);
+    }
 }
 
 // The same where the threads of a result are a warp or the block.
@@ -251,7 +254,7 @@ extern "C" __global__ void __launch_bounds__(REDUCE_THREADS)
     if (REDUCE_ALONG && REDUCE_Y > 1)
         sum.at[0] = add_neighbours(sum.at[0], (Value *)shared);
     else if (REDUCE_Y > 1)
-        add_threads<COLUMNS, REDUCE_X, REDUCE_Y>(sum, (Pack<COLUMNS> *)shared, x, y);
+        add_threads<COLUMNS, REDUCE_X, REDUCE_Y>(sum, (Value *)shared, x, y);
     if (!valid || y != 0)
         return;
     if (cut.parts == 1 && a.sum == 0)
@@ -283,7 +286,7 @@ extern "C" __global__ void __launch_bounds__(REDUCE_THREADS)
             add(sum, pack);
         }
     }
-    add_threads<COLUMNS, JOIN_X, REDUCE_THREADS / JOIN_X>(sum, (Pack<COLUMNS> *)shared, x, y);
+    add_threads<COLUMNS, JOIN_X, REDUCE_THREADS / JOIN_X>(sum, (Value *)shared, x, y);
     if (unit < units && y == 0)
         store_result(a, (int64_t)unit * COLUMNS, sum);
 }

@@ -70,7 +70,7 @@ static void choose_long(const CudaLaunch *launch, const Facts *facts, CudaChoice
     int64_t d = round_up(facts->d, 16), e = round_up(facts->e, 16);
     bool large = d > 64 || e > 64, grad = facts->grad;
     int64_t own = grad ? d + e + 8 : d + 4, tile = grad || large ? 32 : 64;
-    int64_t floats = 64 * own + tile * (d + e + 8) + 64 * (tile + 16);
+    int64_t floats = 64 * own + tile * (d + e + 8) + 64 * (tile + 4);
     choice->file = grad ? "attention_grad_f32.cu" : "attention_f32.cu";
     choice->definitions = definitions_of(launch, facts, d, e);
     choice->shape = grad ? "pv_shape_attention_grad" : "pv_shape_attention";
@@ -93,7 +93,7 @@ static void choose_short(const CudaLaunch *launch, const Facts *facts, CudaChoic
         lanes *= 2;
     int64_t floats = 3 * lanes * stride;
     if (facts->grad)
-        floats = 4 * lanes * stride + 2 * lanes * (lanes + 1);
+        floats = 4 * lanes * stride + 2 * lanes * (lanes + 1) + (lanes < 32 ? lanes : 0);
     while (warps > 1 && warps * (32 / lanes) * floats * 4 > MOST_SHARED)
         warps /= 2;
     choice->file = facts->grad ? "attention_short_grad_f32.cu" : "attention_short_f32.cu";

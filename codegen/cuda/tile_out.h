@@ -13,6 +13,8 @@
  * code of the epilogue is there once, in a loop, and neighbouring threads write whole rows.
  */
 
+#include "tile_walk.h"
+
 /* ---- fours of elements of any storage ---- */
 
 // Those from `count` on are 0. VECTOR: at is a multiple of four elements, and count 0 or at least 4.
@@ -81,14 +83,18 @@ CX_FN void tile_rows(float *shared, int rows, int stride, Out &out, int m)
     if (Out::GATED && tile_column4() >= TILE_N / 2)
         return;
     CX_NO_UNROLL
-    for (int row = (int)threadIdx.x / (TILE_N / 4); row < rows; row += THREADS / (TILE_N / 4)) {
+    for (int i = (int)threadIdx.x / (TILE_N / 4); i < rows; i += THREADS / (TILE_N / 4)) {
+        int row = row_in_turn<TILE_N / 4, TILE_N / 4 + 1>(i);
         const float *at = shared + row * stride + tile_column4();
-        float4 four = *(const float4 *)at;
-        float value[4] = {four.x, four.y, four.z, four.w};
-        if constexpr (Out::GATED)
-            out.put(m + row, value, at + TILE_N / 2);
-        else
+        float value[4];
+        cx_read4(value, at);
+        if constexpr (Out::GATED) {
+            float gate[4];
+            cx_read4(gate, at + TILE_N / 2);
+            out.put(m + row, value, gate);
+        } else {
             out.put(m + row, value);
+        }
         if constexpr (Out::BY_COLUMN)
             cx_write4(shared + row * stride + tile_column4(), value);
     }

@@ -6,23 +6,25 @@
  * wavefront is a conflict.
  *
  * The hooks of race mode show accesses lane by lane, so the lanes of an instruction have to be
- * found again: they are those that come by the same path of calls to the same place the same number
- * of times since their warp was last together (a barrier or a collective of all its live lanes).
- * This is what hardware does where lanes go the same way through loops, or leave them early. Where
- * a lane goes past an access in one round and not in another, its later ones are counted with
- * those of other rounds. cp.async and ldmatrix come by the same way; what TMA and wgmma do to banks
- * is not modelled: their swizzle is made for them.
+ * found again: they are those that, since their warp was last together (a barrier or a collective of
+ * all its live lanes), come to the same place by the same path of calls in the same rounds of the
+ * loops around it. Hardware does the same where lanes that part in a loop meet again before its next
+ * round. Loops are found in the order of basic blocks: a step back goes to a loop's head, and the
+ * loop ends behind the last place from which one went there. cp.async and ldmatrix come by the same
+ * way; what TMA and wgmma do to banks is not modelled: their swizzle is made for them.
  *
- * Kernels are to be compiled with -fno-tree-sra, or vectors arrive in pieces. Structures that are
- * no vectors are taken word by word.
+ * Kernels are to be compiled with -fsanitize-coverage=trace-pc and -fno-reorder-blocks, or loops are
+ * not seen (then accesses count in the order in which a lane makes them), and with -fno-tree-sra, or
+ * vectors arrive in pieces. Structures that are no vectors are taken word by word.
  */
 #include <string.h>
 #include <algorithm>
 #include "internal.h"
 
-enum { BANKS = 32, DEEPEST = 64 };
+enum { BANKS = 32, DEEPEST = 64, LOOPS = 8 };
 
 struct Access { // of the lanes of a warp, at the same time
+    u64 round;
     u32 lanes;
     u32 offset[WARP];
 };
@@ -33,10 +35,21 @@ struct AccessSite { // a place and the way there
     u32 used; // of `accesses`, since the warp was together
     u32 count[WARP];
     std::vector<Access> accesses;
+    std::unordered_map<u64, u32> of_round; // where in them the round's latest is
+};
+struct Loop { // that a lane is in
+    const u8 *head;
+    u32 round;
+};
+struct Call {
+    u64 way;      // a hash of the calls up to it, and of their rounds
+    const u8 *at; // the basic block
+    int loop_count;
+    Loop loops[LOOPS];
 };
 struct LanePath { // the calls that a lane is in
     int depth;
-    u64 hash[DEEPEST];
+    Call calls[DEEPEST];
 };
 struct BankWarp {
     std::unordered_map<u64, AccessSite> sites;
@@ -44,7 +57,8 @@ struct BankWarp {
 };
 static BankWarp bank_warps[MAX_WARPS];
 static LanePath paths[MAX_THREADS];
-static std::vector<SimtBankSite> totals; // since simt_reset
+static std::unordered_map<const u8 *, const u8 *> loop_ends; // by head
+static std::vector<SimtBankSite> totals;                     // since simt_reset
 
 void start_counting_banks(void)
 {
@@ -52,23 +66,68 @@ void start_counting_banks(void)
         bank_warps[i].sites.clear();
         bank_warps[i].touched.clear();
     }
-    for (unsigned i = 0; i < block->thread_count; i++)
-        paths[i].depth = 0;
+    for (unsigned i = 0; i < block->thread_count; i++) {
+        paths[i].depth = 1;
+        paths[i].calls[0] = Call();
+    }
+}
+
+static Call &last_call(Thread *thread)
+{
+    LanePath &path = paths[thread->linear];
+    return path.calls[std::min<int>(path.depth, DEEPEST) - 1];
+}
+
+static u64 mix(u64 hash, u64 more)
+{
+    return (hash ^ more ^ hash >> 29) * 0x9E3779B97F4A7C15ull;
+}
+
+static u64 round_of(const Call &call)
+{
+    u64 hash = 0;
+    for (int i = 0; i < call.loop_count; i++)
+        hash = mix(mix(hash, (u64)(uintptr_t)call.loops[i].head), call.loops[i].round);
+    return hash;
 }
 
 void enter_call(const void *pc)
 {
+    const Call &from = last_call(block->current);
+    u64 way = mix(mix(from.way, (u64)(uintptr_t)pc), round_of(from));
     LanePath &path = paths[block->current->linear];
-    u64 before = path.depth ? path.hash[std::min<int>(path.depth, DEEPEST) - 1] : 0;
-    if (path.depth < DEEPEST)
-        path.hash[path.depth] = (before ^ (u64)(uintptr_t)pc) * 0x9E3779B97F4A7C15ull;
     path.depth++;
+    Call &call = last_call(block->current);
+    call.way = way;
+    call.at = nullptr;
+    call.loop_count = 0;
+}
+
+void enter_basic_block(const void *pc)
+{
+    Call &call = last_call(block->current);
+    const u8 *to = (const u8 *)pc, *from = call.at;
+    call.at = to;
+    int &count = call.loop_count;
+    if (to > from) {
+        while (count > 0 && loop_ends[call.loops[count - 1].head] < to)
+            count--;
+        return;
+    }
+    while (count > 0 && call.loops[count - 1].head > to)
+        count--;
+    const u8 *&end = loop_ends[to];
+    end = std::max(end, from);
+    if (count > 0 && call.loops[count - 1].head == to)
+        call.loops[count - 1].round++;
+    else if (count < LOOPS)
+        call.loops[count++] = {to, 1};
 }
 
 void leave_call(void)
 {
     LanePath &path = paths[block->current->linear];
-    path.depth -= path.depth > 0;
+    path.depth -= path.depth > 1;
 }
 
 // Wavefronts beyond the first of some lanes that are served together.
@@ -117,6 +176,7 @@ static void count_site(AccessSite &site)
         }
     }
     site.used = 0;
+    site.of_round.clear();
     memset(site.count, 0, sizeof site.count);
 }
 
@@ -127,12 +187,30 @@ void count_banks_of(unsigned warp)
     bank_warps[warp].touched.clear();
 }
 
+// The access of a lane in a round: that of the other lanes, or a new one.
+static Access &access_of(AccessSite &site, unsigned lane, u64 round)
+{
+    u32 number = site.count[lane]++; // the right one where all lanes make all rounds
+    if (number >= site.used || site.accesses[number].round != round) {
+        auto known = site.of_round.find(round);
+        number = known == site.of_round.end() ? site.used : known->second;
+    }
+    if (number < site.used && !(site.accesses[number].lanes >> lane & 1))
+        return site.accesses[number];
+    if (site.accesses.size() == site.used)
+        site.accesses.push_back(Access());
+    Access &access = site.accesses[site.used];
+    access.round = round;
+    access.lanes = 0;
+    site.of_round[round] = site.used++;
+    return access;
+}
+
 // `piece`: of an access that is made in several.
 static void note_piece(Thread *thread, u32 offset, u32 bytes, bool write, const void *pc, u32 piece)
 {
-    const LanePath &path = paths[thread->linear];
-    u64 way = path.depth ? path.hash[std::min<int>(path.depth, DEEPEST) - 1] : 0;
-    u64 key = (way ^ (u64)(uintptr_t)pc) * 0xD6E8FEB86659FD93ull + piece * 64 + bytes * 2 + write;
+    const Call &call = last_call(thread);
+    u64 key = mix(mix(call.way, (u64)(uintptr_t)pc), piece * 64 + bytes * 2 + write);
     BankWarp &warp = bank_warps[thread->warp];
     AccessSite &site = warp.sites[key];
     if (site.used == 0) {
@@ -141,13 +219,7 @@ static void note_piece(Thread *thread, u32 offset, u32 bytes, bool write, const 
         site.write = write;
         warp.touched.push_back(&site);
     }
-    u32 number = site.count[thread->lane]++;
-    if (number == site.used) {
-        if (site.accesses.size() == number)
-            site.accesses.push_back(Access());
-        site.accesses[site.used++].lanes = 0;
-    }
-    Access &access = site.accesses[number];
+    Access &access = access_of(site, thread->lane, round_of(call));
     access.lanes |= 1u << thread->lane;
     access.offset[thread->lane] = offset;
 }

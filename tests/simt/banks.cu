@@ -4,6 +4,7 @@
 enum {
     STORE_4, LOAD_4, STORE_8, LOAD_8, STORE_16, LOAD_16, STORE_2, COPY, MATRIX, // `apart` elements
     ROUNDS,   // one lane fewer each round: a row of 32 floats, or the same element of 32 rows
+    SKIPS,    // each lane leaves out a round of its own
     BRANCHES, // each half of the warp its own way to one function
     HALVES,   // one of two stores, a half of the warp each
     PAIRS,    // structures of two floats
@@ -59,6 +60,10 @@ CX_FN void store(u8 *shared, int kind, int apart, const uint4 *in)
     if (kind == ROUNDS)
         for (int i = 0; i < 32 - lane; i++)
             ((float *)shared)[apart ? i * 32 + lane : lane * 32 + i] = 1.f;
+    if (kind == SKIPS)
+        for (int i = 0; i < 32; i++)
+            if ((i + lane) % 32 != 5)
+                ((float *)shared)[i * 33 + lane * apart] = 1.f;
     if (kind == BRANCHES) {
         if (lane < 16)
             put((float *)shared + lane, 1.f);

@@ -201,6 +201,7 @@ void start_counting_banks(void); // of a block
 void forget_banks(void);
 void enter_call(const void *pc); // by the running thread
 void leave_call(void);
+void enter_basic_block(const void *pc); // by the running thread
 void note_shared_access(Thread *thread, u32 offset, u32 bytes, u32 width, bool write,
                         const void *pc); // width: of its pieces
 void note_matrix_access(const void *pc, bool write, u32 wavefronts); // eight rows of 16 bytes

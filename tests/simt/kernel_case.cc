@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 #include "cx_launch.h"
+#include "kernel_case_banks.h"
 #include "kernel_case_device.h"
 #include "kernel_case_image.h"
 extern "C" {
@@ -500,9 +501,12 @@ bool KernelCase::launch(Built *built)
     return ended;
 }
 
-bool KernelCase::try_mode(Built *built, int order, int async, int race, unsigned seed, bool quiet)
+// count_banks: of every access, for the figures of the template where it is not quiet.
+bool KernelCase::try_mode(Built *built, int order, int async, int race, unsigned seed, bool quiet,
+                          bool count_banks)
 {
     simt_config = {order, async, race, seed, quiet ? 0 : 4};
+    simt_config.banks = count_banks;
     simt_reset();
     for (Array &array : arrays)
         if (device_wanted())
@@ -510,7 +514,10 @@ bool KernelCase::try_mode(Built *built, int order, int async, int race, unsigned
         else
             memcpy(array.device, array.device_start.data(), array.device_start.size());
     std::string wrong = launch(built) ? compare() : "the launch did not end";
-    bool right = wrong.empty() && simt_stats.errors == 0 && simt_stats.bank_conflicts == 0;
+    if (wrong.empty() && count_banks && !quiet)
+        wrong = add_banks(built->choice.file);
+    bool conflicts = simt_stats.bank_conflicts != 0 && (quiet || !count_banks);
+    bool right = wrong.empty() && simt_stats.errors == 0 && !conflicts;
     if (right || quiet)
         return right;
     char text[512];
@@ -537,7 +544,7 @@ void KernelCase::run()
     if (!begin() || !build(true, nullptr, &built))
         return;
     run_reference();
-    passed += try_mode(&built, SIMT_IN_ORDER, SIMT_EAGER, 1, 1, false);
+    passed += try_mode(&built, SIMT_IN_ORDER, SIMT_EAGER, 1, 1, false, !device_wanted());
     if (device_wanted())
         return;
     passed += try_mode(&built, SIMT_REVERSE, SIMT_LATE, 1, 1, false);
@@ -564,8 +571,9 @@ void KernelCase::find_fault(const char *fault)
     if (!build(true, fault, &built))
         return;
     run_reference();
+    bool of_banks = strncmp(fault, "FAULT_BANKS", 11) == 0;
     for (unsigned seed = 1; seed <= 2; seed++)
-        if (try_mode(&built, SIMT_RANDOM_ORDER, SIMT_RANDOM_ASYNC, 1, seed, true))
+        if (try_mode(&built, SIMT_RANDOM_ORDER, SIMT_RANDOM_ASYNC, 1, seed, true, of_banks))
             fail(what, std::string(fault) + " was not found");
         else
             passed++;
@@ -577,6 +585,13 @@ int finish_cases(void)
         std::string wrong = make_images();
         if (!wrong.empty())
             fail("images", wrong);
+    }
+    if (!device_wanted() && !making_images()) {
+        std::string wrong = check_banks();
+        if (wrong.empty())
+            passed++;
+        else
+            fail("bank conflicts", wrong);
     }
     printf("%d passed, %d failed\n", passed, failed);
     return failed != 0;

@@ -95,7 +95,8 @@ private:
     bool begin();
     bool launch(Built *built);
     std::string compare();
-    bool try_mode(Built *built, int order, int async, int race, unsigned seed, bool quiet);
+    bool try_mode(Built *built, int order, int async, int race, unsigned seed, bool quiet,
+                  bool count_banks = false);
 };
 
 int finish_cases(void); // prints `N passed, N failed`; the exit status

@@ -80,7 +80,9 @@ std::string shared_object(const std::string &text, const std::string &name, bool
 #if SIMT_ASAN
     const char *checks = "-O1 -g -fsanitize=address,undefined";
 #else
-    const char *checks = race ? "-O1 -g -fno-tree-sra -fsanitize=thread" : driver.empty() ? "-O2" : "-O1";
+    const char *checks = driver.empty() ? "-O2" : "-O1";
+    if (race) // banks.cc tells why
+        checks = "-O1 -g -fno-tree-sra -fno-reorder-blocks -fsanitize=thread -fsanitize-coverage=trace-pc";
 #endif
     std::string library = driver.empty() ? "" : " " + driver;
     char suffix[32];

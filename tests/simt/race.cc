@@ -443,6 +443,11 @@ void __tsan_func_exit(void *)
     if (simt_config.banks && block && block->current)
         leave_call();
 }
+void __sanitizer_cov_trace_pc(void)
+{
+    if (simt_config.banks && block && block->current)
+        enter_basic_block(__builtin_return_address(0));
+}
 void __tsan_init(void) // called by a constructor of every instrumented image
 {
     instrumented_images++;

@@ -14,6 +14,7 @@ enum {
     COPY,
     MATRIX,
     ROUNDS,
+    SKIPS,
     BRANCHES,
     HALVES,
     PAIRS,
@@ -74,6 +75,7 @@ int main()
     check("two lanes a bank", STORE_2, 4, 1);
     check("rounds that end", ROUNDS, 1, 0);
     check("rounds that end, in one bank", ROUNDS, 0, 31 * 32 / 2);
+    check("rounds with lanes left out", SKIPS, 1, 0);
     check("two ways to a function", BRANCHES, 0, 0);
     check("two stores of half a warp", HALVES, 1, 0);
     check("two stores of half a warp", HALVES, 2, 0);
