@@ -107,6 +107,14 @@ CX_FN void add_row(ColumnSums &sums, const GradRow &row)
     }
 }
 
+// Where sum i lies in shared memory: fours of a warp's runs side by side, and where a run has two of
+// them those 16 banks apart.
+CX_FN int place_of(int i)
+{
+    int four = i % RUN / 4;
+    return i / (32 * RUN) * (32 * RUN) + four * 128 + ((i / RUN * 4 + four * 16) & 127) + i % 4;
+}
+
 // The sums of all warps, in their order; shared: [2, 32 RUN KEPT].
 CX_FN void store_sums(const ColumnSums &sums, float *to, int c, float *shared)
 {
@@ -114,12 +122,20 @@ CX_FN void store_sums(const ColumnSums &sums, float *to, int c, float *shared)
     for (int warp = 0; warp < ROWS; warp++) {
         if (warp == (int)threadIdx.x / 32) {
             CX_UNROLL
-            for (int j = 0; j < RUN * KEPT; j++) {
-                int i = row_begin(j / RUN) + j % RUN;
-                float gamma = warp ? shared[i] : 0.f,
-                      beta = warp ? shared[32 * RUN * KEPT + i] : 0.f;
-                shared[i] = gamma + sums.gamma[j / RUN].at[j % RUN];
-                shared[32 * RUN * KEPT + i] = beta + sums.beta[j / RUN].at[j % RUN];
+            for (int j = 0; j < RUN * KEPT; j += 4) {
+                float *at = shared + place_of(row_begin(j / RUN) + j % RUN);
+                float gamma[4] = {0.f, 0.f, 0.f, 0.f}, beta[4] = {0.f, 0.f, 0.f, 0.f};
+                if (warp) {
+                    cx_read4(gamma, at);
+                    cx_read4(beta, at + 32 * RUN * KEPT);
+                }
+                CX_UNROLL
+                for (int e = 0; e < 4; e++) {
+                    gamma[e] += sums.gamma[j / RUN].at[j % RUN + e];
+                    beta[e] += sums.beta[j / RUN].at[j % RUN + e];
+                }
+                cx_write4(at, gamma);
+                cx_write4(at + 32 * RUN * KEPT, beta);
             }
         }
 #ifndef FAULT_WARP_ORDER
@@ -127,8 +143,8 @@ CX_FN void store_sums(const ColumnSums &sums, float *to, int c, float *shared)
 #endif
     }
     for (int i = threadIdx.x; i < c; i += THREADS) {
-        to[i] = shared[i];
-        to[c + i] = shared[32 * RUN * KEPT + i];
+        to[i] = shared[place_of(i)];
+        to[c + i] = shared[32 * RUN * KEPT + place_of(i)];
     }
 }
 

@@ -16,6 +16,9 @@ template <int CHUNKS, int PITCH> CX_FN int row_in_turn(int q)
         STEP = CHUNKS * PITCH % 8, // as 1 / PITCH is PITCH modulo 8
         ROUND = STEP % 2 ? 8 : STEP == 4 ? 2 : 4
     };
+#ifdef FAULT_BANKS // row by row
+    return q;
+#endif
     int in_eight = q & 7;
     return STEP == 0 ? q : (q & ~7) | ((in_eight * STEP & 7) + in_eight / ROUND);
 }

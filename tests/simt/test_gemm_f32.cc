@@ -91,7 +91,9 @@ int main(void)
     check({"transposed, in fours", 68, 72, 40, 1, 2, false, false, 4, false, false, true, false,
            false, PV_ACT_RELU});
     check({"few rows", 5, 132, 520, 1, 1, true, true, 0, true, false, false, false, false, 0});
-    check({"few columns", 130, 8, 24, 1, 1, true, false, 0, true, true, false, true, false, 0});
+    Product narrow = {"few columns", 130, 8, 24, 1, 1, true, false, 0, true, true, false, true, false, 0};
+    check(narrow);
+    check(narrow, "FAULT_BANKS");
     check({"summed", 24, 20, 70, 3, 4, false, false, 2, false, false, false, true, true, 0});
     {
         KernelCase test("pv_gemm", pv_gemm, "128 x 128");
