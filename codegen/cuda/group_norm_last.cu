@@ -39,8 +39,11 @@ CX_FN u32 chunk_of(const GroupNormArgs &a)
 CX_FN float sum_group(const float *sums, u32 group, u32 members)
 {
     float sum = 0.f;
-    for (u32 i = group * members; i < (group + 1) * members; i++)
-        sum += sums[i];
+    u32 first = group * members, at = first / 32 % members; // so that neighbours meet other banks
+    for (u32 i = 0; i < members; i++) {
+        sum += sums[first + at];
+        at = at + 1 < members ? at + 1 : 0;
+    }
     return sum;
 }
 

@@ -122,14 +122,25 @@ static std::set<std::string> golden_lines(bool own)
     return kept;
 }
 
+// What matters of them: where nothing is left a line may be missing.
+static std::set<std::string> without_zeros(const std::set<std::string> &lines)
+{
+    std::set<std::string> kept;
+    for (const std::string &line : lines)
+        if (line.size() < 4 || line.compare(line.size() - 4, 4, ": 0\n") != 0)
+            kept.insert(line);
+    return kept;
+}
+
 std::string check_banks(void)
 {
     std::set<std::string> now, before = golden_lines(true), all = golden_lines(false);
     for (const auto &one : templates)
         now.insert(describe(one.first, one.second));
     if (!asked_to("update"))
-        return now == before ? ""
-                             : "banks.txt has\n" + join(before) + "and should have\n" + join(now);
+        return without_zeros(now) == without_zeros(before)
+                   ? ""
+                   : "banks.txt has\n" + join(before) + "and should have\n" + join(now);
     all.insert(now.begin(), now.end());
     FILE *file = fopen(golden_path().c_str(), "w");
     bool written = file && fputs(join(all).c_str(), file) >= 0;
