@@ -228,7 +228,7 @@ void note_shared_access(Thread *thread, u32 offset, u32 bytes, u32 width, bool w
                         const void *pc)
 {
     u32 piece = 0;
-    for (u32 at = 0; at < bytes; at += width, piece++) {
+    for (u32 at = 0; simt_config.banks == SIMT_COUNT_BANKS && at < bytes; at += width, piece++) {
         while (width > bytes - at)
             width /= 2;
         note_piece(thread, offset + at, width, write, pc, piece);

@@ -501,12 +501,12 @@ bool KernelCase::launch(Built *built)
     return ended;
 }
 
-// count_banks: of every access, for the figures of the template where it is not quiet.
+// banks: a SimtBanks; counted for the figures of the template where it is not quiet.
 bool KernelCase::try_mode(Built *built, int order, int async, int race, unsigned seed, bool quiet,
-                          bool count_banks)
+                          int banks)
 {
     simt_config = {order, async, race, seed, quiet ? 0 : 4};
-    simt_config.banks = count_banks;
+    simt_config.banks = banks;
     simt_reset();
     for (Array &array : arrays)
         if (device_wanted())
@@ -514,9 +514,10 @@ bool KernelCase::try_mode(Built *built, int order, int async, int race, unsigned
         else
             memcpy(array.device, array.device_start.data(), array.device_start.size());
     std::string wrong = launch(built) ? compare() : "the launch did not end";
-    if (wrong.empty() && count_banks && !quiet)
+    bool figures = banks == SIMT_COUNT_BANKS && !quiet;
+    if (wrong.empty() && figures)
         wrong = add_banks(built->choice.file);
-    bool conflicts = simt_stats.bank_conflicts != 0 && (quiet || !count_banks);
+    bool conflicts = simt_stats.bank_conflicts != 0 && !figures;
     bool right = wrong.empty() && simt_stats.errors == 0 && !conflicts;
     if (right || quiet)
         return right;
@@ -544,10 +545,11 @@ void KernelCase::run()
     if (!begin() || !build(true, nullptr, &built))
         return;
     run_reference();
-    passed += try_mode(&built, SIMT_IN_ORDER, SIMT_EAGER, 1, 1, false, !device_wanted());
+    passed += try_mode(&built, SIMT_IN_ORDER, SIMT_EAGER, 1, 1, false,
+                       device_wanted() ? SIMT_NO_BANKS : SIMT_LEARN_LOOPS);
     if (device_wanted())
         return;
-    passed += try_mode(&built, SIMT_REVERSE, SIMT_LATE, 1, 1, false);
+    passed += try_mode(&built, SIMT_REVERSE, SIMT_LATE, 1, 1, false, SIMT_COUNT_BANKS);
     passed += try_mode(&built, SIMT_RANDOM_ORDER, SIMT_RANDOM_ASYNC, 1, 1, false);
     const char *stress = getenv("PVDM_STRESS");
     for (unsigned i = 0; i < 9 * (stress ? (unsigned)atoi(stress) : 0); i++)
@@ -573,7 +575,8 @@ void KernelCase::find_fault(const char *fault)
     run_reference();
     bool of_banks = strncmp(fault, "FAULT_BANKS", 11) == 0;
     for (unsigned seed = 1; seed <= 2; seed++)
-        if (try_mode(&built, SIMT_RANDOM_ORDER, SIMT_RANDOM_ASYNC, 1, seed, true, of_banks))
+        if (try_mode(&built, SIMT_RANDOM_ORDER, SIMT_RANDOM_ASYNC, 1, seed, true,
+                     of_banks ? SIMT_COUNT_BANKS : SIMT_NO_BANKS))
             fail(what, std::string(fault) + " was not found");
         else
             passed++;

@@ -96,7 +96,7 @@ private:
     bool launch(Built *built);
     std::string compare();
     bool try_mode(Built *built, int order, int async, int race, unsigned seed, bool quiet,
-                  bool count_banks = false);
+                  int banks = 0);
 };
 
 int finish_cases(void); // prints `N passed, N failed`; the exit status

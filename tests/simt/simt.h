@@ -40,6 +40,9 @@ struct SimtParameters {
 enum SimtOrder { SIMT_IN_ORDER, SIMT_REVERSE, SIMT_RANDOM_ORDER };
 enum SimtAsync { SIMT_EAGER, SIMT_LATE, SIMT_RANDOM_ASYNC };
 
+// Of all accesses to shared memory. Where a loop ends is known when it has been run: learn first.
+enum SimtBanks { SIMT_NO_BANKS, SIMT_LEARN_LOOPS, SIMT_COUNT_BANKS };
+
 struct SimtConfig {
     int order;       // SimtOrder: which runnable thread goes on
     int async;       // SimtAsync: when an asynchronous operation takes effect
@@ -47,7 +50,7 @@ struct SimtConfig {
     unsigned seed;   // of both random choices
     int max_reports; // lines written to stderr; 0: none. All are counted
     int threads = 1; // of the host, that share the blocks of a grid; not used in race mode
-    int banks = 0;   // 1: count bank conflicts of all accesses (kernels compiled as for race mode)
+    int banks = 0;   // SimtBanks (kernels compiled as for race mode)
 };
 extern SimtConfig simt_config;
 

@@ -28,7 +28,7 @@ static void check(const char *what, int kind, int apart, uint64_t conflicts)
 {
     for (int order = SIMT_IN_ORDER; order <= SIMT_RANDOM_ORDER; order++) {
         simt_config = {order, SIMT_EAGER, SIMT_RACE, 1, 4};
-        simt_config.banks = 1;
+        simt_config.banks = SIMT_COUNT_BANKS;
         simt_reset();
         void *args[] = {&out, &in, &kind, &apart};
         simt_launch("access", access__simt, SimtDim(1), SimtDim(32), 32768, args);
