@@ -6,22 +6,23 @@
  * wavefront is a conflict.
  *
  * The hooks of race mode show accesses lane by lane, so the lanes of an instruction have to be
- * found again: they are those that, since their warp was last together (a barrier or a collective of
- * all its live lanes), come to the same place by the same path of calls in the same rounds of the
- * loops around it. Hardware does the same where lanes that part in a loop meet again before its next
- * round. Loops are found in the order of basic blocks: a step back goes to a loop's head, and the
- * loop ends behind the last place from which one went there. cp.async and ldmatrix come by the same
- * way; what TMA and wgmma do to banks is not modelled: their swizzle is made for them.
+ * found again: they are those that, since their warp was last together (a barrier or a collective
+ * of all its live lanes), come to the same place by the same path of calls in the same rounds of
+ * the loops around it. Hardware does the same where lanes that part in a loop meet again before its
+ * next round. A run that only learns shows the loops: a basic block that is come to again is a
+ * loop's head, and the blocks since its last visit are in the loop. cp.async and ldmatrix come by
+ * the same way; what TMA and wgmma do to banks is not modelled: their swizzle is made for them.
  *
- * Kernels are to be compiled with -fsanitize-coverage=trace-pc and -fno-reorder-blocks, or loops are
- * not seen (then accesses count in the order in which a lane makes them), and with -fno-tree-sra, or
- * vectors arrive in pieces. Structures that are no vectors are taken word by word.
+ * Kernels are to be compiled with -fsanitize-coverage=trace-pc, or loops are not seen (then
+ * accesses count in the order in which a lane makes them), with -fno-tree-sra, or vectors arrive in
+ * pieces, and with -fno-reorder-blocks, which keeps one instruction from lying in several places.
+ * Structures that are no vectors are taken word by word.
  */
 #include <string.h>
 #include <algorithm>
 #include "internal.h"
 
-enum { BANKS = 32, DEEPEST = 64, LOOPS = 8 };
+enum { BANKS = 32, DEEPEST = 64 };
 
 struct Access { // of the lanes of a warp, at the same time
     u64 round;
@@ -37,15 +38,15 @@ struct AccessSite { // a place and the way there
     std::vector<Access> accesses;
     std::unordered_map<u64, u32> of_round; // where in them the round's latest is
 };
-struct Loop { // that a lane is in
-    const u8 *head;
+struct Visit { // of a basic block, and how often it was come back to since
+    const void *block;
     u32 round;
 };
 struct Call {
-    u64 way;      // a hash of the calls up to it, and of their rounds
-    const u8 *at; // the basic block
-    int loop_count;
-    Loop loops[LOOPS];
+    u64 way; // a hash of the calls up to it, and of their rounds
+    bool hashed;
+    u64 round;                 // a hash of the rounds of the loops around the last block
+    std::vector<Visit> visits; // from the first block to the last, without rounds that are over
 };
 struct LanePath { // the calls that a lane is in
     int depth;
@@ -57,8 +58,15 @@ struct BankWarp {
 };
 static BankWarp bank_warps[MAX_WARPS];
 static LanePath paths[MAX_THREADS];
-static std::unordered_map<const u8 *, const u8 *> loop_ends; // by head
-static std::vector<SimtBankSite> totals;                     // since simt_reset
+static std::unordered_map<const void *, std::vector<const void *>> loops; // heads, by block
+static std::vector<SimtBankSite> totals;                                  // since simt_reset
+
+static void start_call(Call &call, u64 way)
+{
+    call.way = way;
+    call.hashed = false;
+    call.visits.clear();
+}
 
 void start_counting_banks(void)
 {
@@ -68,7 +76,7 @@ void start_counting_banks(void)
     }
     for (unsigned i = 0; i < block->thread_count; i++) {
         paths[i].depth = 1;
-        paths[i].calls[0] = Call();
+        start_call(paths[i].calls[0], 0);
     }
 }
 
@@ -83,45 +91,52 @@ static u64 mix(u64 hash, u64 more)
     return (hash ^ more ^ hash >> 29) * 0x9E3779B97F4A7C15ull;
 }
 
-static u64 round_of(const Call &call)
+static bool is_in(const std::vector<const void *> &heads, const void *head)
 {
-    u64 hash = 0;
-    for (int i = 0; i < call.loop_count; i++)
-        hash = mix(mix(hash, (u64)(uintptr_t)call.loops[i].head), call.loops[i].round);
-    return hash;
+    return std::find(heads.begin(), heads.end(), head) != heads.end();
+}
+
+static u64 round_of(Call &call)
+{
+    if (call.hashed)
+        return call.round;
+    call.hashed = true;
+    call.round = 0;
+    if (call.visits.empty())
+        return 0;
+    auto around = loops.find(call.visits.back().block);
+    for (const Visit &visit : call.visits)
+        if (around != loops.end() && is_in(around->second, visit.block))
+            call.round = mix(mix(call.round, (u64)(uintptr_t)visit.block), visit.round);
+    return call.round;
 }
 
 void enter_call(const void *pc)
 {
-    const Call &from = last_call(block->current);
+    Call &from = last_call(block->current);
     u64 way = mix(mix(from.way, (u64)(uintptr_t)pc), round_of(from));
-    LanePath &path = paths[block->current->linear];
-    path.depth++;
-    Call &call = last_call(block->current);
-    call.way = way;
-    call.at = nullptr;
-    call.loop_count = 0;
+    paths[block->current->linear].depth++;
+    start_call(last_call(block->current), way);
 }
 
 void enter_basic_block(const void *pc)
 {
     Call &call = last_call(block->current);
-    const u8 *to = (const u8 *)pc, *from = call.at;
-    call.at = to;
-    int &count = call.loop_count;
-    if (to > from) {
-        while (count > 0 && loop_ends[call.loops[count - 1].head] < to)
-            count--;
+    std::vector<Visit> &visits = call.visits;
+    call.hashed = false;
+    size_t at = visits.size();
+    while (at > 0 && visits[at - 1].block != pc)
+        at--;
+    if (at == 0) {
+        visits.push_back({pc, 0});
         return;
     }
-    while (count > 0 && call.loops[count - 1].head > to)
-        count--;
-    const u8 *&end = loop_ends[to];
-    end = std::max(end, from);
-    if (count > 0 && call.loops[count - 1].head == to)
-        call.loops[count - 1].round++;
-    else if (count < LOOPS)
-        call.loops[count++] = {to, 1};
+    if (simt_config.banks == SIMT_LEARN_LOOPS)
+        for (size_t i = at - 1; i < visits.size(); i++)
+            if (!is_in(loops[visits[i].block], pc))
+                loops[visits[i].block].push_back(pc);
+    visits.resize(at);
+    visits.back().round++;
 }
 
 void leave_call(void)
@@ -209,7 +224,7 @@ static Access &access_of(AccessSite &site, unsigned lane, u64 round)
 // `piece`: of an access that is made in several.
 static void note_piece(Thread *thread, u32 offset, u32 bytes, bool write, const void *pc, u32 piece)
 {
-    const Call &call = last_call(thread);
+    Call &call = last_call(thread);
     u64 key = mix(mix(call.way, (u64)(uintptr_t)pc), piece * 64 + bytes * 2 + write);
     BankWarp &warp = bank_warps[thread->warp];
     AccessSite &site = warp.sites[key];

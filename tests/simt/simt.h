@@ -40,7 +40,7 @@ struct SimtParameters {
 enum SimtOrder { SIMT_IN_ORDER, SIMT_REVERSE, SIMT_RANDOM_ORDER };
 enum SimtAsync { SIMT_EAGER, SIMT_LATE, SIMT_RANDOM_ASYNC };
 
-// Of all accesses to shared memory. Where a loop ends is known when it has been run: learn first.
+// Of all accesses to shared memory. What is in a loop is known when it has been run: learn first.
 enum SimtBanks { SIMT_NO_BANKS, SIMT_LEARN_LOOPS, SIMT_COUNT_BANKS };
 
 struct SimtConfig {

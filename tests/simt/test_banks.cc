@@ -28,9 +28,11 @@ static void check(const char *what, int kind, int apart, uint64_t conflicts)
 {
     for (int order = SIMT_IN_ORDER; order <= SIMT_RANDOM_ORDER; order++) {
         simt_config = {order, SIMT_EAGER, SIMT_RACE, 1, 4};
+        void *args[] = {&out, &in, &kind, &apart};
+        simt_config.banks = SIMT_LEARN_LOOPS;
+        simt_launch("access", access__simt, SimtDim(1), SimtDim(32), 32768, args);
         simt_config.banks = SIMT_COUNT_BANKS;
         simt_reset();
-        void *args[] = {&out, &in, &kind, &apart};
         simt_launch("access", access__simt, SimtDim(1), SimtDim(32), 32768, args);
         uint64_t told = 0;
         size_t count;
