@@ -426,18 +426,16 @@ struct GatherK {
     const float *source;
     long long image_step, position_step;
     int per, positions, size[3], in[3], step_of[3], origin[3];
+    int own_column;
     int offset[COUNT];
     u32 tap[COUNT]; // packed; ~0: there is no such column
 #if TILE_NORM
     NormedColumns<COUNT, APART> norm;
 #endif
 
-    CX_FN int first_column()
-    {
-        return (int)threadIdx.x / TILE_K ^ (int)threadIdx.x % TILE_K / 8 * 2;
-    }
     __device__ void set(const Problem &problem, const ConvArgs &args)
     {
+        own_column = (int)threadIdx.x / TILE_K ^ (int)threadIdx.x % TILE_K / 8 * 2;
         source = problem.source;
         image_step = problem.source_image;
         position_step = problem.source_position;
@@ -453,7 +451,7 @@ struct GatherK {
         int columns = problem.channels * problem.taps;
         CX_UNROLL
         for (int i = 0; i < COUNT; i++) {
-            int column = problem.n0 + first_column() + i * APART;
+            int column = problem.n0 + own_column + i * APART;
             int number = column % problem.taps, channel = column / problem.taps;
             int w = number % (int)args.kernel[2], rest = number / (int)args.kernel[2];
             int h = rest % (int)args.kernel[1], d = rest / (int)args.kernel[1];
@@ -462,7 +460,7 @@ struct GatherK {
                         ((d * in[1] + h) * in[2] + w) * (int)position_step;
         }
 #if TILE_NORM
-        int first = problem.n0 + first_column();
+        int first = problem.n0 + own_column;
         norm.set(args.norm, problem.group * columns + first, columns - first, problem.taps);
 #endif
     }
@@ -498,7 +496,7 @@ struct GatherK {
 #else
             float value = r[i];
 #endif
-            to[(int)threadIdx.x % TILE_K * ROW_B + first_column() + i * APART] = value;
+            to[(int)threadIdx.x % TILE_K * ROW_B + own_column + i * APART] = value;
         }
     }
 };

@@ -179,9 +179,15 @@ CX_FN long long source_element(const Problem &problem, const int *at)
     return row * columns + (at[2] >> problem.up(2));
 }
 
+CX_FN int taps_apart(int taps) // from class to class
+{
+    return taps + ((3 - taps) & 7);
+}
+
 // Positions fall into classes by their first source coordinates modulo the factors of up-sampling:
 // how far it is from the first element to that of a tap depends on these alone. Each class has its
-// taps in the table, an odd number of entries apart; here is the number of the first.
+// taps in the table, 3 entries apart modulo 8 where there are several: neighbours of two classes, each at
+// two taps, meet different banks. Here is the number of the first.
 CX_FN int taps_of(const Problem &problem, const int *at)
 {
     int number = 0;
@@ -191,15 +197,18 @@ CX_FN int taps_of(const Problem &problem, const int *at)
 #ifdef FAULT_CONV_CLASS // all positions are taken for the first class
     number = 0;
 #endif
-    return number * (problem.taps | 1);
+    return number * taps_apart(problem.taps);
 }
 
 // The table of taps, class by class: packed coordinates, step in the source, step in w.
 CX_FN void make_taps(const Problem &problem, const ConvArgs &args, uint4 *table)
 {
-    int count = problem.taps << (problem.up(0) + problem.up(1) + problem.up(2));
+    int classes = 1 << (problem.up(0) + problem.up(1) + problem.up(2));
+    int apart = taps_apart(problem.taps), count = (classes - 1) * apart + problem.taps;
     for (int entry = (int)threadIdx.x; entry < count; entry += THREADS) {
-        int at[3] = {0, 0, 0}, place[3] = {0, 0, 0}, rest = entry % problem.taps;
+        int at[3] = {0, 0, 0}, place[3] = {0, 0, 0}, rest = entry % apart;
+        if (rest >= problem.taps)
+            continue;
         CX_UNROLL
         for (int axis = 2; axis >= FIRST_AXIS; axis--) {
             int number = rest % problem.tap_count[axis];
@@ -208,7 +217,7 @@ CX_FN void make_taps(const Problem &problem, const ConvArgs &args, uint4 *table)
             place[axis] = problem.tap_first[axis] + number * problem.tap_step[axis];
         }
         u32 packed = pack_tap(at[0], at[1], at[2]);
-        rest = entry / problem.taps; // the class
+        rest = entry / apart; // the class
         CX_UNROLL
         for (int axis = 2; axis >= FIRST_AXIS; axis--) {
             at[axis] += rest & ((1 << problem.up(axis)) - 1);
@@ -216,8 +225,7 @@ CX_FN void make_taps(const Problem &problem, const ConvArgs &args, uint4 *table)
         }
         int step = (int)source_element(problem, at);
         int in_w = (place[0] * (int)args.kernel[1] + place[1]) * (int)args.kernel[2] + place[2];
-        table[entry / problem.taps * (problem.taps | 1) + entry % problem.taps] =
-            make_uint4(packed, (u32)(step * (int)problem.source_position), (u32)in_w, 0);
+        table[entry] = make_uint4(packed, (u32)(step * (int)problem.source_position), (u32)in_w, 0);
     }
     __syncthreads();
 }

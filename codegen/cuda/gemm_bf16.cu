@@ -153,15 +153,22 @@ struct NormedOperand : Operand<Source, ROWS, true, CHUNKS> {
         CX_UNROLL
         for (int i = 0; i < COUNT; i++) {
             auto row = this->source.row(this->first + this->row_of(i));
+            u32 words[4] = {0, 0, 0, 0};
             CX_NO_UNROLL
-            for (int e = 0; e < 8; e++) {
-                bool inside;
-                float a, d;
-                auto from = this->source.at(row, this->source.step(k + e), &inside);
-                norm[i].get(&a, &d, k + e, inside);
-                cx_write((CxStored<TILE_HALF>::Element *)(stage + this->place_of(i)) + e,
-                         normalize(inside ? cx_read(*from) : 0.f, a, d));
+            for (int e = 0; e < 8; e += 2) {
+                float pair[2];
+                CX_UNROLL
+                for (int half = 0; half < 2; half++) {
+                    bool inside;
+                    float a, d;
+                    auto from = this->source.at(row, this->source.step(k + e + half), &inside);
+                    norm[i].get(&a, &d, k + e + half, inside);
+                    pair[half] = normalize(inside ? cx_read(*from) : 0.f, a, d);
+                }
+                words[0] = words[1], words[1] = words[2], words[2] = words[3];
+                words[3] = cx_pack_half<TILE_HALF>(pair[0], pair[1]);
             }
+            *(uint4 *)(stage + this->place_of(i)) = make_uint4(words[0], words[1], words[2], words[3]);
         }
     }
 };

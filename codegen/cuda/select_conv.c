@@ -87,7 +87,7 @@ static int64_t table_entries(const CudaLaunch *launch)
         ConvArgs args;
         tile_numbers(launch, i, 1, (int64_t *)&args);
         int64_t taps = volume(args.kernel), up = args.x_shift[0] + args.x_shift[1] + args.x_shift[2];
-        taps = up > 0 ? (taps | 1) << up : taps;
+        taps = up > 0 ? (taps + ((3 - taps) & 7)) << up : taps;
         most = taps > most ? taps : most;
     }
     return most;

@@ -68,9 +68,13 @@ CX_FN void add_piece(Out &out, const float *results, int stride, int m, int n0)
     out.column(n0 + column);
     out.begin(m);
     CX_NO_UNROLL
-    for (int row = 0; row < COLLECT_ROWS; row++)
-        if (out.is_row(m + row))
-            out.stats.add(results + row * stride + column);
+    for (int row = 0; row < COLLECT_ROWS; row++) {
+        if (out.is_row(m + row)) {
+            float value[4];
+            cx_read4(value, results + row * stride + column);
+            out.stats.add(value);
+        }
+    }
     out.stats.leave();
 }
 #endif
