@@ -270,6 +270,8 @@ void launch_copy(Lower *lower, PlanArg y, PlanArg x, const CopyShape *shape, DTy
 Dim count_of(const Type *type);
 int64_t real_size(const Lower *lower);                   // bytes of a working real
 size_t size_of(const Lower *lower, Val val);             // bytes of an element, as it is stored
+// Bytes of an element of `dtype` where it is stored like this.
+size_t place_size(const Lower *lower, PlanArg place, DType dtype);
 // Argument `types` of the launch: the storage of the arguments first .. first + count - 1, and of
 // those in more[0 .. more_count - 1].
 void set_types(Lower *lower, size_t types, size_t first, uint32_t count, const size_t *more,

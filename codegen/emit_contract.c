@@ -369,9 +369,10 @@ static void launch_gemm(Lower *lower, const Group *group, const Node *node, cons
     NormTablePlaces table = group_table_places(lower, group);
     PlanArg b = p->swapped ? x : y;
     if (group->gate && group->gate_first) {            // values are the second half
-        int64_t bytes = (int64_t)element_size(lower->cg->module, node->type[0]->dtype);
-        *(p->b_n.batch ? &b.c : &b.a) += p->n.n / 2 * p->b_n.n * bytes;
-        bias.a += group->bias ? p->n.n / 2 * bytes : 0;
+        DType dtype = node->type[0]->dtype;
+        *(p->b_n.batch ? &b.c : &b.a) +=
+            p->n.n / 2 * p->b_n.n * (int64_t)place_size(lower, b, dtype);
+        bias.a += group->bias ? p->n.n / 2 * (int64_t)place_size(lower, bias, dtype) : 0;
     }
     launch_begin(lower, "pv_gemm", sizeof(GemmArgs) / 8);
     set_arg(lower, ARG(GemmArgs, c), c);
@@ -471,8 +472,9 @@ static PlanArg spread_result(Lower *lower, const Group *group, const Node *node,
     PlanArg place = arg_none();
     bool mixed = is_mixed_plan(lower->work);
     View there = view_of(lower->work, group->results[0]), result = {.base = 0};
-    if (mixed ? !strides_as(lower, group->results[0], node->type[0], result.stride)
-              : !anchor_strides(lower->work, group, &there, &result))
+    if (mixed && !group->gate
+            ? !strides_as(lower, group->results[0], node->type[0], result.stride)
+            : !anchor_strides(lower->work, group, &there, &result))
         bug("a product that cannot write its result");
     View added = result;
     if (group->residual) {

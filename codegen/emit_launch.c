@@ -106,8 +106,7 @@ Dim count_of(const Type *type)
     return count;
 }
 
-// Bytes of an element of `dtype` where it is stored like this.
-static size_t place_size(const Lower *lower, PlanArg place, DType dtype)
+size_t place_size(const Lower *lower, PlanArg place, DType dtype)
 {
     return place.store != PV_STORE_REAL ? 2 : element_size(lower->cg->module, dtype);
 }

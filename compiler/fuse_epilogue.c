@@ -484,7 +484,7 @@ static Val match_gate(const Matcher *m, Group *group, const Node *anchor, Val va
     const Type *type = anchor->type[0];
     uint32_t axis = type->rank - 1;
     NodeId halves[2], act;
-    if (!work->takes_gates || is_mixed_plan(work) || group->norm.x || type->dim[axis].batch ||
+    if (group->norm.x || type->dim[axis].batch ||
         type->dim[axis].n % 2 != 0 || (group->bias && group->bias_axis != axis) ||
         !is_column_axis(anchor, axis))
         return val;

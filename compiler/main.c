@@ -108,7 +108,6 @@ static void add_plan(Build *build, uint32_t entry, uint32_t variant, int level, 
     work->variant = &work->entry->variants[variant];
     work->variant_index = variant;
     work->level = level;
-    work->takes_gates = build->module->storage == DT_NONE;     // tensor cores' kernels do not
     work->rungs = !taps && build->options.choose_rungs ? build->options.rungs : level_rungs(level);
     work->taps = taps;
     work->arena = arena_new();

@@ -154,7 +154,6 @@ typedef struct Work {
     int level;                 // 0, 1, 2
     uint32_t rungs;            // Rung bits; a plan of a level has level_rungs(level)
     bool taps;
-    bool takes_gates;          // kernels of products multiply the halves of their columns
     Arena *arena;
     // A table's row (partial.c): of a step, the plan that makes it and its bytes; of such a plan,
     // the place of each output in it.

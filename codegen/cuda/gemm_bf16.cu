@@ -8,7 +8,7 @@
  *   GEMM_A_8 GEMM_B_8     1: it is copied in chunks
  *   GEMM_A GEMM_B GEMM_C GEMM_RESIDUAL GEMM_BIAS   PvStorage of each
  *   GEMM_C_4              1: c and the residual are accessed four elements at a time
- *   GEMM_ACT GEMM_SUM                              as in gemm_f32.cu
+ *   GEMM_ACT GEMM_SUM GEMM_GATE                    as in gemm_f32.cu
  *   GEMM_IMAGE_ROWS       1: rows are positions of images (image_rows); then
  *   TILE_NORM             a is normalized (norm_load.h) in segments with a table, before it is rounded
  *   TILE_STATS            1: norm tables of c, as it is stored, are made (norm_stats.h)
@@ -75,6 +75,32 @@ template <class Element> struct Matrix {
         return base + (*inside ? row.offset + step.offset : 0);
     }
 };
+
+#if GEMM_GATE
+// B, whose rows in the right half of a tile are the gates of those in the left.
+struct Gated : Matrix<BElement> {
+    int first;       // row of the tile
+    long long apart; // elements from a value to its gate
+
+    __device__ void set_gates(const GemmArgs &args, int first_)
+    {
+        first = first_;
+        apart = args.gate * row_step;
+    }
+    __device__ Row row(int number)
+    {
+        bool is_gate = number - first >= (int)COLUMNS;
+        number -= is_gate ? (int)COLUMNS : 0;
+#ifdef FAULT_GEMM_GATE // values are their own gates
+        is_gate = false;
+#endif
+        return {number * row_step + (is_gate ? apart : 0), number < rows};
+    }
+};
+typedef Gated SourceB;
+#else
+typedef Matrix<BElement> SourceB;
+#endif
 
 #if TILE_NORM
 // Rows of A that are normalized: a step's chunks are fetched before the product of another one, and
@@ -195,11 +221,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 #else
     Operand<Matrix<AElement>, TILE_M, GEMM_A_K, GEMM_A_8> a;
 #endif
-    Operand<Matrix<BElement>, TILE_N, GEMM_B_K, GEMM_B_8> b;
+    Operand<SourceB, TILE_N, GEMM_B_K, GEMM_B_8> b;
     a.source.set(args, (const AElement *)args.a + place.i0 * args.a0 + place.i1 * args.a1, args.m,
                  args.a_m, args.a_k, args.a0, args.a1);
     b.source.set(args, (const BElement *)args.b + place.i0 * args.b0 + place.i1 * args.b1, args.n,
                  args.b_n, args.b_k, args.b0, args.b1);
+#if GEMM_GATE
+    b.source.set_gates(args, place.n0);
+#endif
     a.set(place.m0);
     b.set(place.n0);
 #if TILE_NORM

@@ -1,6 +1,7 @@
 /* Tiles of a matrix product (GemmArgs) and its epilogue, whatever makes the sums. Included in a
- * kernel's namespace behind the header of a tile product. Definitions: GEMM_C_4, GEMM_ACT, GEMM_SUM,
- * GEMM_GATE, TILE_STATS as in gemm_f32.cu; GEMM_IMAGE_ROWS 1: statistics are of images whose positions
+ * kernel's namespace behind the header of a tile product, whose GATE_COLUMNS values stand before as
+ * many gates in a tile that has any. Definitions: GEMM_C_4, GEMM_ACT, GEMM_SUM, GEMM_GATE,
+ * TILE_STATS as in gemm_f32.cu; GEMM_IMAGE_ROWS 1: statistics are of images whose positions
  * are rows (image_rows); COut, Residual and Bias are types of elements (storage.h).
  */
 #if TILE_STATS == 1
@@ -58,7 +59,7 @@ struct Out {
 #elif TILE_STATS
     enum { BY_COLUMN = ROWS_ARE_POSITIONS, GATED = 0 };
 #else
-    enum { BY_COLUMN = 0, GATED = COLUMNS < TILE_N };
+    enum { BY_COLUMN = 0, GATED = COLUMNS < TILE_N ? (int)GATE_COLUMNS : 0 };
 #endif
     COut *c;
     const Residual *residual;

@@ -25,6 +25,7 @@ enum {
     ROW_A = TILE_M + 4, // floats from k to k + 1
     ROW_B = TILE_N + 4,
     BUFFER = TILE_K * (ROW_A + ROW_B),
+    GATE_COLUMNS = TILE_N / 2,
 };
 #include "tile_out.h"
 

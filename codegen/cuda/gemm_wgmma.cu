@@ -7,7 +7,7 @@
  * Definitions: those of wgmma_product.h, and
  *   GEMM_C GEMM_RESIDUAL GEMM_BIAS   PvStorage of each
  *   GEMM_C_4      1
- *   GEMM_ACT GEMM_SUM                as in gemm_f32.cu
+ *   GEMM_ACT GEMM_SUM GEMM_GATE      as in gemm_f32.cu; with gates TILE_N is 128 or 256
  *   TILE_STATS    2: norm tables of c, as it is stored, are made, of segments that want one; rows are
  *                 positions of images (image_rows)
  */
@@ -27,7 +27,7 @@ CX_FN int steps_of(const Launch &p, u32 segment, int)
 CX_FN Place place_in(const GemmArgs &args, const WgmmaPlan &plan, int tile)
 {
     Place place;
-    place.n0 = tile % (int)plan.n_tiles * TILE_N;
+    place.n0 = tile % (int)plan.n_tiles * COLUMNS;
     tile /= (int)plan.n_tiles;
     place.m0 = tile % (int)plan.m_tiles * TILE_M;
     int batch = tile / (int)plan.m_tiles, batch1 = (int)args.batch1;
@@ -63,6 +63,21 @@ struct Loads {
             cx_tma_load4(to, map, full, k, row, i1, i0);
         }
     }
+#if GEMM_GATE
+    // 64 values, their gates, the next 64... The map has all rows, whichever come first.
+    __device__ void gated(u32 to, const cx_tmap *map, u32 full, int n0, int k, int i1, int i0)
+    {
+        int gate = (int)args->gate;
+        n0 -= gate < 0 ? gate : 0;
+#ifdef FAULT_GEMM_GATE // values are their own gates
+        gate = 0;
+#endif
+        CX_UNROLL
+        for (int i = 0; i < TILE_N / 64; i++)
+            operand<WG_B_MN, 64>(to + (u32)(i * PANEL), map, full,
+                                 n0 + i / 2 * 64 + i % 2 * gate, k, i1, i0);
+    }
+#endif
     __device__ void step(u32 stage, u32 full, int step)
     {
         int i0 = place.i0, i1 = place.i1;
@@ -74,8 +89,12 @@ struct Loads {
         }
         int k = step * WGMMA_TILE_K;
         operand<WG_A_MN, TILE_M>(stage, a, full, place.m0, k, args->a1 ? i1 : 0, args->a0 ? i0 : 0);
+#if GEMM_GATE
+        gated(stage + STAGE_A, b, full, place.n0, k, args->b1 ? i1 : 0, args->b0 ? i0 : 0);
+#else
         operand<WG_B_MN, TILE_N>(stage + STAGE_A, b, full, place.n0, k, args->b1 ? i1 : 0,
                                  args->b0 ? i0 : 0);
+#endif
     }
 };
 

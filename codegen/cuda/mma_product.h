@@ -24,6 +24,7 @@ enum {
     THREADS = 32 * WARPS_M * (TILE_N / WARP_N),
     STAGE_A = TILE_M * TILE_K * 2, // bytes
     STAGE = (TILE_M + TILE_N) * TILE_K * 2,
+    GATE_COLUMNS = TILE_N / 2,
 };
 #include "tile_out.h"
 

@@ -122,7 +122,7 @@ bool cuda_select_gemm(const CudaLaunch *launch, CudaChoice *choice)
         !tile_norm_act(launch, AT(norm.table), AT(norm.act), &one.norm.act))
         return false;
     int gates = has_gates(launch);
-    if (gates < 0 || (gates > 0 && (taken_apart || one.types || one.sum_batch || one.sum)))
+    if (gates < 0 || (gates > 0 && (taken_apart || one.sum_batch || one.sum)))
         return false;
     usual.n *= gates > 0 ? 2 : 1;
     int64_t batches = one.sum_batch ? 1 : usual.batch0 * usual.batch1;

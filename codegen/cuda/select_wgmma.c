@@ -27,14 +27,16 @@ static const WgmmaTile tiles[] = {
     {256, 64, 2, 4, 1.35}, {128, 64, 2, 6, 1.6},  {64, 128, 1, 3, 1.6},
 };
 
-// The tile with the lowest predicted cost for m x n sums of `batches` products of `steps` steps.
-// A grid that does not fill the machine can be cut into parts, down to a few steps.
-static const WgmmaTile *tile_of(int64_t m, int64_t n, int64_t batches, int64_t steps)
+// The tile of `columns` or more with the lowest predicted cost for m x n sums of `batches` products of
+// `steps` steps. A grid that does not fill the machine can be cut into parts, down to a few steps.
+static const WgmmaTile *tile_of(int64_t m, int64_t n, int64_t batches, int64_t steps, int columns)
 {
     const WgmmaTile *best = NULL;
     double least = 0;
     for (size_t i = 0; i < sizeof tiles / sizeof *tiles; i++) {
         const WgmmaTile *tile = &tiles[i];
+        if (tile->n < columns)
+            continue;
         int64_t count = tile_count(m, tile->m) * tile_count(n, tile->n) * batches;
         double turns = (double)tile_count(count, MULTIPROCESSORS);
         if (count < MULTIPROCESSORS)
@@ -226,10 +228,10 @@ static const char *select_conv(const CudaLaunch *launch, CudaChoice *choice, int
     positions *= launch->segments > 1 ? launch->segments : 1;
     const WgmmaTile *tile =
         mode == CONV_WGRAD
-            ? tile_of(one.c_out, n, taps, tile_count(positions, WGMMA_TILE_K))
+            ? tile_of(one.c_out, n, taps, tile_count(positions, WGMMA_TILE_K), 0)
             : tile_of(positions, n, 1,
                       tile_count(taps, mode == CONV_DGRAD ? volume(one.stride) : 1) *
-                          tile_count(channels, WGMMA_TILE_K));
+                          tile_count(channels, WGMMA_TILE_K), 0);
     int result = mode == CONV_FPROP ? CONV_Y : mode == CONV_DGRAD ? CONV_X : CONV_W;
     const char *product = choose_tile(launch, choice, tile, tile_half(one.types),
                                       mode == CONV_WGRAD, mode != CONV_FPROP);
@@ -266,10 +268,9 @@ static const char *refuses_gemm(const CudaLaunch *launch, const GemmArgs *one, b
         GemmArgs args;
         tile_numbers(launch, i, TILE_USUAL_BATCH, (int64_t *)&args);
         int64_t outer_a = a_k ? args.a_m : args.a_k, outer_b = b_k ? args.b_n : args.b_k;
-        if (args.types != one->types || args.act != one->act || args.sum_batch != one->sum_batch)
+        if (args.types != one->types || args.act != one->act || args.sum_batch != one->sum_batch ||
+            (args.gate != 0) != (one->gate != 0))
             return "segments that differ";
-        if (args.gate)
-            return "gates";
         if (outer_a <= 0 || outer_b <= 0 || args.a0 < 0 || args.a1 < 0 || args.b0 < 0 || args.b1 < 0)
             return "rows that are not apart";
         if (args.m >= LARGEST || args.n >= LARGEST || args.k >= LARGEST)
@@ -288,7 +289,8 @@ static const char *refuses_gemm(const CudaLaunch *launch, const GemmArgs *one, b
         return "a norm taken apart";
     if ((!a_k && !tile_is_one(launch, GEMM(a_m))) || (!b_k && !tile_is_one(launch, GEMM(b_n))) ||
         !takes_operand(launch, GEMM(a), a_k ? GEMM(a_m) : GEMM(a_k), GEMM(a0), GEMM(a1)) ||
-        !takes_operand(launch, GEMM(b), b_k ? GEMM(b_n) : GEMM(b_k), GEMM(b0), GEMM(b1)))
+        !takes_operand(launch, GEMM(b), b_k ? GEMM(b_n) : GEMM(b_k), GEMM(b0), GEMM(b1)) ||
+        (!b_k && !tile_multiple(launch, GEMM(gate), 8)))
         return "operands not of 16 dense bytes";
     if (!takes_fours(launch, GEMM(c), one->types, GEMM_C) || !tile_multiple(launch, GEMM(c_m), 4) ||
         !tile_multiple(launch, GEMM(c0), 4) || !tile_multiple(launch, GEMM(c1), 4) ||
@@ -315,19 +317,23 @@ static const char *select_gemm(const CudaLaunch *launch, CudaChoice *choice)
         batches = 1;
     }
     batches *= launch->segments > 1 ? launch->segments : 1;
-    const WgmmaTile *tile = tile_of(usual.m, usual.n, batches, steps);
+    // values and gates; 64 of either, or more
+    const WgmmaTile *tile = one.gate ? tile_of(usual.m, 2 * usual.n, batches, steps, 128)
+                                     : tile_of(usual.m, usual.n, batches, steps, 0);
     const char *product = choose_tile(launch, choice, tile, tile_half(one.types), !a_k, !b_k);
     choice->baked[WGMMA_BAKED_A_MN] = !a_k;
     choice->baked[WGMMA_BAKED_B_MN] = !b_k;
     choice->file = "gemm_wgmma.cu";
     choice->shape = "pv_shape_gemm_wgmma";
     bool has_stats = has_any_stats(launch, GEMM(stats));
-    choice->name = arena_printf(launch->arena, "gemm_wgmma_%s%dx%d%s%s%s", tile_half_name(one.types),
-                                tile->m, tile->n, tile_act_name(one.act),
-                                one.sum_batch ? "_sum" : "", tile_norm_name(0, has_stats));
+    choice->name = arena_printf(launch->arena, "gemm_wgmma_%s%dx%d%s%s%s%s",
+                                tile_half_name(one.types), tile->m, tile->n, tile_act_name(one.act),
+                                one.gate ? "_gate" : "", one.sum_batch ? "_sum" : "", tile_norm_name(0, has_stats));
     choice->definitions = arena_printf(
-        launch->arena, "%s%s GEMM_C_4=1 GEMM_ACT=%d GEMM_SUM=%d GEMM_C=%d GEMM_RESIDUAL=%d GEMM_BIAS=%d",
-        product, choose_stats(choice, has_stats), (int)one.act, one.sum_batch != 0,
+        launch->arena,
+        "%s%s GEMM_C_4=1 GEMM_ACT=%d GEMM_SUM=%d%s GEMM_C=%d GEMM_RESIDUAL=%d GEMM_BIAS=%d", product,
+        choose_stats(choice, has_stats), (int)one.act, one.sum_batch != 0,
+        one.gate ? " GEMM_GATE=1" : "",
         tile_storage(one.types, GEMM_C),
         tile_storage(one.types, GEMM_RESIDUAL), tile_storage(one.types, GEMM_BIAS));
     return NULL;

@@ -155,15 +155,20 @@ void pv_shape_conv_wgmma(const PvCudaKernel *kernel, const int64_t *numbers, PvC
 
 // ---- products ----
 
-// Rows [row] of the reduction [k] of all batch elements. A stride of 0 is an axis of one.
+// Rows [row] of the reduction [k] of all batch elements; of b values, gates and what lies between. A
+// stride of 0 is an axis of one.
 static PvTensorMap operand_map(const GemmArgs *args, bool of_b, bool dense_k, uint32_t rows)
 {
     int64_t row = of_b ? args->n : args->m, row_stride = of_b ? args->b_n : args->a_m;
-    int64_t k_stride = of_b ? args->b_k : args->a_k;
+    int64_t k_stride = of_b ? args->b_k : args->a_k, address = of_b ? args->b : args->a;
+    if (of_b && args->gate) {
+        row += args->gate < 0 ? -args->gate : args->gate;
+        address += args->gate < 0 ? args->gate * row_stride * 2 : 0;
+    }
     int64_t outer = (dense_k ? row_stride : k_stride) * 2;
     int64_t stride[2] = {of_b ? args->b1 : args->a1, of_b ? args->b0 : args->a0};
     int64_t batch[2] = {args->batch1, args->batch0};
-    PvTensorMap map = {.address = (uint64_t)(of_b ? args->b : args->a), .rank = 4,
+    PvTensorMap map = {.address = (uint64_t)address, .rank = 4,
                        .size = {(uint64_t)(dense_k ? args->k : row),
                                 (uint64_t)(dense_k ? row : args->k)},
                        .stride[0] = (uint64_t)outer,
@@ -182,13 +187,15 @@ void pv_shape_gemm_wgmma(const PvCudaKernel *kernel, const int64_t *numbers, PvC
     uint32_t tile_m = (uint32_t)kernel->baked[TILE_BAKED_M];
     uint32_t tile_n = (uint32_t)kernel->baked[TILE_BAKED_N];
     uint32_t batches = (uint32_t)(args->batch0 * args->batch1);
-    WgmmaPlan plan = {.n_tiles = count(args->n, tile_n), .m_tiles = count(args->m, tile_m),
+    uint32_t columns = args->gate ? tile_n / 2 : tile_n;       // of the result
+    WgmmaPlan plan = {.n_tiles = count(args->n, columns), .m_tiles = count(args->m, tile_m),
                       .chunks = count(args->k, WGMMA_TILE_K)};
     *grid = (PvCudaGrid){.workspace = 0};
     plan.tiles = plan.n_tiles * plan.m_tiles * (args->sum_batch ? 1 : batches);
     plan.steps = plan.chunks * (args->sum_batch ? batches : 1);
     grid->maps[0] = operand_map(args, false, kernel->baked[WGMMA_BAKED_A_MN] == 0, tile_m);
-    grid->maps[1] = operand_map(args, true, kernel->baked[WGMMA_BAKED_B_MN] == 0, tile_n);
+    grid->maps[1] = operand_map(args, true, kernel->baked[WGMMA_BAKED_B_MN] == 0,
+                                args->gate ? PANEL : tile_n);
     finish(kernel, plan, args->sum, grid);
     if (tile_has_stats(&args->stats)) {
         int64_t images = args->batch0 == 1 ? args->m / args->image_rows : args->batch0;

@@ -7,8 +7,8 @@
  *     void put(int m, float *value)              four sums of row m, to be made results
  *     BY_COLUMN                                  1: when some rows are put,
  *     void columns(const float *results, int stride, int m, int n)   has them in shared memory
- *     GATED                                      1: the right half of a tile's columns are gates of
- *     void put(int m, float *value, const float *gate)               the left half's, put together
+ *     GATED                                      n > 0: a tile's columns are n values, the n gates
+ *     void put(int m, float *value, const float *gate)    of these, n values...; put together
  * A product passes its sums by tile_rows, a few rows at a time out of shared memory, so that the
  * code of the epilogue is there once, in a loop, and neighbouring threads write whole rows.
  */
@@ -71,6 +71,20 @@ template <int ACT> CX_FN float activate(float x)
 
 /* ---- rows out of shared memory ---- */
 
+// Whether a tile's column is a gate, and which column of the result one that is not is.
+template <class Out> CX_FN bool is_gate(int column)
+{
+    if constexpr (Out::GATED > 0)
+        return column / Out::GATED % 2 == 1;
+    return false;
+}
+template <class Out> CX_FN int result_column(int column)
+{
+    if constexpr (Out::GATED > 0)
+        return column - column / (2 * Out::GATED) * Out::GATED;
+    return column;
+}
+
 // `rows` rows of sums, `stride` floats apart, that begin at row m of the result; column() was
 // called for the thread's column, tile_column4().
 CX_FN int tile_column4()
@@ -80,7 +94,7 @@ CX_FN int tile_column4()
 template <class Out>
 CX_FN void tile_rows(float *shared, int rows, int stride, Out &out, int m)
 {
-    if (Out::GATED && tile_column4() >= TILE_N / 2)
+    if (is_gate<Out>(tile_column4()))
         return;
     CX_NO_UNROLL
     for (int i = (int)threadIdx.x / (TILE_N / 4); i < rows; i += THREADS / (TILE_N / 4)) {
@@ -88,9 +102,9 @@ CX_FN void tile_rows(float *shared, int rows, int stride, Out &out, int m)
         const float *at = shared + row * stride + tile_column4();
         float value[4];
         cx_read4(value, at);
-        if constexpr (Out::GATED) {
+        if constexpr (Out::GATED > 0) {
             float gate[4];
-            cx_read4(gate, at + TILE_N / 2);
+            cx_read4(gate, at + Out::GATED);
             out.put(m + row, value, gate);
         } else {
             out.put(m + row, value);
@@ -165,14 +179,14 @@ CX_FN void tile_collect(const CxHead &head, u32 segment, int64_t more, int tile,
                         Out &out, int m0, int n0, float *shared = nullptr)
 {
     int four = (block * THREADS + (int)threadIdx.x) * 4;
-    if (Out::GATED && four % TILE_N >= TILE_N / 2)
+    if (is_gate<Out>(four % TILE_N))
         return;
     float sum[4];
     collect_four(head, segment, more, tile, four, sum);
-    out.column(n0 + four % TILE_N);
-    if constexpr (Out::GATED) {
+    out.column(n0 + result_column<Out>(four % TILE_N));
+    if constexpr (Out::GATED > 0) {
         float gate[4];
-        collect_four(head, segment, more, tile, four + TILE_N / 2, gate);
+        collect_four(head, segment, more, tile, four + Out::GATED, gate);
         out.put(m0 + four / TILE_N, sum, gate);
     } else {
         out.put(m0 + four / TILE_N, sum);

@@ -42,6 +42,7 @@ enum {
     BARRIERS_AT = OUT_AT + WG_GROUPS * 4 * OUT_WARP * 4,
     BLOCK_THREADS = 128 * (WG_GROUPS + 1),
     THREADS = 256, // of the second phase
+    GATE_COLUMNS = CHUNK_N / 2,
 };
 static_assert(WG_GROUPS * GROUP_BLOCKS * 64 == TILE_M, "warpgroups have whole blocks of 64 rows");
 static_assert(BARRIERS_AT + 16 * WG_STAGES <= 227 * 1024, "more shared memory than a block has");
@@ -210,7 +211,8 @@ CX_FN void store_sums(const GroupSums &sums, Out &out, int m, int n, u8 *shared)
     int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     float *mine = (float *)(shared + OUT_AT) + warp * OUT_WARP;
     float *to = mine + (lane >> 2) * OUT_ROW + (lane & 3) * 2;
-    int column = lane % (CHUNK_N / 4) * 4;
+    const int FOURS = (Out::GATED > 0 ? CHUNK_N / 2 : CHUNK_N) / 4; // of results
+    int column = lane % FOURS * 4;
     m += (warp & 3) * 16;
     CX_NO_UNROLL
     for (int piece = 0; piece < PIECES; piece++) {
@@ -218,17 +220,23 @@ CX_FN void store_sums(const GroupSums &sums, Out &out, int m, int n, u8 *shared)
         __syncwarp();
         spread_piece(sums, piece, to);
         __syncwarp();
-        out.column(n + piece / 2 % CHUNKS * CHUNK_N + column);
+        out.column(n + piece / 2 % CHUNKS * (FOURS * 4) + column);
 #if TILE_STATS
         if constexpr (Out::BY_COLUMN)
             if (piece % 2 == 0)
                 out.begin(first);
 #endif
         CX_NO_UNROLL
-        for (int row = lane / (CHUNK_N / 4); row < 8; row += 128 / CHUNK_N) {
-            float4 four = *(const float4 *)(mine + row * OUT_ROW + column);
-            float value[4] = {four.x, four.y, four.z, four.w};
-            out.put(first + row, value);
+        for (int row = lane / FOURS; row < 8; row += 32 / FOURS) {
+            float value[4];
+            cx_read4(value, mine + row * OUT_ROW + column);
+            if constexpr (Out::GATED > 0) {
+                float gate[4];
+                cx_read4(gate, mine + row * OUT_ROW + column + Out::GATED);
+                out.put(first + row, value, gate);
+            } else {
+                out.put(first + row, value);
+            }
         }
 #if TILE_STATS
         if constexpr (Out::BY_COLUMN)

@@ -134,7 +134,7 @@ def check_mixed(dtype, forward, backward):
     worst, traced = [], {**GPU, "PVDM_FAKE_TRACE": "1"}
 
     def of_video(program):
-        return program == "reconstruction_loss"
+        return program.startswith("reconstruct")
 
     def compute(exe, command, program, name, env):
         weights = f"ae={folder}/ae.st" if of_video(program) else f"unet={folder}/unet.st"
@@ -143,12 +143,13 @@ def check_mixed(dtype, forward, backward):
 
     programs = [("run", "denoise", forward), ("grad", "diffusion_loss", backward)]
     if dtype == "bf16":
-        programs.append(("grad", "reconstruction_loss", backward))
+        programs += [("grad", "reconstruction_loss", backward), ("run", "reconstruct", forward)]
     for command, program, bound in programs:
         compute(exact, command, program, "f64", {})
         launches = compute(mixed, command, program, "mixed", traced)
         for kernel in ("gemm_wgmma", "conv_wgmma"):
             assert of_video(program) or f"{kernel}_{dtype}_" in launches, f"no {kernel} ran"
+        assert program != "reconstruct" or "_gate_" in launches, "no product with gates ran"
         want, have = Tensors(f"{folder}/f64.st"), Tensors(f"{folder}/mixed.st")
         assert want.names() == have.names() and want.names(), have.names()
         norms = {name: math.hypot(*want.get(name)) for name in want.names()}
@@ -159,7 +160,8 @@ def check_mixed(dtype, forward, backward):
         if command == "run":
             launches = compute(mixed, command, program, "general", {**traced, "PVDM_WGMMA": "0"})
             assert "_wgmma_" not in launches and f"gemm_{dtype}" in launches, "wgmma was to be left aside"
-            check_close(Tensors(f"{folder}/general.st").get("eps"), want.get("eps"), bound, "eps")
+            for name in names:
+                check_close(Tensors(f"{folder}/general.st").get(name), want.get(name), bound, name)
     return f"worst {worst[0]:.1e}, gradients " + " and ".join(f"{error:.1e}" for error in worst[1:])
 
 

@@ -10,6 +10,7 @@ struct Product {
     Storage c, a, b, bias, residual;
     bool has_bias, has_residual, sum;
     int64_t act, gap;
+    int gate = 0; // 1: gates stand behind values; -1: before
 };
 
 static int64_t storage_bits(Storage storage, int number)
@@ -22,7 +23,7 @@ static int64_t storage_bits(Storage storage, int number)
 static GemmArgs add_product(KernelCase &test, const Product &p)
 {
     GemmArgs args = {};
-    int64_t batches = p.batch0 * p.batch1;
+    int64_t batches = p.batch0 * p.batch1, columns = p.gate ? 2 * p.n : p.n;
     // a result in bf16 has 8 bits; f32 operands are rounded to as many
     bool rounded = p.c == ST_BF16 || p.a == ST_F32 || p.b == ST_F32;
     double tolerance = rounded ? 4e-3 : 2e-6;
@@ -30,20 +31,25 @@ static GemmArgs add_product(KernelCase &test, const Product &p)
         tolerance = 4e-4;
     args.m = p.m, args.n = p.n, args.k = p.k, args.batch0 = p.batch0, args.batch1 = p.batch1;
     args.a_m = p.a_k ? p.k + p.gap : 1, args.a_k = p.a_k ? 1 : p.m + p.gap;
-    args.b_n = p.b_k ? p.k + p.gap : 1, args.b_k = p.b_k ? 1 : p.n + p.gap;
+    args.b_n = p.b_k ? p.k + p.gap : 1, args.b_k = p.b_k ? 1 : columns + p.gap;
     args.a1 = p.a_k ? args.a_m * p.m : args.a_k * p.k, args.a0 = args.a1 * p.batch1;
-    args.b1 = p.b_k ? args.b_n * p.n : args.b_k * p.k, args.b0 = args.b1 * p.batch1;
+    args.b1 = p.b_k ? args.b_n * columns : args.b_k * p.k, args.b0 = args.b1 * p.batch1;
     args.c_m = p.n + p.gap;
     args.c1 = p.sum ? 0 : args.c_m * p.m, args.c0 = args.c1 * p.batch1;
     args.a = test.input((size_t)(args.a1 * batches), 1, 0, p.a);
     args.b = test.input((size_t)(args.b1 * batches), 1, 0, p.b);
     size_t c_count = (size_t)(args.c_m * p.m * (p.sum ? 1 : batches));
     args.c = test.output(c_count, tolerance, p.c);
-    args.bias = p.has_bias ? test.input((size_t)p.n, 1, 0, p.bias) : 0;
+    args.bias = p.has_bias ? test.input((size_t)columns, 1, 0, p.bias) : 0;
     args.residual = p.has_residual ? test.input(c_count, 1, 0, p.residual) : 0;
     args.r0 = args.c0, args.r1 = args.c1, args.r_m = args.c_m;
     args.act = p.act;
     args.sum_batch = p.sum;
+    args.gate = p.gate * p.n;
+    if (p.gate < 0) {
+        args.b += p.n * args.b_n * (p.b == ST_F32 ? 4 : 2);
+        args.bias += p.has_bias ? p.n * (p.bias == ST_F32 ? 4 : 2) : 0;
+    }
     args.types = storage_bits(p.c, 0) | storage_bits(p.a, 1) | storage_bits(p.b, 2) |
                  storage_bits(p.bias, 3) | storage_bits(p.residual, 4);
     return args;
@@ -111,6 +117,16 @@ int main(void)
     check({"f16, odd sizes", 67, 35, 19, 1, 2, true, false, G, G, G, F, G, true, true, false, 0, 0});
     check({"f16, f32 operands", 20, 24, 40, 1, 1, true, true, G, F, G, F, F, true, false, false, 0,
            0});
+    Product gated = {"gates", 72, 72, 136, 1, 1, true, true, H, H, H, F, H, true, false, false,
+                     PV_ACT_GELU, 0, 1};
+    check(gated);
+    check({"gates first, rows dense", 70, 40, 72, 2, 1, true, false, H, H, H, H, H, true, false,
+           false, PV_ACT_SILU, 8, -1});
+    check({"gates, odd, f32 operands, parts", 9, 35, 1031, 1, 1, true, true, F, F, H, F, H, true,
+           false, false, 0, 1, 1});
+    check({"f16 gates, 128 x 128", 140, 128, 40, 9, 1, true, true, G, G, G, F, G, true, false, false,
+           PV_ACT_RELU, 0, -1}, nullptr, true);
+    check(gated, "FAULT_GEMM_GATE");
     check(linear, "FAULT_MMA_WAIT");
     check(linear, "FAULT_MMA_SYNC");
     check(linear, "FAULT_MMA_STAGE");

@@ -288,7 +288,7 @@ static void add_plan(Codegen *cg, uint32_t rungs)
     Work *work = arena_alloc(cg->arena, sizeof *work);
     *work = (Work){.module = cg->module, .entry = cg->module->entries,
                    .variant = cg->module->entries->variants, .level = rungs ? 2 : 0,
-                   .rungs = rungs, .takes_gates = true, .arena = cg->arena};
+                   .rungs = rungs, .arena = cg->arena};
     cg->plans = grow_array(cg->plans, &cg->plan_capacity, cg->plan_count, sizeof *cg->plans);
     cg->plans[cg->plan_count++] = work;
     find_layout(work);
