@@ -204,7 +204,7 @@ static int link_objects(Link *link, const char *output)
                                     link->options->real64 ? "64" : "32"));
     add_words(arena, &command, PVDM_STATIC_LIBS, ":");
     add_words(arena, &command, "-l:libgomp.a -Wl,--end-group -static-libgcc -rdynamic -lm -ldl "
-                               "-lpthread -Wl,-z,noexecstack,-z,pack-relative-relocs", " ");
+                               "-lpthread -no-pie -Wl,-z,noexecstack", " ");
     if (start(link, &command) < 0)
         return 3;
     return wait_one();
