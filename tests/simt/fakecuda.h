@@ -14,7 +14,7 @@
  * 8.0), _FAULT=n (the n-th launch fails with an illegal address), _STREAMS, _ORDER and _ASYNC (the
  * emulator's modes, by their first letters), _SEED, _THREADS (of the host), _RACE=0 (no checks of
  * instrumented programs), _PROTECT=1 (device memory faults when the host touches it), _TRACE=1 (a
- * line a launch).
+ * line a launch), _DRY=1 (programs are those of GPUs, and their kernels compute nothing).
  */
 #pragma once
 #include <stddef.h>
@@ -45,6 +45,7 @@
     E(CUDA_ERROR_NOT_FOUND, 500, "named symbol not found")                                         \
     E(CUDA_ERROR_NOT_READY, 600, "device not ready")                                               \
     E(CUDA_ERROR_ILLEGAL_ADDRESS, 700, "an illegal memory access was encountered")                 \
+    E(CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES, 701, "too many resources requested for launch")          \
     E(CUDA_ERROR_LAUNCH_FAILED, 719, "unspecified launch failure")                                 \
     E(CUDA_ERROR_NOT_SUPPORTED, 801, "operation not supported")                                    \
     E(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, 900,                                                  \
@@ -118,7 +119,7 @@ struct Driver {
     CUresult fault; // sticks: every later call gives it
     size_t memory;
     int devices, version, arch, timing, races, trace;
-    bool protect;
+    bool protect, dry;
     long fault_at, launches;
     uint64_t random;
     CUctx_st context;

@@ -57,6 +57,7 @@ static void read_settings(void)
     driver.races = (int)setting("RACE", 1);
     driver.trace = (int)setting("TRACE", 0);
     driver.protect = setting("PROTECT", 0) != 0;
+    driver.dry = setting("DRY", 0) != 0;
     driver.timing = choice("STREAMS", "elr");
     simt_config.order = choice("ORDER", "i?r");
     const char *order = getenv("PVDM_FAKE_ORDER");

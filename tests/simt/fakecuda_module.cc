@@ -4,6 +4,10 @@
  * have two symbols, KERNEL__simt and KERNEL__simt_parameters. Parameters are copied at the launch,
  * as a driver does. A program that is instrumented for race mode runs in it, so that one executable
  * may hold both kinds.
+ *
+ * In a dry run programs are what a GPU of the capability that is set would take, cubins or PTX. That
+ * their kernels exist and may be launched like this is checked; nothing is computed, so results are
+ * whatever memory held.
  */
 #include <dlfcn.h>
 #include <elf.h>
@@ -13,6 +17,9 @@
 #include <unistd.h>
 #include <algorithm>
 #include "fakecuda.h"
+extern "C" {
+#include "codegen/cubin.h"
+}
 
 enum { MAX_DYNAMIC_SHARED = 232448, PLAIN_SHARED = 49152, MAX_PARAMETERS = 32764 };
 enum { MACHINE_CUDA = 190 };
@@ -23,12 +30,15 @@ struct CUfunc_st {
     SimtParameters parameters;
     bool checked; // instrumented
     unsigned shared_limit;
+    CubinKernel needs; // of a cubin: all else has none
 };
 struct CUmod_st {
-    void *library;
+    void *library; // null: of a GPU
     int file; // open as long as the library is: the loader knows libraries by their paths
     bool checked;
     std::vector<std::unique_ptr<CUfunc_st>> functions;
+    std::vector<CubinKernel> kernels; // of a cubin
+    std::string ptx;
 };
 typedef CUfunc_st *CUfunction;
 
@@ -82,6 +92,60 @@ static void *open_image(const uint8_t *image, int *opened)
     return library;
 }
 
+/* ---- dry runs ---- */
+
+// The program that a GPU would make of an image; an error where that GPU would not take it.
+static CUresult load_dry(CUmod_st *module, const uint8_t *image)
+{
+    if (memcmp(image, "//", 2) == 0 || memcmp(image, ".version", 8) == 0) {
+        module->ptx = (const char *)image;
+        return CUDA_SUCCESS;
+    }
+    if (memcmp(image, ELFMAG, SELFMAG) != 0)
+        return CUDA_ERROR_INVALID_IMAGE;
+    int arch = 0, count = cubin_read(image, image_bytes(image), &arch, nullptr, 0);
+    if (count <= 0)
+        return CUDA_ERROR_INVALID_IMAGE;
+    if (arch > driver.arch || arch / 10 != driver.arch / 10)
+        return CUDA_ERROR_NO_BINARY_FOR_GPU;
+    module->kernels.resize((size_t)count);
+    cubin_read(image, image_bytes(image), &arch, module->kernels.data(), count);
+    return CUDA_SUCCESS;
+}
+
+static CUresult find_dry(CUmod_st *module, const char *name, CUfunction *function)
+{
+    CubinKernel needs = {};
+    for (const CubinKernel &kernel : module->kernels)
+        if (strcmp(kernel.name, name) == 0)
+            needs = kernel;
+    bool in_ptx = module->ptx.find(".entry " + std::string(name) + "(") != std::string::npos;
+    if (!needs.name[0] && !in_ptx)
+        return CUDA_ERROR_NOT_FOUND;
+    module->functions.push_back(std::unique_ptr<CUfunc_st>(
+        new CUfunc_st{name, nullptr, {}, false, PLAIN_SHARED, needs}));
+    *function = module->functions.back().get();
+    return CUDA_SUCCESS;
+}
+
+// What a multiprocessor has: 64 Ki registers, given to warps by 256.
+static CUresult check_needs(const CUfunc_st *fn, unsigned threads, unsigned shared)
+{
+    enum { REGISTERS = 65536, UNIT = 256, WARP = 32 };
+    if (!fn->needs.name[0])
+        return CUDA_SUCCESS;
+    unsigned warps = (threads + WARP - 1) / WARP;
+    unsigned of_warp = (unsigned)(fn->needs.registers * WARP + UNIT - 1) / UNIT * UNIT;
+    if (warps * of_warp > REGISTERS ||
+        (fn->needs.max_threads && threads > (unsigned)fn->needs.max_threads) ||
+        shared + (unsigned)fn->needs.static_shared > MAX_DYNAMIC_SHARED)
+        return refuse(CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES,
+                      "%s: %u threads of %d registers, at most %d; %u bytes of shared memory",
+                      fn->name.c_str(), threads, fn->needs.registers, fn->needs.max_threads,
+                      shared + (unsigned)fn->needs.static_shared);
+    return CUDA_SUCCESS;
+}
+
 /* ---- launches ---- */
 
 struct Launch {
@@ -107,7 +171,7 @@ static CUresult check_launch(const CUfunc_st *fn, const Launch &launch)
         return refuse(CUDA_ERROR_INVALID_VALUE,
                       "%s: %u bytes of shared memory, where %u are permitted", name, launch.shared,
                       fn->shared_limit);
-    return CUDA_SUCCESS;
+    return check_needs(fn, (unsigned)threads, launch.shared);
 }
 
 static void execute(Launch &launch)
@@ -119,6 +183,8 @@ static void execute(Launch &launch)
         driver.fault = CUDA_ERROR_ILLEGAL_ADDRESS;
         return;
     }
+    if (!fn->kernel)
+        return;
     void *args[8];
     for (size_t i = 0; i < launch.values.size(); i++)
         args[i] = launch.values[i].data();
@@ -170,15 +236,23 @@ CUresult cuModuleLoadData(CUmodule *module, const void *image)
     Call call(Call::CONTEXT);
     CUresult error = call.error ? call.error : unsafe_while_capturing();
     if (!error)
-        error = image ? check_image((const uint8_t *)image) : CUDA_ERROR_INVALID_VALUE;
+        error = !image       ? CUDA_ERROR_INVALID_VALUE
+                : driver.dry ? CUDA_SUCCESS
+                             : check_image((const uint8_t *)image);
     if (error)
         return error;
+    if (driver.dry) {
+        auto loaded = std::make_unique<CUmod_st>();
+        error = load_dry(loaded.get(), (const uint8_t *)image);
+        *module = error ? nullptr : loaded.release();
+        return error;
+    }
     unsigned checked = simt_instrumented_images();
     int file;
     void *library = open_image((const uint8_t *)image, &file);
     if (!library)
         return CUDA_ERROR_INVALID_IMAGE;
-    *module = new CUmod_st{library, file, simt_instrumented_images() != checked, {}};
+    *module = new CUmod_st{library, file, simt_instrumented_images() != checked, {}, {}, {}};
     return CUDA_SUCCESS;
 }
 
@@ -191,8 +265,10 @@ CUresult cuModuleUnload(CUmodule module)
 {
     Call call(Call::CONTEXT);
     drain_all();
-    dlclose(module->library);
-    close(module->file);
+    if (module->library) {
+        dlclose(module->library);
+        close(module->file);
+    }
     delete module;
     return call.error;
 }
@@ -202,6 +278,8 @@ CUresult cuModuleGetFunction(CUfunction *function, CUmodule module, const char *
     Call call(Call::CONTEXT);
     if (call.error)
         return call.error;
+    if (!module->library)
+        return find_dry(module, name, function);
     std::string symbol = std::string(name) + "__simt";
     SimtKernel kernel = (SimtKernel)dlsym(module->library, symbol.c_str());
     symbol += "_parameters";
@@ -214,7 +292,7 @@ CUresult cuModuleGetFunction(CUfunction *function, CUmodule module, const char *
     if (bytes > MAX_PARAMETERS)
         return refuse(CUDA_ERROR_INVALID_IMAGE, "%s: %zu bytes of parameters", name, bytes);
     module->functions.push_back(std::unique_ptr<CUfunc_st>(
-        new CUfunc_st{name, kernel, *known, module->checked, PLAIN_SHARED}));
+        new CUfunc_st{name, kernel, *known, module->checked, PLAIN_SHARED, {}}));
     *function = module->functions.back().get();
     return CUDA_SUCCESS;
 }
