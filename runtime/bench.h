@@ -59,6 +59,7 @@ bool pv_bench_weights(PvSession *session, PvError *error);
 typedef struct {
     int64_t rounds;
     bool ends;             // only the first rung and the last
+    bool last;             // only the last one
     const char *reference; // executable with --dtype f64, or NULL
 } PvBenchOptions;
 // A new object for the list "programs" of the report; NULL with an error.

@@ -297,7 +297,10 @@ static json_t *case_json(Measure *m, PvError *error)
     json_t *json =
         json_pack("{s:s, s:s, s:I, s:s, s:o}", "name", m->at->name, "kind", kinds[m->at->kind],
                   "batch", (json_int_t)m->at->calls[0]->step.batch, "error_against",
-                  m->is_f64 ? "f64, unfused" : "the unfused rung", "rungs", rungs);
+                  m->is_f64      ? "f64, unfused"
+                  : m->count > 1 ? "the unfused rung"
+                                 : "itself",
+                  "rungs", rungs);
     choose_rung(m, m->count - 1);
     if (pv_bench_kernels(m->at, m->rates, json, error))
         return json;
@@ -332,7 +335,7 @@ json_t *pv_bench_measure(PvBenchCase *at, const PvRates *rates, const PvBenchOpt
     Measure m = {.at = at, .rates = rates, .options = options};
     uint32_t rungs = pv_bench_rungs(at);
     for (uint32_t i = 0; i < rungs && m.count < MAX_RUNGS; i++)
-        if (!options->ends || i == 0 || i + 1 == rungs)
+        if (i + 1 == rungs || (!options->last && (i == 0 || !options->ends)))
             m.rungs[m.count++] = i;
     for (uint32_t i = 0; i < m.count; i++)
         m.seconds[i] = pv_alloc(((size_t)options->rounds + 1) * sizeof **m.seconds);

@@ -136,6 +136,7 @@ PvStatus cmd_bench(int argc, char **argv, PvError *error)
         {"--batch", "N", PV_FLAG_INT, &bench.batch, "batch of the inputs that are drawn (1)"},
         {"--rounds", "N", PV_FLAG_INT, &bench.options.rounds, "rounds; medians are told (5)"},
         {"--ends", NULL, PV_FLAG_BOOL, &bench.options.ends, "only the first rung and the last"},
+        {"--last", NULL, PV_FLAG_BOOL, &bench.options.last, "only the last rung"},
         {"--json", "FILE", PV_FLAG_TEXT, &bench.json, "the report as JSON (bench/README.md)"},
         {"--html", "FILE", PV_FLAG_TEXT, &bench.html, "the report as one page"},
         {"--weights", "[INSTANCE=]FILE[#PREFIX]", PV_FLAG_WORDS, &bench.session.weights,

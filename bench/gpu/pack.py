@@ -6,11 +6,10 @@ usage: sh bench/gpu.sh pack [--rehearse] [--arch sm_90a] [--build FOLDER]
 bin/     executables of models: pvdm-tiny, and PVDM-L with the whole ladder, in f32 and bf16
 cases/   the tests of kernels, which take a driver when PVDM_CASES names one
 images/  their kernels, compiled for that GPU
-lib/     the shared libraries of those that are not the C library's
 
-The working tree and this together stay below 64 MiB. Executables of models may need nothing but the C
-library, and none a newer one than --glibc. --rehearse packs small stand-ins for the driver that tests
-use, and one case of each template; run.py then takes small batches, and PyTorch on the CPU.
+The working tree and this together stay below 64 MiB. What is packed needs nothing but a C library, no
+newer than --glibc, and a processor of --march. --rehearse packs small stand-ins for the driver that
+tests use, and one case of each template; run.py then takes small batches, and PyTorch on the CPU.
 """
 import argparse
 import json
@@ -21,10 +20,11 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 OUT = os.path.join(ROOT, "out", "gpu")
-PARTS = ("bin", "cases", "images", "lib")
+PARTS = ("bin", "cases", "images")
 LIMIT = 64 << 20
 SYSTEM = re.compile(r"^(linux-vdso|ld-linux|libc|libm|libdl|libpthread|librt)\b")
 TINY, LARGE = "models/pvdm-tiny.model", "models/pvdm.model"
@@ -58,36 +58,29 @@ def strip_into(source, folder):
     subprocess.run(["strip", "--strip-debug", target], check=False)
 
 
-def copy_libraries(program, folder):
-    text = subprocess.run(["ldd", program], capture_output=True, text=True, check=True).stdout
-    for name, path in re.findall(r"^\s*(\S+) => (/\S+)", text, re.M):
-        if not SYSTEM.match(name) and not os.path.exists(os.path.join(folder, name)):
-            shutil.copy(path, os.path.join(folder, name))
-
-
-def glibc_of(program):
-    """The newest version of the C library that a program asks for, as (2, 36)."""
-    text = subprocess.run(["objdump", "-T", program], capture_output=True, text=True, check=True).stdout
-    return max(((int(a), int(b)) for a, b in re.findall(r"GLIBC_(\d+)\.(\d+)", text)), default=(0, 0))
+def versions_of(text):
+    """Versions of the C library that `objdump -p` says a program asks for, the newest first, as (2, 34)."""
+    found = {(int(a), int(b)) for a, b in re.findall(r"\bGLIBC_(\d+)\.(\d+)", text)}
+    if "GLIBC_ABI_DT_RELR" in text:  # packed relocations
+        found.add((2, 36))
+    return sorted(found, reverse=True) or [(0, 0)]
 
 
 def check_needs(args, folder):
     """Ends the program where something carried would not start on another machine."""
     wrong, newest = [], (0, 0)
-    for name in ("bin", "cases", "lib"):
+    for name in ("bin", "cases"):
         for each in sorted(os.listdir(os.path.join(folder, name))):
-            path = os.path.join(folder, name, each)
-            newest = max(newest, glibc_of(path))
-            text = subprocess.run(["objdump", "-p", path], capture_output=True, text=True, check=True).stdout
-            for needed in re.findall(r"^\s*NEEDED\s+(\S+)", text, re.M):
-                carried = name != "bin" and os.path.exists(os.path.join(folder, "lib", needed))
-                if not SYSTEM.match(needed) and not carried:
-                    wrong.append(f"{name}/{each} needs {needed}")
+            text = subprocess.run(["objdump", "-p", os.path.join(folder, name, each)], capture_output=True, text=True,
+                                  check=True).stdout
+            newest = max(newest, versions_of(text)[0])
+            wrong += [f"{name}/{each} needs {needed}" for needed in re.findall(r"^\s*NEEDED\s+(\S+)", text, re.M)
+                      if not SYSTEM.match(needed)]
     if newest > tuple(int(part) for part in args.glibc.split(".")):
         wrong.append(f"glibc {newest[0]}.{newest[1]} is needed, {args.glibc} is permitted")
     if wrong:
         sys.exit("pack: " + "\npack: ".join(wrong))
-    print(f"executables of models need the C library alone, of version {newest[0]}.{newest[1]} or later")
+    print(f"all executables need the C library alone, of version {newest[0]}.{newest[1]} or later")
 
 
 def make_images(args, folder, tests):
@@ -107,7 +100,7 @@ def build_models(args, folder):
         both = args.arch.endswith("a") and "bf16" in name
         arch = ["--arch", f"{args.arch},{args.arch[:-1]}" if both else args.arch] if "cuda" in target else []
         exe = os.path.join(folder, "bin", name)
-        call(os.path.join(args.build, "pvdmc"), model, "--target", target, *arch, "--march", "x86-64-v3",
+        call(os.path.join(args.build, "pvdmc"), model, "--target", target, *arch, "--march", args.march,
              *options, "-o", exe)
         subprocess.run(["strip", exe], check=False)
 
@@ -131,12 +124,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rehearse", action="store_true", help="for the driver of tests")
     parser.add_argument("--arch", default="sm_90a", help="GPUs, as pvdmc --arch names them")
-    parser.add_argument("--glibc", default="2.39", help="of the machine with the GPU (2.39)")
-    parser.add_argument("--build", default=os.path.join(ROOT, "out", "release"))
+    parser.add_argument("--glibc", default="2.35", help="of the machine with the GPU (2.35)")
+    parser.add_argument("--march", default="x86-64-v3", help="its processor, as gcc names it (x86-64-v3)")
+    parser.add_argument("--build", default=os.path.join(ROOT, "out", "pack"), help="folder of a build of its own")
     args = parser.parse_args()
     args.build = os.path.abspath(args.build)
-    if not os.path.exists(os.path.join(args.build, "build.ninja")):
-        call("cmake", "--preset", "release")
+    start = time.time()
+    call("cmake", "--preset", "release", "-B", args.build, f"-DPVDM_MARCH={args.march}")
     tests = list(case_tests())
     call("cmake", "--build", args.build, "-j2", "--target", "pvdmc", "pvdm32", "pvdm_fakecuda", *tests)
     shutil.rmtree(OUT, ignore_errors=True)
@@ -146,7 +140,6 @@ def main():
             os.makedirs(os.path.join(folder, name))
         for test in tests:
             strip_into(os.path.join(args.build, "tests", "simt", test), os.path.join(folder, "cases"))
-            copy_libraries(os.path.join(args.build, "tests", "simt", test), os.path.join(folder, "lib"))
         make_images(args, folder, tests)
         build_models(args, folder)
         check_needs(args, folder)
@@ -159,9 +152,11 @@ def main():
     with open(os.path.join(OUT, "pack.json"), "w", encoding="ascii") as file:
         json.dump({"commit": commit, "rehearsal": args.rehearse, "arch": args.arch, "cases": tests}, file, indent=1)
     packed, tree = os.path.getsize(os.path.join(OUT, "pack.tar.xz")), tree_size()
-    print(f"{packed / 2**20:8.2f} MiB  packed, {tree / 2**20:.2f} MiB of working tree, at most {LIMIT >> 20} in all")
+    print(f"{packed / 2**20:8.2f} MiB  packed, {tree / 2**20:.2f} MiB of working tree, at most {LIMIT >> 20} in all; "
+          f"{time.time() - start:.0f} s")
     if packed + tree > LIMIT:
         sys.exit("pack: too large to be carried")
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -6,13 +6,16 @@ usage: python3 bench/gpu/peers.py ceilings
                                   [--weights INSTANCE=FILE]... [--out DTYPE=FILE]... [--in FILE]
 
 CASE   denoise, step (loss, gradients and fused AdamW from latents), train (that, from a clip that the
-       frozen autoencoder encodes), train-cond (two clips), check (denoise's result beside ours)
+       frozen autoencoder encodes), train-cond (two clips), ae (a step of the autoencoder), check
+       (denoise's result beside ours)
 eager  f32 without TF32   bf16  autocast, channels_last   compile, max-autotune  that, torch.compile
+In bf16 attention is cuDNN's where that is faster than what PyTorch takes: an eager denoise is timed both ways.
 
 Every case prints a line of JSON, `failed` in it where it did not run; the others follow all the same.
 Weights are ours; what has none here is drawn. PVDM_PEER_DEVICE=cpu rehearses it, in small.
 """
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -25,7 +28,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.join(os.path.dirname(HERE), "peers"))
 DEVICE = os.environ.get("PVDM_PEER_DEVICE") or "cuda"
 ON_GPU = DEVICE == "cuda"
-CASES = ["check", "denoise", "step", "train", "train-cond"]
+CASES = ["check", "denoise", "step", "train", "train-cond", "ae"]
 SMALL_UNET = {"width": 32, "mult": (1,), "blocks": 1, "heads": 4, "sizes": ((2, 2),) * 3}  # pack.py's stand-in
 SMALL_AE = {"resolution": 16, "frames": 2, "channels": 16, "depth": 1, "heads": 2, "width": 8, "mixer": (1, 2, 16)}
 
@@ -72,6 +75,7 @@ class Peer:
         self.mixed = args.mode != "eager"
         self.weights = dict(text.split("=", 1) for text in args.weights)
         self.net = self.optimizer = self.encode = None
+        self.attention = "default"
 
     def made(self, kind, instance, options):
         with torch.device(DEVICE):
@@ -84,16 +88,36 @@ class Peer:
     def compiled(self, run):
         """Shapes are constants: a batch of another size is compiled anew, not for all sizes."""
         if self.args.mode == "max-autotune":
-            return torch.compile(run, mode="max-autotune-no-cudagraphs", dynamic=False)
+            return torch.compile(run, mode="max-autotune", dynamic=False)
         return torch.compile(run, dynamic=False) if self.args.mode == "compile" else run
 
+    @contextlib.contextmanager
     def autocast(self):
-        return torch.autocast(DEVICE, torch.bfloat16, enabled=self.mixed)
+        """What the forward pass runs under."""
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=self.mixed):
+            if self.attention == "default":
+                yield
+            else:
+                from torch.nn.attention import SDPBackend, sdpa_kernel
+                with sdpa_kernel([SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION,
+                                  SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH], set_priority=True):
+                    yield
+
+    def choose_attention(self):
+        times = {}
+        for self.attention in ("cudnn", "default"):  # the last one stays where the first does not run
+            try:
+                times[self.attention] = milliseconds(self.denoise(8, self.net), 5)
+            except Exception as error:  # not there, or not for these shapes
+                print(f"attention {self.attention}: {type(error).__name__}: {error}"[:300], file=sys.stderr)
+        self.attention = min(times, key=times.get, default="default")
 
     def network(self):
         if self.net is None:
             self.net = self.made(self.torch_side.UNet, "unet", SMALL_UNET if self.args.small else {})
             self.run = self.compiled(self.net)
+            if self.mixed and ON_GPU:
+                self.choose_attention()
         return self.run
 
     def encoded(self, clips):
@@ -109,9 +133,7 @@ class Peer:
         if self.optimizer is None:
             self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=1e-4, fused=True)
         start, cond, t = self.latents(batch)
-        noise = torch.randn_like(start)
-        frames, side = (SMALL_AE["frames"], SMALL_AE["resolution"]) if self.args.small else (16, 256)
-        clips = torch.rand(batch, 3, frames, side, side, device=DEVICE) * 2 - 1
+        noise, clips = torch.randn_like(start), self.clips(batch)
 
         def body():
             self.optimizer.zero_grad(set_to_none=True)
@@ -123,14 +145,31 @@ class Peer:
             self.optimizer.step()
         return body
 
+    def ae_step(self, batch):
+        """A training step of the autoencoder, by the difference of pixels alone."""
+        net = self.made(self.torch_side.Autoencoder, "ae", SMALL_AE if self.args.small else {})
+        optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, betas=(0.5, 0.9), fused=True)
+        run, clips = self.compiled(net), self.clips(batch)
+
+        def body():
+            optimizer.zero_grad(set_to_none=True)
+            with self.autocast():
+                loss = 4 * (run(clips).float() - clips).abs().mean()
+            loss.backward()
+            optimizer.step()
+        return body
+
+    def clips(self, batch):
+        frames, side = (SMALL_AE["frames"], SMALL_AE["resolution"]) if self.args.small else (16, 256)
+        return torch.rand(batch, 3, frames, side, side, device=DEVICE) * 2 - 1
+
     def latents(self, batch):
-        self.network()
         length = sum(rows * columns for rows, columns in self.net.sizes)
         x, cond = (torch.randn(batch, 4, length, device=DEVICE) for _ in range(2))
         return x, cond, torch.randint(1, 999, (batch,), device=DEVICE)
 
-    def denoise(self, batch):
-        net, given = self.network(), self.latents(batch)
+    def denoise(self, batch, net=None):
+        net, given = net or self.network(), self.latents(batch)
 
         def body():
             with torch.no_grad(), self.autocast():
@@ -140,7 +179,8 @@ class Peer:
     def measured(self, case, batch):
         if ON_GPU:
             torch.cuda.reset_peak_memory_stats()
-        body = self.denoise(batch) if case == "denoise" else self.step(case, batch)
+        make = {"denoise": self.denoise, "ae": self.ae_step}.get(case)
+        body = make(batch) if make else self.step(case, batch)
         start = time.time()
         body()
         first = time.time() - start
@@ -148,6 +188,7 @@ class Peer:
         repeat = max(3, min(11, int(8 / again)))  # of slow ones few
         elapsed = milliseconds(body, repeat if ON_GPU else 1, int(again < 1 and ON_GPU))
         return {"milliseconds": elapsed, "first_seconds": round(first, 1), "torch": torch.__version__,
+                "attention": self.attention,
                 "bytes": torch.cuda.max_memory_allocated() if ON_GPU else 0}
 
     def check(self):

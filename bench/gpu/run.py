@@ -4,12 +4,14 @@
 A step is one process or a few, with a limit of its own. What a step gave is kept in
 out/gpu-report/state.json, so the next call goes on behind it; a step that was cut short by the call's
 limit is begun anew, one that failed is not tried again (--again WORD does). Phases: kernels, programs
-(on both devices), times, peers (PyTorch). A step is not begun when less time is left than it is
-expected to take; --plan prints what that is. A kernel that faults or hangs ends its program, which is
-begun again behind that case.
+(on both devices), times, ladders, peers (PyTorch), sanitizer (right behind the programs once a kernel
+went wrong). A step that is expected to take longer than there is time left waits for the next call,
+and shorter ones go before; --plan prints what is expected. A kernel that faults or hangs ends its
+program, which is begun again behind that case.
 """
 import argparse
 import ctypes
+import glob
 import json
 import os
 import re
@@ -27,7 +29,7 @@ PACKED = os.path.join(ROOT, "out", "gpu")
 REPORT = os.environ.get("PVDM_GPU_REPORT") or os.path.join(ROOT, "out", "gpu-report")
 DRIVER = os.environ.get("PVDM_CUDA_DRIVER") or "libcuda.so.1"
 PACK = os.path.join(REPORT, "pack")
-STEP_LIMIT, CASES_LIMIT = 300, 90  # seconds of a process
+STEP_LIMIT, CASES_LIMIT, SANITIZER_LIMIT = 300, 90, 60  # seconds of a process
 RESTARTS = 12  # of a program of cases that ended before its end
 HANGS = 3  # of its cases, until it is left alone
 # Where the driver may lie, if not where the loader looks
@@ -38,9 +40,12 @@ BF16_OUTPUT, BF16_GRADIENT = 5e-2, 1e-1
 OFTEN = {"repeat": "21", "steps": "8", "rounds": ["--rounds", "3"]}
 ONCE = {"repeat": "1", "steps": "2", "rounds": ["--rounds", "1", "--ends"]}    # in a rehearsal
 SAMPLE = {}  # in a rehearsal one case of each template
+PHASES = ["kernels", "programs", "times", "ladders", "peers", "sanitizer"]
+AE_BATCH = 4  # of a training step of the autoencoder in full size: 11.3 GB a clip
 Step = namedtuple("Step", "phase name seconds body")  # seconds: what it is expected to take
 sys.path.insert(0, HERE)
-import tensors  # noqa: E402  (beside this file)
+import report  # noqa: E402  (beside this file)
+import tensors  # noqa: E402
 
 
 class Failed(Exception):
@@ -147,8 +152,20 @@ def find_gpu():
     return None
 
 
+def find_cublaslt():
+    """Where cuBLASLt lies, if only as a Python package, of which the loader does not know."""
+    if os.environ.get("PVDM_CUBLASLT"):
+        return os.environ["PVDM_CUBLASLT"]
+    for folder in ["/usr/local/cuda/lib64"] + [f"{each}/nvidia/*/lib" for each in sys.path if each]:
+        for path in sorted(glob.glob(f"{folder}/libcublasLt.so.1[23]"), reverse=True):
+            os.environ["PVDM_CUBLASLT"] = path
+            return path
+    return "the loader's, or none"
+
+
 def machine():
-    told = {"python": sys.version.split()[0], "cores": os.cpu_count()}
+    told = {"python": sys.version.split()[0], "cores": os.cpu_count(), "driver": DRIVER,
+            "cublaslt": os.environ.get("PVDM_CUBLASLT", "not looked for")}
     for name, command in (("gpu", ["nvidia-smi", "--query-gpu=name,driver_version,memory.total,clocks.sm",
                                    "--format=csv,noheader"]),
                           ("torch", [sys.executable, "-c", "import torch; print(torch.__version__)"])):
@@ -170,9 +187,7 @@ def kernels(test):
     """The cases of one program. One that ends the program, or does not end, is told, and the program
     begun again behind it: after a fault of a kernel nothing else runs in a process."""
     program, begun, wrong = os.path.join(PACK, "cases", test), 0, []
-    env = {"PVDM_CASES": DRIVER, "PVDM_IMAGES": os.path.join(PACK, "images"), "PVDM_ROOT": ROOT,
-           "LD_LIBRARY_PATH": ":".join([os.path.join(PACK, "lib"), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]),
-           **SAMPLE}
+    env = {**cases_env(), **SAMPLE}
     last, text, hangs = 0, "", 0
     for _ in range(RESTARTS):
         seconds = room(CASES_LIMIT)
@@ -199,6 +214,10 @@ def kernels(test):
     if wrong or not begun:
         raise Failed(f"{len(wrong)} of {begun} cases\n" + "\n".join(wrong)[:3000] + ("" if begun else text[-1500:]))
     return {"cases": begun}
+
+
+def cases_env():
+    return {"PVDM_CASES": DRIVER, "PVDM_IMAGES": os.path.join(PACK, "images"), "PVDM_ROOT": ROOT}
 
 
 def weights(model):
@@ -260,16 +279,15 @@ def program(model, name, command):
 def replay_file(model, stage, batch):
     """A batch of what a stage's loss reads: the inputs of the gradient of that name, else of all."""
     told = info(model)
-    entry = next(s for s in told["stages"] if s["name"] == stage)["minimize"][0]
-    names = {each["name"] if isinstance(each, dict) else each for each in told["gradients"]}
+    names = {each["name"] for each in told["gradients"]}
     own = {name for name in names if name.startswith(stage)} or names
     read = {each["name"]: each for whole in told["programs"] if whole["name"] in own for each in whole["inputs"]}
-    return inputs(model, {"name": stage, "inputs": list(read.values())}, batch), entry["variants"][0]
+    return inputs(model, {"name": stage, "inputs": list(read.values())}, batch)
 
 
 def replayed(model, stage):
     """Losses of a few training steps on both devices, from the same batches and draws."""
-    path, _ = replay_file(model, stage, 2)
+    path = replay_file(model, stage, 2)
     losses = {}
     for device in ("cpu", "cuda"):
         text = call(binary(model), "train", stage, *weights(model), "--replay", path, "--steps", "3",
@@ -283,6 +301,27 @@ def replayed(model, stage):
     return {"error": error, "losses": losses["cuda"]}
 
 
+def find_sanitizer():
+    return shutil.which("compute-sanitizer") or next(iter(glob.glob("/usr/local/cuda*/bin/compute-sanitizer")), None)
+
+
+def sanitized(tool, test):
+    """A case of each template of one program under a tool of compute-sanitizer."""
+    env = {**cases_env(), "PVDM_SAMPLE": "1", "PVDM_CASE_SECONDS": "60"}
+    seconds = room(SANITIZER_LIMIT)
+    status, text = process([find_sanitizer(), "--tool", tool, "--print-limit", "20", os.path.join(PACK, "cases", test)],
+                           env, seconds)
+    if status is None and seconds < SANITIZER_LIMIT:
+        raise Again
+    told = re.search(r"ERROR SUMMARY: (\d+) error|RACECHECK SUMMARY: (\d+) hazard", text)
+    passed = re.search(r"^(\d+) passed, 0 failed$", text, re.M)
+    if not told or not passed or int(told[1] or told[2]) > 0:
+        why = "still running" if status is None else f"status {status}"
+        lines = [line for line in text.splitlines() if line.startswith(("=========", "FAIL"))]
+        raise Failed(f"{why}\n" + ("\n".join(lines)[:3000] or text[-1500:]))
+    return {"programs": int(passed[1]), "errors": 0}
+
+
 # ---- timings ----
 
 def median(text):
@@ -294,7 +333,7 @@ def median(text):
 
 def timed(model, name, batch, env=None):
     """A program's median time, as a graph, with all weights and inputs on the device."""
-    found = next(p for p in info(plain(model))["programs"] if p["name"] == name)
+    found = next(p for p in info(model)["programs"] if p["name"] == name)
     command = [binary(model), "run", name, *weights(plain(model)), "--in", inputs(plain(model), found, batch),
                "--device", "cuda", "--seed", "5"]
     variant = found["variants"][0]
@@ -303,38 +342,48 @@ def timed(model, name, batch, env=None):
             "gflop": (variant["flops_fixed"] + variant["flops_sample"] * batch) / 1e9}
 
 
-def step_timed(model, stage, batch):
-    """A training step without what makes its inputs (the frozen encoder): loss, gradients, optimizer."""
-    path, variant = replay_file(plain(model), stage, batch)
+def work_of(told, stage):
+    """The plan of a stage's step as --replay runs it: the gradient of the program that its loss calls,
+    without what makes that program's inputs, else the stage's own."""
+    of_loss = [each for each in told["gradients"] if each["name"].startswith(stage)]
+    entry = of_loss[0] if of_loss else next(s for s in told["stages"] if s["name"] == stage)["minimize"][0]
+    return entry["variants"][0]
+
+
+def step_timed(model, stage, batch, *options):
+    """A training step: loss, gradients, optimizer; of diffusion without the frozen encoder, which makes
+    what its loss reads."""
+    path, variant = replay_file(plain(model), stage, batch), work_of(info(model), stage)
     text = call(binary(model), "train", stage, *weights(plain(model)), "--replay", path, "--steps",
-                OFTEN["steps"], "--device", "cuda")
+                OFTEN["steps"], "--device", "cuda", *options)
     return {"milliseconds": median(text), "batch": batch, "launches": variant["launches"],
             "gflop": (variant["flops_fixed"] + variant["flops_sample"] * batch) / 1e9}
 
 
 def ladder(model, name, batch, *options):
-    """First rung and last; of each kernel its time, bytes, FLOPs and share of the roofline."""
+    """First rung and last (--last: that alone); of each kernel its time, bytes, FLOPs and share of the
+    roofline."""
     path = work(f"{model}-{name}-{batch}-bench.json")
     command = [binary(model), "bench", name, "--device", "cuda", *OFTEN["rounds"], "--quiet", "--json", path,
                *weights(plain(model)), *options]
     try:
-        text = call(*command, "--batch", str(batch))
+        call(*command, "--batch", str(batch))
     except Failed as error:  # the unfused rung may need more memory than there is
         fits = re.search(r"batch (\d+) fits", str(error))
         if not fits:
             raise
         batch = int(fits[1])
-        text = call(*command, "--batch", str(batch))
+        call(*command, "--batch", str(batch))
     with open(path, encoding="utf-8") as file:
-        report = json.load(file)
-    rungs = report["programs"][0]["rungs"]
-    for whole in report["programs"]:
+        told = json.load(file)
+    rungs = told["programs"][0]["rungs"]
+    for whole in told["programs"]:
         whole.pop("graph", None)  # large, and of use only to the page
     last = rungs[-1]
+    first = {"unfused_milliseconds": 1000 * rungs[0]["seconds"]} if len(rungs) > 1 else {}
     return {"milliseconds": 1000 * last["seconds"], "batch": batch, "launches": last["launches"],
-            "gflop": last["flops"] / 1e9, "unfused_milliseconds": 1000 * rungs[0]["seconds"],
-            "predicted_milliseconds": 1000 * last["predicted_seconds"], "memory_bytes": last["memory_bytes"],
-            "text": text[-6000:], "report": report}
+            "gflop": last["flops"] / 1e9, "predicted_milliseconds": 1000 * last["predicted_seconds"],
+            "memory_bytes": last["memory_bytes"], **first, "report": told}
 
 
 def peer(mode, cases, small, limit):
@@ -373,8 +422,8 @@ def correctness(pack):
             steps.append(Step("programs", f"run {model} {each['name']}", 3,
                               lambda m=model, n=each["name"]: program(m, n, "run")))
         for each in small["gradients"]:
-            name = each["name"] if isinstance(each, dict) else each
-            steps.append(Step("programs", f"grad {model} {name}", 5, lambda m=model, n=name: program(m, n, "grad")))
+            steps.append(Step("programs", f"grad {model} {each['name']}", 5,
+                              lambda m=model, n=each["name"]: program(m, n, "grad")))
     for each in small["stages"]:
         steps.append(Step("programs", f"train tiny {each['name']}", 6, lambda n=each["name"]: replayed("tiny", n)))
     for model, seconds in (("large", 50), ("large-bf16", 15)):  # the first also makes the weights
@@ -382,49 +431,83 @@ def correctness(pack):
     return steps
 
 
-def timings(batches):
-    """What is timed alone first, then the ladders, which tell each kernel's share. The step is timed without
-    the frozen encoder ("step") and with it ("train": whether the batch has a condition, which is encoded
-    too, is drawn, always alike)."""
+def timings(batches, ae_batch):
+    """What a user waits for: a denoise, a step of a sampler, a training step with the frozen encoder
+    ("train": whether the batch has a condition, which is encoded too, is drawn, always alike) and without it
+    ("step"), one of the autoencoder ("ae", without LPIPS, as the peer). What is compared with most comes
+    first."""
     least, most = batches[0], batches[-1]
     steps = [Step("times", "ceilings", 20, ceilings)]
+    alone = ["--set", "accumulate=1", "--set", "perceptual_weight=0"]
     for model, scale in (("large-bf16", 1), ("large", 3)):
         steps += [Step("times", f"time {model} denoise batch {b}", 8 + scale * b // 8,
                        lambda m=model, b=b: timed(m, "denoise", b)) for b in batches]
-        steps.append(Step("times", f"time {model} step batch {most}", 15 * scale,
-                          lambda m=model: step_timed(m, "diffusion", most)))
+        steps += [Step("times", f"time {model} step batch {most}", 15 * scale,
+                       lambda m=model: step_timed(m, "diffusion", most)),
+                  Step("times", f"time {model} train batch {most}", 20 * scale,
+                       lambda m=model: ladder(m, "train.diffusion", most, "--last")),
+                  Step("times", f"time {model} ddim_step batch {least}", 8,
+                       lambda m=model: timed(m, "ddim_step", least)),
+                  Step("times", f"time {model} ae batch {ae_batch}", 10 * scale,
+                       lambda m=model: step_timed(m, "autoencoder", ae_batch, *alone))]
     steps += [Step("times", f"time large-bf16 denoise batch {b} without wgmma", 8 + b // 4,
                    lambda b=b: timed("large-bf16", "denoise", b, {"PVDM_WGMMA": "0"})) for b in (least, most)]
-    for model, batch, seconds in (("large-bf16", least, 20), ("large-bf16", most, 40), ("large", least, 20)):
-        steps.append(Step("times", f"ladder {model} denoise batch {batch}", seconds,
-                          lambda m=model, b=batch: ladder(m, "denoise", b)))
-    steps.append(Step("times", f"ladder large-bf16 train batch {most}", 60,
-                      lambda: ladder("large-bf16", "train.diffusion", most, "--ends")))
     return steps
 
 
-def pytorch(batches, small):
+def ladders(batches):
+    """Each rung of the compiler's work, and every kernel of the last one."""
+    least, most = batches[0], batches[-1]
+    steps = [Step("ladders", f"ladder {model} denoise batch {batch}", seconds,
+                  lambda m=model, b=batch: ladder(m, "denoise", b))
+             for model, batch, seconds in (("large-bf16", least, 20), ("large-bf16", most, 40), ("large", least, 20))]
+    steps.append(Step("ladders", f"ladder large-bf16 train batch {most}", 60,
+                      lambda: ladder("large-bf16", "train.diffusion", most, "--ends")))
+    steps.append(Step("ladders", f"ladder large denoise batch {most}", 60,
+                      lambda: ladder("large", "denoise", most)))
+    return steps
+
+
+def pytorch(batches, ae_batch, small):
     """Compilation last, since it takes longest; max-autotune only of what it fits for."""
-    most = batches[-1]
+    least, most = batches[0], batches[-1]
     sizes = [f"denoise:{batch}" for batch in batches]
-    steps = [f"{case}:{most}" for case in ("step", "train", "train-cond")]
+    steps = [f"{case}:{most}" for case in ("step", "train", "train-cond")] + [f"ae:{ae_batch}"]
     plan = (("eager", "eager", ["check", *sizes, *steps], 120), ("bf16", "bf16", [*sizes, *steps], 75),
-            ("compile denoise", "compile", sizes, 150), ("compile step", "compile", steps, 180),
-            ("max-autotune denoise", "max-autotune", sizes[-1:], 200))
+            ("compile denoise", "compile", sizes, 120), ("compile step", "compile", steps[:1], 120),
+            ("max-autotune denoise", "max-autotune", [f"denoise:{most}"], 150),
+            ("max-autotune denoise alone", "max-autotune", [f"denoise:{least}"], 120),
+            ("compile train", "compile", steps[1:], 180))
     return [Step("peers", f"peer {name}", seconds,
                  lambda mode=mode, cases=cases, limit=2 * seconds: peer(mode, cases, small, limit))
             for name, mode, cases, seconds in plan]
 
 
-def all_steps(pack):
-    batches = (1, 2) if pack["rehearsal"] else (1, 8, 64)
-    return correctness(pack) + timings(batches) + pytorch(batches, pack["rehearsal"])
+def sanitizer(tests):
+    """compute-sanitizer over a case of each template, where it is there. Its racecheck does not follow TMA
+    and wgmma."""
+    if not find_sanitizer():
+        return []
+    both = [("memcheck", tests), ("racecheck", [test for test in tests if "wgmma" not in test])]
+    return [Step("sanitizer", f"{tool} {test}", 15, lambda tool=tool, test=test: sanitized(tool, test))
+            for tool, those in both for test in those]
+
+
+def all_steps(pack, state):
+    """In their order. Where a kernel went wrong the sanitizer is asked before anything is timed."""
+    batches, ae_batch = ((1, 2), 1) if pack["rehearsal"] else ((1, 8, 64), AE_BATCH)
+    steps = [*correctness(pack), *timings(batches, ae_batch), *ladders(batches),
+             *pytorch(batches, ae_batch, pack["rehearsal"]), *sanitizer(pack["cases"])]
+    order = list(PHASES)
+    if any(step.phase == "kernels" and state.get(step.name, {}).get("status") == "failed" for step in steps):
+        order.insert(order.index("times"), order.pop())
+    return sorted(steps, key=lambda step: order.index(step.phase))
 
 
 def print_plan(steps, state):
     """What is left to do, by phase, and the calls it takes."""
     whole = 0
-    for phase in ("kernels", "programs", "times", "peers"):
+    for phase in PHASES:
         left = [step for step in steps if step.phase == phase and step.name not in state]
         seconds = sum(step.seconds for step in left)
         whole += seconds
@@ -452,63 +535,10 @@ def save(name, data):
     os.replace(path + ".part", path)
 
 
-def summary(name, result):
-    data = result.get("data") or {}
-    if result["status"] != "good":
-        return result["why"].strip().replace("\n", "\n" + " " * 12)
-    if "milliseconds" in data:
-        rate = f", {data['gflop'] / data['milliseconds']:.2f} TFLOP/s" if data.get("gflop") else ""
-        launches = f", {data['launches']} launches" if data.get("launches") else ""
-        return f"{data['milliseconds']:.3f} ms{rate}{launches}"
-    if "error" in data:
-        return f"{data['error']:.1e} apart"
-    if isinstance(data.get("cases"), list):
-        return ", ".join(f"{each['case']}:{each['batch']} {each['milliseconds']:.2f} ms" if "milliseconds" in each
-                         else " ".join(f"{dtype} {error:.1e} apart" for dtype, error in each["apart"].items())
-                         for each in data["cases"])
-    return ", ".join(f"{k} {v}" for k, v in data.items() if not isinstance(v, (dict, list)) and k != "text")
-
-
-def peers_of(state, case, batch):
-    """What PyTorch took for a case; `train` also shows what two clips to encode take."""
-    told = [each for name, result in state.items() if name.startswith("peer ")
-            for each in (result.get("data") or {}).get("cases", [])]
-    return [each for each in told if "milliseconds" in each and each["batch"] == batch
-            and (each["case"] == case or case == "train" and each["case"] == "train-cond")]
-
-
-def shares(state):
-    """Lines: our times beside the ceilings and the peers'."""
-    top = (state.get("ceilings") or {}).get("data") or {}
-    lines = []
-    for name, result in state.items():
-        data = result.get("data") or {}
-        if name.split()[0] not in ("time", "ladder") or "milliseconds" not in data:
-            continue
-        words, kind = name.split(), "bf16" if "-bf16" in name else "f32"
-        line = f"{name}: {data['milliseconds']:.3f} ms"
-        if data.get("unfused_milliseconds"):
-            line += f", {data['unfused_milliseconds'] / data['milliseconds']:.2f} times as fast as unfused"
-            line += f", {100 * data['predicted_milliseconds'] / data['milliseconds']:.0f} % of its roofline"
-        if top.get(f"{kind}_tflops") and data.get("gflop"):
-            share = 100 * data["gflop"] / data["milliseconds"] / top[f"{kind}_tflops"]
-            line += f", {share:.0f} % of the {kind} product rate"
-        for other in peers_of(state, words[2], data["batch"]):
-            times = other["milliseconds"] / data["milliseconds"]
-            line += f"; PyTorch {other['mode']} {other['case']} {other['milliseconds']:.3f} ms ({times:.2f} times ours)"
-        lines.append(line)
-    return lines
-
-
 def write_report(pack, state, names):
     counts = {s: sum(state[n]["status"] == s for n in names if n in state) for s in ("good", "failed")}
     left = [n for n in names if n not in state]
-    lines = [f"commit {pack['commit']}, {'a rehearsal' if pack['rehearsal'] else pack['arch']}",
-             f"{counts['good']} steps good, {counts['failed']} failed, {len(left)} left", ""]
-    lines += [f"{state[n]['status']:6} {n:42} {state[n]['seconds']:7.1f} s  {summary(n, state[n])}"
-              + (" (without wgmma)" if state[n].get("without_wgmma") else "") for n in names if n in state]
-    lines += ["", *shares(state), ""] + [f"left: {n}" for n in left]
-    save("report.txt", "\n".join(lines) + "\n")
+    save("report.txt", report.text(pack, state, names))
     save("report.json", {"pack": pack, "steps": state, "left": left})
     if os.environ.get("OUT"):  # the folder that comes back from a lent machine
         for name in ("report.txt", "report.json", "state.json"):
@@ -545,13 +575,14 @@ def leave_wgmma(steps, state):
 
 
 def run_steps(steps, state, only, pack):
-    """Runs what is not done yet, until the time is up. State and report are written behind each step."""
+    """Runs what is not done yet and fits into what is left of the call. State and report are written behind
+    each step."""
     names = [step.name for step in steps]
     for step in steps:
         if step.name in state or only not in f"{step.phase} {step.name}":
             continue
         if CLOCK.left() < min(step.seconds, CLOCK.limit / 2):
-            break
+            continue
         start = time.time()
         wrong = leave_wgmma(steps, state) if step.phase != "kernels" else []
         try:
@@ -565,7 +596,7 @@ def run_steps(steps, state, only, pack):
         if wrong:
             state[step.name]["without_wgmma"] = True
         print(f"{state[step.name]['status']:6} {step.name} ({state[step.name]['seconds']} s): "
-              f"{summary(step.name, state[step.name])[:300]}", flush=True)
+              f"{report.summary(state[step.name])[:300]}", flush=True)
         save("state.json", state)
         write_report(pack, state, names)
     save("state.json", state)
@@ -592,10 +623,15 @@ def main():
         os.environ.setdefault("PVDM_PEER_DEVICE", "cpu")
         OFTEN.update(ONCE)
         SAMPLE["PVDM_SAMPLE"] = "1"
-    state, steps = load_state(), all_steps(pack)
+    else:
+        find_cublaslt()
+    os.environ.setdefault("XDG_CACHE_HOME", os.path.join(REPORT, "work", "cache"))
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.join(REPORT, "work", "inductor"))
+    state = load_state()
     for name in list(state):
         if args.again is not None and args.again in name:
             del state[name]
+    steps = all_steps(pack, state)
     print_plan(steps, state)
     if args.plan:
         return

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 
-from common import EMULATOR, ROOT, Skip, run, scratch
+from common import EMULATOR, PVDMC, ROOT, Skip, run, scratch
 
 sys.path.append(os.path.join(ROOT, "bench", "gpu"))
 
@@ -102,6 +102,66 @@ STUB = """#!/bin/sh
 [ "$PVDM_CASES_FROM" -le 4 ] && { echo "case 4: hangs"; sleep 60; }
 echo "case 5: differs"; echo "FAIL differs: another value"; echo "case 6: good"; echo "1 passed, 1 failed"; exit 1
 """
+
+
+def test_gpu_script_fills_the_call():
+    """A step that does not fit into what is left waits, and shorter ones behind it run; where a kernel went
+    wrong the sanitizer comes before timings."""
+    script, ran = load_script("gpu_fills"), []
+    script.CLOCK.limit, script.CLOCK.end = 100, time.time() + 30
+    steps = [script.Step("times", name, seconds, lambda name=name: ran.append(name) or {})
+             for name, seconds in (("long", 45), ("short", 5))]
+    _, left = script.run_steps(steps, {}, "", PACK)
+    assert ran == ["short"] and left == ["long"], (ran, left)
+    script.info = lambda model: {"programs": [], "gradients": [], "stages": []}
+    script.find_sanitizer = lambda: "/bin/false"
+    pack = {**PACK, "cases": ["test_a"]}
+    whole = [step.phase for step in script.all_steps(pack, {})]
+    assert list(dict.fromkeys(whole)) == script.PHASES, whole
+    whole = [step.phase for step in script.all_steps(pack, {"kernels test_a": {"status": "failed"}})]
+    assert list(dict.fromkeys(whole))[:4] == ["kernels", "programs", "sanitizer", "times"], whole
+
+
+def test_gpu_script_work_of_a_step():
+    """A step on given latents is the gradient of the loss alone, not the stage with its frozen encoder."""
+    script = load_script("gpu_work")
+    told = {"gradients": [{"name": "diffusion_loss", "variants": [{"flops_sample": 7}]}],
+            "stages": [{"name": "diffusion", "minimize": [{"variants": [{"flops_sample": 36}]}]},
+                       {"name": "autoencoder", "minimize": [{"variants": [{"flops_sample": 81}]}]}]}
+    assert script.work_of(told, "diffusion")["flops_sample"] == 7
+    assert script.work_of(told, "autoencoder")["flops_sample"] == 81
+
+
+def test_gpu_script_report():
+    """Kernels of a ladder: what is predicted beside what was measured, and the share of the roofline."""
+    script = load_script("gpu_report")
+    rung = {"name": "all", "launches": 2, "seconds": 2e-3, "predicted_seconds": 1e-3, "speedup": 1.5,
+            "memory_bytes": 1e6, "largest_error": None}
+    kernel = {"kernel": "conv_1", "computes": "conv", "line": "a.model:3", "launches": 2, "seconds": 2e-3,
+              "flops": 4e9, "bytes": 2e6, "predicted_seconds": 5e-4}
+    ladder = {"milliseconds": 2.0, "unfused_milliseconds": 3.0, "predicted_milliseconds": 1.0, "batch": 1,
+              "report": {"device": "a GPU", "programs": [{"rungs": [rung], "kernels": [kernel]}]}}
+    state = {"ladder large denoise batch 1": {"status": "good", "seconds": 1, "data": ladder},
+             "kernels a": {"status": "failed", "seconds": 1, "why": "Failed: differs", "data": None}}
+    text = script.report.text(PACK, state, [*state, "never run"])
+    for line in ("failed: kernels a", "1.50 times as fast as unfused, 1.000 predicted, 50 % of its roofline",
+                 "2.0000 100.0%     0.5000      25%     2     2.00        1  conv", "not finite", "left: never run"):
+        assert line in text, (line, text)
+
+
+def test_gpu_script_carries_little():
+    """What executables ask of the machine that they are taken to is read off them."""
+    spec = importlib.util.spec_from_file_location("gpu_pack", os.path.join(ROOT, "bench", "gpu", "pack.py"))
+    pack = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(pack)
+    assert pack.versions_of(" 0x09691a75 0x00 05 GLIBC_2.2.5\n 0x069691b4 0x00 03 GLIBC_2.34\n")[0] == (2, 34)
+    assert pack.versions_of(" 0x0d696914 0x00 03 GLIBC_2.4\n 0x0 0x00 02 GLIBC_ABI_DT_RELR\n")[0] == (2, 36)
+    path = f"{scratch('gpu_carry')}/net.model"
+    with open(path, "w", encoding="ascii") as file:
+        file.write("model net = Linear(3, 3)\nprogram f(x: [b, 3]) -> y = net(x)\n")
+    run(PVDMC, path, "-o", path[:-6])
+    told = run("objdump", "-p", path[:-6])
+    assert pack.versions_of(told)[0] <= (2, 35), told
 
 
 def test_gpu_script_cases_go_on():
