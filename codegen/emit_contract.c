@@ -470,19 +470,18 @@ static PlanArg spread_result(Lower *lower, const Group *group, const Node *node,
                              Axes *axes)
 {
     PlanArg place = arg_none();
-    bool mixed = is_mixed_plan(lower->work);
+    bool as_it_is = is_mixed_plan(lower->work) && !group->gate && !group->turned;
     View there = view_of(lower->work, group->results[0]), result = {.base = 0};
-    if (mixed && !group->gate
-            ? !strides_as(lower, group->results[0], node->type[0], result.stride)
-            : !anchor_strides(lower->work, group, &there, &result))
+    if (as_it_is ? !strides_as(lower, group->results[0], node->type[0], result.stride)
+                 : !anchor_strides(lower->work, group, &there, &result))
         bug("a product that cannot write its result");
     View added = result;
     if (group->residual) {
         View view = view_of(lower->work, group->residual);
-        if (!copied && (mixed ? strides_as(lower, group->residual, node->type[0], added.stride)
-                              : anchor_strides(lower->work, group, &view, &added))) {
+        if (!copied && (as_it_is ? strides_as(lower, group->residual, node->type[0], added.stride)
+                                 : anchor_strides(lower->work, group, &view, &added))) {
             place = view_place(lower, &view, node->type[0]->dtype);
-        } else if (mixed) {
+        } else if (as_it_is) {
             place = place_like(lower, group->residual, node->type[0], added.stride);
         } else {
             dense_strides(val_type(lower->graph, group->residual), view.stride);

@@ -198,6 +198,15 @@ typedef struct {
     uint32_t count;
 } Moves;
 
+// Whether they change the order of axes.
+static bool turns(const Graph *graph, const Moves *moves)
+{
+    for (uint32_t i = 0; i < moves->count; i++)
+        if (graph_node(graph, moves->ids[i])->op == OP_TRANSPOSE)
+            return true;
+    return false;
+}
+
 static bool strides_through(const Matcher *m, const Group *group, const Moves *moves,
                             const View *view, View *out)
 {
@@ -229,13 +238,13 @@ static bool result_fits(const Matcher *m, const Group *group, NodeId id, const M
     const Work *work = m->work;
     const Node *anchor = graph_node(m->graph, group->anchor);
     View there = view_of(work, val_of(id, 0)), view;
+    bool turned = turns(m->graph, moves);
     if (is_mixed_plan(work))
-        return reshape_view(&there, graph_node(m->graph, id)->type[0], anchor->type[0], &view) &&
+        return (turned ? strides_through(m, group, moves, &there, &view)
+                       : reshape_view(&there, graph_node(m->graph, id)->type[0], anchor->type[0],
+                                      &view)) &&
                kernel_writes(work, anchor, &view);
     uint32_t slot = local_of(work, val_of(id, 0)) * MAX_OUT;
-    bool turned = false;
-    for (uint32_t i = 0; i < moves->count; i++)
-        turned |= graph_node(m->graph, moves->ids[i])->op == OP_TRANSPOSE;
     if (!within_of(work, val_of(id, 0)) && !work->order[slot] && !turned &&
         !work->order[local_of(work, val_of(group->anchor, 0)) * MAX_OUT])
         return true;
@@ -335,8 +344,12 @@ static bool takes_residual(const Matcher *m, const Group *group, Val residual, c
     View view = view_of(m->work, residual), as_anchor;
     const Node *anchor = graph_node(m->graph, group->anchor);
     Dim image[3];
-    if (view_is_dense(&view, type))
+    bool turned = turns(m->graph, moves);
+    if (view_is_dense(&view, type) && !(turned && is_mixed_plan(m->work)))
         return true;
+    if (is_mixed_plan(m->work) && turned)
+        return strides_through(m, group, moves, &view, &as_anchor) &&
+               kernel_writes(m->work, anchor, &as_anchor);
     if (is_mixed_plan(m->work))
         return anchor->op == OP_CONTRACT || anchor->op == OP_CONV_WGRAD ||
                (reshape_view(&view, type, anchor->type[0], &as_anchor) &&
@@ -360,8 +373,8 @@ static Val match_residual(const Matcher *m, Group *group, Val val)
     Moves moves = {.count = 0};
     Val end = val;
     const Node *node = only_reader(work, end, &id);
-    bool turns = graph_node(m->graph, group->anchor)->op == OP_CONTRACT && !is_mixed_plan(work);
-    while (node && (node->op == OP_RESHAPE || (turns && node->op == OP_TRANSPOSE)) &&
+    bool contract = graph_node(m->graph, group->anchor)->op == OP_CONTRACT;
+    while (node && (node->op == OP_RESHAPE || (contract && node->op == OP_TRANSPOSE)) &&
            moves.count < 4) {
         moves.ids[moves.count++] = id;
         end = val_of(id, 0);
@@ -377,6 +390,7 @@ static Val match_residual(const Matcher *m, Group *group, Val val)
         !takes_residual(m, group, residual, type, &moves))
         return val;
     group->residual = residual;
+    group->turned = turns(m->graph, &moves);
     for (uint32_t i = 0; i < moves.count; i++)
         absorb(work, group, moves.ids[i]);
     return absorb(work, group, id);

@@ -79,6 +79,7 @@ typedef struct {
     uint32_t member_count;
     // epilogue: act((y (1 + scale) + shift) + bias) + residual, each 0 if absent
     Val bias, residual, scale, shift;
+    bool turned;               // the residual has the result's axes in another order
     Val added[MAX_OUT];        // norm gradients: what is added to dgamma and dbeta, 0 if absent
     uint32_t bias_axis;        // axis of the anchor's result along which the bias runs
     // a product's result is values times act(gates), the halves of its last axis: the node that
