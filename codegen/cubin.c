@@ -223,6 +223,10 @@ int cubin_occupancy(const CubinKernel *kernel, int arch, int threads, int dynami
         *limit = "unknown";
         return 0;
     }
+    if (arch == 80 && shared > 102400) {
+        *limit = "shared memory of sm_86";
+        return 0;
+    }
     const struct {
         int blocks;
         const char *name;

@@ -23,6 +23,7 @@ int cubin_read(const void *cubin, size_t bytes, int *arch, CubinKernel *kernels,
 int cubin_count(const CubinKernel *kernel, const char *class_name); // 0 for an unknown class
 // mma.sync is kept busy: at least 2.5 of it a ldmatrix, so that fragments serve several products.
 bool cubin_feeds_mma(const CubinKernel *kernel);
-// Blocks that fit a multiprocessor at once; *limit becomes what limits them.
+// Blocks that fit a multiprocessor at once; *limit becomes what limits them. None, if a cubin of
+// sm_80 does not fit sm_86 and sm_89, which run it too and have 100 KB of shared memory.
 int cubin_occupancy(const CubinKernel *kernel, int arch, int threads, int dynamic_shared,
                     const char **limit);

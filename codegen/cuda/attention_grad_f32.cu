@@ -4,16 +4,17 @@
  * The weights P = exp(S - lse) are made again; with D = rowsum(do o), dS = P (do v' - D):
  *   dv = P' do,  dk = scale dS' q,  dq = scale dS k.
  * Phase 0 leaves D in the workspace, float [problems, n]. Phase 1 is a block 64 keys, which goes
- * over tiles of queries; phase 2 a block 64 queries, over tiles of keys. Both are the same text
- * with the sides exchanged: a block's own 64 rows of two matrices (k and v; q and do) against tiles
- * of 32 rows of the others, S and dP being rows times rows. A row's weights are written and read by
- * one warp. No sum is shared by blocks.
+ * over tiles of queries; phase 2 a block 64 queries, over tiles of keys (32 where heads are large).
+ * Both are the same text with the sides exchanged: a block's own rows of two matrices (k and v; q
+ * and do) against tiles of 32 rows of the others, S and dP being rows times rows. A row's weights are
+ * written and read by one warp. No sum is shared by blocks.
  *
  * Definitions: ATT_D, ATT_E (head dims, rounded up to 16), ATT_MASK, ATT_CAUSAL, ATT_ROTARY,
  * ATT_TYPES, ATT_GRAD_TYPES. Rotary operands are turned in their tiles, their gradients turned back
  * in theirs.
  * Head dims up to 64: 128 threads, at most 208 registers, shared memory at most 65 KB: 2 blocks a
- * multiprocessor; up to 128: 256 threads, 114 KB, 1 block.
+ * multiprocessor; up to 128: 256 threads and 32 rows, 72 KB, so that GPUs with 99 KB a block
+ * run it too.
  */
 #include "storage.h"
 #include "attention_parts.h"
@@ -22,7 +23,7 @@ enum {
     LARGE = ATT_D > 64 || ATT_E > 64,
     THREADS = LARGE ? 256 : 128,
     STEP = THREADS / 16,
-    OWN = 64,                 // rows of a block
+    OWN = LARGE ? 32 : 64,    // rows of a block
     TILE = 32,                // of the other side
     ROWS = OWN / STEP,        // of a thread
     COLUMNS = TILE / 16,      // of its scores
@@ -37,7 +38,7 @@ enum {
 
 // ---- phase 0 ----
 
-extern "C" __global__ void __launch_bounds__(THREADS, 256 / THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
     CX_NAME(const __grid_constant__ CxLaunch<AttentionGradArgs> p)
 {
     CX_SHARED(shared);
@@ -127,8 +128,8 @@ CX_FN void put_weights(float *to, const float (&from)[ROWS][COLUMNS], int ty, in
     __syncwarp();
 }
 
-// Phase 1: dk and dv of 64 keys.
-extern "C" __global__ void __launch_bounds__(THREADS, 256 / THREADS)
+// Phase 1: dk and dv of a block's keys.
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
     CX_NAME_1(const __grid_constant__ CxLaunch<AttentionGradArgs> p)
 {
     CX_SHARED(shared);
@@ -188,8 +189,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 256 / THREADS)
     store_tile<OWN, ATT_E, ATT_E + 4, THREADS>(matrix_dv(a, problem), tiles + E_AT, first, thread);
 }
 
-// Phase 2: dq of 64 queries.
-extern "C" __global__ void __launch_bounds__(THREADS, 256 / THREADS)
+// Phase 2: dq of a block's queries.
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
     CX_NAME_2(const __grid_constant__ CxLaunch<AttentionGradArgs> p)
 {
     CX_SHARED(shared);

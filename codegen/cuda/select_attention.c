@@ -70,7 +70,8 @@ static void choose_long(const CudaLaunch *launch, const Facts *facts, CudaChoice
     int64_t d = round_up(facts->d, 16), e = round_up(facts->e, 16);
     bool large = d > 64 || e > 64, grad = facts->grad;
     int64_t own = grad ? d + e + 8 : d + 4, tile = grad || large ? 32 : 64;
-    int64_t floats = 64 * own + tile * (d + e + 8) + 64 * (tile + 4);
+    int64_t rows = grad && large ? 32 : 64;
+    int64_t floats = rows * own + tile * (d + e + 8) + rows * (tile + 4);
     choice->file = grad ? "attention_grad_f32.cu" : "attention_f32.cu";
     choice->definitions = definitions_of(launch, facts, d, e);
     choice->shape = grad ? "pv_shape_attention_grad" : "pv_shape_attention";
@@ -81,7 +82,7 @@ static void choose_long(const CudaLaunch *launch, const Facts *facts, CudaChoice
     }
     if (grad)
         choice->shared[0] = choice->threads[0] * 4;
-    choice->baked[0] = 64;
+    choice->baked[0] = (int32_t)rows;
 }
 
 // attention_short_f32.cu and attention_short_grad_f32.cu.
