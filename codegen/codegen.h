@@ -91,8 +91,8 @@ typedef struct {
     size_t cuda_kernel_capacity;
     const char **cuda_runtime_names;   // of the first cuda_kernels, which the runtime launches
     uint32_t cuda_runtime_count;
-    const char *kernels_with;          // words, with commas: programs are of kernels that have one in
-                                       // their names; NULL: all
+    const char *kernels_with;          // words, with commas: programs are of kernels that have
+                                       // one in their names; NULL: all
     uint32_t cuda_modules;
     uint32_t cuda_version;   // of NVRTC: 13000; 0: not asked
     uint32_t cuda_warnings;  // programs with a warning of the compiler or of its assembler
@@ -147,7 +147,7 @@ typedef struct {
 // Comma lists: "cpu,cuda", "sm_80,sm_90a,ptx". false: not known.
 bool parse_targets(const char *list, Targets *targets);
 bool parse_archs(const char *list, Targets *targets);
-// TargetAbility bits: what kernels cannot do where values are stored as `storage` (DT_NONE: as they are).
+// TargetAbility bits: what kernels cannot do where values are stored as `storage`.
 uint32_t targets_lack(const Targets *targets, DType storage);
 
 // For the CPU; `targets` may be changed before anything is lowered.
@@ -220,7 +220,8 @@ int build_cuda(Codegen *cg, const char *home, const char *folder, const LinkOpti
 // Compiles all kernels and prints what their cubins say. 1: one of them is not as it should be.
 int print_figures(Codegen *cg, FILE *out, const LinkOptions *options);
 
-/* emit_launch.c: groups to launches; emit_contract.c, emit_composite.c, emit_norm.c: of those classes */
+/* emit_launch.c: groups to launches; of some operations: emit_contract.c, emit_composite.c,
+ * emit_norm.c */
 struct Lower {
     Codegen *cg;
     Work *work;
@@ -288,7 +289,8 @@ void launch_fill(Lower *lower, PlanArg y, const Type *type, double value);   // 
 // groups: the others are copied, state last, since the step reads the old one.
 void place_outputs(Lower *lower, bool *direct);
 void store_outputs(Lower *lower, const bool *direct);
-// Taps, by the storage that they show; copies of those that a group has just stored; where they lie.
+// Taps, by the storage that they show; copies of those that a group has just stored;
+// where they lie.
 void list_taps(Lower *lower);
 void copy_taps(Lower *lower, const Group *group);
 void place_taps(Lower *lower);
@@ -325,11 +327,11 @@ NormTablePlaces norm_table_places(Lower *lower, const Node *node, const Val *res
 NormTablePlaces group_table_places(Lower *lower, const Group *group);
 // A NormLoad from field `first` on.
 void set_norm_load(Lower *lower, size_t first, const NormLoadOf *load);
-void set_norm_stats(Lower *lower, size_t first, const NormTablePlaces *at);    // from a NormStats on
+void set_norm_stats(Lower *lower, size_t first, const NormTablePlaces *at); // from a NormStats on
 
 /* emit_segments.c: launches of sibling groups, joined */
-// Those of member i, a group or a term of one, are launches first[i] .. first[i + 1] - 1, the last of
-// all.
+// Those of member i, a group or a term of one, are launches first[i] .. first[i + 1] - 1,
+// the last of all.
 void join_segments(Lower *lower, const uint32_t *groups, uint32_t group_count,
                    const uint32_t *first, uint32_t count);
 

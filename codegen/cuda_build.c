@@ -429,7 +429,7 @@ static CudaProgram *make_programs(Codegen *cg, const char *home, uint32_t *count
 {
     CudaSources *sources = arena_alloc(cg->arena, sizeof *sources);
     if (!cuda_read_sources(cg->arena, home, sources)) {
-        fprintf(stderr, "pvdmc: error: the CUDA kernels are not in %s/include/codegen/cuda\n", home);
+        fprintf(stderr, "pvdmc: error: no CUDA kernels in %s/include/codegen/cuda\n", home);
         return NULL;
     }
     return cuda_make_programs(cg, sources, count);

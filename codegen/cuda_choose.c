@@ -152,8 +152,9 @@ const char *cuda_refused(Codegen *cg, const Work *work, const PlanLaunch *launch
     if (!is_mixed_plan(work) || kernel->cuda_90a || launch->segments == 0 ||
         strncmp(kernel->symbol, "pv_", 3) != 0)
         return NULL;
-    const Chosen *chosen = find_choice(cg, launch->kernel, &work->args[launch->arg],
-                                       launch->segments, launch->arg_count / launch->segments, NULL);
+    const Chosen *chosen =
+        find_choice(cg, launch->kernel, &work->args[launch->arg], launch->segments,
+                    launch->arg_count / launch->segments, NULL);
     return chosen->refused && *chosen->refused ? chosen->refused : NULL;
 }
 

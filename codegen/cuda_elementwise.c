@@ -77,7 +77,8 @@ static void write_rows(const Kern *kern, FILE *out)
     for (uint32_t i = 0; i < kern->pointer_count; i++) {
         const Pointer *pointer = &kern->pointers[i];
         const char *type = memory_type(pointer), *constant = pointer->result ? "" : "const ";
-        fprintf(out, "    %s%s *const r%u = (%s%s *)a.at[%u]", constant, type, i, constant, type, i);
+        fprintf(out, "    %s%s *const r%u = (%s%s *)a.at[%u]", constant, type, i, constant,
+                type, i);
         for (uint32_t axis = 0; axis < inner; axis++)
             if (pointer->stride[axis].n != 0)
                 fprintf(out, " + i%u * a.at[%u]", axis, arg++);

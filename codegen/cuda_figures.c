@@ -1,11 +1,11 @@
 // What the cubins of all kernels say, as text: for review, and for tests that need no GPU.
 //
 // A line a kernel and architecture: registers, blocks that fit a multiprocessor and what limits
-// them, shared memory, bytes of code, instructions of each class. A kernel that uses local memory or
-// atomics, does not fit, loads too many fragments for its mma.sync, or lacks the 16-byte accesses
-// that were asked for is WRONG. Then a line a kernel with what all launches of the plans at their
-// level do, predicted, for a batch of one; and how many of the bytes that launches bound by memory
-// move are moved by kernels that take 16 at a time.
+// them, shared memory, bytes of code, instructions of each class. A kernel that uses local memory
+// or atomics, does not fit, loads too many fragments for its mma.sync, or lacks the 16-byte
+// accesses that were asked for is WRONG. Then a line a kernel with what all launches of the plans
+// at their level do, predicted, for a batch of one; and how many of the bytes that launches bound
+// by memory move are moved by kernels that take 16 at a time.
 // Names go without their hashes, so that a kernel whose figures stay leaves no trace in a diff.
 #include <stdlib.h>
 #include <string.h>
@@ -194,7 +194,8 @@ static void print_uses(Codegen *cg, FILE *out)
                 100 * on_wgmma / products);
 }
 
-// What launches that are bound by memory move, and how much of it kernels with accesses of 16 bytes.
+// What launches that are bound by memory move, and how much of it kernels with
+// accesses of 16 bytes.
 static void print_wide(const Codegen *cg, const bool *wide, FILE *out)
 {
     double all = 0, by_16 = 0;
@@ -225,8 +226,8 @@ int print_figures(Codegen *cg, FILE *out, const LinkOptions *options)
     for (uint32_t i = 0; i < cg->cuda_image_count; i++)
         if (!cg->cuda_images[i].ptx && cg->cuda_images[i].arch != PV_ARCH_SIMT)
             good &= describe_image(cg, &cg->cuda_images[i], &lines, wide);
-    fprintf(out, "NVRTC %u.%u, %u warnings\n", cg->cuda_version / 1000, cg->cuda_version % 1000 / 10,
-            cg->cuda_warnings);
+    fprintf(out, "NVRTC %u.%u, %u warnings\n", cg->cuda_version / 1000,
+            cg->cuda_version % 1000 / 10, cg->cuda_warnings);
     print_lines(&lines, out);
     print_uses(cg, out);
     if (!cg->kernels_with)

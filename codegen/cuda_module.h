@@ -17,8 +17,9 @@ typedef struct {
 const char *cuda_choice_symbol(Arena *arena, const CudaChoice *choice);
 CudaModuleKernel cuda_module_kernel(Arena *arena, const CudaChoice *choice);
 
-// The text of a program, malloc'ed. It includes "cx_launch.h" (and what else its kernels need) and the templates, by name; for the
-// emulator it has a function SYMBOL__simt beside each kernel (CX_ENTRY).
+// The text of a program, malloc'ed. It includes "cx_launch.h" (and what else its kernels need)
+// and the templates, by name; for the emulator it has a function SYMBOL__simt beside each
+// kernel (CX_ENTRY).
 char *cuda_module_text(const CudaModuleKernel *kernels, uint32_t count);
 
 #endif

@@ -3,8 +3,8 @@
 // A program costs the compiler its headers once, so it holds several kernels; the cache has an
 // object a program, so a new kernel should leave most programs as they are. Kernels are sorted by
 // template and name, and a program ends behind a kernel whose hash says so, or when it is full:
-// what stands in a program depends on its neighbourhood alone. Kernels of a program are for the same
-// architectures.
+// what stands in a program depends on its neighbourhood alone. Kernels of a program are for the
+// same architectures.
 #include <dirent.h>
 #include <errno.h>
 #include <stdlib.h>
@@ -106,7 +106,8 @@ static int compare_kernels(const void *x, const void *y)
     const CudaKernel *a = *(const CudaKernel *const *)x, *b = *(const CudaKernel *const *)y;
     if (a->places != b->places)
         return a->places < b->places ? -1 : 1;
-    int by_file = strcmp(a->choice.file ? a->choice.file : "", b->choice.file ? b->choice.file : "");
+    int by_file =
+        strcmp(a->choice.file ? a->choice.file : "", b->choice.file ? b->choice.file : "");
     return by_file ? by_file : strcmp(a->symbol, b->symbol);
 }
 

@@ -721,7 +721,8 @@ static bool emit_kernels(Codegen *cg, const char *folder, CFiles *files)
         uint32_t size = 1;
         while (i + size < count && !ends_file(kernels[i + size - 1], size))
             size++;
-        FILE *out = open_file(cg, folder, arena_printf(cg->arena, "%s.c", kernels[i]->symbol), files);
+        FILE *out =
+            open_file(cg, folder, arena_printf(cg->arena, "%s.c", kernels[i]->symbol), files);
         if (!out)
             return false;
         write_kernels(out, kernels + i, size);

@@ -329,7 +329,8 @@ static PlanArg form_place(Lower *lower, const Node *node, int which, const Opera
         shape.y[i] = *stride_in(&sorted.axis[order[i]], 1 << which);
         total = dim_product(total, shape.size[i]);
     }
-    PlanArg y = new_buffer(lower, total, operand->made ? dtype : stored_dtype(lower->work, operand->val));
+    PlanArg y =
+        new_buffer(lower, total, operand->made ? dtype : stored_dtype(lower->work, operand->val));
     launch_copy(lower, y, x, &shape, dtype);
     return y;
 }
@@ -343,8 +344,8 @@ static double copy_cost(const Lower *lower, const Operand *operand, Form form)
 
 // ---- the launch ----
 
-// In mixed precision: rows of C that are positions of an image, if A has images and their channels are
-// the columns of C; 0: it is no such product.
+// In mixed precision: rows of C that are positions of an image, if A has images and their channels
+// are the columns of C; 0: it is no such product.
 static int64_t image_rows(const Lower *lower, const Group *group, const Product *p)
 {
     const Node *node = anchor_of(lower, group);
@@ -497,9 +498,9 @@ static PlanArg spread_result(Lower *lower, const Group *group, const Node *node,
     return place;
 }
 
-// Whether the product is what norm loads and tables are about: C [image, channel, position], and for
-// loads B [image, channel, position] as it lies; in mixed precision C [image, position, channel] and
-// A [image, position, channel].
+// Whether the product is what norm loads and tables are about: C [image, channel, position], and
+// for loads B [image, channel, position] as it lies; in mixed precision C [image, position,
+// channel] and A [image, position, channel].
 static bool is_pointwise(const Lower *lower, const Group *group, const Choice *choice, bool direct)
 {
     const Product *p = &choice->product;
@@ -547,7 +548,7 @@ void lower_contract(Lower *lower, const Group *group)
         bug("a contraction that is no matrix product: %s", type_text(node->type[0]));
     bool apart = group->norm.x || group->table || group->moments;
     if (apart && group->residual && !is_pointwise(lower, group, &choice, direct)) {
-        residual = spread_result(lower, group, node, true, &axes);     // its rows may not be images'
+        residual = spread_result(lower, group, node, true, &axes); // its rows may not be images'
         choice = choose_forms(lower, node, &x, &y, &axes);
     }
     if (apart && !is_pointwise(lower, group, &choice, direct))

@@ -59,7 +59,8 @@ void emit_cuda_tables(const Codegen *cg, FILE *out)
                 image->specific, image->ptx, image->offset, image->size);
     }
     // kernels of the runtime come first
-    fprintf(out, "};\nstatic const PvCuda cuda = {%u, cuda_images, %u, cuda_kernels, %u, cuda_names, "
-                 "%u};\n", cg->cuda_modules, cg->cuda_image_count, cg->cuda_runtime_count,
-            cg->cuda_version);
+    fprintf(out,
+            "};\nstatic const PvCuda cuda = {%u, cuda_images, %u, cuda_kernels, %u, cuda_names, "
+            "%u};\n",
+            cg->cuda_modules, cg->cuda_image_count, cg->cuda_runtime_count, cg->cuda_version);
 }

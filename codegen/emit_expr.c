@@ -63,13 +63,14 @@ static const char *real_text(Op op)
     case OP_OR: return "$0 || $1";
     case OP_WHERE: return "$0 ? $1 : $2";
     case OP_CONST: case OP_TABLE: case OP_INPUT: case OP_PARAM: case OP_OPTION: case OP_BATCH:
-    case OP_GIVEN: case OP_VAR: case OP_LOSS_SCALE: case OP_RANDOM: case OP_RESHAPE: case OP_TRANSPOSE: case OP_EXPAND:
-    case OP_SLICE: case OP_PAD: case OP_CONCAT: case OP_FLIP: case OP_SWAP_PAIRS: case OP_WINDOW:
-    case OP_WINDOW_GRAD: case OP_PICK: case OP_PICK_GRAD: case OP_GATHER: case OP_GATHER_GRAD:
-    case OP_REDUCE_SUM: case OP_REDUCE_MAX: case OP_REDUCE_MIN: case OP_CONTRACT: case OP_CONV:
-    case OP_CONV_DGRAD: case OP_CONV_WGRAD: case OP_SOFTMAX: case OP_LAYER_NORM:
-    case OP_LAYER_NORM_GRAD: case OP_GROUP_NORM: case OP_GROUP_NORM_TABLE: case OP_CHANNEL_MOMENTS: case OP_GROUP_NORM_GRAD: case OP_ATTENTION:
-    case OP_ATTENTION_GRAD: case OP_COUNT:
+    case OP_GIVEN: case OP_VAR: case OP_LOSS_SCALE: case OP_RANDOM: case OP_RESHAPE:
+    case OP_TRANSPOSE: case OP_EXPAND: case OP_SLICE: case OP_PAD: case OP_CONCAT: case OP_FLIP:
+    case OP_SWAP_PAIRS: case OP_WINDOW: case OP_WINDOW_GRAD: case OP_PICK: case OP_PICK_GRAD:
+    case OP_GATHER: case OP_GATHER_GRAD: case OP_REDUCE_SUM: case OP_REDUCE_MAX:
+    case OP_REDUCE_MIN: case OP_CONTRACT: case OP_CONV: case OP_CONV_DGRAD: case OP_CONV_WGRAD:
+    case OP_SOFTMAX: case OP_LAYER_NORM: case OP_LAYER_NORM_GRAD: case OP_GROUP_NORM:
+    case OP_GROUP_NORM_TABLE: case OP_CHANNEL_MOMENTS: case OP_GROUP_NORM_GRAD:
+    case OP_ATTENTION: case OP_ATTENTION_GRAD: case OP_COUNT:
         break;
     }
     bug("%s is not elementwise", op_info[op].name);

@@ -446,7 +446,8 @@ void residual_inplace(Lower *lower, const Group *group, PlanArg result, PlanArg 
         mentions += arg->space == PV_ARENA && arg->buffer == residual.buffer;
     }
     int64_t size = count_of(type).n * (int64_t)size_of(lower, group->residual);
-    if (mentions != 1 || residual.store != result.store || work->buffers[residual.buffer - 1].size != size)
+    if (mentions != 1 || residual.store != result.store ||
+        work->buffers[residual.buffer - 1].size != size)
         return;
     launch->inplace_out = result;
     launch->inplace_in = residual.buffer;
@@ -512,13 +513,14 @@ static void lower_library(Lower *lower, const Group *group)
         lower_norm(lower, group);
         return;
     case OP_CONST: case OP_TABLE: case OP_INPUT: case OP_PARAM: case OP_OPTION: case OP_BATCH:
-    case OP_GIVEN: case OP_VAR: case OP_LOSS_SCALE: case OP_NEG: case OP_ABS: case OP_SIGN: case OP_SQRT: case OP_RSQRT:
-    case OP_EXP: case OP_LOG: case OP_SIN: case OP_COS: case OP_TANH: case OP_ERF: case OP_SIGMOID:
-    case OP_SOFTPLUS: case OP_RELU: case OP_SILU: case OP_GELU: case OP_GELU_TANH: case OP_FLOOR:
-    case OP_NOT: case OP_CAST: case OP_STOP_GRADIENT: case OP_ADD: case OP_SUB: case OP_MUL:
-    case OP_DIV: case OP_MOD: case OP_POW: case OP_MIN: case OP_MAX: case OP_EQ: case OP_NE:
-    case OP_LT: case OP_LE: case OP_AND: case OP_OR: case OP_WHERE: case OP_TRANSPOSE:
-    case OP_EXPAND: case OP_SLICE: case OP_FLIP: case OP_SWAP_PAIRS: case OP_COUNT:
+    case OP_GIVEN: case OP_VAR: case OP_LOSS_SCALE: case OP_NEG: case OP_ABS: case OP_SIGN:
+    case OP_SQRT: case OP_RSQRT: case OP_EXP: case OP_LOG: case OP_SIN: case OP_COS: case OP_TANH:
+    case OP_ERF: case OP_SIGMOID: case OP_SOFTPLUS: case OP_RELU: case OP_SILU: case OP_GELU:
+    case OP_GELU_TANH: case OP_FLOOR: case OP_NOT: case OP_CAST: case OP_STOP_GRADIENT:
+    case OP_ADD: case OP_SUB: case OP_MUL: case OP_DIV: case OP_MOD: case OP_POW: case OP_MIN:
+    case OP_MAX: case OP_EQ: case OP_NE: case OP_LT: case OP_LE: case OP_AND: case OP_OR:
+    case OP_WHERE: case OP_TRANSPOSE: case OP_EXPAND: case OP_SLICE: case OP_FLIP:
+    case OP_SWAP_PAIRS: case OP_COUNT:
         break;
     }
     bug("%s has no kernel of the library", op_info[anchor_of(lower, group)->op].name);

@@ -1,12 +1,14 @@
 // Launches of sibling groups, joined: one launch with a segment for each.
 //
 // The groups of a set (compiler/batch.c), and the terms of each, are lowered one by one. Each gives
-// one launch that does its work, the last, and sometimes copies before it. Copies come first, then the others; neighbours
-// of one kernel and equal arguments, but for addresses and sizes, become segments of one launch.
-// A product that is a convolution of kernel 1 becomes one where it stands behind convolutions.
+// one launch that does its work, the last, and sometimes copies before it. Copies come first, then
+// the others; neighbours of one kernel and equal arguments, but for addresses and sizes, become
+// segments of one launch. A product that is a convolution of kernel 1 becomes one where it stands
+// behind convolutions.
 //
-// The terms of a group (compiler/sums.c) name one result, and each but the first adds what is there.
-// Where such neighbours are segments of one launch, the kernel adds them itself: field `sum`.
+// The terms of a group (compiler/sums.c) name one result, and each but the first adds
+// what is there. Where such neighbours are segments of one launch, the kernel adds them
+// itself: field `sum`.
 #include <string.h>
 
 #include "codegen/codegen.h"
@@ -122,8 +124,9 @@ static void segment_numbers(const PlanArg *args, size_t count, int64_t *numbers)
         numbers[i] = is_address(&args[i]) ? 1 : args[i].c ? 0 : args[i].a;
 }
 
-// A pv_gemm of the form out[b, o, n] = w[o, c] x[b, c, n] in the words of a pv_conv: [0] with rows of
-// channels, where A is w and B is x; [1] with channels last, out[b, n, o], where A is x and B is w.
+// A pv_gemm of the form out[b, o, n] = w[o, c] x[b, c, n] in the words of a pv_conv: [0] with
+// rows of channels, where A is w and B is x; [1] with channels last, out[b, n, o], where A
+// is x and B is w.
 static const struct {
     size_t to, from[2];
 } as_conv[] = {
@@ -166,8 +169,8 @@ static int pointwise_form(const PlanArg *gemm)
     return -1;
 }
 
-// Whether a product of that form can be a segment of a convolution: all else is alike. Rows of channels
-// are in f32, channels come last in mixed precision.
+// Whether a product of that form can be a segment of a convolution: all else is alike. Rows of
+// channels are in f32, channels come last in mixed precision.
 static bool takes_pointwise(const PlanArg *conv, const PlanArg *gemm, int form)
 {
     static const size_t same[][2] = {{ARG(ConvArgs, act), ARG(GemmArgs, act)},

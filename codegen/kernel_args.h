@@ -1,6 +1,7 @@
-/* Arguments of the kernels that are not emitted from the graph, the same for every target: structs of
- * int64 that are laid over the resolved arguments of a launch. They hold addresses, sizes, strides
- * (in elements), and numbers (reals as the bits of a double). PvReal is the working precision.
+/* Arguments of the kernels that are not emitted from the graph, the same for every target:
+ * structs of int64 that are laid over the resolved arguments of a launch. They hold addresses,
+ * sizes, strides (in elements), and numbers (reals as the bits of a double). PvReal is the
+ * working precision.
  *
  * A launch may have several segments: independent problems of one kernel, one struct after the
  * other (PvLaunch.segments). NVRTC compiles this header too, so it includes nothing there.
@@ -39,26 +40,27 @@ typedef struct {
     int64_t gamma, beta;                 // [c]
     int64_t scale, shift, mod_image;     // [images, c], addresses or 0; images mod_image apart
     int64_t groups, eps;                 // of c / groups channels; bits of a double
-    // moments of each channel of each image over all its positions, address, out; 0: none. There may
-    // be a table, moments, or both.
+    // moments of each channel of each image over all its positions, address, out; 0: none. There
+    // may be a table, moments, or both.
     int64_t moments, moments_image, moments_shift;       // see below; strides as in NormLoad
 } NormStats;
 
-// Moments are PvReal [images, 2, c]: the mean over n positions, and behind those of all channels the
-// sum of squares about it. Parts of a value that lie elsewhere, or are made by other launches, leave
-// theirs, and tables of the whole are put together from them (GroupNormArgs.parts):
+// Moments are PvReal [images, 2, c]: the mean over n positions, and behind those of all channels
+// the sum of squares about it. Parts of a value that lie elsewhere, or are made by other launches,
+// leave theirs, and tables of the whole are put together from them (GroupNormArgs.parts):
 //   n = n1 + n2,   mean = (n1 mean1 + n2 mean2) / n,
 //   squares = squares1 + squares2 + n1 (mean1 - mean)^2 + n2 (mean2 - mean)^2
 enum { PV_MAX_PARTS = 8 };
 
-// Weight gradients (pv_gemm, pv_conv_wgrad) and sums (pv_reduce) have a field `sum`. 0: a segment has
-// its own result. n > 0: its result is the sum of this segment's and of the n behind it, whose `sum`
-// is -1: they name the same result, with the same sizes, and none of them but the first has a
+// Weight gradients (pv_gemm, pv_conv_wgrad) and sums (pv_reduce) have a field `sum`. 0: a segment
+// has its own result. n > 0: its result is the sum of this segment's and of the n behind it, whose
+// `sum` is -1: they name the same result, with the same sizes, and none of them but the first has a
 // residual. The order is that of the segments.
 
 // C[i0, i1, m, n] = act(A[i0, i1, m, k] B[i0, i1, k, n] + bias) + residual.
-// C's last axis is dense (or c_n = 1 stride), and C may be the residual. One of a_m, a_k and one of b_k, b_n is 1.
-// sum_batch: the batch axes i0, i1 are summed into one C [m, n] (weight gradients; c0 = c1 = 0).
+// C's last axis is dense (or c_n = 1 stride), and C may be the residual. One of a_m, a_k and one
+// of b_k, b_n is 1. sum_batch: the batch axes i0, i1 are summed into one C [m, n] (weight
+// gradients; c0 = c1 = 0).
 typedef struct {
     int64_t c, a, b;                     // addresses
     int64_t m, n, k, batch0, batch1;
@@ -80,16 +82,17 @@ typedef struct {
     int64_t image_rows;
     int64_t sum;                         // see above
     // Columns from a value to its gate in B and bias[n]; 0: none. C has the n values, each times
-    // act(gate): C[m, j] = (A B + bias)[m, j] act((A B + bias)[m, j + gate]). Without a residual, norm,
-    // stats or sum; sum_batch 0, bias_axis 0.
+    // act(gate): C[m, j] = (A B + bias)[m, j] act((A B + bias)[m, j + gate]). Without a residual,
+    // norm, stats or sum; sum_batch 0, bias_axis 0.
     int64_t gate;
 } GemmArgs;
 
 // Convolutions of 1 to 3 axes (missing axes: size 1, kernel 1, stride 1, pad 0) of images
 // [image, channel, d, h, w]: the strides of image, channel and position are given, and positions
 // (d, h, w) are row-major multiples of the last. The CPU kernels take x_position = y_position = 1.
-// y = act(conv(x, w) + bias[c_out]) + residual, which may be y (dgrad: x) and has strides of its own
-// (on the CPU residual_position = 1); wgrad: lies as w and may be w. w [c_out, c_in / groups, kd, kh, kw], row-major.
+// y = act(conv(x, w) + bias[c_out]) + residual, which may be y (dgrad: x) and has strides of its
+// own (on the CPU residual_position = 1); wgrad: lies as w and may be w. w [c_out, c_in / groups,
+// kd, kh, kw], row-major.
 typedef struct {
     int64_t y, x, w, bias, residual;     // fprop: y out.  dgrad: x out, y in.  wgrad: w out.
     int64_t images, c_in, c_out, groups;
@@ -109,8 +112,8 @@ typedef struct {
     int64_t winograd;                    // 1: kernels of 3 x 3 may be computed by minimal filtering
 } ConvArgs;
 
-// Rotary position embedding of a matrix x [length, d], as it is loaded. With tables of PvReal [length,
-// width], dense, their addresses multiples of 16 bytes, and columns j < width:
+// Rotary position embedding of a matrix x [length, d], as it is loaded. With tables of PvReal
+// [length, width], dense, their addresses multiples of 16 bytes, and columns j < width:
 //   y[i, j] = cos[i, j] x[i, j] + sin[i, j] x[i, partner of j];   y[i, j] = x[i, j] behind them
 // partner: j ^ 1; or half the width further, modulo width, sin being negated for j < width / 2 if
 // so. Nothing is asked of the tables: y need not be a rotation. A gradient of x is the transpose:
@@ -155,8 +158,9 @@ typedef struct {
     int64_t act;
     int64_t types;                       // PvStorage of y, mean, rstd, x, gamma, beta, scale, shift
     int64_t table;                       // address of a norm table, out, or 0; y is then 0
-    // > 0 (with a table): x are the moments of so many parts [parts, images, 2, c] of count[i] positions
-    // each, x_part apart; x_image and x_channel (1) are theirs, x_position is from mean to squares
+    // > 0 (with a table): x are the moments of so many parts [parts, images, 2, c] of count[i]
+    // positions each, x_part apart; x_image and x_channel (1) are theirs, x_position is from
+    // mean to squares
     int64_t parts, x_part, count[PV_MAX_PARTS];
     // moments of x and nothing else: as in NormStats; table and y are 0, every channel is a group
     int64_t moments, moments_image, moments_shift;
@@ -194,8 +198,9 @@ typedef struct {
 } ReduceArgs;
 
 // y[i...] = x[i...]: up to 8 axes, any strides (0 and negative too); the elements are `bytes` wide
-// (1, 2, 4, 8; the CPU's kernel: not 2; if x is stored otherwise: those of y). Fast for permutations (blocked) and for runs. `offset`: address of an int64 or 0; x
-// starts *offset * offset_stride elements further, *offset clamped to 0 .. offset_max (window).
+// (1, 2, 4, 8; the CPU's kernel: not 2; if x is stored otherwise: those of y). Fast for
+// permutations (blocked) and for runs. `offset`: address of an int64 or 0; x starts
+// *offset * offset_stride elements further, *offset clamped to 0 .. offset_max (window).
 typedef struct {
     int64_t y, x, bytes, axes, offset, offset_stride, offset_max;
     int64_t size[8], y_stride[8], x_stride[8];
@@ -205,7 +210,8 @@ typedef struct {
 
 typedef struct { int64_t y, count, bytes, value; } FillArgs;   // dense; value: bits of the element
 
-// y [outer, inner] = x [outer, axis, inner] at axis index k[outer / per]; k int64. Out of range: clamped.
+// y [outer, inner] = x [outer, axis, inner] at axis index k[outer / per]; k int64. Out of
+// range: clamped.
 typedef struct { int64_t y, x, k, outer, per, axis, inner; } PickArgs;
 
 // y [count, inner] = x [rows, inner] at k[count] (clamped);  grad: x [rows, inner] = sums of y
@@ -236,8 +242,8 @@ typedef struct {
 } OptimizerNumbers;
 
 // Loss scaling of one minimize, in device memory: gradients are those of loss * scale. An update
-// whose norm is not finite though the loss is, is left out, and the scale halved; after 2000 updates
-// without one it is doubled.
+// whose norm is not finite though the loss is, is left out, and the scale halved; after 2000
+// updates without one it is doubled.
 typedef struct {
     double scale;
     int64_t good;                        // updates since the scale last changed
@@ -255,14 +261,14 @@ typedef struct {
     LossScale scale;                     // after it
 } OptimizerResult;
 
-// "square_sums", two phases: sums of g^2 of each piece in double (workspace, 8 bytes a piece); then,
-// in one block and a fixed order, the sum of each instance S_i and of all S; with s = numbers.scale,
-// divided by loss_scale.scale if there is one:
+// "square_sums", two phases: sums of g^2 of each piece in double (workspace, 8 bytes a piece);
+// then, in one block and a fixed order, the sum of each instance S_i and of all S; with
+// s = numbers.scale, divided by loss_scale.scale if there is one:
 //     factor[i] = s * min(1, clip > 0 ? clip / (sqrt(S_i) s + 1e-6) : 1)
-//     result: norm = sqrt(S) s, loss = sum of losses * numbers.scale; where one of them is not finite
-//     and bad_step is 0: bad_step = step.
-// With loss scaling a norm that is not finite sets `skip` instead, unless the scale is 1 or less; and
-// rate and root2 are computed here, since only the device knows how many updates were made:
+//     result: norm = sqrt(S) s, loss = sum of losses * numbers.scale; where one of them is not
+//     finite and bad_step is 0: bad_step = step.
+// With loss scaling a norm that is not finite sets `skip` instead, unless the scale is 1 or less;
+// and rate and root2 are computed here, since only the device knows how many updates were made:
 //     n = updates - skipped,  rate = lr / (1 - beta1^n),  root2 = sqrt(1 - beta2^n)
 typedef struct {
     int64_t chunks, chunk_count;         // OptimizerChunk [chunk_count]
@@ -294,8 +300,8 @@ typedef struct {
     int64_t shadow, shadow_type;         // as above
 } SgdArgs;
 
-// "shadow": `count` elements at `params` to `shadow`, as a PvStorage; 16,384 a block, both addresses
-// multiples of 16 bytes.
+// "shadow": `count` elements at `params` to `shadow`, as a PvStorage; 16,384 a block, both
+// addresses multiples of 16 bytes.
 typedef struct {
     int64_t count, chunk_count, params, shadow, shadow_type;
 } ShadowArgs;

@@ -225,8 +225,8 @@ static int build(Link *link)
 {
     Arena *arena = link->cg->arena;
     CFiles files = {.count = 0};
-    int status = wants_cuda(link->cg) ? build_cuda(link->cg, link->home, link->folder, link->options)
-                                      : 0;
+    int status =
+        wants_cuda(link->cg) ? build_cuda(link->cg, link->home, link->folder, link->options) : 0;
     if (status != 0)
         return status;
     if (!emit_files(link->cg, link->folder, &files)) {

@@ -18,7 +18,8 @@
 // What is drawn forward, or put off, keeps values alive longer. So a window is accepted only if the
 // largest live set has not grown by more than a fraction of itself, or, without gradients, of the
 // parameters that sets no longer read again. Of several windows the longest such is taken; with
-// gradients, where a shorter window may let groups be put off for longer, the one with the fewest sets.
+// gradients, where a shorter window may let groups be put off for longer, the one with
+// the fewest sets.
 #include <string.h>
 
 #include "compiler/plan.h"
@@ -149,7 +150,8 @@ static uint32_t rows_product(const Node *node)
     labels[2] = labels[1] + rank[1];
     for (uint32_t matrix = 0; matrix < 3; matrix++) {
         // the other two share all labels but their last ones, which are those of the matrix
-        const int64_t *two = labels[matrix], *x = labels[matrix == 0], *y = labels[2 - (matrix == 2)];
+        const int64_t *two = labels[matrix], *x = labels[matrix == 0],
+                      *y = labels[2 - (matrix == 2)];
         int64_t rows = rank[matrix == 0] - 1;
         if (rank[matrix] != 2 || rows < 1 || rank[2 - (matrix == 2)] != rows + 1 ||
             memcmp(x, y, (size_t)rows * sizeof *x) != 0)

@@ -8,9 +8,9 @@
 // votes on the axis behind it.
 //
 // What an elementwise operation or a concat reads and makes should lie alike, so axes that it pairs
-// are one candidate, with the votes of all. Each value takes the axis with the most votes, and keeps
-// the order of the others; values that no kernel writes in another order take no part. Where the last axis
-// wins, the axes in front of it may change places (rows.c).
+// are one candidate, with the votes of all. Each value takes the axis with the most votes, and
+// keeps the order of the others; values that no kernel writes in another order take no part. Where
+// the last axis wins, the axes in front of it may change places (rows.c).
 #include "compiler/plan.h"
 
 typedef struct {

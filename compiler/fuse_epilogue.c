@@ -2,7 +2,8 @@
 //
 // From the anchor the only reader is followed as long as the kernel can compute it:
 // act(y (1 + scale) + shift), act(y + bias) + residual, or value act(gate) with the halves of a
-// product's columns. Movements before a residual are undone: they only change where the result lies.
+// product's columns. Movements before a residual are undone: they only change where
+// the result lies.
 #include <string.h>
 
 #include "compiler/plan.h"

@@ -81,7 +81,8 @@ static bool match_load(const Work *work, Val val, NormLoadOf *load)
         base_of(work, load->a) != base_of(work, load->d))
         return false;
     load->product = product;
-    return (sum == val || (count_users(work, sum, &user) == 1 && !work->kept[local_of(work, sum)])) &&
+    return (sum == val ||
+            (count_users(work, sum, &user) == 1 && !work->kept[local_of(work, sum)])) &&
            count_users(work, product, &user) == 1 && !work->kept[local_of(work, product)];
 }
 

@@ -14,8 +14,8 @@
 // Turning is 3 operations an element, beside a multiply-add or more for each row of the other side.
 // A block of queries turns its own rows once; keys are turned again by each block of queries, of
 // 128 rows in codegen/cuda/attention_mma.cu, of 64 in f32. That takes a cached read of the tables,
-// 8 bytes an element, each time; a kernel of its own would take a read and a write of 2 or 4 bytes to
-// memory once, and a launch. It pays for up to about MOST_BLOCKS blocks; beyond them keys are
+// 8 bytes an element, each time; a kernel of its own would take a read and a write of 2 or 4 bytes
+// to memory once, and a launch. It pays for up to about MOST_BLOCKS blocks; beyond them keys are
 // turned once, by a kernel of their own.
 #include <string.h>
 

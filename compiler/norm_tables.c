@@ -2,16 +2,17 @@
 //
 //   act(norm(x) (1 + scale) + shift)   is   act(x a + d),
 //
-// with a and d one number for each image and channel, the norm's table (group_norm_table). Where all
-// that read the left side are convolutions, or contractions over the channels, they can normalize x
-// as they load it (fuse_norms.c): the normalized value is never stored, and where the kernel that
-// makes x can take the statistics of what it stores, there is no kernel for the norm at all.
+// with a and d one number for each image and channel, the norm's table (group_norm_table).
+// Where all that read the left side are convolutions, or contractions over the channels, they
+// can normalize x as they load it (fuse_norms.c): the normalized value is never stored, and
+// where the kernel that makes x can take the statistics of what it stores, there is no kernel
+// for the norm at all.
 //
-// This pass writes the right side, once for each shape that a reader wants: reshapes and repetitions
-// (nearest up-sampling) between are applied to x. So are slices that elementwise operations read,
-// such as the parts of a block that pooling adds up: no element is in two of them, and the kernel
-// that reads them normalizes each where it needs it. Mean and rstd, which gradients read, become
-// those of the table. It is not done
+// This pass writes the right side, once for each shape that a reader wants: reshapes and
+// repetitions (nearest up-sampling) between are applied to x. So are slices that elementwise
+// operations read, such as the parts of a block that pooling adds up: no element is in two of them,
+// and the kernel that reads them normalizes each where it needs it. Mean and rstd, which gradients
+// read, become those of the table. It is not done
 //   - where normalizing costs more than storing: a GPU's kernel loads, and normalizes, an element
 //     once for each tap and each block of rows of its product. That must take no more time than the
 //     bytes that are saved, or be little against the product itself;
@@ -20,9 +21,10 @@
 //   - where the values of a plan are stored as bf16 and a convolution reads them, or a product for
 //     which wgmma is worth more than a launch: wgmma's operands are not normalized on their way.
 //
-// Products of parts. Where parts of what a product makes, cut along its positions, are normalized each
-// for itself, the product itself is cut: w x + bias + residual for the positions of each part. They
-// are one launch with the same weights (batch.c), and each kernel can make the table of its part.
+// Products of parts. Where parts of what a product makes, cut along its positions, are
+// normalized each for itself, the product itself is cut: w x + bias + residual for the positions
+// of each part. They are one launch with the same weights (batch.c), and each kernel can make
+// the table of its part.
 #include <stdlib.h>
 #include <string.h>
 
@@ -241,9 +243,9 @@ static Moved move_on(const Graph *graph, Moved moved, const Node *user)
     return NO_MOVE;
 }
 
-// Whether all that read `val`, moved so, could, some of them through more movements. `sliced` counts
-// the elements of an image that elementwise operations read instead. mark > 0: they can, and the
-// values that they read are of chain mark - 1.
+// Whether all that read `val`, moved so, could, some of them through more movements. `sliced`
+// counts the elements of an image that elementwise operations read instead. mark > 0: they can, and
+// the values that they read are of chain mark - 1.
 static bool all_could_load(Apart *a, Val val, Moved moved, int64_t *sliced, uint32_t mark)
 {
     NodeId id = val_node(val);
@@ -271,8 +273,8 @@ static bool all_could_load(Apart *a, Val val, Moved moved, int64_t *sliced, uint
     return true;
 }
 
-// What the readers of `val` compute of each of its elements: the product's operations, and how often
-// they load it.
+// What the readers of `val` compute of each of its elements: the product's operations, and how
+// often they load it.
 static void add_loads(const Apart *a, Val val, double *own, double *loads)
 {
     NodeId id = val_node(val);
@@ -308,8 +310,8 @@ static void add_loads(const Apart *a, Val val, double *own, double *loads)
     }
 }
 
-// In mixed precision. A kernel that normalizes multiplies by mma.sync on every GPU, at some two thirds
-// of wgmma's rate, and saves a launch that reads and writes the operand.
+// In mixed precision. A kernel that normalizes multiplies by mma.sync on every GPU, at some two
+// thirds of wgmma's rate, and saves a launch that reads and writes the operand.
 static bool pays_mixed(const Apart *a, const Chain *chain, double own)
 {
     const Type *type = val_type(a->own.graph, chain->last);
@@ -402,8 +404,8 @@ static bool norm_reads(const Apart *a, Val val, int depth)
     return false;
 }
 
-// The slice of positions of `val`, or of it joined with other channels, that begins at `start`, if a
-// norm reads it; NULL: there is none.
+// The slice of positions of `val`, or of it joined with other channels, that begins at `start`, if
+// a norm reads it; NULL: there is none.
 static const Node *slice_from(const Apart *a, Val val, int64_t start)
 {
     NodeId id = val_node(val);
@@ -423,8 +425,8 @@ static const Node *slice_from(const Apart *a, Val val, int64_t start)
     return found;
 }
 
-// Whether slices of its positions that norms read are all of a product; what else reads it finds the
-// parts put together (place.c: they are made where that lies).
+// Whether slices of its positions that norms read are all of a product; what else reads it finds
+// the parts put together (place.c: they are made where that lies).
 static bool is_cut_up(const Apart *a, NodeId id)
 {
     const Type *type = graph_node(a->own.graph, id)->type[0];
@@ -466,7 +468,8 @@ static bool find_cuts(Apart *a)
     return any;
 }
 
-// Positions from `start` on of a value that is made: a part that it is put together from, if it is one.
+// Positions from `start` on of a value that is made: a part that it is put together
+// from, if it is one.
 static Val slice_made(Apart *a, Val val, uint32_t axis, int64_t start, int64_t size)
 {
     const Node *node = val_get(a->own.graph, val);
@@ -606,8 +609,8 @@ static bool find_pieces(const Apart *a, Val val, int64_t start, int64_t size, Pi
 }
 
 // Moments of what a norm's x is put together from, where products make its parts: they leave them
-// (fuse_norms.c), and x need not be read again. 0: it is made in one piece, or by others. Plans with
-// gradients read mean and rstd, and compute products again, so they take tables of x.
+// (fuse_norms.c), and x need not be read again. 0: it is made in one piece, or by others. Plans
+// with gradients read mean and rstd, and compute products again, so they take tables of x.
 static Val moments_of(Apart *a, Val x, Attr *attr)
 {
     const uint32_t rungs = RUNG_EPILOGUES | RUNG_PLACEMENT;

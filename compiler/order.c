@@ -5,9 +5,9 @@
 // follows rows says rows.c.
 //
 // In mixed precision, kernels read 16 bytes of neighbouring channels at a time. So filters of
-// convolutions lie as [c_out, positions..., c_in], the parameter and whatever lies as parameters do:
-// gradients, moments, averages. Every plan of a module reads them so, the unfused ones too; files
-// and the host's copies are row-major.
+// convolutions lie as [c_out, positions..., c_in], the parameter and whatever lies as parameters
+// do: gradients, moments, averages. Every plan of a module reads them so, the unfused ones too;
+// files and the host's copies are row-major.
 #include <string.h>
 
 #include "compiler/plan.h"
@@ -141,7 +141,8 @@ uint32_t *result_order(const Work *work, Val val)
         break;
     }
     // sums of gradients lie as these do
-    for (uint32_t i = 0; mixed && op_info[node->op].class == CLASS_ELEMENTWISE && i < node->nin; i++) {
+    for (uint32_t i = 0; mixed && op_info[node->op].class == CLASS_ELEMENTWISE && i < node->nin;
+         i++) {
         uint32_t slot = local_of(work, node->in[i]) * MAX_OUT + val_out(node->in[i]);
         if (val_get(module->graph, node->in[i])->op == OP_CONV_WGRAD && work->order[slot] &&
             val_type(module->graph, node->in[i])->rank == type->rank)

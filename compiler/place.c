@@ -11,8 +11,8 @@
 //
 // It costs memory where one part waits for another (skip connections: the room of the later part
 // is there as long as the earlier one), and saves it where a part is still read after the concat,
-// since it would be there twice. Waiting parts lie across the peak of a forward pass, as the skips do
-// anyway; the room that stays empty is at most the other parts of the concat.
+// since it would be there twice. Waiting parts lie across the peak of a forward pass, as the skips
+// do anyway; the room that stays empty is at most the other parts of the concat.
 #include <string.h>
 
 #include "compiler/plan.h"

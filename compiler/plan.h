@@ -49,8 +49,8 @@ typedef enum {
 
 typedef enum { GROUP_ELEMENTWISE, GROUP_LIBRARY } GroupKind;
 
-// An operand act(x a + d) that a kernel normalizes as it loads it; a and d [b, c, 1...] are views of
-// one norm's table.
+// An operand act(x a + d) that a kernel normalizes as it loads it; a and d [b, c, 1...] are views
+// of one norm's table.
 typedef struct {
     Val x, a, d;               // x 0: there is none
     Op act;                    // OP_STOP_GRADIENT: none
@@ -177,8 +177,8 @@ typedef struct Work {
     View **view;               // by local number: NULL = it has storage of its own
     View **within;             // by local number * MAX_OUT + output: it lies where that view of
                                // another value lies (an operand, or a concat)
-    bool *resampled;           // by local number: no kernel makes it, its readers up-sample what it is
-                               // made of; NULL before there are groups
+    bool *resampled;           // by local number: no kernel makes it, its readers up-sample what
+                               // it is made of; NULL before there are groups
     bool **pieces;             // of a concat, by local number: which operands lie within it; then
                                // whether any does. NULL: none does
     bool *mixed;               // by local number * MAX_OUT + output: this storage is of
@@ -252,8 +252,8 @@ bool image_strides(const Type *type, const Dim *full, Dim *image);
 void choose_orders(Work *work);
 
 /* rows.c */
-// The order of axes in which a node stores result `out`, so that its rows lie as those of the operand
-// that it follows do; `lies` tells how operands lie. false: row-major.
+// The order of axes in which a node stores result `out`, so that its rows lie as those of the
+// operand that it follows do; `lies` tells how operands lie. false: row-major.
 typedef View (*Lies)(void *context, Val val);
 bool order_of_rows(const Graph *graph, const Node *node, uint32_t out, Lies lies, void *context,
                    uint32_t *order);
@@ -277,7 +277,7 @@ typedef struct {
 // What is needed. The graph holds the nodes of all plans, a plan has few of them: tables by NodeId
 // belong in a sparse arena, and loops go over `nodes`.
 void rewrite_begin(Rewrite *own, Work *work, Arena *arena);
-void rewrite_start(Rewrite *own, Arena *arena);            // room for `map`: there is something to do
+void rewrite_start(Rewrite *own, Arena *arena);       // room for `map`: something is to be done
 void rewrite_turn(Rewrite *own, Val made, NodeId from);    // a new node stands where `from` stood
 Val rewrite_operands(Rewrite *own, NodeId id);             // the node of what its operands became
 void rewrite_end(Rewrite *own);                            // outputs and turns become the plan's

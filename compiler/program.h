@@ -182,7 +182,8 @@ typedef struct {
 
 // What passes on plans ask for before they rely on it.
 typedef enum {
-    CAN_RESAMPLE = 1,           // convolutions up-sample what they load (ConvArgs.x_shift and residual_shift)
+    CAN_RESAMPLE = 1,           // convolutions up-sample what they load (ConvArgs.x_shift and
+                                // residual_shift)
     CAN_MOMENTS = 2             // products leave moments (NormStats.moments); tables of them
 } TargetAbility;
 
@@ -193,7 +194,7 @@ typedef struct {
     Graph *graph;
     DType real;                 // working precision: f32, f64
     uint32_t lacks;             // TargetAbility bits: what not all targets' kernels can do
-    DType storage;              // bf16, f16: how most values of a step are stored; DT_NONE: as they are
+    DType storage;              // bf16, f16: how most values of a step are stored; DT_NONE: as is
     Param *params;              uint32_t param_count;
     Instance *instances;        uint32_t instance_count;
     Option *options;            uint32_t option_count;

@@ -397,7 +397,8 @@ static void count_repeats(Recompute *r)
     }
 }
 
-// Bytes that live values may take under the budget: packing, and copies made by lowering, take some.
+// Bytes that live values may take under the budget: packing, and copies made by
+// lowering, take some.
 static int64_t room_of(const Work *work)
 {
     return work->budget - work->budget / 64;

@@ -1,11 +1,11 @@
 // Rows keep their order: results are stored as the operand lies whose rows they continue.
 //
-// A transpose is a view, and what is computed from it row by row (a norm, a product with weights, an
-// elementwise operation, attention) would be stored row-major in the new order, so that turning
+// A transpose is a view, and what is computed from it row by row (a norm, a product with weights,
+// an elementwise operation, attention) would be stored row-major in the new order, so that turning
 // back were a view of strides that nothing joins. Instead each such result is stored in the order
-// of axes in which its operand lies: then operand and result are walked alike, all axes in front
-// of the last are one, and the turn back gives what was there before. Only the axes in front of
-// the last one change places, and only where that one lies densely.
+// of axes in which its operand lies: then operand and result are walked alike, all axes in front of
+// the last are one, and the turn back gives what was there before. Only the axes in front of the
+// last one change places, and only where that one lies densely.
 #include <string.h>
 
 #include "compiler/plan.h"
@@ -255,7 +255,8 @@ uint32_t *rows_order(const Work *work, Val val)
         if (is_copied(work, node->in[i]))
             return NULL;
     bool writes_any = node->op == OP_CONTRACT || op_info[node->op].class == CLASS_ELEMENTWISE;
-    if (order_of_rows(work->module->graph, node, val_out(val), lies, (void *)(uintptr_t)work, order) ||
+    if (order_of_rows(work->module->graph, node, val_out(val), lies, (void *)(uintptr_t)work,
+                      order) ||
         (writes_any && wanted_order(work, val, 6, order)))
         return arena_copy(work->arena, order, rank * sizeof *order);
     return NULL;

@@ -1,7 +1,7 @@
 // Sums of gradients that one launch can make.
 //
-// The gradient of a weight that is used several times is a sum, and fusion leaves it as a chain: the
-// kernel of each contribution adds what the one before it left. That orders launches that have
+// The gradient of a weight that is used several times is a sum, and fusion leaves it as a chain:
+// the kernel of each contribution adds what the one before it left. That orders launches that have
 // nothing else to do with one another. Where the links of a chain are one kernel, this pass makes
 // one group of them: an anchor and terms. The lowering makes a launch with a segment for each, and
 // the kernel adds them while it has them (`sum` in codegen/kernel_args.h).

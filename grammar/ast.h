@@ -47,7 +47,7 @@ typedef enum {
     AST_RANGE,    // a..b; in an index a or b may be NULL
     AST_ELLIPSIS, // "..." in an index or a shape
     // types
-    AST_TYPE,     // text: `real`, `latent`, `int`, ... or NULL; list: dims; integer: 1 if dims given
+    AST_TYPE,     // text: `real`, `int`, ... or NULL; list: dims; integer: 1 if dims given
     // statements
     AST_BLOCK,    // list: statements
     AST_ASSIGN,   // list: AST_TARGET...; a: value

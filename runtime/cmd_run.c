@@ -408,7 +408,8 @@ static bool run_program(Run *run, const char *name, PvEntryKind kind, PvError *e
                 pv_session_mount(session, name, needed, NULL, run->ema, error);
     if (good)
         save_buffers(run, needed);
-    good = good && execute_scaled(run, plan, &how, error) && (!run->out || write_results(run, plan, error));
+    good = good && execute_scaled(run, plan, &how, error) &&
+           (!run->out || write_results(run, plan, error));
     free(needed);
     return good;
 }

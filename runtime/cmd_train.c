@@ -1,10 +1,10 @@
 // `train STAGE`: settings from YAML and the command line, data, checkpoints, logs, and the loop.
 //
 // Order of work: everything that can be wrong is looked at before the first step: settings, memory
-// (compared with the need before anything of size is allocated), weights, data, the folder. A signal
-// to stop (stop.h) ends the loop after the step in progress and a checkpoint is written; a second
-// one ends the program at once. Checkpoints replace each other atomically, so that kill -9 and a full
-// disk leave the last one whole.
+// (compared with the need before anything of size is allocated), weights, data, the folder. A
+// signal to stop (stop.h) ends the loop after the step in progress and a checkpoint is written; a
+// second one ends the program at once. Checkpoints replace each other atomically, so that kill -9
+// and a full disk leave the last one whole.
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -389,7 +389,8 @@ static bool train_stage(Training *t, PvError *error)
         good = loop(t, error);
         pv_progress_end(t->progress);
         if (!good && t->session.exec->gpu && error->status == PV_MACHINE && t->saved >= 0)
-            pv_error_append(error, "\nthe checkpoint of step %lld is whole; --resume goes on from it",
+            pv_error_append(error,
+                            "\nthe checkpoint of step %lld is whole; --resume goes on from it",
                             (long long)t->saved);
     }
     if (good && t->data && pv_data_skipped(t->data) > 0)

@@ -18,8 +18,8 @@ typedef struct PvLtProduct PvLtProduct; // of one shape
 // Our own kernel for a product: is queued on `work`. False: it could not be.
 typedef bool PvLtOwn(void *context, const GemmArgs *args);
 
-// PVDM_CUBLASLT, else libcublasLt.so.13 or .12, of the linker or the toolkit. NULL: there is none that can be used, or the device is
-// the emulator and PVDM_CUBLASLT is not set; the error says why.
+// PVDM_CUBLASLT, else libcublasLt.so.13 or .12, of the linker or the toolkit. NULL: there is none
+// that can be used, or the device is the emulator and PVDM_CUBLASLT is not set; the error says why.
 PvLt *pv_lt_open(PvDevice *device, PvError *error);
 void pv_lt_close(PvLt *lt); // NULL is fine
 

@@ -49,9 +49,9 @@ bool pv_device_download(PvDevice *device, CUstream stream, void *to, CUdeviceptr
 bool pv_device_wait(PvDevice *device, CUstream stream, PvError *error);
 // The error of a call of the driver that failed while something ran or was queued. Always false.
 bool pv_device_fault(PvDevice *device, int result, PvError *error);
-// Whether a result may be of something that was queued before what gave it: a fault of a kernel is told
-// by whatever call comes next. The device's context is lost then, so nothing can be tried again in
-// this process; the hint says what to do. It is always false.
+// Whether a result may be of something that was queued before what gave it: a fault of a kernel is
+// told by whatever call comes next. The device's context is lost then, so nothing can be tried
+// again in this process; the hint says what to do. It is always false.
 bool pv_device_tells_late(const PvDevice *device, int result);
 bool pv_device_hint(PvError *error);
 bool pv_device_event(PvDevice *device, CUevent *event, PvError *error); // without timing

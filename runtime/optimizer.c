@@ -10,8 +10,8 @@
 // Work is cut into chunks of 16,384 elements that never depend on the number of threads; sums of
 // squares are added within a chunk in double, and over chunks in their order. So any number of
 // threads gives the same bits. The loops over a chunk exist for several widths of vectors, of which
-// the machine at hand takes one (the rest of the runtime is made for any machine); all give the same
-// bits, too, since nothing is contracted or reordered.
+// the machine at hand takes one (the rest of the runtime is made for any machine); all give the
+// same bits, too, since nothing is contracted or reordered.
 #include "runtime/optimizer.h"
 
 #include <math.h>

@@ -94,9 +94,9 @@ enum { PV_MAX_PHASES = 4, PV_MAX_SEGMENTS = 8, PV_CUDA_BAKED = 6, PV_CUDA_MAPS =
 
 typedef struct PvCudaKernel PvCudaKernel;
 
-// A tensor map of elements of 16 bits: which boxes of a tensor the copy engine brings to shared memory,
-// where their rows of at most 128 bytes are swizzled. What a box has outside the tensor is 0. Axes:
-// densest first.
+// A tensor map of elements of 16 bits: which boxes of a tensor the copy engine brings to shared
+// memory, where their rows of at most 128 bytes are swizzled. What a box has outside the tensor is
+// 0. Axes: densest first.
 typedef struct {
     uint64_t address;                // a multiple of 16
     uint32_t rank;                   // 1 .. 5
@@ -128,8 +128,8 @@ struct PvCudaKernel {
     int32_t baked[PV_CUDA_BAKED];    // tile sizes and the like, as its shape function reads them
     PvCudaShape *shape;
     uint32_t maps;                   // tensor maps of a segment: 0 or PV_CUDA_MAPS
-    uint32_t resident[PV_MAX_PHASES];    // not 0: its blocks take turns, and at most so many of them
-                                     // for each multiprocessor are launched
+    uint32_t resident[PV_MAX_PHASES];    // not 0: its blocks take turns, and at most so many of
+                                         // them for each multiprocessor are launched
 };
 
 typedef struct {
@@ -333,7 +333,7 @@ typedef struct {
     int64_t bytes;
 } PvCudaImage;
 
-enum { PV_ARCH_SIMT = 10000 };       // a shared object for the emulator (a driver of that capability)
+enum { PV_ARCH_SIMT = 10000 }; // a shared object for the emulator (a driver of that capability)
 
 typedef struct {
     uint32_t modules;

@@ -2,8 +2,8 @@
 // order. Data is aligned for its element type; it is owned, or borrowed from a mapped file that
 // lives as long as its last tensor. A PvTensorSet is what a tensor file is in memory.
 //
-// Results of a GPU stay there until the host asks for them: pv_tensor_fetch comes before `data` of a
-// tensor that a call gave.
+// Results of a GPU stay there until the host asks for them: pv_tensor_fetch comes before `data` of
+// a tensor that a call gave.
 #ifndef PVDM_TENSOR_H
 #define PVDM_TENSOR_H
 

@@ -6,8 +6,8 @@
  * and values while scores are made. A row's weights are written and read by one warp.
  *
  * Definitions: ATT_D, ATT_E (head dims, rounded up to 16), ATT_MASK, ATT_CAUSAL, ATT_ROTARY,
- * ATT_TYPES. Rotary operands are turned in their tiles, keys by each block of queries: 2 instructions
- * beside the 64 multiply-adds that an element of a key takes part in.
+ * ATT_TYPES. Rotary operands are turned in their tiles, keys by each block of queries: 2
+ * instructions beside the 64 multiply-adds that an element of a key takes part in.
  * Head dims up to 64: 128 threads, at most 200 registers, shared memory at most 73 KB: 2 blocks a
  * multiprocessor, 3 up to 32; up to 128: 256 threads, 80 KB, 2 blocks. 16 FFMA or more for every
  * LDS.128 of a tile's own.

@@ -5,9 +5,9 @@
  * go from the registers of the first product straight into the second. Any lengths and strides.
  *
  * Definitions: ATT_D, ATT_E (head dims, rounded up to 16), ATT_MASK (0, or 1 + how it is stored),
- * ATT_CAUSAL, ATT_ROTARY, ATT_HALF (PvStorage of q, k, v, o). Head dims up to 64: tiles of 64 keys, shared
- * memory at most 56 KB; up to 128: of 32 keys, 70 KB. 2 blocks a multiprocessor. HMMA:LDSM 3.2, and
- * 2.67 for large head dims.
+ * ATT_CAUSAL, ATT_ROTARY, ATT_HALF (PvStorage of q, k, v, o). Head dims up to 64: tiles of 64 keys,
+ * shared memory at most 56 KB; up to 128: of 32 keys, 70 KB. 2 blocks a multiprocessor. HMMA:LDSM
+ * 3.2, and 2.67 for large head dims.
  */
 #include "storage.h"
 

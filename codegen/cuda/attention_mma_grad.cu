@@ -153,7 +153,8 @@ CX_FN void find_grads(Packed<rows> &weight, const float (&dp)[BLOCKS][columns / 
     CX_UNROLL
     for (int i = 0; i < BLOCKS * columns / 4; i++) {
         int block = i / (columns / 4), j = i / 2 % (columns / 8), half = i % 2;
-        const float *pair = dp[block][j] + half * 2, *by = deltas + (turned ? j * 2 : i % 2 + block * 2);
+        const float *pair = dp[block][j] + half * 2,
+                    *by = deltas + (turned ? j * 2 : i % 2 + block * 2);
         u32 &p = weight.at[block][j][half];
         float low = cx_low_half<ATT_HALF>(p) * (pair[0] - by[0]);
         float high = cx_high_half<ATT_HALF>(p) * (pair[1] - by[turned ? 1 : 0]);

@@ -1,5 +1,5 @@
-/* What the templates of attention in bf16 or f16 on mma.sync share: matrices in memory, tiles in shared
- * memory, and products of 16-row blocks of a warp with tiles.
+/* What the templates of attention in bf16 or f16 on mma.sync share: matrices in memory, tiles in
+ * shared memory, and products of 16-row blocks of a warp with tiles.
  *
  * A template includes this inside its namespace, with THREADS set; there is no include guard. A
  * tile is [rows, width] Half, width a multiple of 16, its rows 16 bytes longer, so that ldmatrix
@@ -104,8 +104,8 @@ CX_FN void turn_some(u8 *at, const float *cosine, const float *sine, int half, f
                fmaf(high.z, x.z, c.z * y.z), fmaf(high.w, x.w, c.w * y.w));
 }
 
-// Turns rows [first, first + rows) of a matrix in their tile; 8 neighbouring threads have 8 rows, which
-// lie in different banks. What others wrote to the tile is there, and nobody reads it yet.
+// Turns rows [first, first + rows) of a matrix in their tile; 8 neighbouring threads have 8 rows,
+// which lie in different banks. What others wrote to the tile is there, and nobody reads it yet.
 template <int rows, int width, bool back>
 CX_FN void turn_tile(u8 *tile, const RotaryLoad &rotary, int first, int length)
 {
@@ -194,7 +194,8 @@ template <int rows> CX_FN void pack(Packed<rows> &packed, const float (&from)[BL
     CX_UNROLL
     for (int i = 0; i < BLOCKS * rows / 4; i++) {
         const float *pair = from[i / (rows / 4)][i / 2 % (rows / 8)] + i % 2 * 2;
-        packed.at[i / (rows / 4)][i / 2 % (rows / 8)][i % 2] = cx_pack_half<ATT_HALF>(pair[0], pair[1]);
+        packed.at[i / (rows / 4)][i / 2 % (rows / 8)][i % 2] =
+            cx_pack_half<ATT_HALF>(pair[0], pair[1]);
     }
 }
 

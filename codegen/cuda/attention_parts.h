@@ -4,8 +4,8 @@
  * A template includes this inside its namespace; there is no include guard. Thread (ty, tx) holds
  * the rows ty + i threads / 16 of a product's result; of columns tx + 16 j where both factors are
  * walked along their rows, else vectors of `lanes_of` columns. Rows of a tile are 4 floats longer
- * than its width, a multiple of 16, so that 8 rows lie in different banks for 16-byte loads, and the
- * two rows of a warp are 4 apart, in different banks for 4-byte stores.
+ * than its width, a multiple of 16, so that 8 rows lie in different banks for 16-byte loads, and
+ * the two rows of a warp are 4 apart, in different banks for 4-byte stores.
  */
 #include "tile_walk.h"
 
@@ -117,12 +117,13 @@ CX_FN void turn_some(float *at, const float *cosine, const float *sine, int half
     *(float4 *)at = make_float4(fmaf(low.x, y.x, c.x * x.x), fmaf(low.y, y.y, c.y * x.y),
                                 fmaf(low.z, y.z, c.z * x.z), fmaf(low.w, y.w, c.w * x.w));
     c = *(const float4 *)(cosine + half);
-    *(float4 *)(at + half) = make_float4(fmaf(high.x, x.x, c.x * y.x), fmaf(high.y, x.y, c.y * y.y),
-                                         fmaf(high.z, x.z, c.z * y.z), fmaf(high.w, x.w, c.w * y.w));
+    *(float4 *)(at + half) =
+        make_float4(fmaf(high.x, x.x, c.x * y.x), fmaf(high.y, x.y, c.y * y.y),
+                    fmaf(high.z, x.z, c.z * y.z), fmaf(high.w, x.w, c.w * y.w));
 }
 
-// Turns rows [first, first + rows) of a matrix in their tile; 8 neighbouring threads have 8 rows, which
-// lie in different banks. What others wrote to the tile is there, and nobody reads it yet.
+// Turns rows [first, first + rows) of a matrix in their tile; 8 neighbouring threads have 8 rows,
+// which lie in different banks. What others wrote to the tile is there, and nobody reads it yet.
 template <int rows, int width, int stride, int threads, bool back>
 CX_FN void turn_tile(float *tile, const RotaryLoad &rotary, int first, int length, int thread)
 {
@@ -249,7 +250,8 @@ CX_FN void multiply_columns(float (&c)[rows][width / 16], const float *a, const 
 }
 
 // A thread's elements of a row, times factor, into a row of a tile.
-template <int width> CX_FN void put_row(float *row, const float (&c)[width / 16], float factor, int tx)
+template <int width>
+CX_FN void put_row(float *row, const float (&c)[width / 16], float factor, int tx)
 {
     enum { LANES = lanes_of(width) };
     CX_UNROLL
@@ -318,8 +320,8 @@ CX_FN float score_offset(const AttentionArgs &a, const Problem &p, int i, int j)
     if (j >= (int)a.m || i >= (int)a.n || (ATT_CAUSAL && j > i))
         return -INFINITY;
     if (ATT_MASK)
-        return (
-            (const float *)a.mask)[offset_of(p, a.mask0, a.mask1, a.mask2) + i * a.mask_n + j * a.mask_m];
+        return ((const float *)a.mask)[offset_of(p, a.mask0, a.mask1, a.mask2) + i * a.mask_n +
+                                       j * a.mask_m];
     return 0.f;
 }
 

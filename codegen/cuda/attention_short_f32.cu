@@ -6,8 +6,8 @@
  * too. Warps do not wait for one another.
  *
  * Definitions: ATT_D, ATT_E (head dims, rounded up to 4), ATT_LANES (8, 16 or 32), ATT_WARPS (of a
- * block), ATT_MASK, ATT_CAUSAL, ATT_ROTARY, ATT_TYPES. Shared memory: 3 ATT_WARPS 32 rows, at most 80 KB.
- * Registers at most 128.
+ * block), ATT_MASK, ATT_CAUSAL, ATT_ROTARY, ATT_TYPES. Shared memory: 3 ATT_WARPS 32 rows, at most
+ * 80 KB. Registers at most 128.
  */
 #include "storage.h"
 #include "attention_parts.h"

@@ -416,8 +416,8 @@ template <class Dense> struct NormedChannels : Dense {
 };
 #endif
 
-// Positions in TILE_K neighbouring lanes; a thread has every THREADS / TILE_K-th (channel, tap). Of 16
-// positions the last eight have columns two further, or before, so that their banks are others.
+// Positions in TILE_K neighbouring lanes; a thread has every THREADS / TILE_K-th (channel, tap). Of
+// 16 positions the last eight have columns two further, or before, so that their banks are others.
 struct GatherK {
     enum {
         COUNT = TILE_N * TILE_K / THREADS,

@@ -1,8 +1,8 @@
 /* How a block of a convolution (ConvArgs) finds its product, its positions and its taps, and where
  * results go, whatever makes the sums. Included in a kernel's namespace behind the header of a tile
  * product. Definitions: CONV_MODE, CONV_LAST, CONV_AXES, CONV_STRIDED, CONV_OUT_4, CONV_ACT,
- * CONV_RESAMPLED, TILE_STATS as in conv_f32.cu; Source, Weight, Result, Residual and Bias are types of elements (storage.h); BY_TAP:
- * columns of wgrad are (tap, channel), not (channel, tap).
+ * CONV_RESAMPLED, TILE_STATS as in conv_f32.cu; Source, Weight, Result, Residual and Bias are types
+ * of elements (storage.h); BY_TAP: columns of wgrad are (tap, channel), not (channel, tap).
  */
 
 #if TILE_STATS
@@ -124,8 +124,8 @@ CX_FN int column_tiles(const ConvArgs &args, int *phases)
     return cut(columns, CONV_LAST ? TILE_M : TILE_N);
 }
 
-// Tile number `tile` over phases, groups, and the tiles of a product, rows of w fastest. Every phase
-// has as many as the largest one: some have no columns.
+// Tile number `tile` over phases, groups, and the tiles of a product, rows of w fastest. Every
+// phase has as many as the largest one: some have no columns.
 CX_FN void set_problem(Problem &problem, const ConvArgs &args, int tile)
 {
     bool grad = CONV_MODE == 1;
@@ -186,8 +186,8 @@ CX_FN int taps_apart(int taps) // from class to class
 
 // Positions fall into classes by their first source coordinates modulo the factors of up-sampling:
 // how far it is from the first element to that of a tap depends on these alone. Each class has its
-// taps in the table, 3 entries apart modulo 8 where there are several: neighbours of two classes, each at
-// two taps, meet different banks. Here is the number of the first.
+// taps in the table, 3 entries apart modulo 8 where there are several: neighbours of two classes,
+// each at two taps, meet different banks. Here is the number of the first.
 CX_FN int taps_of(const Problem &problem, const int *at)
 {
     int number = 0;

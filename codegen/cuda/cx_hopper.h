@@ -99,8 +99,8 @@ CX_FN void cx_wgmma_commit()
 }
 #define cx_wgmma_wait(groups)                                                                      \
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(groups) : "memory")
-// Sums are registers that wgmma writes when it likes: code that makes or reads them stays on its side
-// of this line (the compiler sees no other tie between a wait and the registers).
+// Sums are registers that wgmma writes when it likes: code that makes or reads them stays on its
+// side of this line (the compiler sees no other tie between a wait and the registers).
 template <int count> CX_FN void cx_wgmma_own(float *d)
 {
     CX_UNROLL

@@ -38,8 +38,8 @@ enum { CX_COUNTERS = 1024 };
 CX_FN constexpr int cx_most_segments(int bytes)
 {
     return (4096 - (int)sizeof(CxHead)) / bytes >= CX_SEGMENTS ? CX_SEGMENTS
-           : (4096 - (int)sizeof(CxHead)) / bytes > 1          ? (4096 - (int)sizeof(CxHead)) / bytes
-                                                               : 1;
+           : (4096 - (int)sizeof(CxHead)) / bytes > 1 ? (4096 - (int)sizeof(CxHead)) / bytes
+                                                      : 1;
 }
 template <typename Args, int segments = cx_most_segments(sizeof(Args))> struct CxLaunch {
     CxHead head;

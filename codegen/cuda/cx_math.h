@@ -180,7 +180,8 @@ CX_FN void cx_load4(u8 *x, const u8 *from)
     x[2] = (u8)(all >> 16);
     x[3] = (u8)(all >> 24);
 }
-// As PTX: the compiler takes some of these stores apart where it has computed the address at length.
+// As PTX: the compiler takes some of these stores apart where it has computed the
+// address at length.
 CX_FN void cx_store4(PvReal *to, const PvReal *x)
 {
 #if CX_GPU

@@ -1,9 +1,9 @@
 /* Matrix products in exact f32 (GemmArgs): the tile product of gemm_tile.h.
  *
- * A block makes one tile of one batch element, or a part of its reduction: then the sums go into the
- * workspace and phase 1 adds the parts in their order and finishes. With GEMM_SUM the batch axes
- * are a part of the reduction, batch element by batch element. Blocks of one part are neighbours,
- * rows of tiles fastest.
+ * A block makes one tile of one batch element, or a part of its reduction: then the sums go into
+ * the workspace and phase 1 adds the parts in their order and finishes. With GEMM_SUM the batch
+ * axes are a part of the reduction, batch element by batch element. Blocks of one part are
+ * neighbours, rows of tiles fastest.
  *
  * Definitions: those of gemm_tile.h, and
  *   GEMM_A_K GEMM_B_K   1: the operand is dense along k; 0: along m, or n
@@ -11,8 +11,9 @@
  *   GEMM_C_4            1: c and the residual are accessed so
  *   GEMM_ACT            PvAct
  *   GEMM_SUM            1: sum_batch
- *   GEMM_GATE           1: c is values times act(gates), `gate` columns of b apart: half of a tile's
- *                       columns are values, the others their gates; not defined: there are none
+ *   GEMM_GATE           1: c is values times act(gates), `gate` columns of b apart: half of
+ *                       a tile's columns are values, the others their gates; not defined:
+ *                       there are none
  *   TILE_NORM           b is normalized (norm_load.h) in segments with a table; where this is not
  *                       defined, none has one
  *   TILE_STATS          1: norm tables of c are made (norm_stats.h), of segments that want one

@@ -103,8 +103,8 @@ struct Out {
     __device__ void begin(int m)
     {
         int positions = (int)args->image_rows, image = args->batch0 == 1 ? m / positions : 0;
-        stats.begin(place.i0 + image, (m - image * positions) / (in_parts ? (int)PIECE_1 : (int)PIECE),
-                    n);
+        stats.begin(place.i0 + image,
+                    (m - image * positions) / (in_parts ? (int)PIECE_1 : (int)PIECE), n);
     }
     __device__ bool is_row(int m) const
     {

@@ -6,8 +6,8 @@
  * one, or one of so few that multiprocessors would idle, is cut into chunks: phase 0 leaves the
  * mean and the squares of each in the workspace, and the blocks of phase 1 put them together, all
  * in the same order (Chan, Golub and LeVeque 1979). The decision is chunk_of, here and in
- * shape_norm.c. Where a norm table is asked for instead of y, or moments of channels (each a group of
- * its own), phase 1 has a block a group, which writes its part of it.
+ * shape_norm.c. Where a norm table is asked for instead of y, or moments of channels (each a group
+ * of its own), phase 1 has a block a group, which writes its part of it.
  *
  * Definitions: NORM_ACT, NORM_TYPES, NORM_RESIDENT (4096 with 256 threads, 16384 with 512).
  * Shared memory: NORM_RESIDENT * 4 + 64 bytes. Registers at most 64, so 1024 threads a

@@ -107,8 +107,8 @@ CX_FN void add_row(ColumnSums &sums, const GradRow &row)
     }
 }
 
-// Where sum i lies in shared memory: fours of a warp's runs side by side, and where a run has two of
-// them those 16 banks apart.
+// Where sum i lies in shared memory: fours of a warp's runs side by side, and where a run has two
+// of them those 16 banks apart.
 CX_FN int place_of(int i)
 {
     int four = i % RUN / 4;

@@ -1,12 +1,12 @@
-/* The tile product of bf16 or f16 on mma.sync (sm_80 and up), f32 sums: TILE_M x TILE_N sums a block, 32 of
- * the reduction a stage. Included in a kernel's namespace, so it has no guard.
+/* The tile product of bf16 or f16 on mma.sync (sm_80 and up), f32 sums: TILE_M x TILE_N sums a
+ * block, 32 of the reduction a stage. Included in a kernel's namespace, so it has no guard.
  *
  * A stage has TILE_M rows of A and TILE_N rows of B. An operand that is dense along the reduction
  * lies in it row by row, 64 bytes each; one that is dense along its rows lies k by k and is read by
- * transposing ldmatrix. Chunks of 16 bytes are exchanged so that neither meets a bank twice. cp.async
- * fills a ring of STAGES stages: while one is multiplied the others are on their way. Operands that
- * cannot be copied in chunks (other storage, other strides, odd sizes) are loaded element by element
- * and converted.
+ * transposing ldmatrix. Chunks of 16 bytes are exchanged so that neither meets a bank twice.
+ * cp.async fills a ring of STAGES stages: while one is multiplied the others are on their way.
+ * Operands that cannot be copied in chunks (other storage, other strides, odd sizes) are loaded
+ * element by element and converted.
  *
  * An operand is told by a source:
  *     Row row(int row), Step step(int k)        what depends on a row, and on an element of the

@@ -4,8 +4,8 @@
  * loads and stores are both coalesced; rows of the tile are one element longer, so that its columns
  * lie in different banks. The other axes are the outer part of the block's number.
  *
- * Definitions: COPY_BYTES 1, 2, 4, 8; COPY_COUNT, COPY_ORDER, COPY_BEGINS, COPY_AXES (move_layout.h),
- * of which the last axis is y's dense one; TURN_AXIS.
+ * Definitions: COPY_BYTES 1, 2, 4, 8; COPY_COUNT, COPY_ORDER, COPY_BEGINS, COPY_AXES
+ * (move_layout.h), of which the last axis is y's dense one; TURN_AXIS.
  */
 #include "move_layout.h"
 

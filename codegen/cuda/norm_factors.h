@@ -1,6 +1,6 @@
-/* Factors of norm tables (kernel_args.h) out of the mean and rstd of a group, by a warp. Included in a
- * kernel's namespace. `Args` is NormStats or GroupNormArgs: what a table depends on has the same
- * names in both.
+/* Factors of norm tables (kernel_args.h) out of the mean and rstd of a group, by a warp. Included
+ * in a kernel's namespace. `Args` is NormStats or GroupNormArgs: what a table depends on has the
+ * same names in both.
  */
 
 // The sum over `count` neighbouring lanes, a power of 2, in each of them.

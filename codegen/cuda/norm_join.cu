@@ -1,6 +1,7 @@
-/* Norm tables of what lies in parts (GroupNormArgs.parts): each part's kernel left the mean of every
- * channel of every image over its positions, and the squares about it. A warp puts those of a group
- * of an image together, in a fixed order (Chan, Golub and LeVeque 1979), and writes its table.
+/* Norm tables of what lies in parts (GroupNormArgs.parts): each part's kernel left the mean
+ * of every channel of every image over its positions, and the squares about it. A warp puts
+ * those of a group of an image together, in a fixed order (Chan, Golub and LeVeque 1979), and
+ * writes its table.
  */
 enum { THREADS = 128 };
 #include "norm_factors.h"

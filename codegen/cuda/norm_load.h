@@ -1,11 +1,11 @@
 /* Operands that are normalized as they are loaded: act(x a + d) with a and d of a norm table
- * (NormLoad of kernel_args.h). Included in a kernel's namespace behind gemm_tile.h, by templates with
- * the definition TILE_NORM: 0 none, else 1 + PvAct.
+ * (NormLoad of kernel_args.h). Included in a kernel's namespace behind gemm_tile.h, by templates
+ * with the definition TILE_NORM: 0 none, else 1 + PvAct.
  *
  * A loader fetches a and d with its elements, and normalizes between two steps, when it puts them
- * into shared memory: nothing waits for memory before the product. Where there is no element a and d
- * are 0, and so is what becomes of it: every activation leaves 0 alone. A segment whose table is 0
- * reads its operand as it lies: that is asked once a step, and fetches nothing.
+ * into shared memory: nothing waits for memory before the product. Where there is no element a and
+ * d are 0, and so is what becomes of it: every activation leaves 0 alone. A segment whose table is
+ * 0 reads its operand as it lies: that is asked once a step, and fetches nothing.
  */
 
 template <int ACT> CX_FN float load_act(float x)
@@ -19,8 +19,8 @@ CX_FN float normalize(float x, float a, float d)
     return load_act<TILE_NORM - 1>(fmaf(x, a, d));
 }
 
-// a of channel 0 of an image, and how far from there d is: 0 where nothing is normalized. (A pointer
-// that may be null would be read by LD, not LDG.)
+// a of channel 0 of an image, and how far from there d is: 0 where nothing is normalized. (A
+// pointer that may be null would be read by LD, not LDG.)
 struct NormSource {
     const float *scale;
     long long shift;
@@ -79,8 +79,8 @@ template <class Dense> struct NormedRows : Dense {
     }
 };
 
-// One whose fours along k are four channels; `put` is also of loaders that fetch a and d themselves,
-// and set `norm` of any image.
+// One whose fours along k are four channels; `put` is also of loaders that fetch a and d
+// themselves, and set `norm` of any image.
 template <class Dense> struct NormedK : Dense {
     enum { COUNT = 3 * Dense::COUNT };
     NormSource norm;
@@ -109,8 +109,8 @@ template <class Dense> struct NormedK : Dense {
     }
 };
 
-// The factors of COUNT columns, (channel, tap), of a matrix of images; APART columns apart. They are
-// fetched once an image.
+// The factors of COUNT columns, (channel, tap), of a matrix of images; APART columns apart. They
+// are fetched once an image.
 template <int COUNT, int APART> struct NormedColumns {
     const NormLoad *norm;
     int first, there, taps;   // number of the first column, and how many from there on there are

@@ -4,15 +4,15 @@
  *
  * Results are positions of images, one image after another, by channels. Their positions are cut
  * into chunks, and the epilogue leaves the mean of every channel of every image in each chunk, and
- * the squares about it, in the workspace: float2 [chunk + image][channel] (going on by a chunk or an
- * image, or both, never meets a row twice). Where positions lie along rows a chunk is a tile, whose
- * rows neighbouring lanes add; else it is as many rows as lie in shared memory at a time.
+ * the squares about it, in the workspace: float2 [chunk + image][channel] (going on by a chunk or
+ * an image, or both, never meets a row twice). Where positions lie along rows a chunk is a tile,
+ * whose rows neighbouring lanes add; else it is as many rows as lie in shared memory at a time.
  *
  * Then each block of a tile counts itself at the counters of the tile's images. The one that is the
  * last of an image puts the means and squares of each group together, in a fixed order (Chan, Golub
- * and LeVeque 1979), and writes the table. Everything that a block wrote is before its barrier, which
- * is before the fence and the count; the count and a fence of the last are before what it reads. A
- * counter goes from its end back to 0 by itself.
+ * and LeVeque 1979), and writes the table. Everything that a block wrote is before its barrier,
+ * which is before the fence and the count; the count and a fence of the last are before what it
+ * reads. A counter goes from its end back to 0 by itself.
  */
 
 #include "norm_factors.h"
@@ -61,8 +61,8 @@ struct Statistics {
         return to->table != 0 || to->moments != 0;
     }
 
-    // Four values of a channel, at the thread's columns; neighbouring lanes have the rest of its row.
-    // All lanes of a warp take part. there: the channel is one.
+    // Four values of a channel, at the thread's columns; neighbouring lanes have the rest of its
+    // row. All lanes of a warp take part. there: the channel is one.
     __device__ void add_row(int channel, bool there, const float *value)
     {
         int at = start + tile_column4(), limit = min(start + STATS_TILE, end());
@@ -92,7 +92,8 @@ struct Statistics {
     CX_FN int row_of(int i, int stride)
     {
         int half = stride % 8 == 4 ? 4 : 2;
-        return THREADS / TILE_N == 2 ? i / (2 * half) * (2 * half) + i % 2 * half + i / 2 % half : i;
+        return THREADS / TILE_N == 2 ? i / (2 * half) * (2 * half) + i % 2 * half + i / 2 % half
+                                     : i;
     }
 
     // `chunk` rows of positions from `at`, in shared memory, and the columns of channels from
@@ -112,7 +113,8 @@ struct Statistics {
                 sum += values[(first + row) * stride + column];
             float mean = lanes_sum<each>(sum) * cx_reciprocal((float)count);
             CX_NO_UNROLL
-            for (int i = (int)threadIdx.x % each, row; (row = row_of(i, stride)) < count; i += each) {
+            for (int i = (int)threadIdx.x % each, row;
+                 (row = row_of(i, stride)) < count; i += each) {
                 float away = values[(first + row) * stride + column] - mean;
                 squares += away * away;
             }

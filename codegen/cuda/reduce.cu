@@ -153,8 +153,8 @@ CX_FN Cut cut_of(const ReduceArgs &a)
 }
 
 // Steps first, first + by, ... below `end` of a unit, four loads at a time.
-CX_FN void reduce_own(Pack<REDUCE_W> &sum, const ReduceArgs &a, const Element *x, u32 first, u32 end,
-                      u32 by)
+CX_FN void reduce_own(Pack<REDUCE_W> &sum, const ReduceArgs &a, const Element *x, u32 first,
+                      u32 end, u32 by)
 {
     Walk<REDUCED_COUNT, REDUCED_ORDER, REDUCED_BEGINS, REDUCED_AXES> axes(
         a.size + a.kept, a.stride + a.kept, a.reduced);

@@ -79,15 +79,18 @@ static inline bool cuda_is_aligned(const CudaLaunch *launch, size_t index, int64
 // false: there is none for these arguments (a bug of the compiler: templates are general).
 bool cuda_select(const CudaLaunch *launch, CudaChoice *choice);             // select.c: by symbol
 
-// A kernel for sm_90a that computes it faster than cuda_select's: NULL; else why there is none, "" for
-// what is no product.
+// A kernel for sm_90a that computes it faster than cuda_select's: NULL; else why there is none, ""
+// for what is no product.
 const char *cuda_select_90a(const CudaLaunch *launch, CudaChoice *choice);  // select_wgmma.c
 
 bool cuda_select_gemm(const CudaLaunch *launch, CudaChoice *choice);        // select_gemm.c
-bool cuda_select_conv(const CudaLaunch *launch, CudaChoice *choice);        // select_conv.c: all three
-bool cuda_select_attention(const CudaLaunch *launch, CudaChoice *choice);   // select_attention.c: both
-bool cuda_select_norm(const CudaLaunch *launch, CudaChoice *choice);        // select_norm.c: norms,
-                                                                // their gradients, softmax
+bool cuda_select_conv(const CudaLaunch *launch, CudaChoice *choice);        // select_conv.c
+bool cuda_select_attention(const CudaLaunch *launch, CudaChoice *choice);   // select_attention.c
+// select_norm.c: norms, their gradients, softmax
+bool cuda_select_norm(const CudaLaunch *launch, CudaChoice *choice);
+// select_move.c: reduce, copy, fill, pick, gather, random
+bool cuda_select_move(const CudaLaunch *launch, CudaChoice *choice);
+
 // Kernels that the runtime launches by name: the optimizer and the like (the end of kernel_args.h).
 typedef struct {
     const char *name;            // "adamw"
@@ -95,6 +98,4 @@ typedef struct {
 } CudaRuntimeKernel;
 const CudaRuntimeKernel *cuda_runtime_kernels(uint32_t *count);             // select_runtime.c
 
-bool cuda_select_move(const CudaLaunch *launch, CudaChoice *choice);        // select_move.c: reduce,
-                                                                // copy, fill, pick, gather, random
 #endif

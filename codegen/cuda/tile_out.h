@@ -1,6 +1,6 @@
 /* What becomes of a tile of sums, whatever made it: results with their epilogue, four at a time, or
- * the parts of a reduction that a second phase adds in their order. Included in a kernel's namespace
- * by the headers of tile products, which define TILE_M, TILE_N and THREADS before.
+ * the parts of a reduction that a second phase adds in their order. Included in a kernel's
+ * namespace by the headers of tile products, which define TILE_M, TILE_N and THREADS before.
  *
  * An `out` has
  *     void column(int n)                         four columns from n follow
@@ -17,7 +17,8 @@
 
 /* ---- fours of elements of any storage ---- */
 
-// Those from `count` on are 0. VECTOR: at is a multiple of four elements, and count 0 or at least 4.
+// Those from `count` on are 0. VECTOR: at is a multiple of four elements, and count 0
+// or at least 4.
 template <bool VECTOR, class Element>
 CX_FN void load_four(float *r, const Element *at, int count)
 {
@@ -117,8 +118,8 @@ CX_FN void tile_rows(float *shared, int rows, int stride, Out &out, int m)
 /* ---- the reduction in parts ---- */
 
 // Parts of the result of a segment are kept if there are several, or if it is a part of a sum of
-// segments (`sum` in kernel_args.h). A workspace is a line of 256 bytes, whose first word is the number of parts, and the sums of
-// every tile and part, row-major.
+// segments (`sum` in kernel_args.h). A workspace is a line of 256 bytes, whose first word is the
+// number of parts, and the sums of every tile and part, row-major.
 struct Keep {
     enum { BY_COLUMN = 0, GATED = 0 };
     float *tile;
@@ -146,9 +147,10 @@ struct Keep {
 // Of the second phase: blocks of a tile, and rows of a block.
 enum { TILE_BLOCKS = TILE_M * TILE_N / 4 / THREADS, COLLECT_ROWS = TILE_M / TILE_BLOCKS };
 
-// Four sums of a tile from element `four` on, over all parts of `segment` and of the `more` behind it,
-// which have the same tiles.
-CX_FN void collect_four(const CxHead &head, u32 segment, int64_t more, int tile, int four, float *sum)
+// Four sums of a tile from element `four` on, over all parts of `segment` and of the `more` behind
+// it, which have the same tiles.
+CX_FN void collect_four(const CxHead &head, u32 segment, int64_t more, int tile, int four,
+                        float *sum)
 {
     sum[0] = sum[1] = sum[2] = sum[3] = 0.f;
 #ifdef FAULT_TILE_SUM // the last segment is forgotten
@@ -172,8 +174,8 @@ CX_FN void collect_four(const CxHead &head, u32 segment, int64_t more, int tile,
     }
 }
 
-// Block `block` of a tile: four sums of each thread over all parts; then out. shared: rows of results
-// for one by column.
+// Block `block` of a tile: four sums of each thread over all parts; then out. shared: rows of
+// results for one by column.
 template <class Out>
 CX_FN void tile_collect(const CxHead &head, u32 segment, int64_t more, int tile, int block,
                         Out &out, int m0, int n0, float *shared = nullptr)

@@ -10,9 +10,11 @@
 
 enum { TILE_MANY_BLOCKS = 264, TILE_FEW_BLOCKS = 132, TILE_PART_K = 256, TILE_MOST_PARTS = 32 };
 
-// baked[] of kernels of this family; the last two of convolutions only. LAST: 0, or where channels are
-// dense the rows of sums that come at a time.
-enum { TILE_BAKED_M, TILE_BAKED_N, TILE_BAKED_K, TILE_BAKED_BLOCKS, TILE_BAKED_MODE, TILE_BAKED_LAST };
+// baked[] of kernels of this family; the last two of convolutions only. LAST: 0, or where channels
+// are dense the rows of sums that come at a time.
+enum {
+    TILE_BAKED_M, TILE_BAKED_N, TILE_BAKED_K, TILE_BAKED_BLOCKS, TILE_BAKED_MODE, TILE_BAKED_LAST
+};
 enum { CONV_FPROP, CONV_DGRAD, CONV_WGRAD };
 
 static inline int64_t tile_count(int64_t size, int64_t tile)
@@ -31,14 +33,16 @@ static inline TileWork tile_gemm_work(const GemmArgs *args, const int32_t *baked
     int64_t tiles = tile_count(args->m, baked[TILE_BAKED_M]) *
                     tile_count(columns, baked[TILE_BAKED_N]);
     int64_t steps = tile_count(args->k, baked[TILE_BAKED_K]);
-    return args->sum_batch ? (TileWork){tiles, steps * batches} : (TileWork){tiles * batches, steps};
+    return args->sum_batch ? (TileWork){tiles, steps * batches}
+                           : (TileWork){tiles * batches, steps};
 }
 
 // dgrad: the positions of each phase (remainder modulo the strides) are tiled by themselves, all as
 // many times as the largest.
 static inline TileWork tile_conv_work(const ConvArgs *args, const int32_t *baked)
 {
-    int64_t tile_m = baked[TILE_BAKED_M], tile_n = baked[TILE_BAKED_N], tile_k = baked[TILE_BAKED_K];
+    int64_t tile_m = baked[TILE_BAKED_M], tile_n = baked[TILE_BAKED_N],
+            tile_k = baked[TILE_BAKED_K];
     int64_t c_in = args->c_in / args->groups, c_out = args->c_out / args->groups;
     int64_t taps = args->kernel[0] * args->kernel[1] * args->kernel[2];
     if (baked[TILE_BAKED_MODE] == CONV_WGRAD) {

@@ -143,7 +143,8 @@ static inline const char *mma_definitions(Arena *arena, const MmaTile *tile, int
                         tile->n, tile->warp_m, tile->warp_n, half);
 }
 
-// Shared memory of phase 1 for norm_stats.h: the rows of a block, which a flag a position fits in too.
+// Shared memory of phase 1 for norm_stats.h: the rows of a block, which a flag a
+// position fits in too.
 static inline void tile_choose_stats(CudaChoice *choice)
 {
     int n = choice->baked[TILE_BAKED_N], rows = choice->baked[TILE_BAKED_M];

@@ -3,8 +3,8 @@
  *
  * Eight lanes of 16 bytes are served together, and meet no bank twice where their chunks lie in
  * eight different groups of four banks. Rows of a tile lie an odd number of chunks apart, so eight
- * rows at one column are such; a walk along the rows is one where the first chunk of each row lies a
- * group behind the last of the row before.
+ * rows at one column are such; a walk along the rows is one where the first chunk of each row lies
+ * a group behind the last of the row before.
  */
 
 // The row that is number q of a walk over rows of CHUNKS chunks, PITCH chunks apart; there are a

@@ -1,4 +1,5 @@
-/* Convolutions in plain loops, for what the CPU kernels do not take: any strides, w channels last. */
+/* Convolutions in plain loops, for what the CPU kernels do not take: any strides, w
+ * channels last. */
 #pragma once
 #include "kernel_case.h"
 
@@ -29,8 +30,8 @@ template <class Visit> void for_products(const ConvArgs &a, Visit visit)
             }
 }
 
-// Plain loops for any strides: no activation; bias of the written image's channels and a residual of an
-// image. A part of a sum is added to what is there.
+// Plain loops for any strides: no activation; bias of the written image's channels and a residual
+// of an image. A part of a sum is added to what is there.
 static inline void plain_conv(const char *symbol, const int64_t *raw)
 {
     const ConvArgs &a = *(const ConvArgs *)raw;

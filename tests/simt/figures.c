@@ -16,15 +16,15 @@
 #include "codegen/nvrtc.h"
 
 typedef struct Row {
-    const char *file, *options; // options: definitions, separated by blanks; of a template that plans
-                                // choose they begin with its name
+    const char *file, *options; // options: definitions, separated by blanks; of a template that
+                                // plans choose they begin with its name
     int threads, shared;        // of a launch; bytes of dynamic shared memory
     bool sm_80;                 // else sm_90a only
     const char *needs, *forbids;
 } Row;
 
 #define TILE(half, m, n, groups, stages, a_mn, b_mn)                                               \
-    "TILE_HALF=" #half " TILE_M=" #m " TILE_N=" #n " WG_GROUPS=" #groups " WG_STAGES=" #stages      \
+    "TILE_HALF=" #half " TILE_M=" #m " TILE_N=" #n " WG_GROUPS=" #groups " WG_STAGES=" #stages     \
     " WG_A_MN=" #a_mn " WG_B_MN=" #b_mn " WG_SEGMENTS=4"
 #define CONV_TILE(half, m, n, groups, stages, a_mn, b_mn)                                          \
     TILE(half, m, n, groups, stages, a_mn, b_mn)                                                   \
@@ -48,8 +48,10 @@ static const Row rows[] = {
      "HGMMA"},
     {"conv_bf16.cu", "CX_NAME=fprop " MMA_CONV(128, 0), 256, 49552, true, "HMMA LDSM LDGSTS",
      "HGMMA"},
-    {"conv_bf16.cu", "CX_NAME=dgrad " MMA_CONV(64, 1), 64, 24976, true, "HMMA LDSM LDGSTS", "HGMMA"},
-    {"conv_bf16.cu", "CX_NAME=wgrad " MMA_CONV(64, 2), 64, 24832, true, "HMMA LDSM LDGSTS", "HGMMA"},
+    {"conv_bf16.cu", "CX_NAME=dgrad " MMA_CONV(64, 1), 64, 24976, true, "HMMA LDSM LDGSTS",
+     "HGMMA"},
+    {"conv_bf16.cu", "CX_NAME=wgrad " MMA_CONV(64, 2), 64, 24832, true, "HMMA LDSM LDGSTS",
+     "HGMMA"},
     {"gemm_bf16.cu", "CX_NAME=gemm GEMM_IMAGE_ROWS=1 TILE_NORM=1 " MMA_TILE(128, 1, 1), 256, 49216,
      true, "HMMA LDSM LDGSTS", "HGMMA"},
     {"gemm_bf16.cu", "CX_NAME=gemm GEMM_IMAGE_ROWS=1 TILE_NORM=2 TILE_STATS=1 " MMA_TILE(64, 1, 1),
@@ -67,8 +69,8 @@ static const Row rows[] = {
      false, "HGMMA UTMALDG SYNCS", "HMMA LDGSTS"},
     {"conv_wgmma.cu", "CX_NAME=wgrad CONV_MODE=2 " CONV_TILE(1, 128, 256, 2, 4, 1, 1), 384, 231488,
      false, "HGMMA UTMALDG SYNCS", "HMMA LDGSTS"},
-    {"conv_wgmma.cu", "CX_NAME=wgrad CONV_MODE=2 " CONV_TILE(1, 64, 128, 1, 3, 1, 1), 256, 91184, false,
-     "HGMMA UTMALDG SYNCS", "HMMA LDGSTS"},
+    {"conv_wgmma.cu", "CX_NAME=wgrad CONV_MODE=2 " CONV_TILE(1, 64, 128, 1, 3, 1, 1), 256, 91184,
+     false, "HGMMA UTMALDG SYNCS", "HMMA LDGSTS"},
     {"gemm_wgmma.cu", "CX_NAME=gemm " GEMM_TILE(1, 256, 128, 2, 4, 0, 0), 384, 231488, false,
      "HGMMA UTMALDG SYNCS", "HMMA LDGSTS"},
     {"gemm_wgmma.cu", "CX_NAME=gemm GEMM_GATE=1 " GEMM_TILE(1, 256, 128, 2, 4, 0, 0), 384, 231488,
@@ -133,7 +135,8 @@ static const char *judge(const Row *row, const CubinKernel *kernel, int blocks)
     for (int i = 0; i < CUBIN_CLASSES && cubin_classes[i]; i++) {
         const char *name = cubin_classes[i];
         bool needed = has_class(row->needs, name);
-        bool forbidden = has_class(row->forbids, name) || (!needed && has_class("LDL STL ATOM", name));
+        bool forbidden =
+            has_class(row->forbids, name) || (!needed && has_class("LDL STL ATOM", name));
         if (forbidden ? kernel->count[i] != 0 : needed && !kernel->count[i]) {
             snprintf(text, sizeof text, "%s %s", forbidden ? "it has" : "it lacks", name);
             return text;
@@ -235,7 +238,8 @@ static void check_seeded_faults(void)
 // Two kernels in the manner of those of plans, and one with a function beside it.
 static const char shared_sums[] =
     "struct Args { const float *x[8]; float *y; unsigned n; };\n"
-    "extern \"C\" __global__ void __launch_bounds__(256, 2) first(const __grid_constant__ Args a) {\n"
+    "extern \"C\" __global__ void __launch_bounds__(256, 2) first("
+    "const __grid_constant__ Args a) {\n"
     "  extern __shared__ __align__(1024) unsigned char memory[];\n"
     "  float *sums = (float *)memory, sum = 0;\n"
     "  for (unsigned i = threadIdx.x; i < a.n; i += 256) sum += a.x[blockIdx.x % 8][i];\n"
@@ -320,8 +324,8 @@ static char *row_text(const char *root, const Row *row)
     strcat(text, "#include \"cx_launch.h\"\n#include \"cx_hopper.h\"\n");
     for (const char *at = row->options; *at;) {
         size_t length = strcspn(at, " "), name = strcspn(at, "=");
-        snprintf(text + strlen(text), MOST_TEXT - strlen(text), "#define %.*s %.*s\n", (int)name, at,
-                 (int)(length - name - 1), at + name + 1);
+        snprintf(text + strlen(text), MOST_TEXT - strlen(text), "#define %.*s %.*s\n", (int)name,
+                 at, (int)(length - name - 1), at + name + 1);
         at += length + (at[length] == ' ');
     }
     if (strncmp(row->options, "CX_NAME=", 8) == 0)

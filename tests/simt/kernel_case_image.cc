@@ -82,7 +82,8 @@ std::string shared_object(const std::string &text, const std::string &name, bool
 #else
     const char *checks = driver.empty() ? "-O2" : "-O1";
     if (race) // banks.cc tells why
-        checks = "-O1 -g -fno-tree-sra -fno-reorder-blocks -fsanitize=thread -fsanitize-coverage=trace-pc";
+        checks = "-O1 -g -fno-tree-sra -fno-reorder-blocks -fsanitize=thread "
+                 "-fsanitize-coverage=trace-pc";
 #endif
     std::string library = driver.empty() ? "" : " " + driver;
     char suffix[32];
@@ -184,7 +185,8 @@ static std::string make_cubins(const std::string &target)
     std::string wrong;
     for (size_t i = 0; i < jobs.size(); i++) {
         if (!jobs[i].done)
-            wrong += std::string(jobs[i].name) + ": " + (jobs[i].log ? jobs[i].log : "not compiled");
+            wrong +=
+                std::string(jobs[i].name) + ": " + (jobs[i].log ? jobs[i].log : "not compiled");
         else if (!write_file(wanted_images[i].path, jobs[i].cubin, jobs[i].cubin_bytes))
             wrong += "cannot write " + wanted_images[i].path + "\n";
         nvrtc_free_job(&jobs[i]);

@@ -1,4 +1,5 @@
-/* The compiled programs of cases: shared objects of the emulator, and images made ahead for a driver.
+/* The compiled programs of cases: shared objects of the emulator, and images made
+ * ahead for a driver.
  *
  * PVDM_IMAGES names a folder where a driver's images are looked for, by a hash of their text. With
  * PVDM_MAKE_IMAGES a test runs nothing and fills that folder: for a GPU's architecture (sm_90a) by

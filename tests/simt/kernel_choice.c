@@ -114,7 +114,8 @@ static const char *judge_job(const KernelChoice *choice, const NvrtcJob *job, bo
         const CubinKernel *kernel = &kernels[i];
         // phase 0 is SYMBOL, phase p SYMBOL_p
         size_t length = strlen(choice->symbol);
-        uint32_t phase = kernel->name[length] == '_' ? (uint32_t)(kernel->name[length + 1] - '0') : 0;
+        uint32_t phase =
+            kernel->name[length] == '_' ? (uint32_t)(kernel->name[length + 1] - '0') : 0;
         int blocks = cubin_occupancy(kernel, arch, (int)choice->threads[phase % PV_MAX_PHASES],
                                      (int)choice->shared[phase % PV_MAX_PHASES], &limit);
         if (figures) {
@@ -131,7 +132,8 @@ static const char *judge_job(const KernelChoice *choice, const NvrtcJob *job, bo
             return text;
         }
         if (!cubin_feeds_mma(kernel)) {
-            snprintf(text, sizeof text, "%s %s: less than 2.5 HMMA a LDSM", kernel->name, job->arch);
+            snprintf(text, sizeof text, "%s %s: less than 2.5 HMMA a LDSM", kernel->name,
+                     job->arch);
             return text;
         }
         if (choice->on_90a && phase == 0 &&

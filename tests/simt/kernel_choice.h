@@ -14,15 +14,15 @@ typedef struct {
     bool on_90a; // it is for sm_90a alone
 } KernelChoice;
 
-// args: of all segments, arg_count each. on_90a: what only sm_90a can run. false: there is no kernel
-// for them.
+// args: of all segments, arg_count each. on_90a: what only sm_90a can run. false: there is no
+// kernel for them.
 bool kernel_choose(const char *symbol, const PvArg *args, uint32_t arg_count, uint32_t segments,
                    bool on_90a, KernelChoice *choice);
 struct NvrtcJob;
 // What NVRTC is given to compile the text for an architecture.
 void kernel_job(const KernelChoice *choice, const char *root, const char *arch,
                 struct NvrtcJob *job);
-// NULL: the text compiles for sm_80 and sm_90a, or for sm_90a alone (or `folder`/key.ok says that it did, or there is no
-// NVRTC); else what is wrong. With PVDM_FIGURES in the environment registers and the like are
-// printed.
+// NULL: the text compiles for sm_80 and sm_90a, or for sm_90a alone (or `folder`/key.ok says that
+// it did, or there is no NVRTC); else what is wrong. With PVDM_FIGURES in the environment registers
+// and the like are printed.
 const char *kernel_compiles(const KernelChoice *choice, const char *root, const char *stamp);

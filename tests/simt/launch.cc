@@ -354,7 +354,8 @@ int simt_launch(const char *name, SimtKernel kernel, SimtDim grid_size, SimtDim 
         return 1;
     }
     start_checks_of_launch();
-    bool alone = simt_config.race || simt_config.banks || simt_config.threads <= 1 || blocks * threads < HELP_PAYS;
+    bool alone = simt_config.race || simt_config.banks || simt_config.threads <= 1 ||
+                 blocks * threads < HELP_PAYS;
     if (alone || blocks == 1)
         run_blocks(&grid);
     else

@@ -77,7 +77,8 @@ void plain_table(const NormStats &stats, int64_t images, int64_t c, int64_t posi
         for (int64_t i = 0; i < in_group * positions; i++)
             sum += y[element(image, first + i / positions, i % positions)];
         for (int64_t i = 0; i < in_group * positions; i++)
-            squares += pow(y[element(image, first + i / positions, i % positions)] - sum / count, 2);
+            squares +=
+                pow(y[element(image, first + i / positions, i % positions)] - sum / count, 2);
         double mean = sum / count, rstd = 1 / sqrt(squares / count + eps);
         if (stats.mean)
             ((float *)stats.mean)[at] = (float)mean;

@@ -68,7 +68,7 @@ struct SimtBankSite {
     const void *pc; // behind the access
     uint32_t bytes; // of a lane
     bool write;
-    uint64_t instructions, wavefronts, conflicts; // of warps; conflicts: wavefronts beyond the least
+    uint64_t instructions, wavefronts, conflicts; // of warps; conflicts: wavefronts too many
 };
 
 extern "C" {

@@ -190,7 +190,8 @@ static void halves(void)
     check({"mma, causal", 1, 1, 140, 133, 64, 64, HEADS, false, true, false, ST_BF16, mma});
     check({"mma, head dims 128", 1, 1, 33, 67, 128, 128, ROWS, false, false, false, ST_BF16, mma});
     check({"mma, large, mask", 1, 1, 66, 70, 72, 80, HEADS, true, false, false, ST_BF16, mma});
-    check({"mma, large, causal", 1, 1, 70, 66, 80, 96, TURNED, false, true, false, ST_F16, mma / 8});
+    check(
+        {"mma, large, causal", 1, 1, 70, 66, 80, 96, TURNED, false, true, false, ST_F16, mma / 8});
     check({"mma, f16", 1, 1, 130, 70, 16, 16, ROWS, false, false, false, ST_F16, mma / 8});
     check({"mma, f16, turned", 1, 2, 35, 37, 20, 24, TURNED, false, false, true, ST_F16, mma / 8});
     check({"mma, f16, heads inside", 1, 2, 34, 65, 32, 48, HEADS, true, false, false, ST_F16,
@@ -237,19 +238,22 @@ static void rotary(void)
     const double mma = 8e-3;
     const int64_t pairs = PV_ROTARY_PAIRS, halves = PV_ROTARY_HALVES, negated = PV_ROTARY_NEGATED;
     check(turned({"rotary", 1, 2, 66, 70, 16, 16, HEADS, false, false, false}, 16, 16, pairs));
-    check(turned({"rotary, a part, turned", 1, 1, 35, 37, 20, 8, TURNED, false, false, false}, 12, 4,
-                 pairs));
+    check(turned({"rotary, a part, turned", 1, 1, 35, 37, 20, 8, TURNED, false, false, false}, 12,
+                 4, pairs));
     check(turned({"rotary halves, causal", 1, 1, 70, 66, 24, 16, ROWS, false, true, false}, 24, 16,
                  negated));
-    check(turned({"rotary, short", 3, 1, 16, 16, 64, 64, HEADS, false, false, false}, 64, 64, pairs));
-    check(turned({"rotary halves, short, keys alone", 1, 3, 8, 7, 16, 5, TURNED, false, false, false},
-                 0, 8, negated));
-    check(turned({"rotary, mma", 1, 2, 130, 70, 16, 16, HEADS, false, false, false, ST_BF16, mma}, 16,
-                 16, pairs));
+    check(
+        turned({"rotary, short", 3, 1, 16, 16, 64, 64, HEADS, false, false, false}, 64, 64, pairs));
+    check(
+        turned({"rotary halves, short, keys alone", 1, 3, 8, 7, 16, 5, TURNED, false, false, false},
+               0, 8, negated));
+    check(turned({"rotary, mma", 1, 2, 130, 70, 16, 16, HEADS, false, false, false, ST_BF16, mma},
+                 16, 16, pairs));
     check(turned({"rotary, mma, a part, turned", 1, 1, 35, 37, 20, 24, TURNED, false, false, false,
                   ST_BF16, mma}, 4, 20, pairs));
-    check(turned({"rotary, mma, halves", 1, 1, 70, 133, 32, 32, HEADS, false, true, false, ST_BF16, mma},
-                 32, 16, negated));
+    check(turned(
+        {"rotary, mma, halves", 1, 1, 70, 133, 32, 32, HEADS, false, true, false, ST_BF16, mma}, 32,
+        16, negated));
     check(turned({"rotary, mma, large", 1, 1, 66, 70, 80, 80, ROWS, false, false, false, ST_F16,
                   mma / 8}, 80, 72, halves));
 }

@@ -80,7 +80,8 @@ int main(void)
 {
     check_sum();
     check_sum("FAULT_TILE_SUM");
-    Product plain = {"64 x 64", 70, 68, 36, 1, 1, true, true, 0, true, false, false, false, false, 0};
+    Product plain = {"64 x 64", 70, 68, 36, 1, 1, true, true, 0, true, false, false, false, false,
+                     0};
     Product odd = {"odd sizes", 67, 35, 19, 2, 3, true, false, 0, true, true, true, false, false,
                    PV_ACT_SILU};
     Product parts = {"parts", 20, 40, 1031, 1, 1, false, true, 1, true, false, false, true, false,
@@ -91,7 +92,8 @@ int main(void)
     check({"transposed, in fours", 68, 72, 40, 1, 2, false, false, 4, false, false, true, false,
            false, PV_ACT_RELU});
     check({"few rows", 5, 132, 520, 1, 1, true, true, 0, true, false, false, false, false, 0});
-    Product narrow = {"few columns", 130, 8, 24, 1, 1, true, false, 0, true, true, false, true, false, 0};
+    Product narrow = {"few columns", 130, 8, 24, 1, 1, true, false, 0, true,
+                      true, false, true, false, 0};
     check(narrow);
     check(narrow, "FAULT_BANKS");
     check({"summed", 24, 20, 70, 3, 4, false, false, 2, false, false, false, true, true, 0});

@@ -1,8 +1,8 @@
 // cases
 // Convolutions and products in f32 that normalize an operand and make the norm table of their
-// result: tails, tiles of several images, groups across tiles, parts, layouts; segments of which some
-// normalize, or make a table, and others do not; moments; operands and residuals that are up-sampled;
-// and tables of what others have made, whole or in parts.
+// result: tails, tiles of several images, groups across tiles, parts, layouts; segments of which
+// some normalize, or make a table, and others do not; moments; operands and residuals that are
+// up-sampled; and tables of what others have made, whole or in parts.
 #include <stddef.h>
 #include "norm_case.h"
 
@@ -184,7 +184,8 @@ static void plain_join(const int64_t *raw)
     };
     for (int64_t i = 0; i < a.images * a.c; i++)
         for (int64_t part = 0, at = 0; part < a.parts; part++) {
-            const float *from = (const float *)a.x + part * a.x_part + i / a.c * a.x_image + i % a.c;
+            const float *from =
+                (const float *)a.x + part * a.x_part + i / a.c * a.x_image + i % a.c;
             float away = sqrtf(from[a.x_position] / (float)a.count[part]);
             for (int64_t k = 0; k < a.count[part]; k++)
                 values[(size_t)element(i / a.c, i % a.c, at++)] = from[0] + (k % 2 ? away : -away);
@@ -220,7 +221,8 @@ static void check_resampled(void)
     Shape up = {"up-sampled", 2, 12, 20, 1, 8, 12, 3, 1, PV_ACT_SILU, 4, false, true, true, 1, 0};
     Shape by_4 = {"by 4, odd", 1, 5, 6, 1, 12, 20, 3, 1, -1, 0, false, true, false, 2, 1};
     Shape point = {"1 x 1", 3, 8, 20, 1, 4, 8, 1, 1, PV_ACT_NONE, 0, false, true, false, 1, 1};
-    Shape last = {"channels last", 2, 20, 24, 1, 6, 8, 3, 1, PV_ACT_SILU, 3, true, true, true, 1, 1};
+    Shape last = {"channels last", 2, 20,   24,   1,    6, 8, 3, 1,
+                  PV_ACT_SILU,     3, true, true, true, 1, 1};
     for (const Shape &shape : {up, by_4, point, last})
         check(shape);
     KernelCase test("pv_conv",
@@ -237,7 +239,8 @@ static void check_resampled(void)
 int main(void)
 {
     // images, channels in and out, groups of the convolution, height, width, kernel, stride
-    Shape odd = {"odd images, several a tile", 3, 6, 20, 1, 5, 5, 3, 1, PV_ACT_SILU, 4, false, true};
+    Shape odd = {"odd images, several a tile", 3, 6, 20, 1, 5, 5, 3, 1, PV_ACT_SILU, 4, false,
+                 true};
     Shape across = {"groups across tiles", 2, 8, 136, 1, 9, 8, 3, 1, PV_ACT_NONE, 8, false, false};
     Shape point = {"1 x 1", 2, 36, 20, 1, 4, 6, 1, 1, PV_ACT_RELU, 10, false, true};
     Shape deep = {"parts", 2, 65, 68, 1, 5, 9, 3, 1, PV_ACT_GELU, 4, false, true};
@@ -278,7 +281,8 @@ int main(void)
     check_product({"odd, channels dense", 9, 130, 19, 1, true, PV_ACT_SILU, 0, false});
     check_product({"parts", 40, 30, 800, 2, false, -1, 8, true});
     check_product({"some segments", 70, 36, 40, 3, false, PV_ACT_SILU, 7, true}, true);
-    check_product({"some segments, channels dense", 20, 66, 36, 2, true, PV_ACT_SILU, 5, false}, true);
+    check_product({"some segments, channels dense", 20, 66, 36, 2, true, PV_ACT_SILU, 5, false},
+                  true);
     check_product({"moments", 40, 30, 800, 2, false, -1, 8, true, true});
     check_resampled();
     check_join("three parts", 3, 24, 4, {64, 64, 32});

@@ -1,7 +1,7 @@
 // cases
-// Products and convolutions in bf16 and f16, channels dense, that normalize an operand as they load it
-// and make the norm table, or the moments, of their result: tails, tiles of several images, parts,
-// segments of which only some do. With `on_90a` the kernels of sm_90a.
+// Products and convolutions in bf16 and f16, channels dense, that normalize an operand as they load
+// it and make the norm table, or the moments, of their result: tails, tiles of several images,
+// parts, segments of which only some do. With `on_90a` the kernels of sm_90a.
 #include <stddef.h>
 #include "norm_case.h"
 

@@ -23,7 +23,8 @@ SMALL(scale, 5)
         F(args[0])[i] = F(args[1])[i] * F(args[2])[i % 3] * (args[3] ? *F(args[3]) : 1);
 }
 
-// The same where there is TMA: x comes 32 at a time by map 0, and number 5 is how many weights there are.
+// The same where there is TMA: x comes 32 at a time by map 0, and number 5 is how many weights
+// there are.
 typedef CxMapLaunch<Numbers<5>, 1> Mapped;
 extern "C" __global__ void scale_90a(const __grid_constant__ Mapped p)
 {
@@ -192,12 +193,13 @@ OPTIMIZER(adamw, AdamwArgs)
     for (int64_t i = CHUNK(args).first; i < CHUNK(args).first + CHUNK(args).count; i++) {
         float slope = F(args.gradients)[i] * factor;
         float mean = F(args.m)[i] * (float)NUMBERS(args).beta1 + slope * (float)NUMBERS(args).rest1;
-        float square = F(args.v)[i] * (float)NUMBERS(args).beta2 + slope * slope * (float)NUMBERS(args).rest2;
+        float square =
+            F(args.v)[i] * (float)NUMBERS(args).beta2 + slope * slope * (float)NUMBERS(args).rest2;
+        float root = sqrtf(square) / (float)NUMBERS(args).root2;
         F(args.m)[i] = mean;
         F(args.v)[i] = square;
         F(args.params)[i] = F(args.params)[i] * (float)NUMBERS(args).decay -
-                            (float)NUMBERS(args).rate *
-                                (mean / (sqrtf(square) / (float)NUMBERS(args).root2 + (float)NUMBERS(args).eps));
+                            (float)NUMBERS(args).rate * (mean / (root + (float)NUMBERS(args).eps));
         average(args.average, args.params, i, NUMBERS(args).rest);
     }
 }

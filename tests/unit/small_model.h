@@ -268,7 +268,8 @@ static const PvArg fit_args[] = {
     AT(PV_IO + 3, 0, 0), AT(PV_SCALAR, 16, 0),
 };
 static const PvLaunch fit_launches[] = {
-    {3, 0, 2, 1, 0, 0, 3, 0, 0}, {4, 2, 8, 1, 0, 0, 9, 0, 0}, {5, 10, 2, 1, 0, 1, 0, 0, 0}, {5, 12, 2, 1, 0, 1, 0, 0, 0}};
+    {3, 0, 2, 1, 0, 0, 3, 0, 0}, {4, 2, 8, 1, 0, 0, 9, 0, 0},
+    {5, 10, 2, 1, 0, 1, 0, 0, 0}, {5, 12, 2, 1, 0, 1, 0, 0, 0}};
 static const uint32_t stream_noise[] = {0};
 static const PvPlan fit_plans[] = {
     {.launches = fit_launches,
@@ -349,10 +350,12 @@ static const PvEntry entries[] = {
     {PV_PROGRAM, "scale", scale_inputs, 2, scale_outputs, 1, scale_plans, scale_plain, 2,
      scale_select, NULL, 0},
     {PV_PROGRAM, "total", total_inputs, 1, total_outputs, 1, total_plans, NULL, 1, NULL, NULL, 0},
-    {PV_GRAD_OF, "total", total_inputs, 1, total_outputs, 2, total_grad_plans, NULL, 1, NULL, NULL, 0},
+    {PV_GRAD_OF, "total", total_inputs, 1, total_outputs, 2, total_grad_plans, NULL, 1, NULL,
+     NULL, 0},
     {PV_MINIMIZE, "fit.0", NULL, 0, fit_outputs, 4, fit_plans, NULL, 1, NULL, NULL, 0},
     {PV_CALL, "paint.call0", step_inputs, 2, step_outputs, 1, step_plans, NULL, 1, NULL, NULL, 0},
-    {PV_CALL, "paint.call1", paint_inputs, 1, paint_outputs, 1, paint_plans, NULL, 1, NULL, NULL, 0},
+    {PV_CALL, "paint.call1", paint_inputs, 1, paint_outputs, 1, paint_plans, NULL, 1, NULL,
+     NULL, 0},
 };
 static const PvOption options[] = {
     {"lr", NULL, PV_REAL_DTYPE, false, 1, 0, {{.f = 0.05}}, NUMBER},

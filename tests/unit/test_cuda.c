@@ -341,7 +341,8 @@ static void faults_are_named(void **state)
     refuses("PVDM_FAKE_FAULT=1 PVDM_CUDA_SYNC=1",
             "run scale --weights net=@/w.st --in @/x.st --device cuda", 3,
             "kernel scale of small.model:1 net failed on GPU 0");
-    refuses("PVDM_FAKE_FAULT=3", "run scale --weights net=@/w.st --in @/x.st --device cuda --repeat 5", 3,
+    refuses("PVDM_FAKE_FAULT=3",
+            "run scale --weights net=@/w.st --in @/x.st --device cuda --repeat 5", 3,
             "a kernel of scale, or of what was queued before, failed on GPU 0");
     const char *train = "train fit --weights net=@/w.st --steps 99 --set save_every=10 "
                         "--device cuda --out @/fault";

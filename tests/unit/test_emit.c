@@ -195,7 +195,8 @@ static void *compile(Codegen *cg)
     char command[1024];
     snprintf(command, sizeof command,
              "cd %s && ${CC:-cc} -std=gnu11 -O1 -w -fPIC -shared -fopenmp -ffp-contract=off "
-             "-fno-math-errno -I'%s' *.c *.s -o model.so", folder, getenv("PWD") ? getenv("PWD") : ".");
+             "-fno-math-errno -I'%s' *.c *.s -o model.so",
+             folder, getenv("PWD") ? getenv("PWD") : ".");
     assert_int_equal(system(command), 0);
     snprintf(command, sizeof command, "%s/model.so", folder);
     void *handle = dlopen(command, RTLD_NOW);

@@ -508,7 +508,8 @@ static void group_norm_table(void **state)
 {
     Fixture *fixture = *state;
     Graph *graph = fixture->graph;
-    Val x = input(graph, 0, shape(DT_F64, 4, -1, 6, 2, 2)), gamma = input(graph, 1, shape(DT_F64, 1, 6));
+    Val x = input(graph, 0, shape(DT_F64, 4, -1, 6, 2, 2)),
+        gamma = input(graph, 1, shape(DT_F64, 1, 6));
     Val beta = input(graph, 2, shape(DT_F64, 1, 6));
     Val scale = input(graph, 3, shape(DT_F64, 4, -1, 6, 1, 1));
     Val shift = input(graph, 4, shape(DT_F64, 4, -1, 6, 1, 1));

@@ -107,8 +107,8 @@ static RotaryLoad rotary_of(int64_t length, int64_t width, int partner)
 {
     if (width == 0)
         return (RotaryLoad){.cos = 0};
-    return (RotaryLoad){(int64_t)random_array(length * width), (int64_t)random_array(length * width),
-                        width, partner};
+    return (RotaryLoad){(int64_t)random_array(length * width),
+                        (int64_t)random_array(length * width), width, partner};
 }
 
 // Element (i, j) of the map: what column j takes of its partner, and which that is.

@@ -96,7 +96,8 @@ static void test_repeats_are_short(void **unused)
     (void)unused;
     fill();
     for (uint32_t i = 0; i < LAUNCHES; i++) {      // one kernel over and over, a little further on
-        launches[i] = (PvLaunch){.kernel = 3, .arg = 8 * i, .arg_count = 8, .segments = 1, .flops_batch = 1e9};
+        launches[i] = (PvLaunch){
+            .kernel = 3, .arg = 8 * i, .arg_count = 8, .segments = 1, .flops_batch = 1e9};
         for (uint32_t k = 0; k < 8; k++)
             args[8 * i + k] = (PvArg){.a = 4096 * i, .c = k, .space = PV_ARENA};
     }
