@@ -16,7 +16,8 @@ import sys
 import types
 import zipfile
 
-FORMATS = {"Float": "f", "Double": "d", "Half": "e", "Long": "q", "Int": "i", "Short": "h", "Char": "b",
+FORMATS = {"Float": "f", "Double": "d", "Half": "e", "Long": "q", "Int": "i", "Short": "h",
+           "Char": "b",
            "Byte": "B", "Bool": "?", "BFloat16": None}
 
 torch = types.ModuleType("torch")
@@ -68,7 +69,8 @@ class Pickler(pickle.Pickler):
     def persistent_id(self, value):
         if isinstance(value, Storage):
             self.storages[value.key] = value
-            return ("storage", getattr(torch, value.kind + "Storage"), value.key, "cpu", value.count)
+            return ("storage", getattr(torch, value.kind + "Storage"), value.key, "cpu",
+                    value.count)
         return None
 
 
@@ -80,7 +82,8 @@ def pickled(value, protocol):
     return out.getvalue(), pickler.storages
 
 
-def write(path, value, protocol=2, compression=zipfile.ZIP_STORED, leave_out=(), data=None, order=b"little"):
+def write(path, value, protocol=2, compression=zipfile.ZIP_STORED, leave_out=(), data=None,
+          order=b"little"):
     text, storages = pickled(value, protocol) if data is None else (data, {})
     with zipfile.ZipFile(path, "w", compression) as archive:
         archive.writestr("archive/data.pkl", text)
@@ -121,7 +124,8 @@ def main():
     write(at("nested.pth"), {
         "epoch": 7, "lr": 0.5, "name": "run", "done": True, "big": 1 << 80, "nothing": None,
         "state_dict": {"a": {"b": Tensor(one, [6], parameter=True)}},
-        "optimizer": {"state": {0: {"exp_avg": Tensor(one, [2, 3])}}, "param_groups": [{"params": [0]}]},
+        "optimizer": {"state": {0: {"exp_avg": Tensor(one, [2, 3])}},
+                      "param_groups": [{"params": [0]}]},
     })
     write(at("alone.pt"), Tensor(one, [6]))
 
@@ -137,14 +141,16 @@ def main():
     write(at("bad_endian.pth"), {"a": Tensor(one, [6])}, order=b"big")
     write(at("bad_empty.pth"), {})
     write(at("bad_system.pth"), None, data=b"cos\nsystem\n(S'true'\ntR.")
-    write(at("bad_system4.pth"), None, data=b"\x80\x04\x8c\x05posix\x8c\x06system\x93\x8c\x04true\x85R.")
+    write(at("bad_system4.pth"), None,
+          data=b"\x80\x04\x8c\x05posix\x8c\x06system\x93\x8c\x04true\x85R.")
     write(at("bad_eval.pth"), None, data=b"\x80\x02c__builtin__\neval\nX\x01\x00\x00\x001\x85R.")
     write(at("bad_stop.pth"), None, data=b"\x80\x02}")
     write(at("bad_mark.pth"), None, data=b"(t")
     write(at("bad_memo.pth"), None, data=b"\x80\x02h\x07.")
     write(at("bad_opcode.pth"), None, data=b"\x80\x02\xff.")
-    write(at("bad_cycle.pth"), None, data=b"\x80\x02]q\x00h\x00a.")         # a list that holds itself
-    laughs = b"\x80\x02]q\x00" + b"".join(b"](" + b"h%c" % i * 10 + b"eq%c" % (i + 1) for i in range(40)) + b"."
+    write(at("bad_cycle.pth"), None, data=b"\x80\x02]q\x00h\x00a.")  # a list that holds itself
+    laughs = b"\x80\x02]q\x00" + b"".join(b"](" + b"h%c" % i * 10 + b"eq%c" % (i + 1)
+                                          for i in range(40)) + b"."
     write(at("bad_laughs.pth"), None, data=laughs)
     with open(at("bad_legacy.pth"), "wb") as out:
         pickle.dump(0x1950a86a20f9469cfc6c, out, 2)

@@ -64,8 +64,8 @@ def script(*command):
     passed, failed, skipped = (int(n or 0) for n in counts[-1])
     if done.returncode != 0 and failed == 0:
         failed = 1
-    print(f"  {' '.join(os.path.relpath(c, ROOT) for c in command[:2])}: {passed} passed, {failed} failed, "
-          f"{skipped} skipped", flush=True)
+    print(f"  {' '.join(os.path.relpath(c, ROOT) for c in command[:2])}: {passed} passed, "
+          f"{failed} failed, {skipped} skipped", flush=True)
     return passed, failed, skipped
 
 

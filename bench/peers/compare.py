@@ -1,20 +1,21 @@
 #!/usr/bin/env python3
-"""Compiled executables against PyTorch, eager and torch.compile: same weights, same inputs, paired in one run.
+"""Compiled executables against PyTorch, eager and torch.compile: same weights, same inputs, paired
+in one run.
 
-usage: python3 bench/peers/compare.py [--case unet|step|ae]... [--peer eager|compile]... [--python PYTHON]
-                                      [--rounds 5] [--threads 2] [--json F]
+usage: python3 bench/peers/compare.py [--case unet|step|ae]... [--peer eager|compile]...
+                                      [--python PYTHON] [--rounds 5] [--threads 2] [--json F]
 
 unet  PVDM-S denoise, batch 1        step  PVDM-S training step (loss, gradients, AdamW), batch 1
 ae    autoencoder at 256 pixels, extract + decode, batch 1
 
 Each round runs both sides one after the other, in processes of their own; what is quoted is the
 median of the ratios. PyTorch runs with MALLOC_MMAP_MAX_=0, which spares it page faults. The floor
-is the time an sgemm of the same FLOPs would take, at the rate measured in the same run. Memory is the
-peak resident set, less 16 bytes a parameter for the training step, less an empty process.
+is the time an sgemm of the same FLOPs would take, at the rate measured in the same run. Memory is
+the peak resident set, less 16 bytes a parameter for the training step, less an empty process.
 
---python names an interpreter with another PyTorch (a venv: bench/README.md). With --peer compile the
-network is compiled before the first run that counts; its process also holds the compiler, so its memory
-is not compared.
+--python names an interpreter with another PyTorch (a venv: bench/README.md). With --peer compile
+the network is compiled before the first run that counts; its process also holds the compiler, so
+its memory is not compared.
 """
 import argparse
 import json
@@ -46,7 +47,8 @@ def peak_of(command, env):
 
 
 def torch_side(case, args, peer):
-    text, peak = peak_of([args.python, __file__, "--torch", case, "--peer", peer, "--threads", str(args.threads)],
+    text, peak = peak_of([args.python, __file__, "--torch", case, "--peer", peer,
+                          "--threads", str(args.threads)],
                          {"MALLOC_MMAP_MAX_": "0", "OMP_NUM_THREADS": str(args.threads)})
     told = json.loads(text.splitlines()[-1])
     return told["seconds"], peak - told["empty"], told["version"]
@@ -56,11 +58,14 @@ def our_side(exe, case, threads):
     weights, inputs = f"{WORK}/weights.safetensors", f"{WORK}/inputs.safetensors"
     repeat = str(REPEAT[case] + 1)
     commands = {
-        "unet": [["run", "denoise", "--weights", f"unet={weights}#unet.", "--in", inputs, "--repeat", repeat]],
+        "unet": [["run", "denoise", "--weights", f"unet={weights}#unet.", "--in", inputs,
+                  "--repeat", repeat]],
         "step": [["train", "diffusion", "--weights", f"unet={weights}#unet.", "--replay", inputs,
                   "--steps", repeat, "--set", "ema_every=0"]],
-        "ae": [["run", "extract", "--weights", f"ae={weights}#ae.", "--in", f"x={inputs}:video", "--repeat", "1"],
-               ["run", "decode", "--weights", f"ae={weights}#ae.", "--in", f"z={inputs}:x", "--repeat", "1"]]}
+        "ae": [["run", "extract", "--weights", f"ae={weights}#ae.", "--in", f"x={inputs}:video",
+                "--repeat", "1"],
+               ["run", "decode", "--weights", f"ae={weights}#ae.", "--in", f"z={inputs}:x",
+                "--repeat", "1"]]}
     seconds = peak = 0
     env = {"OMP_NUM_THREADS": str(threads)}
     _, empty = peak_of([exe, "info"], env)
@@ -87,7 +92,8 @@ def run_torch(case, threads, peer):
     net = network.Autoencoder() if case == "ae" else network.UNet(128)
     network.load(net, network.read_safetensors(f"{WORK}/weights.safetensors", prefix), prefix)
     times = []
-    forward, extract, decode, fused = net, getattr(net, "extract", None), getattr(net, "decode", None), {}
+    forward, extract, decode = net, getattr(net, "extract", None), getattr(net, "decode", None)
+    fused = {}
     if peer == "compile":
         forward = torch.compile(net)
         if case == "ae":
@@ -146,7 +152,8 @@ def sgemm_rate(threads):
     """GFLOP/s of the BLAS's sgemm on large squares, in a process of its own."""
     source, exe = os.path.join(HERE, "sgemm.c"), f"{WORK}/sgemm"
     folder = "/usr/lib/x86_64-linux-gnu/openblas-openmp"
-    subprocess.run(["cc", "-O2", "-fopenmp", source, "-I/usr/include/x86_64-linux-gnu/openblas-openmp",
+    subprocess.run(["cc", "-O2", "-fopenmp", source,
+                    "-I/usr/include/x86_64-linux-gnu/openblas-openmp",
                     f"{folder}/libopenblas.a", "-lm", "-o", exe], check=True)
     text, _ = peak_of([exe], {"OMP_NUM_THREADS": str(threads)})
     return float(text)
@@ -166,8 +173,8 @@ def compare_case(case, exe, args):
             row[f"{peer}_bytes"] = their_peak - 16 * PARAMETERS.get(case, 0)
         rows.append(row)
     middle = {key: statistics.median(row[key] for row in rows) for key in rows[0]}
-    print(f"{case:5} {middle['seconds']:.3f} s, {100 * middle['share_of_sgemm']:.0f} % of the sgemm rate, "
-          f"{middle['bytes'] / 2**20:.0f} MiB")
+    print(f"{case:5} {middle['seconds']:.3f} s, {100 * middle['share_of_sgemm']:.0f} % of the "
+          f"sgemm rate, {middle['bytes'] / 2**20:.0f} MiB")
     for peer in peers:
         memory = f", {middle[peer + '_bytes'] / 2**20:.0f} MiB" if peer == "eager" else ""
         print(f"      {middle[peer + '_speedup']:5.2f} times as fast as PyTorch {version} {peer} "
@@ -176,9 +183,11 @@ def compare_case(case, exe, args):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--case", action="append", choices=list(GFLOP))
-    parser.add_argument("--peer", action="append", choices=["eager", "compile"], help="default: eager")
+    parser.add_argument("--peer", action="append", choices=["eager", "compile"],
+                        help="default: eager")
     parser.add_argument("--python", default=sys.executable, help="interpreter of the PyTorch side")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)

@@ -93,7 +93,8 @@ class TimeSformer(nn.Module):
             self.to_patch_embedding = nn.Linear(d_in, dim)
         self.layers = nn.ModuleList(nn.ModuleList([
             Normed(dim, Attention(dim, heads, width)), Normed(dim, Attention(dim, heads, width)),
-            Normed(dim, Net(nn.Linear(dim, 8 * dim), GatedGelu(), nn.Identity(), nn.Linear(4 * dim, dim)))])
+            Normed(dim, Net(nn.Linear(dim, 8 * dim), GatedGelu(), nn.Identity(),
+                            nn.Linear(4 * dim, dim)))])
             for _ in range(depth))
         frames, field = frame_angles(t, width), grid_angles(h, w, width)
         for name, angles in (("frames", frames), ("field", field)):
@@ -120,7 +121,8 @@ class Transformer(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(nn.ModuleList([
             Normed(dim, Attention(dim, heads, width)),
-            Normed(dim, Net(nn.Linear(dim, hidden), nn.GELU(), nn.Identity(), nn.Linear(hidden, dim)))])
+            Normed(dim,
+                   Net(nn.Linear(dim, hidden), nn.GELU(), nn.Identity(), nn.Linear(hidden, dim)))])
             for _ in range(depth))
 
     def forward(self, x):
@@ -131,18 +133,21 @@ class Transformer(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    def __init__(self, resolution=256, frames=16, patch=8, channels=384, embed=4, depth=8, heads=8, width=64,
+    def __init__(self, resolution=256, frames=16, patch=8, channels=384, embed=4, depth=8,
+                 heads=8, width=64,
                  planes="sum", mixer=(4, 4, 512)):
         super().__init__()
         self.t, self.g, self.p = frames, resolution // patch, patch
         t, g = frames, self.g
         self.encoder = TimeSformer(channels, depth, heads, width, t, g, g, 3 * patch * patch)
         self.decoder = TimeSformer(channels, depth, heads, width, t, g, g)
-        self.to_pixel = nn.Sequential(nn.Identity(), nn.ConvTranspose2d(channels, 3, patch, stride=patch))
+        self.to_pixel = nn.Sequential(nn.Identity(),
+                                      nn.ConvTranspose2d(channels, 3, patch, stride=patch))
         for plane, n in (("xy", t), ("yt", g), ("xt", g)):
             setattr(self, plane + "_token", nn.Parameter(torch.randn(1, 1, channels)))
             setattr(self, plane + "_pos_embedding", nn.Parameter(torch.randn(1, n + 1, channels)))
-            setattr(self, plane + "_quant_attn", Transformer(channels, *mixer[:2], channels // 8, mixer[2]))
+            setattr(self, plane + "_quant_attn",
+                    Transformer(channels, *mixer[:2], channels // 8, mixer[2]))
             setattr(self, "pre_" + plane, nn.Conv2d(channels, embed, 1))
             if planes == "sum":
                 setattr(self, "post_" + plane, nn.Conv2d(embed, channels, 1))
@@ -154,7 +159,7 @@ class Autoencoder(nn.Module):
         x = torch.cat((x, token), dim=1) + getattr(self, plane + "_pos_embedding")
         return getattr(self, plane + "_quant_attn")(x)[:, 0]
 
-    def extract(self, x):                                      # [b, 3, t, H, W] -> [b, embed, tokens]
+    def extract(self, x):  # [b, 3, t, H, W] -> [b, embed, tokens]
         b, t, g, p = x.shape[0], self.t, self.g, self.p
         x = x.view(b, 3, t, g, p, g, p).permute(0, 2, 3, 5, 4, 6, 1).reshape(b, t * g * g, -1)
         y = self.encoder(x).reshape(b, t, g, g, -1)
@@ -175,7 +180,8 @@ class Autoencoder(nn.Module):
             y = self.post(torch.cat((xy[:, :, None].expand(whole), yt[:, :, :, None].expand(whole),
                                      xt[..., None].expand(whole)), dim=1))
         else:
-            y = self.post_xy(xy)[:, :, None] + self.post_yt(yt)[:, :, :, None] + self.post_xt(xt)[..., None]
+            y = (self.post_xy(xy)[:, :, None] + self.post_yt(yt)[:, :, :, None]
+                 + self.post_xt(xt)[..., None])
         y = self.decoder(y.permute(0, 2, 3, 4, 1).reshape(b, t * g * g, -1))
         y = self.to_pixel(y.reshape(b * t, g, g, -1).permute(0, 3, 1, 2))
         return (2 * torch.sigmoid(y) - 1).view(b, t, 3, g * p, g * p).transpose(1, 2)
@@ -190,8 +196,10 @@ class ResBlock(nn.Module):
     def __init__(self, c_in, c_out, c_emb, resample=None, scale_shift=True):
         super().__init__()
         self.resample, self.scale_shift = resample, scale_shift
-        self.in_layers = nn.Sequential(nn.GroupNorm(32, c_in), nn.SiLU(), nn.Conv2d(c_in, c_out, 3, padding=1))
-        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(c_emb, (2 if scale_shift else 1) * c_out))
+        self.in_layers = nn.Sequential(nn.GroupNorm(32, c_in), nn.SiLU(),
+                                       nn.Conv2d(c_in, c_out, 3, padding=1))
+        self.emb_layers = nn.Sequential(nn.SiLU(),
+                                        nn.Linear(c_emb, (2 if scale_shift else 1) * c_out))
         self.out_layers = nn.Sequential(nn.GroupNorm(32, c_out), nn.SiLU(), nn.Identity(),
                                         nn.Conv2d(c_out, c_out, 3, padding=1))
         self.skip_connection = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
@@ -260,8 +268,10 @@ def grow(x):
 
 
 class UNet(nn.Module):
-    def __init__(self, width=256, mult=(1, 2, 4, 4), blocks=2, attention=(4, 2, 1), heads=8, embed=4,
-                 sizes=((32, 32), (16, 32), (16, 32)), scale_shift=True, updown=True, cond_model=True):
+    def __init__(self, width=256, mult=(1, 2, 4, 4), blocks=2, attention=(4, 2, 1),
+                 heads=8, embed=4,
+                 sizes=((32, 32), (16, 32), (16, 32)), scale_shift=True, updown=True,
+                 cond_model=True):
         super().__init__()
         self.width, self.sizes, self.cond_model = width, sizes, cond_model
         c_emb = 4 * width
@@ -270,7 +280,8 @@ class UNet(nn.Module):
             return ResBlock(c_in, c_out, c_emb, resample, scale_shift)
 
         self.time_embed = nn.Sequential(nn.Linear(width, c_emb), nn.SiLU(), nn.Linear(c_emb, c_emb))
-        self.input_blocks = nn.ModuleList([Stage([nn.Conv2d((2 if cond_model else 1) * embed, width, 3, padding=1)])])
+        self.input_blocks = nn.ModuleList(
+            [Stage([nn.Conv2d((2 if cond_model else 1) * embed, width, 3, padding=1)])])
         self.input_attns = nn.ModuleList([nn.Identity()])
         ch, skips = width, [width]
         for level, factor in enumerate(mult):
@@ -282,7 +293,8 @@ class UNet(nn.Module):
                 skips.append(c)
                 ch = c
             if level + 1 < len(mult):
-                self.input_blocks.append(Stage([residual(ch, ch, shrink) if updown else Downsample(ch)]))
+                self.input_blocks.append(
+                    Stage([residual(ch, ch, shrink) if updown else Downsample(ch)]))
                 self.input_attns.append(AttentionBlock(ch, heads))
                 skips.append(ch)
         self.middle_block = Stage([residual(ch, ch), AttentionBlock(ch, heads), residual(ch, ch)])
@@ -299,11 +311,13 @@ class UNet(nn.Module):
                 self.output_blocks.append(Stage(layers))
                 self.output_attns.append(AttentionBlock(c, heads))
                 ch = c
-        self.out = nn.Sequential(nn.GroupNorm(32, ch), nn.SiLU(), nn.Conv2d(ch, embed, 3, padding=1))
+        self.out = nn.Sequential(nn.GroupNorm(32, ch), nn.SiLU(),
+                                 nn.Conv2d(ch, embed, 3, padding=1))
 
     def forward(self, x, t, cond=None):
         half = self.width // 2
-        frequency = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
+        places = torch.arange(half, dtype=torch.float32, device=t.device)
+        frequency = torch.exp(-math.log(10000) * places / half)
         angle = t.float()[:, None] * frequency[None]
         emb = self.time_embed(torch.cat((angle.cos(), angle.sin()), dim=1).to(x.dtype))
         if self.cond_model:
@@ -324,7 +338,8 @@ class UNet(nn.Module):
 
 def jointly(attn, planes):
     whole = attn(torch.cat([p.flatten(2) for p in planes], dim=2))
-    return [part.view_as(p) for part, p in zip(whole.split([p[0, 0].numel() for p in planes], dim=2), planes)]
+    return [part.view_as(p)
+            for part, p in zip(whole.split([p[0, 0].numel() for p in planes], dim=2), planes)]
 
 
 # ---- weights ----
@@ -333,7 +348,8 @@ TYPES = {"F32": "<f4", "F16": "<f2", "I64": "<i8", "F64": "<f8"}
 
 
 def read_safetensors(path, prefix=""):
-    """{name: tensor} of the names under prefix, floats as f32; one tensor at a time is in memory twice."""
+    """{name: tensor} of the names under prefix, floats as f32; one tensor at a time is in memory
+    twice."""
     with open(path, "rb") as file:
         size = struct.unpack("<Q", file.read(8))[0]
         header = json.loads(file.read(size))
@@ -344,8 +360,9 @@ def read_safetensors(path, prefix=""):
             begin, end = entry["data_offsets"]
             file.seek(8 + size + begin)
             values = numpy.frombuffer(file.read(end - begin), dtype=TYPES[entry["dtype"]])
-            values = values.reshape(entry["shape"]).astype("f4" if values.dtype.kind == "f" else "i8")
-            tensors[name] = torch.from_numpy(values)
+            values = values.reshape(entry["shape"])
+            dtype = "f4" if values.dtype.kind == "f" else "i8"
+            tensors[name] = torch.from_numpy(values.astype(dtype))
     return tensors
 
 
@@ -367,7 +384,8 @@ def write_safetensors(path, tensors):
 
 def load(module, tensors, prefix):
     """Loads the tensors under `prefix`; every parameter must be there."""
-    state = {name[len(prefix):]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    state = {name[len(prefix):]: tensor for name, tensor in tensors.items()
+             if name.startswith(prefix)}
     missing, _ = module.load_state_dict(state, strict=False)
     if missing:
         raise SystemExit(f"weights lack {len(missing)} tensors, the first: {missing[0]}")

@@ -13,11 +13,12 @@ import subprocess
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 PVDMC = os.environ.get("PVDMC", os.path.join(ROOT, "out", "release", "pvdmc"))
-TARGET = os.environ.get("PVDM_TEST_TARGET")      # what executables are compiled for, if not by the test
+TARGET = os.environ.get("PVDM_TEST_TARGET")  # what executables are compiled for, if not by the test
 EMULATOR = os.path.join(os.path.dirname(PVDMC), "lib", "libpvdm_fakecuda.so")   # as a CUDA driver
 OUT = os.path.join(ROOT, "out", "tests")
 GOLDEN = os.path.join(ROOT, "tests", "golden")
-FULL_GOLDEN = os.path.join(os.path.dirname(ROOT), "shared", "golden")   # the whole set, if it is there
+# the whole set, if it is there
+FULL_GOLDEN = os.path.join(os.path.dirname(ROOT), "shared", "golden")
 
 
 class Skip(Exception):

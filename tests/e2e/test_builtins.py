@@ -23,7 +23,8 @@ class T:
 
     def __getitem__(self, index):
         index = index if isinstance(index, tuple) else (index,)
-        assert len(index) == len(self.shape) and all(0 <= i < n for i, n in zip(index, self.shape)), index
+        assert len(index) == len(self.shape), index
+        assert all(0 <= i < n for i, n in zip(index, self.shape)), index
         at = 0
         for i, n in zip(index, self.shape):
             at = at * n + i
@@ -38,7 +39,9 @@ class T:
 
 
 def indices(shape):
-    return [()] if not shape else [(i, *rest) for i in range(shape[0]) for rest in indices(shape[1:])]
+    if not shape:
+        return [()]
+    return [(i, *rest) for i in range(shape[0]) for rest in indices(shape[1:])]
 
 
 def make(shape, fn):
@@ -114,16 +117,19 @@ def gelu_tanh(v):
 
 
 UNARY = {
-    "abs": abs, "exp": math.exp, "sin": math.sin, "cos": math.cos, "tanh": math.tanh, "sigmoid": sigmoid,
-    "softplus": lambda v: math.log(1 + math.exp(v)), "relu": lambda v: max(v, 0.0), "silu": lambda v: v * sigmoid(v),
-    "gelu": lambda v: v * (1 + math.erf(v / math.sqrt(2))) / 2, "gelu_tanh": gelu_tanh, "identity": lambda v: v,
+    "abs": abs, "exp": math.exp, "sin": math.sin, "cos": math.cos, "tanh": math.tanh,
+    "sigmoid": sigmoid,
+    "softplus": lambda v: math.log(1 + math.exp(v)), "relu": lambda v: max(v, 0.0),
+    "silu": lambda v: v * sigmoid(v),
+    "gelu": lambda v: v * (1 + math.erf(v / math.sqrt(2))) / 2, "gelu_tanh": gelu_tanh,
+    "identity": lambda v: v,
     "sqrt": math.sqrt, "log": math.log, "log2": math.log2, "floor": math.floor, "round": round,
 }
 for name, fn in UNARY.items():
     operand = "p" if name in ("sqrt", "log", "log2") else "x"
     case(f"{name}({operand})", X[operand].map(fn))                          # of a tensor,
     case(f"f32([{name}(0.3), {name}(1.7)])", row(fn(0.3), fn(1.7)))         # of numbers,
-    case(f"u * 0 + {name}(r)", X["u"].map(lambda _, fn=fn: fn(0.75)))       # of a number of the step
+    case(f"u * 0 + {name}(r)", X["u"].map(lambda _, fn=fn: fn(0.75)))  # of a number of the step
 case("round(half)", X["half"].map(round))       # to the even one, as for numbers
 case("f32([round(-2.5), round(0.5), round(1.5), round(2.5)])", row(-2, 0, 2, 2))
 case("f32([leaky_relu(-2, 0.2), leaky_relu(3, 0.2)])", row(-0.4, 3))
@@ -133,20 +139,25 @@ case("clamp(x, -0.5, 1)", X["x"].map(lambda v: min(max(v, -0.5), 1)))
 case("f32([clamp(2, -1, 1), clamp(-0.5, 0, 1), clamp(0.5, 0, 1)])", row(1, 0, 0.5))
 case("min(x, y)", make((B, 3, 4), lambda *i: min(X["x"][i], X["y"][i])))
 case("max(x, y)", make((B, 3, 4), lambda *i: max(X["x"][i], X["y"][i])))
-case("max(x, 0.5) + min(0.25, y)", make((B, 3, 4), lambda *i: max(X["x"][i], 0.5) + min(0.25, X["y"][i])))
+case("max(x, 0.5) + min(0.25, y)",
+     make((B, 3, 4), lambda *i: max(X["x"][i], 0.5) + min(0.25, X["y"][i])))
 case("f32([min(3, 4), max(3, 4.5), min(-1.0, 2)])", row(3, 4.5, -1))
-case("where(x > y, x, 2 * y)", make((B, 3, 4), lambda *i: X["x"][i] if X["x"][i] > X["y"][i] else 2 * X["y"][i]))
+case("where(x > y, x, 2 * y)",
+     make((B, 3, 4), lambda *i: X["x"][i] if X["x"][i] > X["y"][i] else 2 * X["y"][i]))
 case("where(x > 0, 1.0, 0.0)", X["x"].map(lambda v: float(v > 0)))
 case("dropout(x, 0.5)", X["x"])                 # a program runs in evaluation mode
 
 # ---- operators ----
 
-case("x + y * 2 - x / p", make((B, 3, 4), lambda *i: X["x"][i] + X["y"][i] * 2 - X["x"][i] / X["p"][i]))
+case("x + y * 2 - x / p",
+     make((B, 3, 4), lambda *i: X["x"][i] + X["y"][i] * 2 - X["x"][i] / X["p"][i]))
 case("x % p", make((B, 3, 4), lambda *i: X["x"][i] - X["p"][i] * math.floor(X["x"][i] / X["p"][i])))
 case("-x ^ 2 + p ^ 0.5 + 2 ^ x + p ^ -1 + p ^ x", make(
-    (B, 3, 4), lambda *i: -X["x"][i] ** 2 + X["p"][i] ** 0.5 + 2 ** X["x"][i] + 1 / X["p"][i] + X["p"][i] ** X["x"][i]))
+    (B, 3, 4), lambda *i: -X["x"][i] ** 2 + X["p"][i] ** 0.5 + 2 ** X["x"][i] + 1 / X["p"][i]
+                          + X["p"][i] ** X["x"][i]))
 for symbol, fn in {"<": lambda v, w: v < w, "<=": lambda v, w: v <= w, ">": lambda v, w: v > w,
-                   ">=": lambda v, w: v >= w, "==": lambda v, w: v == w, "!=": lambda v, w: v != w}.items():
+                   ">=": lambda v, w: v >= w, "==": lambda v, w: v == w,
+                   "!=": lambda v, w: v != w}.items():
     case(f"where(m {symbol} 2, 1.0, 0.0)", X["m"].map(lambda v, fn=fn: float(fn(v, 2))))
 case("where(x > 0 and y > 0 or not (x > -1), 1.0, 0.0)", make(
     (B, 3, 4), lambda *i: float((X["x"][i] > 0 and X["y"][i] > 0) or not X["x"][i] > -1)))
@@ -155,9 +166,12 @@ case("div(signs, 3)", X["signs"].map(lambda v: v // 3), "int[4]")
 case("signs / 2", X["signs"].map(lambda v: v / 2))
 case("f32([7 % 3, -7 % 3, 7 % -3, -7.5 % 2, 2 ^ 3 ^ 2, 6 / 3, 7 / 2.0, -2 ^ 2])",
      row(1, 2, -2, 0.5, 512, 2, 3.5, -4))
-case("u * 0 + t * r + t / 2 - t % 2 + div(t, 2) + t ^ 2", X["u"].map(lambda _: 3 * 0.75 + 1.5 - 1 + 1 + 9))
-case("f32([if t in [1, 3] then 1 else 0, if t in 0..3 then 1 else 0, if t in 3..9 then 1 else 0])", row(1, 0, 1))
-case("f32([if 3 in [1, 3] then 1 else 0, if 3 in 0..3 then 1 else 0, if \"a\" in [\"b\"] then 1 else 0])", row(1, 0, 0))
+case("u * 0 + t * r + t / 2 - t % 2 + div(t, 2) + t ^ 2",
+     X["u"].map(lambda _: 3 * 0.75 + 1.5 - 1 + 1 + 9))
+case("f32([if t in [1, 3] then 1 else 0, if t in 0..3 then 1 else 0, if t in 3..9 then 1 else 0])",
+     row(1, 0, 1))
+case("f32([if 3 in [1, 3] then 1 else 0, if 3 in 0..3 then 1 else 0,"
+     " if \"a\" in [\"b\"] then 1 else 0])", row(1, 0, 0))
 case("where(m in [1, 4], 1.0, 0.0)", X["m"].map(lambda v: float(v in (1, 4))))
 case("where(m in 1..3, 1.0, 0.0)", X["m"].map(lambda v: float(v in (1, 2))))
 case("if t > 2 and r < 1 then u else -u", X["u"])
@@ -202,7 +216,8 @@ for name, fn in {"any": any, "all": all}.items():
          make((B, 3), lambda b, c, fn=fn: float(fn(X["x"][b, c, n] > 1 for n in range(4)))))
     case(f"where({name}(x > -1.9), 1.0, 0.0)", number(float(fn(v > -1.9 for v in X["x"].data))))
     case(f"f32([if {name}([true, false]) then 1 else 0])", row(float(fn([True, False]))))
-case('sum(x > 0, "b c n -> b c")', make((B, 3), lambda b, c: sum(X["x"][b, c, n] > 0 for n in range(4))), "int[b, 3]")
+case('sum(x > 0, "b c n -> b c")',
+     make((B, 3), lambda b, c: sum(X["x"][b, c, n] > 0 for n in range(4))), "int[b, 3]")
 case("sum(x > 0)", number(sum(v > 0 for v in X["x"].data)), "int")
 case("sum([x, y, 2 * x])", make((B, 3, 4), lambda *i: 3 * X["x"][i] + X["y"][i]))
 case("mean([x, y])", make((B, 3, 4), lambda *i: (X["x"][i] + X["y"][i]) / 2))
@@ -215,7 +230,8 @@ def softmax(values, i):
 
 
 case("softmax(x)", make((B, 3, 4), lambda b, c, n: softmax([X["x"][b, c, j] for j in range(4)], n)))
-case("softmax(x, axis: 1)", make((B, 3, 4), lambda b, c, n: softmax([X["x"][b, j, n] for j in range(3)], c)))
+case("softmax(x, axis: 1)",
+     make((B, 3, 4), lambda b, c, n: softmax([X["x"][b, j, n] for j in range(3)], c)))
 
 # ---- movement ----
 
@@ -227,13 +243,18 @@ case('pack([x, u], "b *")',
      make((B, 16), lambda b, i: X["x"][b, i // 4, i % 4] if i < 12 else X["u"][b, i - 12]))
 case('unpack(x, "b c *", like: [[3], [1]])', [make((B, 3, 3), lambda *i: X["x"][i]),
                                               make((B, 3, 1), lambda b, c, _: X["x"][b, c, 3])])
-case('unpack(pack([x, 2 * x], "b c *"), "b c *", like: [x, x])', [X["x"], X["x"].map(lambda v: 2 * v)])
-case("concat([x, y], axis: 1)", make((B, 6, 4), lambda b, c, n: X["x"][b, c, n] if c < 3 else X["y"][b, c - 3, n]))
-case("concat([x, y], axis: -1)", make((B, 3, 8), lambda b, c, n: X["x"][b, c, n] if n < 4 else X["y"][b, c, n - 4]))
-case("split(x, 2, axis: 2)", [make((B, 3, 2), lambda b, c, n, part=part: X["x"][b, c, 2 * part + n]) for part in (0, 1)])
+case('unpack(pack([x, 2 * x], "b c *"), "b c *", like: [x, x])',
+     [X["x"], X["x"].map(lambda v: 2 * v)])
+case("concat([x, y], axis: 1)",
+     make((B, 6, 4), lambda b, c, n: X["x"][b, c, n] if c < 3 else X["y"][b, c - 3, n]))
+case("concat([x, y], axis: -1)",
+     make((B, 3, 8), lambda b, c, n: X["x"][b, c, n] if n < 4 else X["y"][b, c, n - 4]))
+case("split(x, 2, axis: 2)",
+     [make((B, 3, 2), lambda b, c, n, part=part: X["x"][b, c, 2 * part + n]) for part in (0, 1)])
 case("split(x, [1, 3], axis: -1)", [make((B, 3, 1), lambda b, c, n: X["x"][b, c, n]),
                                     make((B, 3, 3), lambda b, c, n: X["x"][b, c, n + 1])])
-case("pad(x, [[0, 0], [1, 0], [2, 1]])", make((B, 4, 7), lambda b, c, n: X["x"].get(b, c - 1, n - 2)))
+case("pad(x, [[0, 0], [1, 0], [2, 1]])",
+     make((B, 4, 7), lambda b, c, n: X["x"].get(b, c - 1, n - 2)))
 case("pad(u, [[0, 0], [0, 2]], value: 7)", make((B, 6), lambda b, n: X["u"][b, n] if n < 4 else 7))
 case("flip(x, axis: 1)", make((B, 3, 4), lambda b, c, n: X["x"][b, 2 - c, n]))
 case("flip(x, axis: -1)", make((B, 3, 4), lambda b, c, n: X["x"][b, c, 3 - n]))
@@ -245,13 +266,15 @@ case("window(line, t, 3, axis: 2)", make((B, 2, 3), lambda b, c, n: X["line"][b,
 case('einsum("b c n, b d n -> b c d", x, y)', make(
     (B, 3, 3), lambda b, c, d: sum(X["x"][b, c, n] * X["y"][b, d, n] for n in range(4))))
 case('einsum("b c n, b n, b c n -> b", x, u, y)', make(
-    (B,), lambda b: sum(X["x"][b, c, n] * X["u"][b, n] * X["y"][b, c, n] for c in range(3) for n in range(4))))
+    (B,), lambda b: sum(X["x"][b, c, n] * X["u"][b, n] * X["y"][b, c, n]
+                        for c in range(3) for n in range(4))))
 case('einsum("b c n -> n c", x)', make((4, 3), lambda n, c: sum(X["x"][b, c, n] for b in range(B))))
 
 
 def attend(b, h, i, e, scale=0.5, sees=lambda i, j: True):
     seen = [j for j in range(5) if sees(i, j)]
-    logits = [scale * sum(X["q"][b, h, i, d] * X["keys"][b, h, j, d] for d in range(4)) for j in seen]
+    logits = [scale * sum(X["q"][b, h, i, d] * X["keys"][b, h, j, d] for d in range(4))
+              for j in seen]
     return sum(softmax(logits, n) * X["values"][b, h, j, e] for n, j in enumerate(seen))
 
 
@@ -265,7 +288,8 @@ case("attention(q, keys[.., .., ..3], values[.., .., ..3], causal: true)",
 
 def rotated(b, n, d):
     v = lambda d: X["x"][b, n, d]                                           # noqa: E731
-    return v(d) * math.cos(X["angles"][n, d]) + (-v(d + 1) if d % 2 == 0 else v(d - 1)) * math.sin(X["angles"][n, d])
+    angle, partner = X["angles"][n, d], -v(d + 1) if d % 2 == 0 else v(d - 1)
+    return v(d) * math.cos(angle) + partner * math.sin(angle)
 
 
 case("rotary(x, angles)", make((B, 3, 4), rotated))
@@ -273,12 +297,15 @@ case("rotary(x, angles)", make((B, 3, 4), rotated))
 # ---- pooling, resizing ----
 
 for name, fn in {"avg_pool": mean, "max_pool": max}.items():
-    case(f"{name}(line, 2)", make((B, 2, 3), lambda b, c, n, fn=fn: fn([X["line"][b, c, 2 * n + j] for j in range(2)])))
+    case(f"{name}(line, 2)",
+         make((B, 2, 3), lambda b, c, n, fn=fn: fn([X["line"][b, c, 2 * n + j] for j in range(2)])))
     case(f"{name}(plane, 2)", make((B, 2, 2, 3), lambda b, c, i, j, fn=fn: fn(
         [X["plane"][b, c, 2 * i + di, 2 * j + dj] for di in range(2) for dj in range(2)])))
     case(f"{name}(cube, 2)", make((B, 2, 1, 2, 2), lambda b, c, i, j, k, fn=fn: fn(
-        [X["cube"][b, c, 2 * i + u, 2 * j + v, 2 * k + w] for u in range(2) for v in range(2) for w in range(2)])))
-case("resize_nearest(plane, 2)", make((B, 2, 10, 12), lambda b, c, i, j: X["plane"][b, c, i // 2, j // 2]))
+        [X["cube"][b, c, 2 * i + u, 2 * j + v, 2 * k + w]
+         for u in range(2) for v in range(2) for w in range(2)])))
+case("resize_nearest(plane, 2)",
+     make((B, 2, 10, 12), lambda b, c, i, j: X["plane"][b, c, i // 2, j // 2]))
 
 
 def along(n_in, n_out, i):
@@ -292,7 +319,8 @@ def resized(b, c, i, j):
     top, bottom, v = along(5, 8, i)
     left, right, w = along(6, 3, j)
     at = lambda row, col: X["plane"][b, c, row, col]                        # noqa: E731
-    return (1 - v) * ((1 - w) * at(top, left) + w * at(top, right)) + v * ((1 - w) * at(bottom, left) + w * at(bottom, right))
+    upper = (1 - w) * at(top, left) + w * at(top, right)
+    return (1 - v) * upper + v * ((1 - w) * at(bottom, left) + w * at(bottom, right))
 
 
 case("resize_linear(plane, [8, 3])", make((B, 2, 8, 3), resized))
@@ -330,7 +358,8 @@ def philox(stream, block):
     counter, key = [block, 0, 0, name], [SEED, 0]
     for _ in range(10):
         low, high = 0xD2511F53 * counter[0], 0xCD9E8D57 * counter[2]
-        counter = [high >> 32 ^ counter[1] ^ key[0], high % 2 ** 32, low >> 32 ^ counter[3] ^ key[1], low % 2 ** 32]
+        counter = [high >> 32 ^ counter[1] ^ key[0], high % 2 ** 32,
+                   low >> 32 ^ counter[3] ^ key[1], low % 2 ** 32]
         key = [(key[0] + 0x9E3779B9) % 2 ** 32, (key[1] + 0xBB67AE85) % 2 ** 32]
     return counter
 
@@ -353,11 +382,14 @@ def normals(stream, count):
 
 
 case('normal([b, 3, 4], stream: "n")', T((B, 3, 4), normals("n", 24)))
-case('normal([b, 4], mean: 1, std: 0.5, stream: "n")', T((B, 4), [1 + 0.5 * v for v in normals("n", 8)]))
+case('normal([b, 4], mean: 1, std: 0.5, stream: "n")',
+     T((B, 4), [1 + 0.5 * v for v in normals("n", 8)]))
 case('uniform([b, 4], stream: "u")', T((B, 4), uniforms("u", 8)))
 case('uniform([b, 4], -1, 3, stream: "u")', T((B, 4), [4 * v - 1 for v in uniforms("u", 8)]))
-case('randint(-3, 10, shape: [b, 3], stream: "i")', T((B, 3), [(w * 13 >> 32) - 3 for w in words("i", 6)]), "int[b, 3]")
-case('where(bernoulli(0.4, shape: [b, 4], stream: "c"), 1.0, 0.0)', T((B, 4), [float(v < 0.4) for v in uniforms("c", 8)]))
+case('randint(-3, 10, shape: [b, 3], stream: "i")',
+     T((B, 3), [(w * 13 >> 32) - 3 for w in words("i", 6)]), "int[b, 3]")
+case('where(bernoulli(0.4, shape: [b, 4], stream: "c"), 1.0, 0.0)',
+     T((B, 4), [float(v < 0.4) for v in uniforms("c", 8)]))
 case('u * 0 + uniform([], stream: "one") + randint(0, 100, stream: "two")',
      X["u"].map(lambda _: uniforms("one", 1)[0] + (words("two", 1)[0] * 100 >> 32)))
 case('if bernoulli(0.4, stream: "coin") then u else -u',
@@ -381,7 +413,8 @@ lin = model("lin", "Linear(4, 3)", weight=reals(3, 4), bias=reals(3))
 case("lin(x)", make((B, 3, 3), lambda b, i, o: weighted(
     lin["weight"], lin["bias"], o, [((o, d), X["x"][b, i, d]) for d in range(4)])))
 bare = model("bare", "Linear(4, 3, bias: false)", weight=reals(3, 4))
-case("u |> bare", make((B, 3), lambda b, o: weighted(bare["weight"], None, o, [((o, d), X["u"][b, d]) for d in range(4)])))
+case("u |> bare", make((B, 3), lambda b, o: weighted(
+    bare["weight"], None, o, [((o, d), X["u"][b, d]) for d in range(4)])))
 
 
 def convolved(x, w, bias, stride, pad, groups=1):
@@ -390,8 +423,11 @@ def convolved(x, w, bias, stride, pad, groups=1):
     sizes = [(n + 2 * p - k) // s + 1 for n, k, s, p in zip(x.shape[2:], kernel, stride, pad)]
 
     def at(b, o, *place):
-        return weighted(w, bias, o, [((o, c, *tap), x.get(b, o // out * per + c, *(
-            i * s - p + t for i, s, p, t in zip(place, stride, pad, tap)))) for c in range(per) for tap in indices(kernel)])
+        def from_(c, tap):
+            return x.get(b, o // out * per + c,
+                         *(i * s - p + t for i, s, p, t in zip(place, stride, pad, tap)))
+        return weighted(w, bias, o, [((o, c, *tap), from_(c, tap))
+                                     for c in range(per) for tap in indices(kernel)])
     return make((x.shape[0], w.shape[0], *sizes), at)
 
 
@@ -416,15 +452,19 @@ c1 = model("c1", "Conv1d(2, 3, 3, stride: 2, pad: 1)", weight=reals(3, 2, 3), bi
 case("c1(line)", convolved(X["line"], c1["weight"], c1["bias"], [2], [1]))
 c2 = model("c2", "Conv2d(4, 6, 3, pad: 1, groups: 2)", weight=reals(6, 2, 3, 3), bias=reals(6))
 case("c2(wide)", convolved(X["wide"], c2["weight"], c2["bias"], [1, 1], [1, 1], 2))
-c2s = model("c2s", "Conv2d(2, 3, [3, 2], stride: [2, 1], pad: [0, 1], bias: false)", weight=reals(3, 2, 3, 2))
+c2s = model("c2s", "Conv2d(2, 3, [3, 2], stride: [2, 1], pad: [0, 1], bias: false)",
+            weight=reals(3, 2, 3, 2))
 case("c2s(plane)", convolved(X["plane"], c2s["weight"], None, [2, 1], [0, 1]))
 c2p = model("c2p", "Conv2d(4, 3, 1)", weight=reals(3, 4, 1, 1), bias=reals(3))
 case("c2p(wide)", convolved(X["wide"], c2p["weight"], c2p["bias"], [1, 1], [0, 0]))
-depthwise = model("depthwise", "Conv2d(4, 4, 3, groups: 4)", weight=reals(4, 1, 3, 3), bias=reals(4))
-case("depthwise(wide)", convolved(X["wide"], depthwise["weight"], depthwise["bias"], [1, 1], [0, 0], 4))
+depthwise = model("depthwise", "Conv2d(4, 4, 3, groups: 4)", weight=reals(4, 1, 3, 3),
+                  bias=reals(4))
+case("depthwise(wide)",
+     convolved(X["wide"], depthwise["weight"], depthwise["bias"], [1, 1], [0, 0], 4))
 c3 = model("c3", "Conv3d(2, 3, 2, stride: 2, pad: 1)", weight=reals(3, 2, 2, 2, 2), bias=reals(3))
 case("c3(cube)", convolved(X["cube"], c3["weight"], c3["bias"], [2] * 3, [1] * 3))
-t1 = model("t1", "ConvTranspose1d(2, 3, 4, stride: 2, pad: 1)", weight=reals(2, 3, 4), bias=reals(3))
+t1 = model("t1", "ConvTranspose1d(2, 3, 4, stride: 2, pad: 1)", weight=reals(2, 3, 4),
+           bias=reals(3))
 case("t1(line)", transposed(X["line"], t1["weight"], t1["bias"], [2], [1]))
 t2 = model("t2", "ConvTranspose2d(2, 3, 3, stride: 2, bias: false)", weight=reals(2, 3, 3, 3))
 case("t2(plane)", transposed(X["plane"], t2["weight"], None, [2, 2], [0, 0]))
@@ -454,14 +494,18 @@ case("rms(x)", make((B, 3, 4), lambda b, i, d: X["x"][b, i, d] * rms["weight"][d
     mean([X["x"][b, i, j] ** 2 for j in range(4)]) + 1e-6)))
 gn = model("gn", "GroupNorm(2, 4, eps: 0.01)", weight=reals(4), bias=reals(4))
 case("gn(wide)", make((B, 4, 5, 6), lambda b, c, i, j: gn["bias"][c] + gn["weight"][c] * normal_to(
-    [X["wide"][b, c // 2 * 2 + g, h, w] for g in range(2) for h in range(5) for w in range(6)], X["wide"][b, c, i, j], 0.01)))
-bn = model("bn", "BatchNorm(2)", weight=reals(2), bias=reals(2), running_mean=reals(2), running_var=reals(2, lo=0.5),
+    [X["wide"][b, c // 2 * 2 + g, h, w] for g in range(2) for h in range(5) for w in range(6)],
+    X["wide"][b, c, i, j], 0.01)))
+bn = model("bn", "BatchNorm(2)", weight=reals(2), bias=reals(2), running_mean=reals(2),
+           running_var=reals(2, lo=0.5),
            num_batches_tracked=number(7))
 case("bn(plane)", make((B, 2, 5, 6), lambda b, c, i, j: bn["bias"][c] + bn["weight"][c] * (
     X["plane"][b, c, i, j] - bn["running_mean"][c]) / math.sqrt(bn["running_var"][c] + 1e-5)))
 case("evaluating(bn)(plane) - bn(plane)", make((B, 2, 5, 6), lambda *_: 0.0))
-case("training(bn)(plane)", make((B, 2, 5, 6), lambda b, c, i, j: bn["bias"][c] + bn["weight"][c] * normal_to(
-    [X["plane"][a, c, h, w] for a in range(B) for h in range(5) for w in range(6)], X["plane"][b, c, i, j], 1e-5)))
+case("training(bn)(plane)", make(
+    (B, 2, 5, 6), lambda b, c, i, j: bn["bias"][c] + bn["weight"][c] * normal_to(
+        [X["plane"][a, c, h, w] for a in range(B) for h in range(5) for w in range(6)],
+        X["plane"][b, c, i, j], 1e-5)))
 emb = model("emb", "Embedding(5, 3)", weight=reals(5, 3))
 case("emb(m)", make((B, 3, 3), lambda b, i, c: emb["weight"][X["m"][b, i], c]))
 scale = model("scale", "Scale")
@@ -469,7 +513,8 @@ WEIGHTS["scale.w"] = reals(1, 4)
 case("scale(u)", make((B, 4), lambda b, n: X["u"][b, n] * WEIGHTS["scale.w"][0, n]))
 case("recompute(lin)(x) - lin(x)", make((B, 3, 3), lambda *_: 0.0))
 model("drop", "Drop")
-case('where(training(drop)(p) == 0, 0.0, 1.0)', T((B, 3, 4), [float(v >= 0.4) for v in uniforms("dropout.0", 24)]))
+case('where(training(drop)(p) == 0, 0.0, 1.0)',
+     T((B, 3, 4), [float(v >= 0.4) for v in uniforms("dropout.0", 24)]))
 
 MODULES = """
 module Scale { w = Param([1, 4], init: ones); def forward(x: [b, 4]) = w * x }
@@ -491,12 +536,15 @@ def built(dtype, target):
     folder = scratch(f"builtins_{dtype}_{target}")
     with open(f"{folder}/builtins.model", "w", encoding="ascii") as file:
         file.write(MODULES + "\n".join(MODELS) + "\n" + "\n".join(map(program, CASES)) + "\n")
-    run(PVDMC, f"{folder}/builtins.model", "-o", f"{folder}/exe", "--dtype", dtype, "--target", target)
+    run(PVDMC, f"{folder}/builtins.model", "-o", f"{folder}/exe", "--dtype", dtype,
+        "--target", target)
     code = "F64" if dtype == "f64" else "F32"
     write_tensors(f"{folder}/weights.safetensors", {
-        name: ("I64" if name.endswith("tracked") else code, tensor.shape, tensor.data) for name, tensor in WEIGHTS.items()})
+        name: ("I64" if name.endswith("tracked") else code, tensor.shape, tensor.data)
+        for name, tensor in WEIGHTS.items()})
     write_tensors(f"{folder}/in.safetensors", {
-        name: (code_of(kind, code), value.shape, value.data) for name, (kind, value) in INPUTS.items()})
+        name: (code_of(kind, code), value.shape, value.data)
+        for name, (kind, value) in INPUTS.items()})
     return folder
 
 
@@ -520,11 +568,14 @@ def check(dtype, bound, target="cpu"):
         name, used, expression, expected, _ = case_
         if dtype == "f32" and "half" in used:
             continue                                        # its last element is not an f32
-        weights = [part for model_ in MODELS for part in ("--weights", weights_of(folder, model_.split()[1]))
-                   if re.search(rf"\b{model_.split()[1]}\b", expression) and model_.split()[1] not in ("plain", "drop")]
+        weights = [part for model_ in MODELS
+                   for part in ("--weights", weights_of(folder, model_.split()[1]))
+                   if re.search(rf"\b{model_.split()[1]}\b", expression)
+                   and model_.split()[1] not in ("plain", "drop")]
         out = f"{folder}/out.safetensors"
         try:
-            run(f"{folder}/exe", "run", name, "--in", f"{folder}/in.safetensors", "--out", out, "--seed", SEED, *weights,
+            run(f"{folder}/exe", "run", name, "--in", f"{folder}/in.safetensors", "--out", out,
+                "--seed", SEED, *weights,
                 env=env)
         except AssertionError as error:
             failures.append(f"{expression}: {error}")

@@ -1,5 +1,5 @@
-"""The cache of objects, of the kernel library and of emitted text: used, damaged, unusable, by several
-at once."""
+"""The cache of objects, of the kernel library and of emitted text: used, damaged, unusable, by
+several at once."""
 import os
 import subprocess
 
@@ -34,11 +34,13 @@ def test_object_cache():
     model, cache = small_model(folder), f"{folder}/cache/pvdmc"
     count = compiles(model, folder, "b")
     objects = sorted(os.listdir(cache))
-    assert count > 0 and len(objects) == count and all(name.endswith(".o") for name in objects), objects
+    assert count > 0 and len(objects) == count, objects
+    assert all(name.endswith(".o") for name in objects), objects
     assert compiles(model, folder, "c") == 0
     with open(f"{folder}/b", "rb") as one, open(f"{folder}/c", "rb") as two:
         assert one.read() == two.read(), "an object of the cache differs"
-    assert compiles(model, folder, "d", "--march", "x86-64-v3") == count, "other flags, the same objects"
+    assert compiles(model, folder, "d",
+                    "--march", "x86-64-v3") == count, "other flags, the same objects"
 
     with open(f"{cache}/{objects[0]}", "r+b") as file:       # a damaged object is none
         file.seek(100)
@@ -56,7 +58,8 @@ def test_object_cache():
     run(PVDMC, model, "-o", f"{folder}/h", env={"XDG_CACHE_HOME": f"{folder}/file", **quick})
     subprocess.run(["rm", "-rf", cache], check=True)
     jobs = [subprocess.Popen([PVDMC, model, "-o", f"{folder}/p{i}"],
-                             env={**os.environ, "XDG_CACHE_HOME": f"{folder}/cache", **quick}) for i in range(2)]
+                             env={**os.environ, "XDG_CACHE_HOME": f"{folder}/cache", **quick})
+            for i in range(2)]
     assert all(job.wait() == 0 for job in jobs)
     assert sorted(name for name in os.listdir(cache) if name.endswith(".o"))[:count] == objects
 
@@ -67,18 +70,19 @@ def many_kernels(folder, name, kernels):
     functions = ["silu", "tanh", "exp", "sin", "cos", "abs", "sigmoid"]
     with open(path, "w", encoding="ascii") as file:
         for i in range(kernels):
-            text = functions[i % 7] + "(" + functions[i // 7 % 7] + "(" + functions[i // 49] + "(x)))"
-            file.write(f"program p{i}(x: [b, 8]) -> y = {text}\n")
+            outer, middle, inner = (functions[k] for k in (i % 7, i // 7 % 7, i // 49))
+            file.write(f"program p{i}(x: [b, 8]) -> y = {outer}({middle}({inner}(x)))\n")
     return path
 
 
 def test_new_kernel():
     folder = scratch("cache_new")
     first = compiles(many_kernels(folder, "few", 150), folder, "few")
-    library = compiles(small_model(folder), folder, "small", "--no-cache") - 2    # tables, a file of kernels
+    # tables, a file of kernels
+    library = compiles(small_model(folder), folder, "small", "--no-cache") - 2
     again = compiles(many_kernels(folder, "more", 151), folder, "more")
     assert first - library >= 5, f"{first - library} files of emitted text"
-    assert again <= 3, f"{again} files compiled for one new kernel"       # tables, a file or its halves
+    assert again <= 3, f"{again} files compiled for one new kernel"  # tables, a file or its halves
     assert compiles(f"{folder}/more.model", folder, "same") == 0
     with open(f"{folder}/more", "rb") as one, open(f"{folder}/same", "rb") as two:
         assert one.read() == two.read(), "an object of the cache differs"

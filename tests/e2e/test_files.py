@@ -1,4 +1,5 @@
-"""Files in and out: published checkpoints, hostile pickles, videos, packed data, UCF-101's layout."""
+"""Files in and out: published checkpoints, hostile pickles, videos, packed data, UCF-101's
+layout."""
 import glob
 import os
 import random
@@ -31,11 +32,13 @@ def golden_state(prefix):
 
 def test_torch_weights():
     """A .pth gives the bits that the safetensors of the same weights gives, imported or at once."""
-    exe, folder, file = compiled("pvdm.model", *UNET), scratch("torch_weights"), golden("unet_c32.safetensors")
+    exe, folder = compiled("pvdm.model", *UNET), scratch("torch_weights")
+    file = golden("unet_c32.safetensors")
     torch_file.write(f"{folder}/plain.pth", golden_state(""))
     torch_file.write(f"{folder}/wrapped.pth", {"epoch": 3, "state_dict": golden_state("module.")},
                      compression=zipfile.ZIP_DEFLATED)
-    told = run(exe, "weights", "import", f"{folder}/plain.pth", "--instance", "unet", "-o", f"{folder}/w.safetensors")
+    told = run(exe, "weights", "import", f"{folder}/plain.pth", "--instance", "unet",
+               "-o", f"{folder}/w.safetensors")
     assert "w.safetensors" in told and "'unet'" in told, told
     names = Tensors(f"{folder}/w.safetensors").names()
     assert all(name.startswith("unet.") for name in names)
@@ -43,10 +46,12 @@ def test_torch_weights():
     outs = []
     for weights in (f"unet={file}#weights.", f"unet={folder}/plain.pth", f"{folder}/w.safetensors",
                     f"unet={folder}/wrapped.pth#state_dict."):
-        run(exe, "run", "denoise", "--weights", weights, "--in", file, "--out", f"{folder}/o.safetensors")
+        run(exe, "run", "denoise", "--weights", weights, "--in", file,
+            "--out", f"{folder}/o.safetensors")
         outs.append(Tensors(f"{folder}/o.safetensors").get("eps").tobytes())
     assert len(set(outs)) == 1, "not the same bits"
-    run(exe, "weights", "export", f"{folder}/w.safetensors", "--instance", "unet", "-o", f"{folder}/x.safetensors")
+    run(exe, "weights", "export", f"{folder}/w.safetensors", "--instance", "unet",
+        "-o", f"{folder}/x.safetensors")
     want, have = Tensors(file), Tensors(f"{folder}/x.safetensors")
     assert sorted(have.names()) == sorted(name[8:] for name in want.names("weights."))
     for name in have.names():
@@ -60,7 +65,8 @@ def test_torch_mismatch_lists_all():
     state["surplus"] = torch_file.Tensor(torch_file.counting("Float", "s", 2), [2])
     state["out.2.bias"] = torch_file.Tensor(torch_file.counting("Float", "t", 9), [9])
     torch_file.write(f"{folder}/w.pth", state)
-    told = run(exe, "weights", "import", f"{folder}/w.pth", "--instance", "unet", "-o", f"{folder}/o.safetensors",
+    told = run(exe, "weights", "import", f"{folder}/w.pth", "--instance", "unet",
+               "-o", f"{folder}/o.safetensors",
                status=1)
     for part in ("out.2.weight", "surplus", "out.2.bias", "[9]"):
         assert part in told, f"{part} is not told:\n{told}"
@@ -83,7 +89,8 @@ def commands_in_pickles(marker):
         "exec": b"\x80\x02cbuiltins\nexec\n" + text + b"\x85R.",
         "eval": b"\x80\x02c__builtin__\neval\n" + text + b"\x85R.",
         "popen": b"\x80\x02csubprocess\nPopen\n(" + short + b"K\x00N" + b"N" * 4 + b"\x88tR.",
-        "nested": b"\x80\x04\x8c\x08builtins\x8c\x07getattr\x93\x8c\x02os\x8c\x06system\x86R" + short + b"\x85R.",
+        "nested": b"\x80\x04\x8c\x08builtins\x8c\x07getattr\x93\x8c\x02os\x8c\x06system\x86R"
+        + short + b"\x85R.",
         "build": b"\x80\x02ctorch\nTensor\n)\x81}X\x0c\x00\x00\x00__setstate__cos\nsystem\nsb.",
         "extension": b"\x80\x02\x82\x01" + short + b"\x85R.",
     }
@@ -109,7 +116,8 @@ def pickles_of_size():
 
 
 def test_hostile_torch_files():
-    """Status 1 and one message that names the file; nothing in it is executed; nothing is written."""
+    """Status 1 and one message that names the file; nothing in it is executed; nothing is
+    written."""
     exe, folder = compiled("pvdm.model", *UNET), scratch("hostile_torch")
     marker, bad = f"{folder}/MARKER", f"{folder}/bad"
     os.makedirs(bad)
@@ -126,7 +134,7 @@ def test_hostile_torch_files():
     for i in range(12):
         with open(f"{bad}/cut{i}.pth", "wb") as file:
             file.write(good[:len(good) * i // 12])
-    at = good.index(b"PK\1\2")                                 # the directory tells 2 GiB for data.pkl
+    at = good.index(b"PK\1\2")  # the directory tells 2 GiB for data.pkl
     with open(f"{bad}/lie.pth", "wb") as file:
         file.write(good[:at + 24] + struct.pack("<I", 2 ** 31 - 1) + good[at + 28:])
     os.unlink(f"{folder}/good")
@@ -135,8 +143,10 @@ def test_hostile_torch_files():
         told = run(exe, "weights", "ls", f"{bad}/{name}", status=1, timeout=60)
         assert name in told and told.count("error:") == 1, f"{name}: {told[-500:]}"
     for name in ("global.pth", "bad_beyond.pth", "bad_system4.pth"):
-        run(exe, "weights", "import", f"{bad}/{name}", "--instance", "unet", "-o", f"{folder}/o", status=1)
-        run(exe, "run", "denoise", "--weights", f"unet={bad}/{name}", "--in", golden("unet_c32.safetensors"),
+        run(exe, "weights", "import", f"{bad}/{name}", "--instance", "unet",
+            "-o", f"{folder}/o", status=1)
+        run(exe, "run", "denoise", "--weights", f"unet={bad}/{name}",
+            "--in", golden("unet_c32.safetensors"),
             "--out", f"{folder}/o", status=1)
     assert not os.path.exists(marker), "something in a file was executed"
     assert os.listdir(folder) == ["bad"], os.listdir(folder)
@@ -197,7 +207,8 @@ def test_sample_outputs():
     exe, folder, _, weights = trained()
 
     def sample(out, *more):
-        return run(exe, "sample", *weights, "--steps", "3", "--seed", "5", "-o", f"{folder}/{out}", *more)
+        return run(exe, "sample", *weights, "--steps", "3", "--seed", "5",
+                   "-o", f"{folder}/{out}", *more)
     sample("one")
     sample("two")
     sample("other", "--seed", "6")
@@ -225,7 +236,8 @@ def test_sample_outputs():
 
 def clip(folder, name, weights, exe, seed):
     """A short video file as our own encoder writes it."""
-    run(exe, "sample", *weights, "--steps", "2", "--frames", "8", "--seed", str(seed), "-o", f"{folder}/clip.mp4")
+    run(exe, "sample", *weights, "--steps", "2", "--frames", "8", "--seed", str(seed),
+        "-o", f"{folder}/clip.mp4")
     os.makedirs(os.path.dirname(f"{folder}/{name}"), exist_ok=True)
     os.replace(f"{folder}/clip.mp4", f"{folder}/{name}")
     return f"{folder}/{name}"
@@ -250,7 +262,8 @@ def test_reconstruct_and_psnr():
     assert "8 frames" in told and read(f"{folder}/back.gif")[:6] == b"GIF89a", told
     with open(f"{folder}/movies/broken.mp4", "wb") as file:
         file.write(read(movie)[:900])
-    told = run(exe, "reconstruct", f"{folder}/movies/broken.mp4", *ae, "-o", f"{folder}/no.mp4", status=1)
+    told = run(exe, "reconstruct", f"{folder}/movies/broken.mp4", *ae,
+               "-o", f"{folder}/no.mp4", status=1)
     assert "broken.mp4" in told and not os.path.exists(f"{folder}/no.mp4"), told
     told = run(exe, "eval", "psnr", *ae, "--data", f"{folder}/movies")
     assert "all 1 videos; 1 skipped" in told and "broken.mp4" in told, told
@@ -287,8 +300,10 @@ def test_ucf_layout():
     with open(f"{folder}/data/Archery/v_Archery_g02_c01.avi", "wb") as file:
         file.write(b"RIFF not a video")
     os.makedirs(f"{folder}/data/ucfTrainTestlist")
-    with open(f"{folder}/data/ucfTrainTestlist/trainlist01.txt", "w", encoding="ascii", newline="") as file:
-        file.write(f"{names[0]} 1\r\n{names[1]} 1\r\n{names[2]} 2\r\nBiking/v_Biking_g09_c01.avi 2\r\n")
+    with open(f"{folder}/data/ucfTrainTestlist/trainlist01.txt", "w", encoding="ascii",
+              newline="") as file:
+        file.write(
+            f"{names[0]} 1\r\n{names[1]} 1\r\n{names[2]} 2\r\nBiking/v_Biking_g09_c01.avi 2\r\n")
     told = run(*command(exe, folder, "ucf", "--set", "steps=4"))
     assert ": 3 videos" in told and "v_Biking_g09" in told, told
     assert told.count("v_Archery_g02") == 1 and "skipped" in told, told

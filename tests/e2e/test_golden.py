@@ -33,7 +33,8 @@ def part(tensors, name, have):
 # ---- U-Net ----
 
 def test_unet_forward():
-    exe, folder, file = compiled("pvdm.model", *UNET), scratch("unet"), golden("unet_c32.safetensors")
+    exe, folder = compiled("pvdm.model", *UNET), scratch("unet")
+    file = golden("unet_c32.safetensors")
     want, worst = Tensors(file), 0.0
     for program, tensor in (("denoise", "out_cond"), ("denoise_uncond", "out_uncond")):
         out = f"{folder}/{program}.safetensors"
@@ -44,7 +45,8 @@ def test_unet_forward():
 
 def test_unet_taps():
     """Every stored activation: outputs of blocks (planes apart, joined here) and of attentions."""
-    exe, folder, file = compiled("pvdm.model", *UNET), scratch("taps"), golden("unet_c32.safetensors")
+    exe, folder = compiled("pvdm.model", *UNET), scratch("taps")
+    file = golden("unet_c32.safetensors")
     want, out, worst = Tensors(file), f"{folder}/taps.safetensors", 0.0
     names = [name for name in want.names("act.") if name != "act.emb"]
     if not names:
@@ -67,7 +69,8 @@ def test_unet_taps():
             joined = have.get(path)
         worst = max(worst, check_close(part(want, name, joined), want.get(name), 1e-5, name))
     worst = max(worst, check_close(have.get("unet.emb"), want.get("act.emb"), 1e-5, "act.emb"))
-    worst = max(worst, check_close(have.get("timestep_embedding"), want.get("t_emb"), 1e-5, "t_emb"))
+    worst = max(worst,
+                check_close(have.get("timestep_embedding"), want.get("t_emb"), 1e-5, "t_emb"))
     return f"{len(names) + 2} tensors, worst {worst:.1e}"
 
 
@@ -77,7 +80,8 @@ def masked(have, want):
 
 
 def check_gradients(have, want, names):
-    """Pairs of names (wanted, ours), full tensors, masked; returns the worst error and the number of tensors."""
+    """Pairs of names (wanted, ours), full tensors, masked; returns the worst error and the number
+    of tensors."""
     worst, count = 0.0, 0
     for name in names:
         values, full = masked(have.get(name[1]), want.get(name[0]))
@@ -136,8 +140,10 @@ def test_unet_x_noisy():
     weights, file = golden("unet_c32.safetensors"), golden("unet_c32_grad.safetensors")
     out = f"{folder}/o.safetensors"
     run(exe, "run", "diffusion_loss", "--weights", f"unet={weights}#weights.", "--in", file,
-        "--in", f"t={file}:t.0", "--in", f"noise={file}:noise.0", "--out", out, "--tap", "noise_loss.x")
-    error = check_close(Tensors(out).get("noise_loss.x"), Tensors(file).get("x_noisy"), 1e-5, "x_noisy")
+        "--in", f"t={file}:t.0", "--in", f"noise={file}:noise.0", "--out", out,
+        "--tap", "noise_loss.x")
+    error = check_close(Tensors(out).get("noise_loss.x"), Tensors(file).get("x_noisy"),
+                        1e-5, "x_noisy")
     return f"{error:.1e}"
 
 
@@ -206,13 +212,15 @@ def test_sampler_steps():
         run(exe, "run", program, "--weights", f"unet={weights}#weights.", "--out", out,
             *(flag for arg in args for flag in ("--in", arg)),
             *(flag for item in sets for flag in ("--set", item)))
-        worst = max(worst, check_close(Tensors(out).get("x_next"), want.get(expected), 1e-5, expected))
+        worst = max(worst,
+                    check_close(Tensors(out).get("x_next"), want.get(expected), 1e-5, expected))
         count += 1
 
     for name, eta, guidance, cond in runs:
         for i in range(5):
             before = "init_noise" if i == 0 else f"{name}.x_after.{i}"
-            step("ddim_step", [f"eta={eta}", f"guidance={guidance}", f"t={times[i]}", f"t_next={times[i + 1]}"],
+            step("ddim_step",
+                 [f"eta={eta}", f"guidance={guidance}", f"t={times[i]}", f"t_next={times[i + 1]}"],
                  {"x": before, "noise": f"step_noise.{i}"}, cond, f"{name}.x_after.{i + 1}")
     for start in ("anc_t999", "anc_t500", "anc_t1"):
         if f"{start}.times" not in want:
@@ -231,12 +239,14 @@ def test_sampler_trace():
     """A whole DDIM run with given noise; the untrained net amplifies rounding along it."""
     # The decoder is not what is tested: a small autoencoder with the latent of the golden file.
     exe = compiled("pvdm.model", *UNET, "-D", "channels=32", "-D", "ae_depth=1")
-    folder, weights, file = scratch("trace"), golden("unet_c32.safetensors"), golden("ddim_c32.safetensors")
+    folder, weights = scratch("trace"), golden("unet_c32.safetensors")
+    file = golden("ddim_c32.safetensors")
     want = Tensors(file)
     ae = f"{folder}/ae.safetensors"
     run(exe, "weights", "init", "--instance", "ae", "-o", ae)
     trace = f"{folder}/trace.safetensors"
-    run(exe, "sample", "--weights", f"unet={weights}#weights.", "--weights", ae, "--steps", "5,5", "--batch", 2,
+    run(exe, "sample", "--weights", f"unet={weights}#weights.", "--weights", ae, "--steps", "5,5",
+        "--batch", 2,
         "--eta", "0", "--noise", file, "--trace", trace)
     have, errors = Tensors(trace), []
     for i in range(1, 6):
@@ -264,26 +274,31 @@ def test_autoencoder():
         told.append(check_close(out.get("ae.encoder"), want.get("enc_h"), 1e-5, "enc_h"))
     out = program("reconstruct", "--in", file)
     shape = out.shape("y")
-    told.append(check_close(permute(out.get("y"), shape, [0, 2, 1, 3, 4]), want.get("forward"), 1e-5, "forward"))
+    told.append(check_close(permute(out.get("y"), shape, [0, 2, 1, 3, 4]), want.get("forward"),
+                            1e-5, "forward"))
     if "decode_from_sample" in want:
         out = program("decode", "--in", f"z={file}:latents")
         frames = permute(out.get("x"), shape, [0, 2, 1, 3, 4])
-        told.append(check_close(part(want, "decode_from_sample", frames), want.get("decode_from_sample"),
+        told.append(check_close(part(want, "decode_from_sample", frames),
+                                want.get("decode_from_sample"),
                                 1e-5, "decode_from_sample"))
     return f"worst {max(told):.1e}"
 
 
 def test_autoencoder_taps():
-    exe, folder, file = compiled("pvdm.model", *AE), scratch("ae_taps"), golden("ae_r64_c64.safetensors")
+    exe, folder = compiled("pvdm.model", *AE), scratch("ae_taps")
+    file = golden("ae_r64_c64.safetensors")
     want = Tensors(file)
     if "act.enc.patch_embed" not in want:
         raise Skip("the file carries no activations")
     out = f"{folder}/o.safetensors"
-    run(exe, "run", "reconstruct", "--weights", f"ae={file}#weights.", "--in", file, "--out", out, "--tap", "all")
+    run(exe, "run", "reconstruct", "--weights", f"ae={file}#weights.", "--in", file, "--out", out,
+        "--tap", "all")
     have = Tensors(out)
     paths = {"act.enc.patch_embed": "ae.encoder.to_patch_embedding",
              "act.pre_xy": "ae.pre_xy", "act.pre_yt": "ae.pre_yt", "act.pre_xt": "ae.pre_xt",
-             "act.xy_quant_attn_tok0": "ae.xy_quant_attn", "act.yt_quant_attn_tok0": "ae.yt_quant_attn",
+             "act.xy_quant_attn_tok0": "ae.xy_quant_attn",
+             "act.yt_quant_attn_tok0": "ae.yt_quant_attn",
              "act.xt_quant_attn_tok0": "ae.xt_quant_attn",
              "act.dec_out": "ae.decoder", "act.enc.layer0.ff_out": "ae.encoder.layers.0.2",
              "act.enc.layer0.time_attn_out": "ae.encoder.layers.0.0",
@@ -294,7 +309,8 @@ def test_autoencoder_taps():
         shape, wanted = have.shape(path), want.shape(name)
         if "tok0" in name:                            # position 0 of each sequence
             n, c = shape[1], shape[2]
-            values = array.array("f", [v for s in range(wanted[0]) for v in values[s * n * c:s * n * c + c]])
+            values = array.array("f", [v for s in range(wanted[0])
+                                       for v in values[s * n * c:s * n * c + c]])
         elif name == "act.enc.layer0.time_attn_out":  # [(b n), f, d] here, [b, (f n), d] there
             values = permute(values, [2, 64, 16, shape[2]], [0, 2, 1, 3])
         worst = max(worst, check_close(values[:len(full)], full, 1e-5, name))
@@ -307,19 +323,22 @@ def test_autoencoder_gradients():
     exe, folder = compiled("pvdm.model", *AE), scratch("ae_grad")
     file, grads = golden("ae_r64_c64.safetensors"), golden("ae_r64_c64_grad.safetensors")
     want, out = Tensors(grads), f"{folder}/o.safetensors"
-    run(exe, "grad", "reconstruction_loss", "--weights", f"ae={file}#weights.", "--in", file, "--out", out)
+    run(exe, "grad", "reconstruction_loss", "--weights", f"ae={file}#weights.", "--in", file,
+        "--out", out)
     have = Tensors(out)
     check_close(have.get("loss"), want.get("loss"), 1e-5, "loss")
     worst = 0.0
     stats = want.names("gradstat.")
     for name in stats:
-        worst = max(worst, check_statistics(have.get("grad.ae." + name[9:]), want.get(name), 1e-4, name))
+        worst = max(worst,
+                    check_statistics(have.get("grad.ae." + name[9:]), want.get(name), 1e-4, name))
     names = [(n, "grad.ae." + n[5:]) for n in want.names("grad.")]
     error, count = check_gradients(have, want, names)
     told = [f"{len(stats)} statistics, worst {worst:.1e}", f"{count} full, worst {error:.1e}"]
     if "grad_x" in want:
         full = want.get("grad_x")
-        told.append(f"grad_x {check_close(have.get('grad.x')[:len(full)], full, 1e-4, 'grad_x'):.1e}")
+        told.append(
+            f"grad_x {check_close(have.get('grad.x')[:len(full)], full, 1e-4, 'grad_x'):.1e}")
     return "; ".join(told)
 
 
@@ -327,8 +346,9 @@ def test_autoencoder_gradients():
 
 TABLES = """
 import "pvdm.model"
-program tables(one: f32[b]) -> betas, alphas, signal_table, spread_table, unscale_table, unnoise_table,
-                              clean_table, noisy_table, frame_cos, frame_sin, grid_cos, grid_sin {
+program tables(one: f32[b]) -> betas, alphas, signal_table, spread_table, unscale_table,
+                              unnoise_table, clean_table, noisy_table, frame_cos, frame_sin,
+                              grid_cos, grid_sin {
     frame = rearrange(frame_angles(16, 64), "n d -> 1 n d")
     field = rearrange(grid_angles(8, 8, 64), "n d -> 1 n d")
     return f32(beta), f32(alpha_bar), f32(signal), f32(spread), f32(unscale), f32(unnoise),
@@ -360,6 +380,7 @@ def test_tables():
     worst, count = 0.0, 0
     for mine, file, name in pairs:
         if name in file:
-            worst, count = max(worst, check_close(have.get(mine), file.get(name), 1e-5, name)), count + 1
+            worst = max(worst, check_close(have.get(mine), file.get(name), 1e-5, name))
+            count += 1
     assert count >= 4 and norm(have.get("betas")) > 0
     return f"{count} tables, worst {worst:.1e}"

@@ -1,5 +1,5 @@
-"""The golden tensors of the official code through CUDA kernels on the emulator: PVDM_SLOW=1 runs them, for
-it takes minutes."""
+"""The golden tensors of the official code through CUDA kernels on the emulator: PVDM_SLOW=1 runs
+them, for it takes minutes."""
 import os
 
 import test_golden

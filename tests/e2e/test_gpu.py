@@ -1,5 +1,6 @@
 """Whole commands on the emulator of GPUs, through the driver for tests: training, kill and resume,
-sampling, reconstruction against the CPU; what is told when a GPU is missing, too small, or fails."""
+sampling, reconstruction against the CPU; what is told when a GPU is missing, too small, or
+fails."""
 import glob
 import json
 import math
@@ -13,8 +14,8 @@ import time
 from common import EMULATOR, ROOT, Skip, Tensors, check_close, compiled, run, scratch, write_tensors
 from test_train import bits, newest, png, videos
 
-TINY = ["-D", "resolution=16", "-D", "frames=4", "-D", "channels=32", "-D", "ae_heads=2", "-D", "ae_dim_head=16",
-        "-D", "num_heads=2", "-D", "mixer_hidden=32"]
+TINY = ["-D", "resolution=16", "-D", "frames=4", "-D", "channels=32", "-D", "ae_heads=2",
+        "-D", "ae_dim_head=16", "-D", "num_heads=2", "-D", "mixer_hidden=32"]
 CONFIG = """batch: 1
 steps: 9
 log_every: 1
@@ -61,7 +62,8 @@ def test_gpu_autoencoder():
     cpu, gpu = Tensors(newest(f"{folder}/cpu")), Tensors(newest(f"{folder}/gpu"))
     for name in cpu.names("ae."):
         worst = max(worst, check_close(gpu.get(name), cpu.get(name), 1e-3, name))
-    child = subprocess.Popen(train(exe, folder, "killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    child = subprocess.Popen(train(exe, folder, "killed"), stdout=subprocess.DEVNULL,
+                             stderr=subprocess.DEVNULL,
                              env={**os.environ, **GPU})
     for _ in range(6000):
         if glob.glob(f"{folder}/killed/step-*.safetensors") or child.poll() is not None:
@@ -74,7 +76,8 @@ def test_gpu_autoencoder():
     run(*train(exe, folder, "killed", "--resume"), env=GPU)
     whole, resumed = bits(newest(f"{folder}/gpu")), bits(newest(f"{folder}/killed"))
     different = [name for name in whole if whole[name] != resumed[name]]
-    assert whole.keys() == resumed.keys() and not different, f"{len(different)} tensors differ: {different[:3]}"
+    assert whole.keys() == resumed.keys(), f"{len(different)} tensors differ: {different[:3]}"
+    assert not different, f"{len(different)} tensors differ: {different[:3]}"
     return f"worst {worst:.1e}; killed at {at}, {len(whole)} tensors the same"
 
 
@@ -84,15 +87,18 @@ def test_gpu_diffusion():
     run(*train(exe, folder, "ae", "--steps", "2", device="cpu"))
     ae = ["--weights", f"ae={newest(folder + '/ae')}"]
     for device, env in (("cpu", {}), ("cuda", GPU)):
-        run(*train(exe, folder, device.replace("cuda", "gpu"), "--steps", "3", *ae, stage="diffusion", device=device),
+        run(*train(exe, folder, device.replace("cuda", "gpu"), "--steps", "3", *ae,
+                   stage="diffusion", device=device),
             env=env)
     worst = check_losses(folder, 3, 1e-5)
     unet = ["--weights", f"unet={newest(folder + '/cpu')}", "--no-ema"]
     told = {}
     for device, env in (("cpu", {}), ("cuda", GPU)):
-        run(exe, "sample", *ae, *unet, "--steps", "3,2", "--clips", "2", "--seed", "3", "--eta", "0.5",
+        run(exe, "sample", *ae, *unet, "--steps", "3,2", "--clips", "2", "--seed", "3",
+            "--eta", "0.5",
             "--trace", f"{folder}/{device}.st", "--device", device, env=env)
-        told[device] = run(exe, "reconstruct", f"{folder}/data/train/video0/clip", *ae, "--device", device, env=env)
+        told[device] = run(exe, "reconstruct", f"{folder}/data/train/video0/clip", *ae,
+                           "--device", device, env=env)
     cpu, gpu = Tensors(f"{folder}/cpu.st"), Tensors(f"{folder}/cuda.st")
     assert cpu.names() == gpu.names() and cpu.names(), gpu.names()
     for name in cpu.names():
@@ -105,10 +111,10 @@ BF16 = ["-D", "model_channels=64", "-D", "channels=32", "-D", "ae_heads=2", "-D"
 
 
 def check_mixed(dtype, forward, backward):
-    """A U-Net of 64 channels in mixed precision against f64, forward and gradients, within bounds of
-    the relative 2-norm; the emulator runs the kernels for sm_90a where there are any, unless
-    PVDM_WGMMA=0. bf16: the gradients of an autoencoder too, whose loss has sign(y - x) for a gradient, which a
-    rounding may turn (f16: 8.5e-3 from that)."""
+    """A U-Net of 64 channels in mixed precision against f64, forward and gradients, within bounds
+    of the relative 2-norm; the emulator runs the kernels for sm_90a where there are any, unless
+    PVDM_WGMMA=0. bf16: the gradients of an autoencoder too, whose loss has sign(y - x) for a
+    gradient, which a rounding may turn (f16: 8.5e-3 from that)."""
     if not os.path.exists(EMULATOR):
         raise Skip("the emulator is not built")
     folder, rng = scratch(f"gpu_{dtype}"), random.Random(5)
@@ -118,8 +124,9 @@ def check_mixed(dtype, forward, backward):
     def normal(*shape, scale=1.0):
         return "F32", list(shape), [rng.gauss(0, scale) for _ in range(math.prod(shape))]
 
-    def write_weights(instance):          # layers that start as zeros would hide what is behind them
-        run(mixed, "weights", "init", "--instance", instance, "--seed", "5", "-o", f"{folder}/first.st")
+    def write_weights(instance):  # layers that start as zeros would hide what is behind them
+        run(mixed, "weights", "init", "--instance", instance, "--seed", "5",
+            "-o", f"{folder}/first.st")
         first, weights = Tensors(f"{folder}/first.st"), {}
         for name in first.names():
             values = first.get(name)
@@ -127,8 +134,9 @@ def check_mixed(dtype, forward, backward):
         write_tensors(f"{folder}/{instance}.st", weights)
 
     write_weights("unet")
-    write_tensors(f"{folder}/in.st", {"x": normal(2, 4, 192), "cond": normal(2, 4, 192), "x_start": normal(2, 4, 192),
-                                      "noise": normal(2, 4, 192), "t": ("I64", [2], [10, 500])})
+    write_tensors(f"{folder}/in.st",
+                  {"x": normal(2, 4, 192), "cond": normal(2, 4, 192), "x_start": normal(2, 4, 192),
+                   "noise": normal(2, 4, 192), "t": ("I64", [2], [10, 500])})
     write_weights("ae")
     write_tensors(f"{folder}/video.st", {"x": normal(1, 3, 8, 64, 64, scale=0.5)})
     worst, traced = [], {**GPU, "PVDM_FAKE_TRACE": "1"}
@@ -138,7 +146,8 @@ def check_mixed(dtype, forward, backward):
 
     def compute(exe, command, program, name, env):
         weights = f"ae={folder}/ae.st" if of_video(program) else f"unet={folder}/unet.st"
-        return run(exe, command, program, "--in", f"{folder}/{'video' if of_video(program) else 'in'}.st",
+        return run(exe, command, program,
+                   "--in", f"{folder}/{'video' if of_video(program) else 'in'}.st",
                    "--weights", weights, "-o", f"{folder}/{name}.st", env=env)
 
     programs = [("run", "denoise", forward), ("grad", "diffusion_loss", backward)]
@@ -156,10 +165,12 @@ def check_mixed(dtype, forward, backward):
         # a bias in front of a norm of its channel has no gradient: what is there is rounding
         names = [name for name in norms if norms[name] > 1e-5 * max(norms.values())]
         assert len(names) > 0.9 * len(norms), f"{len(names)} of {len(norms)} tensors have a norm"
-        worst.append(max(check_close(have.get(name), want.get(name), bound, name) for name in names))
+        worst.append(max(check_close(have.get(name), want.get(name), bound, name)
+                         for name in names))
         if command == "run":
             launches = compute(mixed, command, program, "general", {**traced, "PVDM_WGMMA": "0"})
-            assert "_wgmma_" not in launches and f"gemm_{dtype}" in launches, "wgmma was to be left aside"
+            assert "_wgmma_" not in launches, "wgmma was to be left aside"
+            assert f"gemm_{dtype}" in launches, "wgmma was to be left aside"
             for name in names:
                 check_close(Tensors(f"{folder}/general.st").get(name), want.get(name), bound, name)
     return f"worst {worst[0]:.1e}, gradients " + " and ".join(f"{error:.1e}" for error in worst[1:])
@@ -176,8 +187,8 @@ def test_gpu_f16():
 
 
 def test_gpu_scaling():
-    """Loss scaling of f16: steps whose gradients overflow are left out and halve the scale; a run that is killed
-    between them and resumed gives its own bits."""
+    """Loss scaling of f16: steps whose gradients overflow are left out and halve the scale; a run
+    that is killed between them and resumed gives its own bits."""
     if not os.path.exists(EMULATOR):
         raise Skip("the emulator is not built")
     folder = scratch("gpu_scaling")
@@ -189,7 +200,8 @@ def test_gpu_scaling():
         file.write("batch: 2\nlog_every: 1\nsave_every: 1\nseed: 7\nkeep: 99\n")
 
     def fit(out, steps, *more):
-        run(exe, "train", "fit", "--config", f"{folder}/c.yaml", "--data", f"{folder}/data", "--out", f"{folder}/{out}",
+        run(exe, "train", "fit", "--config", f"{folder}/c.yaml", "--data", f"{folder}/data",
+            "--out", f"{folder}/{out}",
             "--steps", str(steps), "--set", "gain=3000", *more, env=GPU)
         return f"{folder}/{out}"
 
@@ -202,19 +214,22 @@ def test_gpu_scaling():
     for out in (whole, parts):
         with open(f"{out}/log.jsonl", encoding="ascii") as file:
             entries = [json.loads(line) for line in file]
-        logs.append([(entry["loss"], entry["loss_scale"], entry["skipped"]) for entry in entries if "loss" in entry])
+        logs.append([(entry["loss"], entry["loss_scale"], entry["skipped"]) for entry in entries
+                     if "loss" in entry])
     assert logs[0] == logs[1], logs
     skipped = [int(entry[2]) for entry in logs[0]]
     assert skipped[-1] == skipped[2] == 3, f"left out: {skipped}"
     assert all(scale == 65536 / 2 ** count for _, scale, count in logs[0]), logs[0]
-    first, second = bits(f"{whole}/step-00000001.safetensors"), bits(f"{whole}/step-00000002.safetensors")
+    first = bits(f"{whole}/step-00000001.safetensors")
+    second = bits(f"{whole}/step-00000002.safetensors")
     assert first == second, "a step that was left out changed something"
     assert logs[0][-1][0] < 0.9 * logs[0][0][0], logs[0]
     return f"{skipped[-1]} of 12 steps left out"
 
 
 def test_gpu_cublaslt():
-    """Products by (a fake) cuBLASLt: chosen by measuring, checked against our kernel, kept for the next start."""
+    """Products by (a fake) cuBLASLt: chosen by measuring, checked against our kernel, kept for the
+    next start."""
     if not os.path.exists(EMULATOR):
         raise Skip("the emulator is not built")
     folder, rng = scratch("gpu_cublaslt"), random.Random(6)
@@ -226,7 +241,8 @@ def test_gpu_cublaslt():
     def grad(name, when, cache, mode=""):
         env = {**GPU, "PVDM_CUBLASLT": EMULATOR, "PVDM_FAKE_TRACE": "1", "PVDM_FAKE_CUBLASLT": mode,
                "XDG_CACHE_HOME": f"{folder}/{cache}"}
-        told = run(exe, "grad", "distance", "--in", f"{folder}/in.st", "--weights", f"net={folder}/w.st", "--repeat",
+        told = run(exe, "grad", "distance", "--in", f"{folder}/in.st",
+                   "--weights", f"net={folder}/w.st", "--repeat",
                    "3", "-o", f"{folder}/{name}.st", "--cublaslt", when, env=env)
         return told.count("fake cuBLASLt"), Tensors(f"{folder}/{name}.st")
 
@@ -244,7 +260,8 @@ def test_gpu_cublaslt():
     grad("wrong", "on", "there", "wrong")
     assert all(kept("there")), "a wrong algorithm was taken"
     assert bits(f"{folder}/wrong.st") == bits(f"{folder}/off.st")
-    told = run(exe, "grad", "distance", "--cublaslt", "on", "--device", "cuda", status=3, env={**GPU, "PVDM_CUBLASLT": "/nowhere.so"})
+    told = run(exe, "grad", "distance", "--cublaslt", "on", "--device", "cuda", status=3,
+               env={**GPU, "PVDM_CUBLASLT": "/nowhere.so"})
     assert "cuBLASLt cannot be used" in told, told
     told = run(exe, "grad", "distance", "--cublaslt", "perhaps", status=2, env=GPU)
     assert "--cublaslt is on, off or auto" in told, told
@@ -252,12 +269,13 @@ def test_gpu_cublaslt():
 
 
 def test_gpu_filters():
-    """Mixed precision keeps filters in an order of its own: not in files. Checkpoints go to f32 and back, and a run
-    that is resumed gives its own bits."""
+    """Mixed precision keeps filters in an order of its own: not in files. Checkpoints go to f32 and
+    back, and a run that is resumed gives its own bits."""
     if not os.path.exists(EMULATOR):
         raise Skip("the emulator is not built")
     folder, model = scratch("gpu_filters"), f"{ROOT}/tests/models/filters.model"
-    exact, mixed = compiled(model, "--target", "cpu"), compiled(model, "--dtype", "bf16", "--target", "simt")
+    exact = compiled(model, "--target", "cpu")
+    mixed = compiled(model, "--dtype", "bf16", "--target", "simt")
     rng = random.Random(4)
     x = "F32", [2, 3, 8, 8], [rng.gauss(0, 1) for _ in range(384)]
     write_tensors(f"{folder}/in.st", {"x": x, "target": x})
@@ -268,7 +286,8 @@ def test_gpu_filters():
         file.write("batch: 2\nsave_every: 2\nseed: 7\nkeep: 9\n")
 
     def train_to(exe, steps, out, *more):
-        run(exe, "train", "fit", "--config", f"{folder}/c.yaml", "--data", f"{folder}/data", "--out", f"{folder}/{out}",
+        run(exe, "train", "fit", "--config", f"{folder}/c.yaml", "--data", f"{folder}/data",
+            "--out", f"{folder}/{out}",
             "--steps", str(steps), *more, env=GPU)
         return newest(f"{folder}/{out}")
 
@@ -288,7 +307,8 @@ def test_gpu_filters():
     assert worst < 0.3, f"filters differ by {worst:.2f} of what they moved"
     for command, program, bound in (("run", "restore", 1e-2), ("grad", "distance", 5e-2)):
         for exe, name in ((exact, "f32"), (mixed, "bf16")):
-            run(exe, command, program, "--in", f"{folder}/in.st", "--weights", f"net={whole[mixed]}",
+            run(exe, command, program, "--in", f"{folder}/in.st",
+                "--weights", f"net={whole[mixed]}",
                 "-o", f"{folder}/{name}.st", env=GPU)
         a, b = Tensors(f"{folder}/f32.st"), Tensors(f"{folder}/bf16.st")
         for name in a.names():
@@ -297,7 +317,8 @@ def test_gpu_filters():
 
 
 def test_gpu_given():
-    """Two optimizers, sums of micro-steps, given draws, timed kernels: a small model, against the CPU."""
+    """Two optimizers, sums of micro-steps, given draws, timed kernels: a small model, against the
+    CPU."""
     if not os.path.exists(EMULATOR):
         raise Skip("the emulator is not built")
     folder, rng = scratch("gpu_given"), random.Random(2)
@@ -312,7 +333,8 @@ def test_gpu_given():
     for device, env in (("cpu", {}), ("cuda", GPU)):
         run(exe, "train", "both", "--replay", f"{folder}/given.st", "--steps", "6",
             "--state", f"{folder}/{device}.state", "--device", device, env=env)
-        run(exe, "sample", "--weights", f"{folder}/a.st", "--noise", f"{folder}/given.st", "--trace",
+        run(exe, "sample", "--weights", f"{folder}/a.st",
+            "--noise", f"{folder}/given.st", "--trace",
             f"{folder}/{device}.trace", "--seed", "3", "--device", device, env=env)
     worst = 0
     for what in ("state", "trace"):
@@ -320,7 +342,8 @@ def test_gpu_given():
         assert cpu.names() == gpu.names() and cpu.names(), gpu.names()
         for name in cpu.names():
             worst = max(worst, check_close(gpu.get(name), cpu.get(name), 1e-5, name))
-    told = run(exe, "train", "both", "--replay", f"{folder}/given.st", "--steps", "2", "--device", "cuda", "--profile",
+    told = run(exe, "train", "both", "--replay", f"{folder}/given.st", "--steps", "2",
+               "--device", "cuda", "--profile",
                env=GPU)
     assert "seconds in kernels on GPU 0 (SIMT emulator)" in told and "gemm" in told, told
     return f"worst {worst:.1e}"
@@ -336,11 +359,13 @@ def test_gpu_troubles():
     told = run(*command, "--device", "cpu", status=3, env=GPU)
     assert "no kernels for the CPU" in told, told
     told = run(*command, "--batch", "100000", status=3, env=GPU)
-    fits = re.search(r"train autoencoder needs .* at batch 100000; .* are free on the GPU; batch (\d+) fits", told)
+    fits = re.search(
+        r"train autoencoder needs .* at batch 100000; .* are free on the GPU; batch (\d+) fits",
+        told)
     assert fits and int(fits.group(1)) > 1, told
     told = run(*command, status=3, env={**GPU, "PVDM_FAKE_FAULT": "9"})
-    assert re.search(r"kernel \S+ of \S+\.model:\d+ .*failed on GPU 0 \(SIMT emulator\): an illegal memory access",
-                     told), told
+    assert re.search(r"kernel \S+ of \S+\.model:\d+ .*failed on GPU 0 \(SIMT emulator\): "
+                     r"an illegal memory access", told), told
     told = run(*command, status=3, env={**GPU, "PVDM_FAKE_FAULT": "1500"})
     saved = re.search(r"the checkpoint of step (\d+) is whole; --resume goes on from it", told)
     assert saved, told

@@ -1,4 +1,5 @@
-"""Seeded faults of kernels: every template has one, a case looks for it, and tests/simt/README.md tells of it."""
+"""Seeded faults of kernels: every template has one, a case looks for it, and tests/simt/README.md
+tells of it."""
 import glob
 import os
 import re
@@ -27,9 +28,11 @@ def faults_of(name, seen):
 
 
 def test_gpu_faults_are_looked_for():
-    """A fault that no case looks for proves nothing; a template without one has checks that may never fail."""
+    """A fault that no case looks for proves nothing; a template without one has checks that may
+    never fail."""
     simt = os.path.join(ROOT, "tests", "simt")
-    looked_for = set(re.findall(r'"(FAULT_\w+)"', "".join(text(path) for path in glob.glob(f"{simt}/test_*.cc"))))
+    looked_for = set(re.findall(r'"(FAULT_\w+)"',
+                                "".join(text(path) for path in glob.glob(f"{simt}/test_*.cc"))))
     told = set(re.findall(r"`(FAULT_\w+)`", text(f"{simt}/README.md")))
     every = set()
     for path in sorted(glob.glob(f"{CUDA}/*.cu")):

@@ -55,7 +55,8 @@ def test_check_and_dumps():
 def weights_file(folder, change):
     """The golden U-Net's weights with a change made to the dictionary of tensors."""
     source = Tensors(golden("unet_c32.safetensors"))
-    tensors = {name[8:]: ("F32", source.shape(name), source.get(name)) for name in source.names("weights.")}
+    tensors = {name[8:]: ("F32", source.shape(name), source.get(name))
+               for name in source.names("weights.")}
     change(tensors)
     path = f"{folder}/w.safetensors"
     write_tensors(path, tensors)
@@ -63,7 +64,8 @@ def weights_file(folder, change):
 
 
 def test_checkpoint_mismatch_lists_all():
-    exe, folder, file = compiled("pvdm.model", *UNET), scratch("mismatch"), golden("unet_c32.safetensors")
+    exe, folder = compiled("pvdm.model", *UNET), scratch("mismatch")
+    file = golden("unet_c32.safetensors")
 
     def change(tensors):
         del tensors["out.2.weight"]
@@ -71,14 +73,17 @@ def test_checkpoint_mismatch_lists_all():
         tensors["extra.tensor"] = ("F32", [2], [0, 0])
         tensors["time_embed.0.bias"] = ("F32", [2, 64], tensors["time_embed.0.bias"][2])
     path = weights_file(folder, change)
-    told = run(exe, "run", "denoise", "--weights", f"unet={path}", "--in", file, "--out", f"{folder}/o", status=1)
-    for part in ("out.2.weight", "mid_attn.qkv.bias", "extra.tensor", "time_embed.0.bias", "[2, 64]", "[128]"):
+    told = run(exe, "run", "denoise", "--weights", f"unet={path}", "--in", file,
+               "--out", f"{folder}/o", status=1)
+    for part in ("out.2.weight", "mid_attn.qkv.bias", "extra.tensor", "time_embed.0.bias",
+                 "[2, 64]", "[128]"):
         assert part in told, f"{part} is not told:\n{told}"
     assert not os.path.exists(f"{folder}/o")
 
 
 def test_prefixes_are_tolerated():
-    exe, folder, file = compiled("pvdm.model", *UNET), scratch("prefixes"), golden("unet_c32.safetensors")
+    exe, folder = compiled("pvdm.model", *UNET), scratch("prefixes")
+    file = golden("unet_c32.safetensors")
     outs = []
     for prefix in ("", "module.", "diffusion_model.", "module.diffusion_model."):
         def change(tensors, prefix=prefix):
@@ -104,7 +109,8 @@ def test_hostile_safetensors():
         cases.append(whole[:cut])
     cases.append(struct.pack("<Q", 2 ** 63) + whole[8:])
     cases.append(struct.pack("<Q", size + 1) + whole[8:])
-    for change in ({"data_offsets": [0, 2 ** 62]}, {"data_offsets": [-8, 8]}, {"shape": [2 ** 40, 2 ** 40]},
+    for change in ({"data_offsets": [0, 2 ** 62]}, {"data_offsets": [-8, 8]},
+                   {"shape": [2 ** 40, 2 ** 40]},
                    {"shape": [-1]}, {"dtype": "F99"}, {"shape": "x"}, {"data_offsets": [1, 2]}):
         changed = dict(header)
         changed["cond"] = {**header["cond"], **change}
@@ -119,7 +125,8 @@ def test_hostile_safetensors():
     for i, raw in enumerate(cases):
         with open(path, "wb") as file:
             file.write(raw)
-        told = run(exe, "run", "denoise", "--weights", f"unet={golden('unet_c32.safetensors')}#weights.", "--in", path,
+        told = run(exe, "run", "denoise",
+                   "--weights", f"unet={golden('unet_c32.safetensors')}#weights.", "--in", path,
                    "--out", f"{folder}/o", status=1)
         assert "bad.safetensors" in told, f"case {i}: {told}"
         assert not os.path.exists(f"{folder}/o")
@@ -127,19 +134,23 @@ def test_hostile_safetensors():
 
 
 def test_inputs_by_name_and_shape():
-    exe, folder, file = compiled("pvdm.model", *UNET), scratch("shapes"), golden("unet_c32.safetensors")
+    exe, folder = compiled("pvdm.model", *UNET), scratch("shapes")
+    file = golden("unet_c32.safetensors")
     bad = f"{folder}/bad.safetensors"
     write_tensors(bad, {"x": ("F32", [2, 4, 100], [0.0] * 800), "t": ("I64", [2], [1, 2])})
     weights = ["--weights", f"unet={file}#weights."]
-    told = run(exe, "run", "denoise_uncond", *weights, "--in", bad, "--out", f"{folder}/o", status=1)
+    told = run(exe, "run", "denoise_uncond", *weights, "--in", bad,
+               "--out", f"{folder}/o", status=1)
     assert "[2, 4, 100]" in told and "2048" in told, told
-    told = run(exe, "run", "denoise", *weights, "--in", bad, "--in", f"x={file}:x", "--out", f"{folder}/o", status=1)
+    told = run(exe, "run", "denoise", *weights, "--in", bad, "--in", f"x={file}:x",
+               "--out", f"{folder}/o", status=1)
     assert "cond" in told, told
     told = run(exe, "run", "denoize", *weights, status=1)
     assert "denoise" in told, told
     told = run(exe, "run", "denoise", "--in", file, "--out", f"{folder}/o", status=1)
     assert "unet" in told and "--weights" in told, told
-    told = run(exe, "run", "denoise", *weights, "--in", file, "--out", f"{folder}/o", "--tap", "unet.mid_atn", status=1)
+    told = run(exe, "run", "denoise", *weights, "--in", file, "--out", f"{folder}/o",
+               "--tap", "unet.mid_atn", status=1)
     assert "unet.mid_attn" in told, told
     run(exe, "fly", status=2)
 
@@ -148,10 +159,12 @@ def test_info_is_json():
     exe = compiled("pvdm.model", *TINY)
     told = json.loads(run(exe, "info", "--json"))
     text = json.dumps(told)
-    for name in ("extract", "decode", "reconstruct", "denoise", "ddim_step", "diffusion_loss", "ae", "unet"):
+    for name in ("extract", "decode", "reconstruct", "denoise", "ddim_step", "diffusion_loss",
+                 "ae", "unet"):
         assert f'"{name}"' in text, name
     memory = {item["what"] for item in told["stages"][-1]["memory"]}
-    assert {"parameters", "gradients", "moments", "averages", "activations", "data"} <= memory, memory
+    assert {"parameters", "gradients", "moments", "averages", "activations",
+            "data"} <= memory, memory
     for entry in told["programs"] + told["gradients"]:
         for variant in entry["variants"]:
             assert min(variant["packing_fixed"], variant["packing_sample"]) >= 0.95, entry["name"]

@@ -76,12 +76,14 @@ def test_budget():
     assert less <= budget and "computed anew" in text, (plain, less, text)
     assert gradient(folder, "a", model) == gradient(folder, "b", model, f"--memory={budget}@2")
     told = run(PVDMC, model, "--memory", "10kB@2", "--stop-after", "plan", status=1)
-    least = re.search(r"grad.loss take at least ([\d.]+) (\w+) at batch 2; the budget is 10.0 kB", told)
+    least = re.search(r"grad.loss take at least ([\d.]+) (\w+) at batch 2; the budget is 10.0 kB",
+                      told)
     assert least, told
     enough = f"{float(least[1]) * 1.01}{least[2]}@2"
     run(PVDMC, model, "--memory", enough, "--stop-after", "plan")
     for wrong in ("3", "3XB", "GB", "3GB@0", "3GB@x"):
-        run(PVDMC, model, "--memory", wrong, "--stop-after", "plan", status=1 if wrong == "3" else 2)
+        run(PVDMC, model, "--memory", wrong, "--stop-after", "plan",
+            status=1 if wrong == "3" else 2)
     return f"{plain} bytes, {less} with {budget}"
 
 
@@ -97,7 +99,8 @@ def test_recompute_is_heard():
 
 @functools.lru_cache
 def stats_of_pvdm(*flags):
-    return run(PVDMC, os.path.join(ROOT, "models", "pvdm.model"), "--stats", "--stop-after", "plan", *flags)
+    return run(PVDMC, os.path.join(ROOT, "models", "pvdm.model"), "--stats",
+               "--stop-after", "plan", *flags)
 
 
 MIXED = ("--dtype", "bf16", "--target", "cuda")
@@ -106,9 +109,12 @@ MIXED = ("--dtype", "bf16", "--target", "cuda")
 def test_autoencoder_at_256():
     """Activations of a training step of the autoencoder, batch 1."""
     told = []
-    for flags, most in (((), 12e9), (("--memory", "3GB"), 3e9), (MIXED, 6e9), ((*MIXED, "--memory", "3GB"), 3e9)):
-        steps = re.findall(r"^autoencoder.0 .* arena +(\d+) \+ +(\d+) b ", stats_of_pvdm(*flags), re.M)
-        assert steps and all(int(fixed) + int(batch) <= most for fixed, batch in steps), (flags, steps)
+    for flags, most in (((), 12e9), (("--memory", "3GB"), 3e9), (MIXED, 6e9),
+                        ((*MIXED, "--memory", "3GB"), 3e9)):
+        steps = re.findall(r"^autoencoder.0 .* arena +(\d+) \+ +(\d+) b ",
+                           stats_of_pvdm(*flags), re.M)
+        assert steps, (flags, steps)
+        assert all(int(fixed) + int(batch) <= most for fixed, batch in steps), (flags, steps)
         told.append(f"{max(int(fixed) + int(batch) for fixed, batch in steps) / 1e9:.2f} GB")
     return ", ".join(told)
 
@@ -116,8 +122,8 @@ def test_autoencoder_at_256():
 def test_transposes():
     """In mixed precision too, layouts are such that hardly anything is turned."""
     plans, told = re.findall(r"^(\S+) +-O2 .*\n(.*)", stats_of_pvdm(*MIXED), re.M), []
-    for name, most in (("extract", 2), ("decode", 1), ("denoise", 1), ("grad.reconstruction_loss", 4),
-                       ("grad.diffusion_loss", 1)):
+    for name, most in (("extract", 2), ("decode", 1), ("denoise", 1),
+                       ("grad.reconstruction_loss", 4), ("grad.diffusion_loss", 1)):
         counts = [int(count) for plan, line in plans if plan == name
                   for count in re.findall(r"(\d+) transpose", line) or [0]]
         assert counts and max(counts) <= most, (name, counts)
@@ -126,15 +132,18 @@ def test_transposes():
 
 
 def test_launches():
-    """Fused and batched, a step of the model has a fraction of the launches that its text has operations."""
+    """Fused and batched, a step of the model has a fraction of the launches that its text has
+    operations."""
     told = []
-    for flags, bounds in (((), (("denoise", 8), ("ddim_step", 8), ("grad.diffusion_loss", 5), ("extract", 5),
-                                ("decode", 4), ("grad.reconstruction_loss", 3))),
-                          (MIXED, (("denoise", 8.5), ("ddim_step", 8.9), ("grad.diffusion_loss", 5.9), ("extract", 5),
-                                  ("decode", 4.3), ("grad.reconstruction_loss", 3)))):
+    exact = {"denoise": 8, "ddim_step": 8, "grad.diffusion_loss": 5, "extract": 5, "decode": 4,
+             "grad.reconstruction_loss": 3}
+    mixed = {"denoise": 8.5, "ddim_step": 8.9, "grad.diffusion_loss": 5.9, "extract": 5,
+             "decode": 4.3, "grad.reconstruction_loss": 3}
+    for flags, bounds in (((), exact), (MIXED, mixed)):
         plans = re.findall(r"^(\S+) +-O(\d) .* (\d+) launches", stats_of_pvdm(*flags), re.M)
-        for name, times in bounds:
-            counts = {level: [int(count) for plan, at, count in plans if plan == name and at == level and int(count) > 20]
+        for name, times in bounds.items():
+            counts = {level: [int(count) for plan, at, count in plans
+                              if plan == name and at == level and int(count) > 20]
                       for level in "02"}
             plain, fused = min(counts["0"]), min(counts["2"])
             assert fused * times <= plain, (flags, name, plain, fused)
@@ -144,10 +153,12 @@ def test_launches():
 
 def test_bytes():
     """A sampling step and the autoencoder move a third of the bytes."""
-    for flags, name in itertools.product(((), ("--target", "cuda"), MIXED), ("extract", "decode", "ddim_step")):
-        plans = re.findall(rf"^{name} +-O(\d) .* (\d+) launches.*\n.*moves ([\d.]+) \+ ([\d.]+) b MB",
-                           stats_of_pvdm(*flags), re.M)
-        plain, fused = (min((float(fixed) + float(batch), float(fixed), float(batch)) for level, count, fixed, batch in plans
+    for flags, name in itertools.product(((), ("--target", "cuda"), MIXED),
+                                         ("extract", "decode", "ddim_step")):
+        plans = re.findall(rf"^{name} +-O(\d) .* (\d+) launches.*\n"
+                           r".*moves ([\d.]+) \+ ([\d.]+) b MB", stats_of_pvdm(*flags), re.M)
+        plain, fused = (min((float(fixed) + float(batch), float(fixed), float(batch))
+                            for level, count, fixed, batch in plans
                             if level == at and int(count) > 20) for at in "02")
         assert 3 * fused[0] <= plain[0] and 3 * fused[2] <= plain[2], (plain, fused)
     return f"{fused[1]:.0f} + {fused[2]:.0f} b of {plain[1]:.0f} + {plain[2]:.0f} b MB"

@@ -23,7 +23,8 @@ OPTIONS = " ".join(f"'{word}'" for word in TINY)
 # In the order of the table; a pattern that no line of README.md has is an error.
 SMALL = [
     (r"out/release/pvdmc models/pvdm\.model", f"{PVDMC} {ROOT}/models/pvdm.model"),
-    (r"out/release/pvdmc bench models/pvdm\.model", f"{PVDMC} bench {ROOT}/models/pvdm.model --ends --rounds 1 {OPTIONS}"),
+    (r"out/release/pvdmc bench models/pvdm\.model",
+     f"{PVDMC} bench {ROOT}/models/pvdm.model --ends --rounds 1 {OPTIONS}"),
     (r"-o pvdm$", f"-o pvdm {OPTIONS}"),
     (r"-o pvdm-levels$", f"-o pvdm-levels {OPTIONS}"),
     (r"(?=--explain|--emit html)", f"{OPTIONS} "),
@@ -72,7 +73,8 @@ def ucf101(folder, frames=10):
     for i, name in enumerate(names):
         os.makedirs(f"{folder}/{name}")
         for k in range(frames):
-            png(f"{folder}/{name}/{k:04}.png", 32, 32, lambda x, y, k=k, i=i: (8 * x % 256, 8 * y % 256, 20 * k + i))
+            png(f"{folder}/{name}/{k:04}.png", 32, 32,
+                lambda x, y, k=k, i=i: (8 * x % 256, 8 * y % 256, 20 * k + i))
     for split, part in (("train", names[::2]), ("test", names[1::2])):
         with open(f"{folder}/ucfTrainTestlist/{split}list01.txt", "w", encoding="ascii") as file:
             file.writelines(f"{name} {i + 1}\n" for i, name in enumerate(part))
@@ -89,19 +91,22 @@ def perceptual(folder):
         vgg[f"features.{slot}.weight"] = constant([after, before, 3, 3])
         vgg[f"features.{slot}.bias"] = constant([after])
     write_tensors(f"{folder}/vgg16.safetensors", vgg)
-    write_tensors(f"{folder}/vgg.safetensors", {f"lin{i}.model.1.weight": constant([1, width, 1, 1])
-                                                for i, width in enumerate((64, 128, 256, 512, 512))})
+    write_tensors(f"{folder}/vgg.safetensors",
+                  {f"lin{i}.model.1.weight": constant([1, width, 1, 1])
+                   for i, width in enumerate((64, 128, 256, 512, 512))})
 
 
 def published(folder):
     """Files as the official code leaves them, of what was trained before."""
     import make_torch_file as torch_file
-    for name, instance, prefix in (("ema_model_ucf.pth", "unet", "ema.unet."), ("model_last.pth", "ae", "ae.")):
+    for name, instance, prefix in (("ema_model_ucf.pth", "unet", "ema.unet."),
+                                   ("model_last.pth", "ae", "ae.")):
         step = {"unet": 3, "ae": 2}[instance]
         tensors = Tensors(f"{folder}/runs/{instance}/step-{step:08}.safetensors")
-        state = {path[len(prefix):]: torch_file.Tensor(torch_file.Storage("Float", str(i), tensors.get(path)),
-                                                       tensors.shape(path))
-                 for i, path in enumerate(tensors.names(prefix))}
+        state = {}
+        for i, path in enumerate(tensors.names(prefix)):
+            storage = torch_file.Storage("Float", str(i), tensors.get(path))
+            state[path[len(prefix):]] = torch_file.Tensor(storage, tensors.shape(path))
         torch_file.write(f"{folder}/{name}", state)
 
 
@@ -109,8 +114,9 @@ def inputs(folder):
     """Of `run denoise`: latents of the small model, a time step a sample; of `grad`: a video."""
     n = (32 // 8) ** 2 + 2 * 4 * (32 // 8)
     values = [(i % 7 - 3) / 3 for i in range(2 * 4 * n)]
-    write_tensors(f"{folder}/in.safetensors", {"x": ("F32", [2, 4, n], values), "cond": ("F32", [2, 4, n], values),
-                                               "t": ("I64", [2], [3, 900])})
+    write_tensors(f"{folder}/in.safetensors",
+                  {"x": ("F32", [2, 4, n], values), "cond": ("F32", [2, 4, n], values),
+                   "t": ("I64", [2], [3, 900])})
     pixels = [(i % 11 - 5) / 5 for i in range(3 * 4 * 32 * 32)]
     write_tensors(f"{folder}/x.safetensors", {"x": ("F32", [1, 3, 4, 32, 32], pixels)})
 
@@ -138,9 +144,10 @@ def test_readme_commands():
         assert large in config, f"README.md's configuration no longer has '{large}'"
         config = config.replace(large, little)
     for name in ("ae.yaml", "unet.yaml"):
-        keys = config if name == "ae.yaml" else re.sub(r"^perceptual_weight.*\n", "", config, flags=re.M)
+        if name == "unet.yaml":
+            config = re.sub(r"^perceptual_weight.*\n", "", config, flags=re.M)
         with open(f"{folder}/{name}", "w", encoding="utf-8") as file:
-            file.write(keys)
+            file.write(config)
     count = 0
     for line in small(commands()):
         if line.startswith(ELSEWHERE):

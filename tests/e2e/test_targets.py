@@ -1,4 +1,5 @@
-"""Targets and architectures: what is refused, what an executable holds, what comes from the cache."""
+"""Targets and architectures: what is refused, what an executable holds, what comes from the
+cache."""
 import os
 import re
 
@@ -42,20 +43,23 @@ def compiled_with(folder, *flags):
 def test_cuda_images():
     folder = scratch("cuda_images")
     small_model(folder)
-    probe = run(PVDMC, f"{folder}/small.model", "-o", f"{folder}/exe", "--target", "cuda", "--arch", "ptx",
+    probe = run(PVDMC, f"{folder}/small.model", "-o", f"{folder}/exe", "--target", "cuda",
+                "--arch", "ptx",
                 status=None)
     if "NVRTC was not found" in probe:
         raise Skip("NVRTC is not here")
     flags = ["--target", "cuda", "--arch", "sm_80,sm_90a,ptx"]
     told = compiled_with(folder, *flags)
     modules, images = map(int, re.search(r"in (\d+) modules, (\d+) images", told).groups())
-    assert images == 3 * modules and f" 0 images from the cache, {2 * modules} compilations" in told, told
+    assert images == 3 * modules, told
+    assert f" 0 images from the cache, {2 * modules} compilations" in told, told
     assert "sm_80 " in told and "sm_90a " in told and "compute_80 " in told, told
     told = compiled_with(folder, *flags)
     assert f" {images} images from the cache, 0 compilations" in told, told
     text = run(f"{folder}/exe", "run", "gate", status=3)
     assert "GPU" in text or "CUDA" in text, text
-    small_model(folder, TEXT + "program other(x: [b, 8, 6]) -> z = exp(x)\n")     # one new kernel: one program more or other
+    # one new kernel: one program more or other
+    small_model(folder, TEXT + "program other(x: [b, 8, 6]) -> z = exp(x)\n")
     told = compiled_with(folder, *flags)
     assert int(re.search(r"(\d+) images from the cache", told).group(1)) > 0, told
 
@@ -65,26 +69,32 @@ def test_both_targets():
     if not os.path.exists(EMULATOR):
         raise Skip("the emulator was not built")
     folder = scratch("both_targets")
-    run(PVDMC, small_model(folder), "-o", f"{folder}/exe", "--target", "cpu,simt", env={"PVDM_SIMT_RACE": "1"})
+    run(PVDMC, small_model(folder), "-o", f"{folder}/exe", "--target", "cpu,simt",
+        env={"PVDM_SIMT_RACE": "1"})
     values = [((7 * i) % 23 - 11) / 7 for i in range(96)]
-    write_tensors(f"{folder}/in.safetensors", {"x": ("F32", [2, 8, 6], values), "y": ("F32", [2, 8, 1], values[:16])})
+    write_tensors(f"{folder}/in.safetensors",
+                  {"x": ("F32", [2, 8, 6], values), "y": ("F32", [2, 8, 1], values[:16])})
     for program in ("gate", "turned"):
         for device in ("cpu", "cuda"):
-            run(f"{folder}/exe", "run", program, "--device", device, "--in", f"{folder}/in.safetensors",
+            run(f"{folder}/exe", "run", program, "--device", device,
+                "--in", f"{folder}/in.safetensors",
                 "--out", f"{folder}/{device}.safetensors", env={"PVDM_CUDA_DRIVER": EMULATOR})
-        check_close(Tensors(f"{folder}/cuda.safetensors").get("z"), Tensors(f"{folder}/cpu.safetensors").get("z"),
+        check_close(Tensors(f"{folder}/cuda.safetensors").get("z"),
+                    Tensors(f"{folder}/cpu.safetensors").get("z"),
                     1e-6, program)
 
 
 def test_same_plans():
-    """A plan for GPUs has the launches of the CPU's, and moves the same bytes: segments of a launch may differ in
-    what they normalize and in what they make a table of."""
+    """A plan for GPUs has the launches of the CPU's, and moves the same bytes: segments of a launch
+    may differ in what they normalize and in what they make a table of."""
     told = {}
     for target in ("cpu", "cuda"):
-        lines = run(PVDMC, "models/pvdm-tiny.model", "--target", target, "--emit", "plan", "--stats",
+        lines = run(PVDMC, "models/pvdm-tiny.model", "--target", target,
+                    "--emit", "plan", "--stats",
                     "-o", "/dev/null").splitlines()
         told[target] = [(line, lines[i + 1]) for i, line in enumerate(lines)
-                        if re.match(r"(grad\.)?(denoise|ddim_step|diffusion_loss|extract|decode)\S* +-O2 ", line)]
+                        if re.match(r"(grad\.)?(denoise|ddim_step|diffusion_loss|extract|decode)"
+                                    r"\S* +-O2 ", line)]
     assert len(told["cpu"]) > 10 and any("gemm" in what for _, what in told["cpu"]), told["cpu"]
     for one, other in zip(told["cpu"], told["cuda"], strict=True):
         assert one == other, f"{one}\n{other}"

@@ -38,18 +38,21 @@ def test_median_and_first_values():
     for command in ("run", "grad"):
         for repeat in ((), ("--repeat", 1), ("--repeat", 4)):
             out = f"{folder}/out.safetensors"
-            told = run(exe, command, "diffusion_loss", "--weights", weights, "--in", file, "--out", out, *repeat)
+            told = run(exe, command, "diffusion_loss", "--weights", weights, "--in", file,
+                       "--out", out, *repeat)
             assert len(re.findall(r"^median [0-9.]+ ms$", told, re.M)) == (1 if repeat else 0), told
             results.append(Tensors(out).get("loss"))
     assert results[0][0] > 0 and all(loss == results[0] for loss in results[1:3]), results
     assert results[3] == results[4] == results[5], results
-    told = run(exe, "run", "diffusion_loss", "--weights", weights, "--in", file, "--repeat", 0, status=2)
+    told = run(exe, "run", "diffusion_loss", "--weights", weights, "--in", file,
+               "--repeat", 0, status=2)
     assert "--repeat" in told, told
 
     told = run(exe, "train", "diffusion", "--weights", weights, "--replay", file, "--steps", 3)
     assert len(re.findall(r"^step \d: loss [0-9.]+$", told, re.M)) == 3, told
     assert len(re.findall(r"^median [0-9.]+ ms$", told, re.M)) == 1, told
     state = f"{folder}/state.safetensors"
-    told = run(exe, "train", "diffusion", "--weights", weights, "--replay", file, "--steps", 3, "--state", state)
+    told = run(exe, "train", "diffusion", "--weights", weights, "--replay", file, "--steps", 3,
+               "--state", state)
     assert len(Tensors(state).get("loss")) == 3
     assert len(re.findall(r"^median [0-9.]+ ms$", told, re.M)) == 1, told

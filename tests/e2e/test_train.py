@@ -1,4 +1,5 @@
-"""Training: kill -9 and resume to the same bits, a full disk, missing weights, too little memory."""
+"""Training: kill -9 and resume to the same bits, a full disk, missing weights, too little
+memory."""
 import glob
 import json
 import os
@@ -13,8 +14,9 @@ import zlib
 
 from common import Skip, Tensors, compiled, run, scratch
 
-TINY = ["-D", "resolution=32", "-D", "frames=4", "-D", "channels=32", "-D", "ae_depth=1", "-D", "ae_heads=2",
-        "-D", "ae_dim_head=16", "-D", "model_channels=32", "-D", "channel_mult=[1,2]", "-D", "num_res_blocks=1"]
+TINY = ["-D", "resolution=32", "-D", "frames=4", "-D", "channels=32", "-D", "ae_depth=1",
+        "-D", "ae_heads=2", "-D", "ae_dim_head=16", "-D", "model_channels=32",
+        "-D", "channel_mult=[1,2]", "-D", "num_res_blocks=1"]
 CONFIG = """batch: 2
 steps: 12
 log_every: 1
@@ -27,13 +29,16 @@ perceptual_weight: 0
 
 def png(path, width, height, pixel):
     """Writes an RGB picture; pixel(x, y) gives three bytes."""
-    rows = b"".join(b"\0" + bytes(v for x in range(width) for v in pixel(x, y)) for y in range(height))
+    rows = b"".join(b"\0" + bytes(v for x in range(width) for v in pixel(x, y))
+                    for y in range(height))
 
     def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I",
+                           len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     with open(path, "wb") as file:
-        file.write(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+        file.write(b"\x89PNG\r\n\x1a\n"
+                   + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
                    + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
 
 
@@ -80,9 +85,10 @@ def bits(path):
 def check_kill(stage, *more):
     exe, folder = setup(f"kill_{stage}")
     run(*command(exe, folder, "whole", *more, stage=stage))
-    child = subprocess.Popen(command(exe, folder, "killed", *more, stage=stage), stdout=subprocess.DEVNULL,
+    child = subprocess.Popen(command(exe, folder, "killed", *more, stage=stage),
+                             stdout=subprocess.DEVNULL,
                              stderr=subprocess.DEVNULL)
-    for _ in range(6000):                              # killed once a checkpoint is there, before the end
+    for _ in range(6000):  # killed once a checkpoint is there, before the end
         if glob.glob(f"{folder}/killed/step-*.safetensors") or child.poll() is not None:
             break
         time.sleep(0.01)
@@ -123,7 +129,8 @@ def losses(path):
 
 def test_loss_falls():
     exe, folder = setup("falls")
-    run(*command(exe, folder, "out", "--set", "steps=60", "--set", "lr=0.002", "--set", "save_every=60"))
+    run(*command(exe, folder, "out", "--set", "steps=60", "--set", "lr=0.002",
+                 "--set", "save_every=60"))
     log = glob.glob(f"{folder}/out/*.jsonl")
     assert len(log) == 1, "no log"
     values = losses(log[0])
@@ -135,14 +142,16 @@ def test_loss_falls():
 
 
 def test_full_disk():
-    """A file system of a few MiB: the run ends with status 3 and one message; the last checkpoint is whole."""
+    """A file system of a few MiB: the run ends with status 3 and one message; the last checkpoint
+    is whole."""
     exe, folder = setup("full_disk")
     mount = f"{folder}/small"
     os.makedirs(mount)
     run(*command(exe, folder, "probe", "--set", "steps=3"))
     size = os.path.getsize(newest(f"{folder}/probe"))
-    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={int(size * 1.6)}", "tmpfs", mount],
-                                           stderr=subprocess.DEVNULL, check=False).returncode:
+    mounting = ["mount", "-t", "tmpfs", "-o", f"size={int(size * 1.6)}", "tmpfs", mount]
+    if os.geteuid() != 0 or subprocess.run(mounting, stderr=subprocess.DEVNULL,
+                                           check=False).returncode:
         raise Skip("a small file system cannot be mounted here")
     try:
         told = run(*command(exe, folder, "small"), status=3)
@@ -157,9 +166,10 @@ def test_full_disk():
 def test_file_size_limit():
     """A write that is cut short by a limit leaves no half checkpoint."""
     exe, folder = setup("file_limit")
-    done = subprocess.run(command(exe, folder, "out"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                          preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200000, 200000)),
-                          check=False)
+    limit = (200000, 200000)
+    done = subprocess.run(command(exe, folder, "out"), stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, text=True, check=False,
+                          preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit))
     assert done.returncode == 3, f"status {done.returncode}: {done.stdout[-500:]}"
     assert "step-00000003" in done.stdout and "too large" in done.stdout.lower(), done.stdout
     assert not glob.glob(f"{folder}/out/step-*"), "a half checkpoint was left"
@@ -169,7 +179,8 @@ def test_file_size_limit():
 def test_too_little_memory():
     exe, folder = setup("memory")
     told = run(*command(exe, folder, "out", "--set", "batch=4000000"), status=3)
-    said = re.search(r"needs [\d.]+ TiB at batch 4000000; [\d.]+ [GM]iB are free on this machine; batch (\d+) fits", told)
+    said = re.search(r"needs [\d.]+ TiB at batch 4000000; [\d.]+ [GM]iB are free on this machine; "
+                     r"batch (\d+) fits", told)
     assert said and int(said[1]) >= 1 and "activations" in told, told
     assert not glob.glob(f"{folder}/out/step-*")
 
@@ -217,7 +228,8 @@ def test_config_errors():
 
 def interrupt(number):
     exe, folder = setup(f"interrupt-{number}")
-    child = subprocess.Popen(command(exe, folder, "out", "--set", "save_every=1000000", "--set", "steps=1000000"),
+    child = subprocess.Popen(command(exe, folder, "out", "--set", "save_every=1000000",
+                                     "--set", "steps=1000000"),
                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     for _ in range(6000):
         log = glob.glob(f"{folder}/out/*.jsonl")

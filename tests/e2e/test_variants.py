@@ -4,8 +4,9 @@ import os
 from common import GOLDEN, Tensors, check_close, compiled, run, scratch
 
 FILE = os.path.join(GOLDEN, "variants.safetensors")
-SMALL = ["-D", "resolution=32", "-D", "frames=8", "-D", "channels=32", "-D", "ae_depth=1", "-D", "ae_heads=2",
-         "-D", "ae_dim_head=16", "-D", "model_channels=32", "-D", "num_res_blocks=1"]
+SMALL = ["-D", "resolution=32", "-D", "frames=8", "-D", "channels=32", "-D", "ae_depth=1",
+         "-D", "ae_heads=2", "-D", "ae_dim_head=16", "-D", "model_channels=32",
+         "-D", "num_res_blocks=1"]
 UNETS = {
     "plain_embedding": ["channel_mult=[1,2]", "use_scale_shift_norm=false"],
     "conv_resample": ["channel_mult=[1,1]", "resblock_updown=false"],
@@ -43,7 +44,8 @@ def test_sparse_attention():
 
 
 def check_autoencoder(name, *more):
-    exe, folder = compiled("pvdm.model", *SMALL, "-D", "channel_mult=[1]", *defines(more)), scratch(name)
+    exe = compiled("pvdm.model", *SMALL, "-D", "channel_mult=[1]", *defines(more))
+    folder = scratch(name)
     out, want, errors = f"{folder}/o.safetensors", Tensors(FILE), []
     weights = ["--weights", f"ae={FILE}#{name}.weights."]
     run(exe, "run", "extract", *weights, "--in", f"x={FILE}:{name}.x", "--out", out)
@@ -68,15 +70,20 @@ def test_double_precision():
     out, want = f"{folder}/o.safetensors", Tensors(FILE)
     run(exe, "run", "denoise", "--weights", f"unet={FILE}#plain_embedding.weights.", "--out", out,
         *(flag for n in ("x", "cond", "t") for flag in ("--in", f"{n}={FILE}:plain_embedding.{n}")))
-    return f"{check_close(Tensors(out).get('eps'), want.get('plain_embedding.eps'), 1e-6, 'eps'):.1e}"
+    error = check_close(Tensors(out).get("eps"), want.get("plain_embedding.eps"), 1e-6, "eps")
+    return f"{error:.1e}"
 
 
 def test_levels_agree():
     """-O0, -O1 and -O2 on the same weights."""
     folder, want, errors = scratch("levels"), Tensors(FILE), []
     for level in ("-O0", "-O1", "-O2"):
-        exe, out = compiled("pvdm.model", *SMALL, *defines(UNETS["plain_embedding"]), level), f"{folder}/{level}"
-        run(exe, "run", "denoise", "--weights", f"unet={FILE}#plain_embedding.weights.", "--out", out,
-            *(flag for n in ("x", "cond", "t") for flag in ("--in", f"{n}={FILE}:plain_embedding.{n}")))
-        errors.append(check_close(Tensors(out).get("eps"), want.get("plain_embedding.eps"), 1e-5, level))
+        exe = compiled("pvdm.model", *SMALL, *defines(UNETS["plain_embedding"]), level)
+        out = f"{folder}/{level}"
+        run(exe, "run", "denoise", "--weights", f"unet={FILE}#plain_embedding.weights.",
+            "--out", out,
+            *(flag
+              for n in ("x", "cond", "t") for flag in ("--in", f"{n}={FILE}:plain_embedding.{n}")))
+        errors.append(check_close(Tensors(out).get("eps"), want.get("plain_embedding.eps"),
+                                  1e-5, level))
     return " ".join(f"{e:.1e}" for e in errors)

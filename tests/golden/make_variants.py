@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Makes variants.safetensors: variants of the model that the official files do not cover, computed by
-the independent PyTorch PVDM of bench/peers (which agrees with the official tensors to 1e-6).
+"""Makes variants.safetensors: variants of the model that the official files do not cover, computed
+by the independent PyTorch PVDM of bench/peers (which agrees with the official tensors to 1e-6).
 
-For each: weights under NAME.weights., inputs and outputs NAME.x, NAME.t, NAME.cond, NAME.eps (U-Net) or
-NAME.x, NAME.z, NAME.y (autoencoder); for U-Nets also d mean(eps^2) / d x as NAME.grad_x.
+For each: weights under NAME.weights., inputs and outputs NAME.x, NAME.t, NAME.cond, NAME.eps
+(U-Net) or NAME.x, NAME.z, NAME.y (autoencoder); for U-Nets also d mean(eps^2) / d x as NAME.grad_x.
 """
 import os
 import sys
@@ -37,7 +37,8 @@ def main():
         t = torch.tensor([7, 801])
         eps = net(x, t, cond)
         (eps ** 2).mean().backward()
-        tensors.update({f"{name}.x": x.detach().float(), f"{name}.cond": cond.float(), f"{name}.t": t,
+        tensors.update({f"{name}.x": x.detach().float(), f"{name}.cond": cond.float(),
+                        f"{name}.t": t,
                         f"{name}.eps": eps.detach().float(), f"{name}.grad_x": x.grad.float()})
     for name, flags in {"concat": {"planes": "concat"}, "square": {"embed": 2}}.items():
         net = peer.Autoencoder(32, 8, 8, 32, depth=1, heads=2, width=16, **flags).double()

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Makes the files of this folder from the full set: sh: python3 trim.py FULL_FOLDER
 
-Kept: what a test that stands alone needs. Dropped: activations, gradients and states of large tensors
-(their `gradstat` stays), the second batch item of videos, sampler runs that repeat a case.
+Kept: what a test that stands alone needs. Dropped: activations, gradients and states of large
+tensors (their `gradstat` stays), the second batch item of videos, sampler runs that repeat a case.
 """
 import json
 import math
@@ -14,7 +14,8 @@ SIZE = {"F32": 4, "F16": 2, "I64": 8, "F64": 8}
 
 
 def trim(source, target, keep):
-    """keep(name, shape) -> None (drop), or how many batch items of the first axis to keep (0: all)."""
+    """keep(name, shape) -> None (drop), or how many batch items of the first axis to keep (0:
+    all)."""
     with open(source, "rb") as file:
         length = struct.unpack("<Q", file.read(8))[0]
         header = json.loads(file.read(length))
@@ -59,7 +60,8 @@ def main():
 
     def ddim(name, _):
         kept = ("sched.", "ddim_times", "init_noise", "step_noise", "cond", "eta0_cond_w0.x_after",
-                "eta1_uncond.x_after.1", "eta1_uncond.x_after.2", "eta0_cond_w0.5.x_after.1", "anc_t500")
+                "eta1_uncond.x_after.1", "eta1_uncond.x_after.2",
+                "eta0_cond_w0.5.x_after.1", "anc_t500")
         return 0 if name.startswith(kept) else None
     make("ddim_c32.safetensors", ddim)
 

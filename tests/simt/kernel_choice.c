@@ -1,3 +1,4 @@
+// The choice of a kernel, its text and what NVRTC makes of it, by the compiler's own functions.
 #include "kernel_choice.h"
 
 #include <dirent.h>

@@ -1,18 +1,18 @@
 #!/usr/bin/env python3
 """Static figures of every CUDA kernel of the models: models.py PVDMC [--update]
 
-Compiles the programs of models/ for sm_80 and sm_90a (`pvdmc --emit figures`, no GPU) and compares what
-the cubins say with models.txt: registers, occupancy, instruction classes of every kernel, launches and
-predicted operations and bytes of every model. pvdmc itself fails where a kernel warns, spills, uses
-atomics, does not fit a multiprocessor, has less than 2.5 mma.sync a ldmatrix, or lacks the 16-byte
-accesses it should have. Figures belong to one version of NVRTC and are not compared under another.
-Nearly all bytes of launches that are bound by memory must be moved 16 at a time.
+Compiles the programs of models/ for sm_80 and sm_90a (`pvdmc --emit figures`, no GPU) and compares
+what the cubins say with models.txt: registers, occupancy, instruction classes of every kernel,
+launches and predicted operations and bytes of every model. pvdmc itself fails where a kernel warns,
+spills, uses atomics, does not fit a multiprocessor, has less than 2.5 mma.sync a ldmatrix, or lacks
+the 16-byte accesses it should have. Figures belong to one version of NVRTC and are not compared
+under another. Nearly all bytes of launches that are bound by memory must be moved 16 at a time.
 
-Of plans in bf16 and f16 the kernels of attention are looked at, and those of products for sm_90a (PVDM in
-bf16; of all models, in both, with PVDM_SLOW=1), which pvdmc wants to have HGMMA and UTMALDG and no HMMA;
-their figures are not compared. All other products of these plans are on mma.sync, on sm_90a too: what
-they are, for which reason, is in models.txt, the reasons are among REASONS, and it is little of the
-work. Ends with `N passed, N failed[, N skipped]`.
+Of plans in bf16 and f16 the kernels of attention are looked at, and those of products for sm_90a
+(PVDM in bf16; of all models, in both, with PVDM_SLOW=1), which pvdmc wants to have HGMMA and
+UTMALDG and no HMMA; their figures are not compared. All other products of these plans are on
+mma.sync, on sm_90a too: what they are, for which reason, is in models.txt, the reasons are among
+REASONS, and it is little of the work. Ends with `N passed, N failed[, N skipped]`.
 """
 import difflib
 import os
@@ -23,12 +23,14 @@ import sys
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
 GOLDEN = os.path.join(HERE, "models.txt")
-WIDE = {"pvdm-tiny": 90}       # percent of the bytes of launches bound by memory, at least; others: 98
+WIDE = {"pvdm-tiny": 90}  # percent of the bytes of launches bound by memory, at least; others: 98
 MODELS = ["pvdm", "pvdm-tiny", "pvdm-concat", "planes-dit"]
 MIXED = {"bf16": MODELS, "f16": ["pvdm-tiny"]}         # dtypes, and what is looked at in them
-# Why a product is not on wgmma: too little for its tiles; 3 channels of an image; images and weights
-# that are kept in f32; operands that are normalized as they are loaded, tables of images of few positions
-REASONS = {"few rows", "few columns", "few channels", "short", "channels not in eights", "an operand in f32",
+# Why a product is not on wgmma: too little for its tiles; 3 channels of an image; images and
+# weights that are kept in f32; operands that are normalized as they are loaded, tables of images
+# of few positions
+REASONS = {"few rows", "few columns", "few channels", "short", "channels not in eights",
+           "an operand in f32",
            "a norm taken apart", "few positions"}
 # percent of the products' FLOPs that are on it, at least; others: 98
 WGMMA = {"pvdm-tiny": 75, "pvdm": 97, "pvdm-concat": 97}
@@ -37,8 +39,10 @@ SLOW = os.environ.get("PVDM_SLOW") == "1"
 
 def figures(pvdmc, model, *options):
     """First line, kernel lines, use lines, whether all is well, messages."""
-    done = subprocess.run([pvdmc, os.path.join(ROOT, "models", model + ".model"), "--target", "cuda",
-                           "--emit", "figures", *options], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    done = subprocess.run([pvdmc, os.path.join(ROOT, "models", model + ".model"),
+                           "--target", "cuda",
+                           "--emit", "figures", *options], text=True, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE)
     if done.returncode == 3:
         return None, [], [], False, done.stderr
     lines = done.stdout.splitlines() or [""]
@@ -67,7 +71,8 @@ def main():
     cases += [(model, dtype) for dtype in MIXED for model in (MODELS if SLOW else MIXED[dtype])]
     for model, dtype in cases:
         whole = SLOW or (model, dtype) == ("pvdm", "bf16")
-        options = ["--dtype", dtype, "--kernels", "attention," + ("wgmma" if whole else "no wgmma")] if dtype else []
+        options = ["--dtype", dtype,
+                   "--kernels", "attention," + ("wgmma" if whole else "no wgmma")] if dtype else []
         first, lines, used, good, messages = figures(pvdmc, model, *options)
         if first is None:
             print(f"skipped: {messages.strip()}\n0 passed, 0 failed, 1 skipped")
@@ -93,7 +98,8 @@ def main():
             file.write(text)
     golden = open(GOLDEN).read() if os.path.exists(GOLDEN) else ""
     if golden.split("\n")[0] != text.split("\n")[0]:
-        print(f"figures are not compared: they are of '{golden.split(chr(10))[0]}', this is '{version}'")
+        of = golden.split("\n")[0]
+        print(f"figures are not compared: they are of '{of}', this is '{version}'")
     elif golden == text:
         passed += 1
     else:
