@@ -1,6 +1,7 @@
 #!/bin/sh
 # From nothing to pictures: builds, compiles a small PVDM, trains its autoencoder and its diffusion
-# model on a real video, reconstructs, samples. Less than 10 minutes on 2 cores. Results in out/demo/.
+# model on a real video, reconstructs, samples. Less than 10 minutes on 2 cores. Results are in
+# out/demo/.
 set -eu
 cd "$(dirname "$0")/.."
 started=$(date +%s)

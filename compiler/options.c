@@ -70,7 +70,8 @@ static void choose_targets(const char *list, Targets *targets)
 static void choose_archs(const char *list, Targets *targets)
 {
     if (!parse_archs(list, targets))
-        command_fail(2, "unknown architecture '%s': such as sm_80, sm_90a, ptx, from sm_80 on", list);
+        command_fail(2, "unknown architecture '%s': such as sm_80, sm_90a, ptx, from sm_80 on",
+                     list);
 }
 
 // bf16, f16: arithmetic in f32, most values stored so.

@@ -36,8 +36,8 @@ typedef struct {
     bool unfused_too;          // the whole ladder of rungs in one executable, and probes
 } Options;
 
-// The options of the command line; `is_pass` knows the passes by name. Ends the program where one is
-// wrong, with a message and status 2, and for --help.
+// The options of the command line; `is_pass` knows the passes by name. Ends the program where one
+// is wrong, with a message and status 2, and for --help.
 Options read_options(int argc, char **argv, bool (*is_pass)(const char *name));
 
 // Ends the program with a message and `status`; for status 2 it tells where the options are listed.

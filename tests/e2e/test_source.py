@@ -45,7 +45,8 @@ def test_heads():
 
 def test_nothing_is_left_open():
     # put together, so that this file does not match itself
-    mark = re.compile("|".join(rf"\b{a}{b}\b" for a, b in (("TO", "DO"), ("FIX", "ME"), ("XX", "X"))))
+    words = ("TO" "DO", "FIX" "ME", "XX" "X")
+    mark = re.compile(rf"\b({'|'.join(words)})\b")
     for path, lines in sources():
         for number, line in enumerate(lines, 1):
             assert not mark.search(line), f"{path}:{number}: {line.strip()}"
