@@ -5,9 +5,9 @@
  * as a driver does. A program that is instrumented for race mode runs in it, so that one executable
  * may hold both kinds.
  *
- * In a dry run programs are what a GPU of the capability that is set would take, cubins or PTX. That
- * their kernels exist and may be launched like this is checked; nothing is computed, so results are
- * whatever memory held.
+ * In a dry run programs are what a GPU of the capability that is set would take, cubins or PTX.
+ * That their kernels exist and may be launched like this is checked; nothing is computed, so
+ * results are whatever memory held.
  */
 #include <dlfcn.h>
 #include <elf.h>

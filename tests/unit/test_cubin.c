@@ -9,7 +9,8 @@
 
 #include "codegen/cubin.h"
 
-static void check(int arch, int registers, int threads, int shared, int blocks, const char *limited_by)
+static void check(int arch, int registers, int threads, int shared, int blocks,
+                  const char *limited_by)
 {
     CubinKernel kernel = {.registers = registers};
     const char *limit = NULL;
