@@ -95,6 +95,15 @@ static Ahead conv_pack_rows(Product *base, int64_t m0, int64_t rows, PvReal *pan
                                    : (Ahead){from, product->w_channel, product->k};
 }
 
+static const PvReal *conv_rows_at(Product *base, int64_t m0, int64_t *step)
+{
+    const ConvProduct *product = (const ConvProduct *)base;
+    *step = product->w_row;
+    return product->kind == CONV_FORWARD && product->w_channel == 1
+               ? product->w + m0 * product->w_row + product->k0
+               : NULL;
+}
+
 static void conv_store(Product *base, int64_t m0, int64_t rows, int64_t n0, int64_t columns,
                        const PvReal *tile)
 {
@@ -127,6 +136,12 @@ static void conv_store(Product *base, int64_t m0, int64_t rows, int64_t n0, int6
         for (int64_t j = 0; j < columns; j++)
             out[offset[j]] = value[j];
     }
+}
+
+static Product conv_product(int64_t k_blocks)
+{
+    return (Product){k_blocks,          conv_begin, conv_pack_rows,
+                     conv_pack_columns, conv_store, conv_rows_at};
 }
 
 static void table_fill(const ConvLaunch *launch, int32_t *table)
@@ -228,8 +243,7 @@ void pv_conv_launch(const PvRun *run, ConvLaunch *launch)
     ProductCut cut =
         pv_product_cut(launch->rows, positions, k_blocks, launch->groups, run->threads);
     unfold_init(unfold, cut.columns);
-    product->base =
-        (Product){k_blocks, conv_begin, conv_pack_rows, conv_pack_columns, conv_store, NULL};
+    product->base = conv_product(k_blocks);
     product->k_step = pv_ceil_div(product->k_total, k_blocks);
     unfold->whole = cut.row_blocks > 1 &&
                     bytes_before_patch(launch, cut.columns) +
@@ -255,18 +269,24 @@ void pv_conv_launch(const PvRun *run, ConvLaunch *launch)
 typedef struct {
     Product base;
     ConvProduct part[PV_MAX_SEGMENTS];
-    int64_t start[PV_MAX_SEGMENTS + 1]; // first column of each, a multiple of PV_LANES
+    int64_t start[PV_MAX_SEGMENTS + 1]; // first column of each, and the end
     int count;
-    int64_t widths[PV_PANELS];
 } JointProduct;
 
-static ConvProduct *joint_part(JointProduct *product, int64_t *column)
+// Columns `first` and on of a part.
+typedef struct {
+    ConvProduct *part;
+    int64_t first, count;
+} Piece;
+
+// What starts at column n and belongs to one part, before column `end`.
+static Piece joint_piece(JointProduct *product, int64_t n, int64_t end)
 {
     int part = 0;
-    while (part + 1 < product->count && *column >= product->start[part + 1])
+    while (n >= product->start[part + 1])
         part++;
-    *column -= product->start[part];
-    return &product->part[part];
+    return (Piece){&product->part[part], n - product->start[part],
+                   pv_least(end, product->start[part + 1]) - n};
 }
 
 static int64_t joint_begin(Product *base, int64_t block, int64_t n0, int64_t n1)
@@ -283,17 +303,28 @@ static Ahead joint_pack_rows(Product *base, int64_t m0, int64_t rows, PvReal *pa
     return conv_pack_rows(&((JointProduct *)base)->part[0].base, m0, rows, panel);
 }
 
+static const PvReal *joint_rows_at(Product *base, int64_t m0, int64_t *step)
+{
+    return conv_rows_at(&((JointProduct *)base)->part[0].base, m0, step);
+}
+
 static void joint_pack_columns(Product *base, int64_t n0, int64_t columns, PvReal *panel)
 {
-    ConvProduct *part = joint_part((JointProduct *)base, &n0);
-    conv_pack_columns(&part->base, n0, columns, panel);
+    for (int64_t n = n0; n < n0 + columns;) {
+        Piece piece = joint_piece((JointProduct *)base, n, n0 + columns);
+        conv_pack_columns(&piece.part->base, piece.first, piece.count, panel + n - n0);
+        n += piece.count;
+    }
 }
 
 static void joint_store(Product *base, int64_t m0, int64_t rows, int64_t n0, int64_t columns,
                         const PvReal *tile)
 {
-    ConvProduct *part = joint_part((JointProduct *)base, &n0);
-    conv_store(&part->base, m0, rows, n0, columns, tile);
+    for (int64_t n = n0; n < n0 + columns;) {
+        Piece piece = joint_piece((JointProduct *)base, n, n0 + columns);
+        conv_store(&piece.part->base, m0, rows, piece.first, piece.count, tile + n - n0);
+        n += piece.count;
+    }
 }
 
 static int64_t launch_positions(const ConvLaunch *launch)
@@ -321,7 +352,8 @@ static bool same_kernel(const ConvLaunch *x, const ConvLaunch *y)
 }
 
 // All in one product, if they share the kernel, their columns fit into one block, and what each
-// needs fits into the scratch. false: they do not; nothing was computed.
+// needs fits into the scratch. Their columns follow one another, in panels of several if they are
+// few. false: they do not; nothing was computed.
 static bool conv_launch_joint(const PvRun *run, ConvLaunch *launches, int count)
 {
     JointProduct joint = {.count = count};
@@ -332,22 +364,19 @@ static bool conv_launch_joint(const PvRun *run, ConvLaunch *launches, int count)
     for (int i = 0; i < count; i++) {
         ConvLaunch *launch = &launches[i];
         int64_t positions = launch_positions(launch), from = joint.start[i];
-        int64_t padded = pv_ceil_div(positions, PV_LANES) * PV_LANES;
         if (positions == 0 || !same_kernel(launches, launch) ||
-            from + padded > PV_PANELS * PV_LANES)
+            from + positions > PV_PANELS * PV_LANES)
             return false;
-        joint.start[i + 1] = from + padded;
-        for (int64_t n = 0; n < padded; n += PV_LANES)
-            joint.widths[(from + n) / PV_LANES] = pv_least(PV_LANES, positions - n);
-        launch->product.base =
-            (Product){k_blocks, conv_begin, conv_pack_rows, conv_pack_columns, conv_store, NULL};
+        joint.start[i + 1] = from + positions;
+        launch->product.base = conv_product(k_blocks);
         launch->product.k_step = pv_ceil_div(k_total, k_blocks);
         unfold_init(&launch->product.unfold, positions);
         bytes += table_bytes(launch, positions) + patch_bytes(launch, false);
         whole_bytes += table_bytes(launch, positions) + patch_bytes(launch, true);
     }
     int64_t columns = joint.start[count];
-    int64_t blocks = pv_product_bytes(columns * real, real, k_blocks > 1);
+    int64_t room = pv_ceil_div(columns, PV_LANES) * PV_LANES * real;
+    int64_t blocks = pv_product_bytes(room, real, k_blocks > 1);
     if (bytes + blocks > run->scratch_size)
         return false;
     bool whole = whole_bytes + blocks <= run->scratch_size;
@@ -355,20 +384,19 @@ static bool conv_launch_joint(const PvRun *run, ConvLaunch *launches, int count)
         launches[i].product.unfold.whole = whole;
     // every task packs the columns anew: fewer tasks than elsewhere
     ProductCut cut = pv_product_cut(launches->rows, PV_LANES, k_blocks, 2, run->threads);
-    joint.base =
-        (Product){k_blocks, joint_begin, joint_pack_rows, joint_pack_columns, joint_store, NULL};
+    joint.base = (Product){k_blocks,           joint_begin, joint_pack_rows,
+                           joint_pack_columns, joint_store, joint_rows_at};
 #pragma omp parallel num_threads(run->threads) if (cut.row_blocks > 1)
     {
         bool again = false;
 #pragma omp for schedule(dynamic)
         for (int64_t task = 0; task < cut.row_blocks; task++) {
             JointProduct product = joint;
-            product.base.widths = product.widths;
             char *scratch = pv_thread_scratch(run);
             for (int i = 0; i < count; i++) {
-                int64_t room = launch_positions(&launches[i]);
-                conv_open(&launches[i], &product.part[i], 0, 0, room, scratch, again);
-                scratch += table_bytes(&launches[i], room);
+                int64_t positions = launch_positions(&launches[i]);
+                conv_open(&launches[i], &product.part[i], 0, 0, positions, scratch, again);
+                scratch += table_bytes(&launches[i], positions);
                 product.part[i].unfold.patch = (PvReal *)scratch;
                 scratch += patch_bytes(&launches[i], whole);
             }

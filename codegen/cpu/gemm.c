@@ -32,9 +32,18 @@ ProductCut pv_product_cut(int64_t m, int64_t n, int64_t k_blocks, int64_t batche
     }
 }
 
-static int64_t panel_width(const Product *product, int64_t panel, int64_t left)
+// PV_ROWS rows of the present block of k by the only panel of columns. The rows are read where they
+// lie: packing them would take half as long as the product. false: they do not lie so.
+static bool multiply_in_place(Product *product, int64_t m, int64_t columns, int64_t k,
+                              const PvReal *panel, PvReal *tile, bool add)
 {
-    return product->widths ? product->widths[panel] : pv_least(left, PV_LANES);
+    int64_t step;
+    const PvReal *rows = product->rows_at ? product->rows_at(product, m, &step) : NULL;
+    if (!rows)
+        return false;
+    Ahead ahead = {rows + PV_ROWS * step, step, PV_ROWS};
+    tile_multiply_rows(columns, k, rows, step, panel, tile, add, &ahead);
+    return true;
 }
 
 void pv_product_block(Product *product, int64_t m0, int64_t m1, int64_t n0, int64_t n1,
@@ -52,20 +61,25 @@ void pv_product_block(Product *product, int64_t m0, int64_t m1, int64_t n0, int6
         bool last = block + 1 == product->k_blocks;
         for (int64_t j = 0; j < panels; j++) {
             int64_t n = n0 + j * PV_LANES;
-            product->pack_columns(product, n, panel_width(product, j, n1 - n),
+            product->pack_columns(product, n, pv_least(n1 - n, PV_LANES),
                                   right + j * PV_K_BLOCK * PV_LANES);
         }
         for (int64_t m = m0; m < m1; m += PV_ROWS) {
             int64_t rows = pv_least(m1 - m, PV_ROWS);
-            Ahead ahead = product->pack_rows(product, m, rows, left);
+            bool in_place = panels == 1 && rows == PV_ROWS &&
+                            multiply_in_place(product, m, n1 - n0, k, right,
+                                              sums + (whole ? 0 : (m - m0) * PV_LANES), block > 0);
+            Ahead ahead = {0};
+            if (!in_place)
+                ahead = product->pack_rows(product, m, rows, left);
             for (int64_t j = 0; j < panels; j++) {
-                int64_t n = n0 + j * PV_LANES, columns = panel_width(product, j, n1 - n);
+                int64_t n = n0 + j * PV_LANES, columns = pv_least(n1 - n, PV_LANES);
                 int64_t number = whole ? 0 : (m - m0) / PV_ROWS * panels + j;
                 PvReal *tile = sums + number * PV_ROWS * PV_LANES;
                 const PvReal *panel = right + j * PV_K_BLOCK * PV_LANES;
                 if (j == 0 && ahead.rows > 0 && rows == PV_ROWS)
                     tile_multiply_ahead(columns, k, left, panel, tile, block > 0, &ahead);
-                else
+                else if (!in_place)
                     tile_multiply(rows, columns, k, left, panel, PV_LANES, tile, PV_LANES,
                                   block > 0);
                 if (last)
@@ -191,6 +205,15 @@ static Ahead gemm_pack_rows(Product *base, int64_t m0, int64_t rows, PvReal *pan
                           : (Ahead){next, args->a_k, product->k};
 }
 
+static const PvReal *gemm_rows_at(Product *base, int64_t m0, int64_t *step)
+{
+    const GemmProduct *product = (const GemmProduct *)base;
+    const GemmArgs *args = product->args;
+    *step = args->a_m;
+    return args->sum_batch || args->a_k != 1 ? NULL
+                                             : product->a + m0 * args->a_m + product->k0;
+}
+
 static void gemm_pack_columns(Product *base, int64_t n0, int64_t columns, PvReal *panel)
 {
     GemmProduct *product = (GemmProduct *)base;
@@ -291,7 +314,7 @@ void pv_gemm_one(const PvRun *run, const GemmArgs *args)
         GemmProduct product = {
             .base = {k_blocks, gemm_begin, gemm_pack_rows,
                      args->gate ? gate_pack_columns : gemm_pack_columns,
-                     args->gate ? gate_store : gemm_store},
+                     args->gate ? gate_store : gemm_store, gemm_rows_at},
             .first = args,
             .i0 = i0,
             .i1 = i1,

@@ -23,7 +23,9 @@ struct Product {
     // The finished tile[rows][PV_LANES].
     void (*store)(Product *product, int64_t m0, int64_t rows, int64_t n0, int64_t columns,
                   const PvReal *tile);
-    const int64_t *widths;     // columns of each panel; NULL: all but the last are full
+    // Where row m0 of the present block of k lies, if its numbers are neighbours, and the next row
+    // `step` behind it; NULL: they are not, or no function. Rows that meet one panel are read there.
+    const PvReal *(*rows_at)(Product *product, int64_t m0, int64_t *step);
 };
 
 // Rows and columns of a task's block, multiples of PV_ROWS and PV_LANES.

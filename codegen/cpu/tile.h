@@ -155,7 +155,19 @@ static __attribute__((noinline, unused)) void tile_multiply(int64_t rows, int64_
     tile_choose(rows, lanes, k, a, 1, PV_ROWS, b, b_step, NULL, c, c_step, add);
 }
 
-// The same for all PV_ROWS rows and packed panels, while asking for what comes next.
+// The same for all PV_ROWS rows, which lie `a_row` apart and dense in k, and packed columns.
+static __attribute__((noinline, unused)) void tile_multiply_rows(int64_t lanes, int64_t k,
+                                                                 const PvReal *a, int64_t a_row,
+                                                                 const PvReal *b, PvReal *c,
+                                                                 bool add, const Ahead *next)
+{
+    if (lanes > PV_WIDTH)
+        tile_body(PV_ROWS, 2, k, a, a_row, 1, b, PV_LANES, NULL, c, PV_LANES, add, next);
+    else
+        tile_body(PV_ROWS, 1, k, a, a_row, 1, b, PV_LANES, NULL, c, PV_LANES, add, next);
+}
+
+// tile_multiply for all PV_ROWS rows and packed panels, while asking for what comes next.
 static __attribute__((noinline, unused)) void tile_multiply_ahead(int64_t lanes, int64_t k,
                                                                   const PvReal *a, const PvReal *b,
                                                                   PvReal *c, bool add,
