@@ -195,7 +195,7 @@ static void bench_attention(int64_t batch, int64_t heads, int64_t n, int64_t d, 
 {
     int64_t size = batch * heads * n * d;
     AttentionGradArgs grad = {
-        .f = {.batch0 = batch, .batch1 = heads, .n = n, .m = n, .d = d, .e = d}};
+        .f = {.batch0 = batch, .batch1 = heads, .batch2 = 1, .n = n, .m = n, .d = d, .e = d}};
     AttentionArgs *args = &grad.f;
     double scale = 0.125;
     memcpy(&args->scale, &scale, sizeof scale);
