@@ -157,10 +157,8 @@ std::string device_launch(void *phase, uint32_t blocks, uint32_t threads, uint32
     void *params[] = {param};
     const char *seconds = getenv("PVDM_CASE_SECONDS");
     if (!device_emulates())
-        alarm(
-            seconds
-                ? (unsigned)atoi(seconds)
-                : LAUNCH_SECONDS); // a kernel that hangs would take the time of all cases behind it
+        // a kernel that hangs would take the time of all cases behind it
+        alarm(seconds ? (unsigned)atoi(seconds) : LAUNCH_SECONDS);
     int error = device.launch((CUfunction)phase, blocks, 1, 1, threads, 1, 1, shared, nullptr,
                               params, nullptr);
     if (!error)
