@@ -6,16 +6,13 @@
 // parallel processes and makes a shared object that the emulator opens. Images come from the cache
 // where the same text was compiled before: the key is the program with all that it includes, the
 // options and the compiler's version.
-#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
+#include "codegen/command.h"
 #include "codegen/cuda_build.h"
-
-enum { MAX_WORDS = 48 };
 
 typedef struct {
     Codegen *cg;
@@ -264,38 +261,22 @@ static int build_gpu(const Build *build)
 
 // ---- the emulator ----
 
-typedef struct {
-    const char *words[MAX_WORDS];
-    uint32_t count;
-} Words;
-
-static void add_words(Arena *arena, Words *words, const char *text)
-{
-    char *copy = arena_printf(arena, "%s", text), *rest = NULL;
-    for (char *word = strtok_r(copy, " ", &rest); word; word = strtok_r(NULL, " ", &rest)) {
-        if (words->count + 1 >= MAX_WORDS)
-            bug("a command of more than %d words", MAX_WORDS);
-        words->words[words->count++] = word;
-        words->words[words->count] = NULL;
-    }
-}
-
 // The C++ compiler and its flags. With PVDM_SIMT_RACE set, loads and stores are instrumented for
 // the emulator's checks.
-static Words simt_flags(Arena *arena)
+static Command simt_flags(Arena *arena)
 {
-    Words words = {.count = 0};
+    Command words = {.count = 0};
     const char *compiler = getenv("CXX"), *race = getenv("PVDM_SIMT_RACE");
-    add_words(arena, &words, compiler && *compiler ? compiler : "c++");
-    add_words(arena, &words, "-std=c++17 -O2 -fPIC -shared -w -nodefaultlibs -ffp-contract=off "
-                             "-fno-math-errno -x c++");
+    command_add_words(arena, &words, compiler && *compiler ? compiler : "c++", " ");
+    command_add_words(arena, &words, "-std=c++17 -O2 -fPIC -shared -w -nodefaultlibs "
+                                     "-ffp-contract=off -fno-math-errno -x c++", " ");
     if (race && *race && strcmp(race, "0") != 0)
-        add_words(arena, &words, "-O1 -g -fsanitize=thread");
+        command_add_words(arena, &words, "-O1 -g -fsanitize=thread", " ");
     return words;
 }
 
 // What images depend on beside the program: flags, compiler, the emulator's headers.
-static const char *simt_key(const Build *build, const Words *flags)
+static const char *simt_key(const Build *build, const Command *flags)
 {
     static const char *const headers[] = {"cuda_words.h", "simt.h"};
     char *text = NULL;
@@ -328,7 +309,7 @@ static bool write_text(const char *path, const char *text)
     return fclose(file) == 0 && good;
 }
 
-static pid_t start_compiler(const Build *build, const Item *item, Words words)
+static pid_t start_compiler(const Build *build, const Item *item, Command words)
 {
     Arena *arena = build->cg->arena;
     const char *base = arena_printf(arena, "%s/simt_%u", build->folder, item->image.module);
@@ -336,35 +317,15 @@ static pid_t start_compiler(const Build *build, const Item *item, Words words)
     if (!write_text(source, item->program->text))
         return -1;
     const char *include = arena_printf(arena, "%s/include", build->home);
-    add_words(arena, &words, arena_printf(arena, "-I%s/codegen/cuda -I%s/codegen -I%s/tests/simt "
-                                          "%s -o %s.so", include, include, include, source, base));
-    if (build->options->verbose) {
-        for (uint32_t i = 0; i < words.count; i++)
-            fprintf(stderr, "%s%s", i ? " " : "", words.words[i]);
-        fputc('\n', stderr);
-    }
-    fflush(NULL);
-    pid_t child = fork();
-    if (child != 0)
-        return child;
-    execvp(words.words[0], (char *const *)words.words);
-    fprintf(stderr, "pvdmc: error: cannot run '%s': %s\n", words.words[0], strerror(errno));
-    _exit(127);
-}
-
-static int wait_compiler(void)
-{
-    int status;
-    while (wait(&status) < 0)
-        if (errno != EINTR)
-            return 3;
-    if (WIFEXITED(status) && WEXITSTATUS(status) == 127)
-        return 3;
-    return WIFEXITED(status) && WEXITSTATUS(status) == 0 ? 0 : 1;
+    const char *more = arena_printf(
+        arena, "-I%s/codegen/cuda -I%s/codegen -I%s/tests/simt %s -o %s.so", include, include,
+        include, source, base);
+    command_add_words(arena, &words, more, " ");
+    return command_start(&words, build->options->verbose);
 }
 
 // Compiles the items that have no bytes.
-static int run_compilers(const Build *build, Item *items, const Words *flags)
+static int run_compilers(const Build *build, Item *items, const Command *flags)
 {
     int running = 0, worst = 0;
     for (uint32_t next = 0; running > 0 || (next < build->count && worst == 0);) {
@@ -376,7 +337,7 @@ static int run_compilers(const Build *build, Item *items, const Words *flags)
             else
                 running++;
         } else {
-            int result = wait_compiler();
+            int result = command_wait();
             running--;
             worst = result > worst ? result : worst;
         }
@@ -387,7 +348,7 @@ static int run_compilers(const Build *build, Item *items, const Words *flags)
 static int build_simt(const Build *build)
 {
     Codegen *cg = build->cg;
-    Words flags = simt_flags(cg->arena);
+    Command flags = simt_flags(cg->arena);
     const char *with = simt_key(build, &flags);
     Item *items = arena_alloc(cg->arena, (build->count + 1) * sizeof *items);
     for (uint32_t i = 0; i < build->count; i++) {

@@ -12,21 +12,16 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include "codegen/codegen.h"
+#include "codegen/command.h"
 
 #ifndef PVDM_STATIC_LIBS
 #define PVDM_STATIC_LIBS ""
 #endif
 
-enum { MAX_WORDS = 128, MAX_LIBRARY = 64 };
-
-typedef struct {
-    const char *words[MAX_WORDS];
-    uint32_t count;
-} Command;
+enum { MAX_LIBRARY = 64 };
 
 // From a source to an object.
 typedef struct {
@@ -47,50 +42,6 @@ typedef struct {
     Cache *cache;              // or NULL
 } Link;
 
-static void add_word(Command *command, const char *word)
-{
-    if (command->count + 1 >= MAX_WORDS)
-        bug("a command of more than %d words", MAX_WORDS);
-    command->words[command->count++] = word;
-    command->words[command->count] = NULL;
-}
-
-static void add_words(Arena *arena, Command *command, const char *text, const char *separators)
-{
-    char *copy = arena_printf(arena, "%s", text), *rest = NULL;
-    for (char *word = strtok_r(copy, separators, &rest); word;
-         word = strtok_r(NULL, separators, &rest))
-        add_word(command, word);
-}
-
-static pid_t start(const Link *link, const Command *command)
-{
-    if (link->options->verbose) {
-        for (uint32_t i = 0; i < command->count; i++)
-            fprintf(stderr, "%s%s", i ? " " : "", command->words[i]);
-        fputc('\n', stderr);
-    }
-    fflush(NULL);
-    pid_t child = fork();
-    if (child != 0)
-        return child;
-    execvp(command->words[0], (char *const *)command->words);
-    fprintf(stderr, "pvdmc: error: cannot run '%s': %s\n", command->words[0], strerror(errno));
-    _exit(127);
-}
-
-// Waits for one child: 0, 1 (it failed), 3 (it could not start).
-static int wait_one(void)
-{
-    int status;
-    while (wait(&status) < 0)
-        if (errno != EINTR)
-            return 3;
-    if (WIFEXITED(status) && WEXITSTATUS(status) == 127)
-        return 3;
-    return WIFEXITED(status) && WEXITSTATUS(status) == 0 ? 0 : 1;
-}
-
 static int run_jobs(const Link *link)
 {
     long processors = sysconf(_SC_NPROCESSORS_ONLN);
@@ -102,13 +53,13 @@ static int run_jobs(const Link *link)
             continue;
         }
         if (next < link->job_count && running < most && worst == 0) {
-            if (start(link, &link->jobs[next++].command) < 0)
+            if (command_start(&link->jobs[next++].command, link->options->verbose) < 0)
                 worst = 3;
             else
                 running++;
             continue;
         }
-        int result = wait_one();
+        int result = command_wait();
         running--;
         worst = result > worst ? result : worst;
     }
@@ -140,13 +91,13 @@ static void set_flags(Link *link)
 {
     Arena *arena = link->cg->arena;
     const char *cc = getenv("CC");
-    add_words(arena, &link->cc, cc && *cc ? cc : "cc", " ");
-    add_words(arena, &link->cc, "-std=gnu11 -O3 -fopenmp -ffp-contract=off -fno-math-errno "
-                                "-fno-trapping-math -w", " ");
-    add_word(&link->cc, arena_printf(arena, "-march=%s", link->options->march));
-    add_word(&link->cc, arena_printf(arena, "-I%s/include", link->home));
+    command_add_words(arena, &link->cc, cc && *cc ? cc : "cc", " ");
+    command_add_words(arena, &link->cc, "-std=gnu11 -O3 -fopenmp -ffp-contract=off "
+                                        "-fno-math-errno -fno-trapping-math -w", " ");
+    command_add(&link->cc, arena_printf(arena, "-march=%s", link->options->march));
+    command_add(&link->cc, arena_printf(arena, "-I%s/include", link->home));
     if (link->options->real64)
-        add_word(&link->cc, "-DPV_REAL64");
+        command_add(&link->cc, "-DPV_REAL64");
 }
 
 static void add_job(Link *link, const char *source, bool keep)
@@ -156,10 +107,10 @@ static void add_job(Link *link, const char *source, bool keep)
     Job *job = &link->jobs[link->job_count];
     *job = (Job){.command = link->cc, .source = source, .keep = keep && link->cache};
     job->object = arena_printf(link->cg->arena, "%s/%u.o", link->folder, link->job_count++);
-    add_word(&job->command, "-c");
-    add_word(&job->command, source);
-    add_word(&job->command, "-o");
-    add_word(&job->command, job->object);
+    command_add(&job->command, "-c");
+    command_add(&job->command, source);
+    command_add(&job->command, "-o");
+    command_add(&job->command, job->object);
     job->done = job->keep && cache_fetch(link->cache, source, job->object);
 }
 
@@ -194,20 +145,20 @@ static int link_objects(Link *link, const char *output)
     Arena *arena = link->cg->arena;
     Command command = {.count = 0};
     const char *cc = getenv("CC");
-    add_words(arena, &command, cc && *cc ? cc : "cc", " ");
-    add_word(&command, "-o");
-    add_word(&command, output);
+    command_add_words(arena, &command, cc && *cc ? cc : "cc", " ");
+    command_add(&command, "-o");
+    command_add(&command, output);
     for (uint32_t i = 0; i < link->job_count; i++)
-        add_word(&command, link->jobs[i].object);
-    add_word(&command, "-Wl,--start-group");
-    add_word(&command, arena_printf(arena, "%s/lib/libpvdm%s.a", link->home,
+        command_add(&command, link->jobs[i].object);
+    command_add(&command, "-Wl,--start-group");
+    command_add(&command, arena_printf(arena, "%s/lib/libpvdm%s.a", link->home,
                                     link->options->real64 ? "64" : "32"));
-    add_words(arena, &command, PVDM_STATIC_LIBS, ":");
-    add_words(arena, &command, "-l:libgomp.a -Wl,--end-group -static-libgcc -rdynamic -lm -ldl "
-                               "-lpthread -no-pie -Wl,-z,noexecstack", " ");
-    if (start(link, &command) < 0)
+    command_add_words(arena, &command, PVDM_STATIC_LIBS, ":");
+    command_add_words(arena, &command, "-l:libgomp.a -Wl,--end-group -static-libgcc -rdynamic -lm "
+                                       "-ldl -lpthread -no-pie -Wl,-z,noexecstack", " ");
+    if (command_start(&command, link->options->verbose) < 0)
         return 3;
-    return wait_one();
+    return command_wait();
 }
 
 static void remove_folder(const char *folder)
