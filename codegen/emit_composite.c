@@ -135,88 +135,123 @@ static void set_resample(Lower *lower, size_t first, const Resample *resample)
         set_int(lower, first + axis, resample->shift[axis]);
 }
 
-void lower_conv(Lower *lower, const Group *group)
-{
-    const Node *node = anchor_of(lower, group);
-    Dim stride[3][MAX_RANK];           // x, y, w: of image, channel, position
-    PlanArg place[3];
+// What a convolution reads and writes: x, y and w by number, and the rest of its launch.
+enum { CONV_X, CONV_Y, CONV_W };
+typedef struct {
+    const Node *node;
+    int written, first, second;        // of x, y, w: the result, and the operands in their order
     const Type *type[3];
-    // which of x, y, w is written, and which the operands are
-    int written = node->op == OP_CONV ? 1 : node->op == OP_CONV_DGRAD ? 0 : 2;
-    int first = node->op == OP_CONV_DGRAD ? 1 : 0, second = node->op == OP_CONV_WGRAD ? 1 : 2;
-    type[first] = val_type(lower->graph, node->in[0]);
-    type[second] = val_type(lower->graph, node->in[1]);
-    type[written] = node->type[0];
-    Resample up, added_up = {.x = 0};
-    place[first] = resampled_place(lower, group->norm.x ? group->norm.x : node->in[0],
-                                   stride[first], &up);
-    bool last = false, mixed = is_mixed(lower, group, node);
-    if (second == 2)
-        place[2] = filter_place(lower, node->in[1], mixed, &last);
-    else
-        place[second] = image_place(lower, node->in[1], stride[second]);
-    if (!strides_as(lower, group->results[0], type[written], stride[written]))
-        bug("a convolution that cannot write its result");
-    if (written == 2)
-        last = is_last(type[2], stride[2]);
-    bool moved = written == 2 && last && !mixed;       // computed row-major, then moved
-    if (moved) {
-        dense_strides(type[2], stride[2]);
-        last = false;
-    }
-    PlanArg bias = group->bias ? dense_place(lower, group->bias) : arg_none();
-    Dim added[MAX_RANK] = {{0, 0}};
-    PlanArg residual = arg_none();
-    if (group->residual && written == 2)
-        residual = added_filter(lower, group->residual, type[2], stride[2]);
-    else if (group->residual && lower->work->resampled[local_of(lower->work, group->residual)])
-        residual = resampled_place(lower, group->residual, added, &added_up);
-    else if (group->residual)
-        residual =
-            residual_place(lower, group->residual, type[written], stride[written], added);
-    if (written != 2 && !image_strides(type[written], stride[written], stride[written]))
-        bug("a convolution that cannot write its result");
-    place[written] = moved ? new_buffer(lower, count_of(type[2]), lower->cg->module->real)
-                           : result_place(lower, group->results[0]);
-    NormTablePlaces table = group_table_places(lower, group);
+    PlanArg place[3], bias, residual;
+    Dim stride[3][MAX_RANK];           // of image, channel, position; w: of its axes
+    Dim added[MAX_RANK];               // of the residual
+    Resample up, added_up;             // of the image that is read, of the residual
+    NormTablePlaces table;
+    bool mixed, last;                  // last: w's channels are dense
+    bool moved;                        // w is computed row-major, then moved
+} ConvParts;
 
-    launch_begin(lower, node->op == OP_CONV ? "pv_conv"
-                        : node->op == OP_CONV_DGRAD ? "pv_conv_dgrad" : "pv_conv_wgrad",
+// Which of x, y, w is what, and where the operands lie.
+static void find_operands(Lower *lower, const Group *group, ConvParts *conv)
+{
+    const Node *node = conv->node;
+    conv->written = node->op == OP_CONV ? CONV_Y : node->op == OP_CONV_DGRAD ? CONV_X : CONV_W;
+    conv->first = node->op == OP_CONV_DGRAD ? CONV_Y : CONV_X;
+    conv->second = node->op == OP_CONV_WGRAD ? CONV_Y : CONV_W;
+    conv->type[conv->first] = val_type(lower->graph, node->in[0]);
+    conv->type[conv->second] = val_type(lower->graph, node->in[1]);
+    conv->type[conv->written] = node->type[0];
+    conv->mixed = is_mixed(lower, group, node);
+    conv->place[conv->first] =
+        resampled_place(lower, group->norm.x ? group->norm.x : node->in[0],
+                        conv->stride[conv->first], &conv->up);
+    if (conv->second == CONV_W)
+        conv->place[CONV_W] = filter_place(lower, node->in[1], conv->mixed, &conv->last);
+    else
+        conv->place[conv->second] = image_place(lower, node->in[1], conv->stride[conv->second]);
+}
+
+// Where the result lies, and what is added to it.
+static void find_result(Lower *lower, const Group *group, ConvParts *conv)
+{
+    int written = conv->written;
+    const Type *type = conv->type[written];
+    Dim *stride = conv->stride[written];
+    if (!strides_as(lower, group->results[0], type, stride))
+        bug("a convolution that cannot write its result");
+    if (written == CONV_W) {
+        conv->last = is_last(type, stride);
+        conv->moved = conv->last && !conv->mixed;
+    }
+    if (conv->moved) {
+        dense_strides(type, stride);
+        conv->last = false;
+    }
+    conv->bias = group->bias ? dense_place(lower, group->bias) : arg_none();
+    conv->residual = arg_none();
+    if (group->residual && written == CONV_W)
+        conv->residual = added_filter(lower, group->residual, type, stride);
+    else if (group->residual && lower->work->resampled[local_of(lower->work, group->residual)])
+        conv->residual = resampled_place(lower, group->residual, conv->added, &conv->added_up);
+    else if (group->residual)
+        conv->residual = residual_place(lower, group->residual, type, stride, conv->added);
+    if (written != CONV_W && !image_strides(type, stride, stride))
+        bug("a convolution that cannot write its result");
+    conv->place[written] = conv->moved
+                               ? new_buffer(lower, count_of(type), lower->cg->module->real)
+                               : result_place(lower, group->results[0]);
+    conv->table = group_table_places(lower, group);
+}
+
+static void launch_conv(Lower *lower, const Group *group, const ConvParts *conv)
+{
+    Op op = conv->node->op;
+    launch_begin(lower, op == OP_CONV         ? "pv_conv"
+                        : op == OP_CONV_DGRAD ? "pv_conv_dgrad"
+                                              : "pv_conv_wgrad",
                  sizeof(ConvArgs) / 8);
-    set_arg(lower, ARG(ConvArgs, x), place[0]);
-    set_arg(lower, ARG(ConvArgs, y), place[1]);
-    set_arg(lower, ARG(ConvArgs, w), place[2]);
-    set_arg(lower, ARG(ConvArgs, bias), bias);
-    set_arg(lower, ARG(ConvArgs, residual), residual);
-    set_dim(lower, ARG(ConvArgs, x_image), stride[0][0]);
-    set_dim(lower, ARG(ConvArgs, y_image), stride[1][0]);
-    set_dim(lower, ARG(ConvArgs, x_channel), stride[0][1]);
-    set_dim(lower, ARG(ConvArgs, y_channel), stride[1][1]);
-    set_dim(lower, ARG(ConvArgs, x_position), stride[0][2]);
-    set_dim(lower, ARG(ConvArgs, y_position), stride[1][2]);
-    set_int(lower, ARG(ConvArgs, w_last), last);
+    set_arg(lower, ARG(ConvArgs, x), conv->place[CONV_X]);
+    set_arg(lower, ARG(ConvArgs, y), conv->place[CONV_Y]);
+    set_arg(lower, ARG(ConvArgs, w), conv->place[CONV_W]);
+    set_arg(lower, ARG(ConvArgs, bias), conv->bias);
+    set_arg(lower, ARG(ConvArgs, residual), conv->residual);
+    set_dim(lower, ARG(ConvArgs, x_image), conv->stride[CONV_X][0]);
+    set_dim(lower, ARG(ConvArgs, y_image), conv->stride[CONV_Y][0]);
+    set_dim(lower, ARG(ConvArgs, x_channel), conv->stride[CONV_X][1]);
+    set_dim(lower, ARG(ConvArgs, y_channel), conv->stride[CONV_Y][1]);
+    set_dim(lower, ARG(ConvArgs, x_position), conv->stride[CONV_X][2]);
+    set_dim(lower, ARG(ConvArgs, y_position), conv->stride[CONV_Y][2]);
+    set_int(lower, ARG(ConvArgs, w_last), conv->last);
     set_int(lower, ARG(ConvArgs, act), activation(group->act));
-    if (group->residual && written != 2) {
-        set_dim(lower, ARG(ConvArgs, residual_image), added[0]);
-        set_dim(lower, ARG(ConvArgs, residual_channel), added[1]);
-        set_dim(lower, ARG(ConvArgs, residual_position), added[2]);
+    if (group->residual && conv->written != CONV_W) {
+        set_dim(lower, ARG(ConvArgs, residual_image), conv->added[0]);
+        set_dim(lower, ARG(ConvArgs, residual_channel), conv->added[1]);
+        set_dim(lower, ARG(ConvArgs, residual_position), conv->added[2]);
     }
     set_norm_load(lower, ARG(ConvArgs, norm), &group->norm);
-    set_norm_stats(lower, ARG(ConvArgs, stats), &table);
-    set_resample(lower, ARG(ConvArgs, x_shift), &up);
-    set_resample(lower, ARG(ConvArgs, residual_shift), &added_up);
-    conv_sizes(lower, node, type[0], type[1], type[2]);
-    set_int(lower, ARG(ConvArgs, winograd), (lower->work->rungs & RUNG_WINOGRAD) != 0 && !mixed);
+    set_norm_stats(lower, ARG(ConvArgs, stats), &conv->table);
+    set_resample(lower, ARG(ConvArgs, x_shift), &conv->up);
+    set_resample(lower, ARG(ConvArgs, residual_shift), &conv->added_up);
+    conv_sizes(lower, conv->node, conv->type[CONV_X], conv->type[CONV_Y], conv->type[CONV_W]);
+    bool filtering = (lower->work->rungs & RUNG_WINOGRAD) != 0;
+    set_int(lower, ARG(ConvArgs, winograd), filtering && !conv->mixed);
     set_types(lower, ARG(ConvArgs, types), ARG(ConvArgs, y), 5, NULL, 0);
     const void *numbers = launch_numbers(lower);
-    need_scratch(lower, node->op == OP_CONV ? pv_conv_scratch(numbers, real_size(lower))
-                        : node->op == OP_CONV_DGRAD
-                            ? pv_conv_dgrad_scratch(numbers, real_size(lower))
-                            : pv_conv_wgrad_scratch(numbers, real_size(lower)));
-    if (moved)
-        move_filter(lower, group, type[2], place[2]);
-    else if (group->residual && !added_up.x)
-        residual_inplace(lower, group, place[written], residual);
+    int64_t size = real_size(lower);
+    need_scratch(lower, op == OP_CONV         ? pv_conv_scratch(numbers, size)
+                        : op == OP_CONV_DGRAD ? pv_conv_dgrad_scratch(numbers, size)
+                                              : pv_conv_wgrad_scratch(numbers, size));
+}
+
+void lower_conv(Lower *lower, const Group *group)
+{
+    ConvParts conv = {.node = anchor_of(lower, group)};
+    find_operands(lower, group, &conv);
+    find_result(lower, group, &conv);
+    launch_conv(lower, group, &conv);
+    if (conv.moved)
+        move_filter(lower, group, conv.type[CONV_W], conv.place[CONV_W]);
+    else if (group->residual && !conv.added_up.x)
+        residual_inplace(lower, group, conv.place[conv.written], conv.residual);
 }
 
 // ---- attention ----
