@@ -477,6 +477,10 @@ Val param_val(Elab *e, ParamObject *param, Span span);
 bool elab_training(Elab *e, const ModuleInstance *instance);
 
 /* elab_builtin.c, elab_list.c, elab_random.c: built-in functions */
+// The place of an argument; the call's, where it was left out.
+Span arg_span(const Args *call, uint32_t index);
+Val tensor_arg(Elab *e, Value *arg, uint32_t index, const Args *call);
+int64_t whole_arg(Elab *e, Value value, const Args *call, const char *what);
 extern const Builtin elab_builtins[], elab_list_builtins[], elab_random_builtins[];
 extern const uint32_t elab_builtin_count, elab_list_builtin_count, elab_random_builtin_count;
 PatternScope pattern_scope(Elab *e, Frame *frame, const Args *call, PatternAxis *given);

@@ -22,17 +22,19 @@ Value tensor_or_fail(Elab *e, Val val, Span span)
     return value_tensor(val);
 }
 
-static Span arg_span(const Args *call, uint32_t index)
+// ---- arguments ----
+
+Span arg_span(const Args *call, uint32_t index)
 {
     return index < call->count ? call->at[index].span : call->span;
 }
 
-static Val tensor_arg(Elab *e, Value *arg, uint32_t index, const Args *call)
+Val tensor_arg(Elab *e, Value *arg, uint32_t index, const Args *call)
 {
     return value_val(e, arg[index], arg_span(call, index));
 }
 
-static int64_t whole_arg(Elab *e, Value value, const Args *call, const char *what)
+int64_t whole_arg(Elab *e, Value value, const Args *call, const char *what)
 {
     return value_whole(e, value, call->span, what);
 }

@@ -7,21 +7,6 @@
 
 #define UNUSED(x) ((void)(x))
 
-static Span arg_span(const Args *call, uint32_t index)
-{
-    return index < call->count ? call->at[index].span : call->span;
-}
-
-static Val tensor_arg(Elab *e, Value *arg, uint32_t index, const Args *call)
-{
-    return value_val(e, arg[index], arg_span(call, index));
-}
-
-static int64_t whole_arg(Elab *e, Value value, const Args *call, const char *what)
-{
-    return value_whole(e, value, call->span, what);
-}
-
 // ---- lists ----
 
 static Value call_len(Elab *e, Frame *frame, const Builtin *self, Value *arg, const Args *call)
