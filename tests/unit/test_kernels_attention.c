@@ -171,9 +171,33 @@ static void split_problems(AttentionGradArgs *grad)
     }
 }
 
+// Operands of a case; counts: elements of q, k, v and o.
+static void fill_operands(const AttentionCase *test, AttentionArgs *args, int64_t *counts)
+{
+    int64_t n = test->n, m = test->m, d = test->d, e = test->e;
+    strides(n, d, test->turned, test->batch1, &args->q0, &args->q1, &args->q_n, &args->q_d,
+            &counts[0], test->batch0);
+    strides(m, d, test->turned, test->batch1, &args->k0, &args->k1, &args->k_n, &args->k_d,
+            &counts[1], test->batch0);
+    strides(m, e, test->turned, test->batch1, &args->v0, &args->v1, &args->v_n, &args->v_d,
+            &counts[2], test->batch0);
+    strides(n, e, test->turned, test->batch1, &args->o0, &args->o1, &args->o_n, &args->o_d,
+            &counts[3], test->batch0);
+    args->q = (int64_t)random_array(counts[0]);
+    args->k = (int64_t)random_array(counts[1]);
+    args->v = (int64_t)random_array(counts[2]);
+    if (test->mask) {
+        args->mask_m = 1;
+        args->mask_n = test->mask == 1 ? m : 0;
+        args->mask1 = test->mask == 1 ? n * m : 0;
+        args->mask0 = test->mask == 1 ? args->mask1 * test->batch1 : m;
+        args->mask = (int64_t)random_array(test->batch0 * test->batch1 * n * m);
+    }
+}
+
 static void check_rotary(AttentionCase test, RotaryCase rotary)
 {
-    int64_t q_count, k_count, v_count, o_count;
+    int64_t counts[4];
     AttentionGradArgs grad = {.f = {.batch0 = test.batch0,
                                     .batch1 = test.batch1,
                                     .batch2 = 1,
@@ -186,26 +210,9 @@ static void check_rotary(AttentionCase test, RotaryCase rotary)
     grad.f.q_rotary = rotary_of(test.n, rotary.q_width, rotary.partner);
     grad.f.k_rotary = rotary_of(test.m, rotary.k_width, rotary.partner);
     AttentionArgs *args = &grad.f;
-    strides(test.n, test.d, test.turned, test.batch1, &args->q0, &args->q1, &args->q_n, &args->q_d,
-            &q_count, test.batch0);
-    strides(test.m, test.d, test.turned, test.batch1, &args->k0, &args->k1, &args->k_n, &args->k_d,
-            &k_count, test.batch0);
-    strides(test.m, test.e, test.turned, test.batch1, &args->v0, &args->v1, &args->v_n, &args->v_d,
-            &v_count, test.batch0);
-    strides(test.n, test.e, test.turned, test.batch1, &args->o0, &args->o1, &args->o_n, &args->o_d,
-            &o_count, test.batch0);
-    args->q = (int64_t)random_array(q_count);
-    args->k = (int64_t)random_array(k_count);
-    args->v = (int64_t)random_array(v_count);
-    if (test.mask) {
-        args->mask_m = 1;
-        args->mask_n = test.mask == 1 ? test.m : 0;
-        args->mask1 = test.mask == 1 ? test.n * test.m : 0;
-        args->mask0 = test.mask == 1 ? args->mask1 * test.batch1 : test.m;
-        args->mask = (int64_t)random_array(test.batch0 * test.batch1 * test.n * test.m);
-    }
+    fill_operands(&test, args, counts);
     int64_t problems = test.batch0 * test.batch1;
-    Output outs[2] = {output(o_count), output(problems * test.n)};
+    Output outs[2] = {output(counts[3]), output(problems * test.n)};
     args->o = (int64_t)outs[0].data;
     args->lse = (int64_t)outs[1].data;
 
@@ -213,8 +220,8 @@ static void check_rotary(AttentionCase test, RotaryCase rotary)
            (int64_t[]){args->q0, args->q1, 0, args->q_n, args->q_d, args->k0, args->k1, 0,
                        args->k_n, args->k_d, args->v0, args->v1, 0, args->v_n, args->v_d},
            15 * sizeof(int64_t));
-    Output grads[3] = {output(q_count), output(k_count), output(v_count)};
-    PvReal *d_o = random_array(o_count);
+    Output grads[3] = {output(counts[0]), output(counts[1]), output(counts[2])};
+    PvReal *d_o = random_array(counts[3]);
     grad.d_o = (int64_t)d_o;
     grad.dq = (int64_t)grads[0].data;
     grad.dk = (int64_t)grads[1].data;
@@ -232,9 +239,9 @@ static void check_rotary(AttentionCase test, RotaryCase rotary)
         int64_t q = i0 * args->q0 + i1 * args->q1, k = i0 * args->k0 + i1 * args->k1;
         int64_t v = i0 * args->v0 + i1 * args->v1, o = i0 * args->o0 + i1 * args->o1;
         all[i] = (Expect){
-            .q = turned(&args->q_rotary, (const PvReal *)args->q, q, q_count, args->q_n, args->q_d,
+            .q = turned(&args->q_rotary, (const PvReal *)args->q, q, counts[0], args->q_n, args->q_d,
                         test.n),
-            .k = turned(&args->k_rotary, (const PvReal *)args->k, k, k_count, args->k_n, args->k_d,
+            .k = turned(&args->k_rotary, (const PvReal *)args->k, k, counts[1], args->k_n, args->k_d,
                         test.m),
             .v = (const PvReal *)args->v + v,
             .mask =

@@ -19,10 +19,92 @@ static void statistics(const PvReal *x, int64_t count, double eps, double *mean,
     *rstd = 1 / sqrt(squares / (double)count + eps);
 }
 
+// What gradients are computed from and to, for the operands of `args`; with terms that they are
+// added to if `has_added`. Mean and rstd are filled in with what is expected of the forward pass.
+static GroupNormGradArgs group_norm_gradient(const GroupNormArgs *args, int64_t apart,
+                                             bool has_added, Output *grads)
+{
+    int64_t c = args->c, images = args->images;
+    GroupNormGradArgs grad = {.images = images,
+                              .c = c,
+                              .positions = args->positions,
+                              .groups = args->groups,
+                              .x_image = args->x_image,
+                              .dy_image = args->y_image,
+                              .dx_image = c * args->positions + 3 * c * apart + 1,
+                              .x_channel = args->x_channel,
+                              .dy_channel = args->y_channel,
+                              .dx_channel = args->positions + 3 * apart,
+                              .x_position = 1,
+                              .dy_position = 1,
+                              .dx_position = 1,
+                              .x = args->x,
+                              .gamma = args->gamma};
+    grads[0] = output(images * grad.dx_image);
+    grads[1] = output(c);
+    grads[2] = output(c);
+    grad.dy = (int64_t)random_array(images * grad.dy_image);
+    grad.mean = (int64_t)random_array(images * args->groups);
+    grad.rstd = (int64_t)random_array(images * args->groups);
+    grad.dx = (int64_t)grads[0].data;
+    grad.dgamma = (int64_t)grads[1].data;
+    grad.dbeta = (int64_t)grads[2].data;
+    PvReal *added = has_added ? random_array(2 * c) : NULL;
+    grad.dgamma_added = (int64_t)added;
+    grad.dbeta_added = added ? (int64_t)(added + c) : 0;
+    for (int64_t i = 0; i < c; i++) {
+        grads[1].expected[i] = added ? (double)added[i] : 0;
+        grads[2].expected[i] = added ? (double)added[c + i] : 0;
+    }
+    return grad;
+}
+
+// Outputs and gradients of group `g` of an image.
+static void expect_group(const GroupNormArgs *args, const GroupNormGradArgs *grad, int64_t image,
+                         int64_t g, Output *outs, Output *grads)
+{
+    int64_t positions = args->positions, channels = args->c / args->groups;
+    int64_t count = channels * positions, number = image * args->groups + g;
+    const PvReal *gamma = (const PvReal *)args->gamma, *beta = (const PvReal *)args->beta;
+    const PvReal *scale = (const PvReal *)args->scale + image * args->mod_image;
+    const PvReal *shift = (const PvReal *)args->shift + image * args->mod_image;
+    double mean, rstd, plain = 0, product = 0;
+    PvReal from[count], up[count];
+    for (int64_t i = 0; i < count; i++) {
+        int64_t at = g * channels + i / positions, position = i % positions;
+        from[i] = ((PvReal *)args->x)[image * args->x_image + at * args->x_channel + position];
+        up[i] = ((PvReal *)grad->dy)[image * grad->dy_image + at * grad->dy_channel + position];
+    }
+    statistics(from, count, 1e-5, &mean, &rstd);
+    outs[1].expected[number] = mean;
+    outs[2].expected[number] = rstd;
+    ((PvReal *)grad->mean)[number] = (PvReal)mean;
+    ((PvReal *)grad->rstd)[number] = (PvReal)rstd;
+    for (int64_t i = 0; i < count; i++) {
+        int64_t at = g * channels + i / positions;
+        double hat = ((double)from[i] - mean) * rstd, factor = (double)gamma[at];
+        double y = hat * factor + (double)beta[at];
+        if (args->scale)
+            y = y * (1 + (double)scale[at]) + (double)shift[at];
+        outs[0].expected[image * args->y_image + at * args->y_channel + i % positions] =
+            activate(y, (PvAct)args->act);
+        grads[1].expected[at] += (double)up[i] * hat;
+        grads[2].expected[at] += (double)up[i];
+        plain += (double)up[i] * factor;
+        product += (double)up[i] * factor * hat;
+    }
+    for (int64_t i = 0; i < count; i++) {
+        double hat = ((double)from[i] - mean) * rstd;
+        int64_t at = g * channels + i / positions;
+        grads[0].expected[image * grad->dx_image + at * grad->dx_channel + i % positions] =
+            rstd * ((double)up[i] * (double)gamma[at] - (plain + hat * product) / (double)count);
+    }
+}
+
 static void check_group_norm(int64_t images, int64_t c, int64_t positions, int64_t groups,
                              bool modulated, PvAct act, int64_t apart)
 {
-    int64_t channels = c / groups, plane = c * positions, count = channels * positions;
+    int64_t plane = c * positions;
     GroupNormArgs args = {.images = images,
                           .c = c,
                           .positions = positions,
@@ -36,88 +118,22 @@ static void check_group_norm(int64_t images, int64_t c, int64_t positions, int64
                           .mod_image = 2 * c,
                           .eps = real_bits(1e-5),
                           .act = act};
-    PvReal *x = random_array(images * args.x_image), *gamma = random_array(c);
-    PvReal *beta = random_array(c), *mod = random_array(images * 2 * c);
+    PvReal *mod = random_array(images * 2 * c);
     Output outs[3] = {output(images * args.y_image), output(images * groups),
                       output(images * groups)};
-    args.x = (int64_t)x;
-    args.gamma = (int64_t)gamma;
-    args.beta = (int64_t)beta;
+    args.x = (int64_t)random_array(images * args.x_image);
+    args.gamma = (int64_t)random_array(c);
+    args.beta = (int64_t)random_array(c);
     args.scale = modulated ? (int64_t)mod : 0;
     args.shift = modulated ? (int64_t)(mod + c) : 0;
     args.y = (int64_t)outs[0].data;
     args.mean = (int64_t)outs[1].data;
     args.rstd = (int64_t)outs[2].data;
 
-    GroupNormGradArgs grad = {.images = images,
-                              .c = c,
-                              .positions = positions,
-                              .groups = groups,
-                              .x_image = args.x_image,
-                              .dy_image = args.y_image,
-                              .dx_image = plane + 3 * c * apart + 1,
-                              .x_channel = args.x_channel,
-                              .dy_channel = args.y_channel,
-                              .dx_channel = positions + 3 * apart,
-                              .x_position = 1,
-                              .dy_position = 1,
-                              .dx_position = 1};
-    PvReal *dy = random_array(images * grad.dy_image);
-    PvReal *mean_in = random_array(images * groups), *rstd_in = random_array(images * groups);
-    Output grads[3] = {output(images * grad.dx_image), output(c), output(c)};
-    grad.x = args.x;
-    grad.dy = (int64_t)dy;
-    grad.gamma = args.gamma;
-    grad.mean = (int64_t)mean_in;
-    grad.rstd = (int64_t)rstd_in;
-    grad.dx = (int64_t)grads[0].data;
-    grad.dgamma = (int64_t)grads[1].data;
-    grad.dbeta = (int64_t)grads[2].data;
-    PvReal *added = modulated ? random_array(2 * c) : NULL;
-    grad.dgamma_added = (int64_t)added;
-    grad.dbeta_added = added ? (int64_t)(added + c) : 0;
-    for (int64_t i = 0; i < c; i++) {
-        grads[1].expected[i] = added ? (double)added[i] : 0;
-        grads[2].expected[i] = added ? (double)added[c + i] : 0;
-    }
-
-    for (int64_t image = 0; image < images; image++) {
-        for (int64_t g = 0; g < groups; g++) {
-            double mean, rstd, plain = 0, product = 0;
-            PvReal from[count], up[count];
-            for (int64_t i = 0; i < count; i++) {
-                int64_t at = g * channels + i / positions, position = i % positions;
-                from[i] = x[image * args.x_image + at * args.x_channel + position];
-                up[i] = dy[image * grad.dy_image + at * grad.dy_channel + position];
-            }
-            statistics(from, count, 1e-5, &mean, &rstd);
-            outs[1].expected[image * groups + g] = mean;
-            outs[2].expected[image * groups + g] = rstd;
-            mean_in[image * groups + g] = (PvReal)mean;
-            rstd_in[image * groups + g] = (PvReal)rstd;
-            for (int64_t i = 0; i < count; i++) {
-                int64_t at = g * channels + i / positions;
-                double hat = ((double)from[i] - mean) * rstd, factor = (double)gamma[at];
-                double y = hat * factor + (double)beta[at];
-                if (modulated)
-                    y = y * (1 + (double)mod[image * 2 * c + at]) +
-                        (double)mod[image * 2 * c + c + at];
-                outs[0].expected[image * args.y_image + at * args.y_channel + i % positions] =
-                    activate(y, act);
-                grads[1].expected[at] += (double)up[i] * hat;
-                grads[2].expected[at] += (double)up[i];
-                plain += (double)up[i] * factor;
-                product += (double)up[i] * factor * hat;
-            }
-            for (int64_t i = 0; i < count; i++) {
-                double hat = ((double)from[i] - mean) * rstd;
-                int64_t at = g * channels + i / positions;
-                grads[0].expected[image * grad.dx_image + at * grad.dx_channel + i % positions] =
-                    rstd * ((double)up[i] * (double)gamma[at] -
-                            (plain + hat * product) / (double)count);
-            }
-        }
-    }
+    Output grads[3];
+    GroupNormGradArgs grad = group_norm_gradient(&args, apart, modulated, grads);
+    for (int64_t i = 0; i < images * groups; i++)
+        expect_group(&args, &grad, i / groups, i % groups, outs, grads);
     char name[100];
     snprintf(name, sizeof name, "group norm %lld x %lld x %lld, %lld groups", (long long)images,
              (long long)c, (long long)positions, (long long)groups);
