@@ -239,10 +239,10 @@ static void check_rotary(AttentionCase test, RotaryCase rotary)
         int64_t q = i0 * args->q0 + i1 * args->q1, k = i0 * args->k0 + i1 * args->k1;
         int64_t v = i0 * args->v0 + i1 * args->v1, o = i0 * args->o0 + i1 * args->o1;
         all[i] = (Expect){
-            .q = turned(&args->q_rotary, (const PvReal *)args->q, q, counts[0], args->q_n, args->q_d,
-                        test.n),
-            .k = turned(&args->k_rotary, (const PvReal *)args->k, k, counts[1], args->k_n, args->k_d,
-                        test.m),
+            .q = turned(&args->q_rotary, (const PvReal *)args->q, q, counts[0], args->q_n,
+                        args->q_d, test.n),
+            .k = turned(&args->k_rotary, (const PvReal *)args->k, k, counts[1], args->k_n,
+                        args->k_d, test.m),
             .v = (const PvReal *)args->v + v,
             .mask =
                 test.mask ? (const PvReal *)args->mask + i0 * args->mask0 + i1 * args->mask1 : NULL,

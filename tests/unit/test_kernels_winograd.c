@@ -1,8 +1,8 @@
 // link: pvdm_kernels32
 // Minimal filtering of operands that are normalized or up-sampled on the way, of residuals that are
-// up-sampled, and of kernels' gradients over several segments: against the plain sums of operands that
-// loops have made ready, and with the same bits for any number of threads. That minimal filtering took
-// place is seen from results that differ from the plain ones' in some bits.
+// up-sampled, and of kernels' gradients over several segments: against the plain sums of operands
+// that loops have made ready, and with the same bits for any number of threads. That minimal
+// filtering took place is seen from results that differ from the plain ones' in some bits.
 #include "tests/unit/kernel_check.h"
 
 enum { PLANES = 3, C_IN = 40, C_OUT = 50, IMAGES = 2 };
@@ -76,7 +76,8 @@ static void add_residual(const Plane *plane, ConvArgs *args, ConvArgs *plain)
     args->residual_image = C_OUT * lying;
     args->residual_position = 1;
     args->residual_shift[1] = args->residual_shift[2] = shift;
-    plain->residual = (int64_t)sampled_up(residual, C_OUT * lying, C_OUT, plane->h, plane->w, shift);
+    plain->residual =
+        (int64_t)sampled_up(residual, C_OUT * lying, C_OUT, plane->h, plane->w, shift);
     plain->residual_channel = plane->h * plane->w;
     plain->residual_image = C_OUT * plain->residual_channel;
     plain->residual_position = 1;
