@@ -23,7 +23,7 @@ import tempfile
 import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-OUT = os.path.join(ROOT, "out", "gpu")
+OUT = os.environ.get("PVDM_GPU_PACK") or os.path.join(ROOT, "out", "gpu")
 PARTS = ("bin", "cases", "images")
 LIMIT = 64 << 20
 SYSTEM = re.compile(r"^(linux-vdso|ld-linux|libc|libm|libdl|libpthread|librt)\b")

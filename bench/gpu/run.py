@@ -25,7 +25,7 @@ from collections import namedtuple
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
-PACKED = os.path.join(ROOT, "out", "gpu")
+PACKED = os.environ.get("PVDM_GPU_PACK") or os.path.join(ROOT, "out", "gpu")
 REPORT = os.environ.get("PVDM_GPU_REPORT") or os.path.join(ROOT, "out", "gpu-report")
 DRIVER = os.environ.get("PVDM_CUDA_DRIVER") or "libcuda.so.1"
 PACK = os.path.join(REPORT, "pack")

@@ -94,15 +94,17 @@ def fill_zeros(path, seed=1):
 def apart(one, other):
     """(largest |x - y| / |x| of the tensors of two files, its name); a missing tensor is infinitely far.
 
-    A gradient that is 0 but for rounding, such as a bias's before a norm, is measured against the largest.
+    A gradient that is small beside the largest is measured against a thousandth of that one; what is 0 but
+    for rounding, such as a bias's before a norm, against a hundredth.
     """
     left, right = read(one), read(other)
     worst = (0.0, "")
-    least = 1e-3 * max((math.sqrt(math.fsum(a * a for a in x)) for _, _, x in left.values()), default=0)
+    largest = max((math.sqrt(math.fsum(a * a for a in x)) for _, _, x in left.values()), default=0)
     for name, (_, _, x) in left.items():
         if name not in right or len(right[name][2]) != len(x):
             return math.inf, name
-        norm = max(least, math.sqrt(math.fsum(a * a for a in x)))
+        norm = math.sqrt(math.fsum(a * a for a in x))
+        norm = max(norm, (1e-3 if norm > 1e-5 * largest else 1e-2) * largest)
         error = math.sqrt(math.fsum((a - b) ** 2 for a, b in zip(x, right[name][2])))
         error = error / norm if norm else error
         if not error <= worst[0]:

@@ -224,9 +224,10 @@ def test_gpu_script_rehearsal():
     if os.environ.get("PVDM_SLOW") != "1":
         raise Skip("slow: PVDM_SLOW=1")
     report = scratch("gpu_rehearsal")
-    told = run("sh", "bench/gpu.sh", "pack", "--rehearse", timeout=3000)
+    where = {"PVDM_GPU_PACK": f"{report}/packed", "PVDM_GPU_REPORT": report}
+    told = run("sh", "bench/gpu.sh", "pack", "--rehearse", timeout=3000, env=where)
     assert "MiB  packed" in told, told
-    env = {**os.environ, "PVDM_CUDA_DRIVER": EMULATOR, "PVDM_GPU_REPORT": report, "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, **where, "PVDM_CUDA_DRIVER": EMULATOR, "OMP_NUM_THREADS": "1"}
     for _ in range(40):
         done = subprocess.run(["sh", "bench/gpu.sh", "--limit", "60"], cwd=ROOT, env=env, check=False, text=True,
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
