@@ -46,13 +46,18 @@ char *pv_cuda_targets(const PvCuda *cuda)
 {
     char *text = pv_strdup("");
     for (uint32_t i = 0; i < cuda->image_count; i++) {
-        char *one = image_text(&cuda->images[i]);
-        if (!strstr(text, one)) {
-            char *more = pv_printf("%s%s%s", text, *text ? ", " : "", one);
-            free(text);
-            text = more;
-        }
+        const PvCudaImage *image = &cuda->images[i];
+        bool told = false; // of another program
+        for (uint32_t k = 0; k < i && !told; k++)
+            told = cuda->images[k].arch == image->arch && cuda->images[k].ptx == image->ptx &&
+                   cuda->images[k].specific == image->specific;
+        if (told)
+            continue;
+        char *one = image_text(image);
+        char *more = pv_printf("%s%s%s", text, *text ? ", " : "", one);
+        free(text);
         free(one);
+        text = more;
     }
     return text;
 }

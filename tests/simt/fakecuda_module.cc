@@ -94,14 +94,19 @@ static void *open_image(const uint8_t *image, int *opened)
 
 /* ---- dry runs ---- */
 
-// The program that a GPU would make of an image; an error where that GPU would not take it.
+// The program that a GPU would make of an image; an error where that GPU, or a driver before CUDA 13
+// what CUDA 13 has compiled, would not take it.
 static CUresult load_dry(CUmod_st *module, const uint8_t *image)
 {
+    enum { CUDA_13 = 13000, ABI_OF_13 = 8 };
     if (memcmp(image, "//", 2) == 0 || memcmp(image, ".version", 8) == 0) {
         module->ptx = (const char *)image;
-        return CUDA_SUCCESS;
+        bool new_ptx = module->ptx.find(".version 9.") != std::string::npos;
+        return new_ptx && driver.version < CUDA_13 ? CUDA_ERROR_UNSUPPORTED_PTX_VERSION
+                                                   : CUDA_SUCCESS;
     }
-    if (memcmp(image, ELFMAG, SELFMAG) != 0)
+    if (memcmp(image, ELFMAG, SELFMAG) != 0 ||
+        (image[EI_ABIVERSION] >= ABI_OF_13 && driver.version < CUDA_13))
         return CUDA_ERROR_INVALID_IMAGE;
     int arch = 0, count = cubin_read(image, image_bytes(image), &arch, nullptr, 0);
     if (count <= 0)
