@@ -316,7 +316,7 @@ static bool check_memory(Measure *m, PvError *error)
     if (at->train) {
         PvMemoryItem items[PV_TRAIN_ITEMS];
         uint32_t count = pv_train_need(at->train, at->train->batch, items);
-        return pv_memory_check("bench", items, count, at->train->batch, error);
+        return pv_session_memory(session, "bench", items, count, at->train->batch, error);
     }
     const PvPlan *plan = pv_bench_plan(at, 0, m->rungs[0]);
     bool *needed = pv_alloc(session->model->instance_count + 1u);
@@ -326,7 +326,7 @@ static bool check_memory(Measure *m, PvError *error)
     if (at->kind == PV_GRAD_OF)
         items[0].fixed *= 3; // gradients, and a copy of them to compare with
     free(needed);
-    return pv_memory_check("bench", items, 2, at->calls[0]->step.batch, error);
+    return pv_session_memory(session, "bench", items, 2, at->calls[0]->step.batch, error);
 }
 
 json_t *pv_bench_measure(PvBenchCase *at, const PvRates *rates, const PvBenchOptions *options,

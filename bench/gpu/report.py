@@ -4,21 +4,26 @@ PyTorch's, and the ladders with every kernel's share of its roofline."""
 MOST_KERNELS, NAME_WIDTH = 24, 52
 
 
+def case_text(case):
+    """What PyTorch's side told of a case."""
+    if "milliseconds" in case:
+        return f"{case['case']}:{case['batch']} {case['milliseconds']:.2f} ms"
+    return " ".join(f"{dtype} {error:.1e} apart" for dtype, error in case.get("apart", {}).items())
+
+
 def summary(result):
     """What one step gave, in a line; of a failure all that is known."""
     data = result.get("data") or {}
     if result["status"] != "good":
         return result["why"].strip().replace("\n", "\n" + " " * 12)
-    if "milliseconds" in data:
+    if data.get("milliseconds"):
         rate = f", {data['gflop'] / data['milliseconds']:.2f} TFLOP/s" if data.get("gflop") else ""
         launches = f", {data['launches']} launches" if data.get("launches") else ""
         return f"{data['milliseconds']:.3f} ms{rate}{launches}"
     if "error" in data:
         return f"{data['error']:.1e} apart"
     if isinstance(data.get("cases"), list):
-        return ", ".join(f"{each['case']}:{each['batch']} {each['milliseconds']:.2f} ms" if "milliseconds" in each
-                         else " ".join(f"{dtype} {error:.1e} apart" for dtype, error in each["apart"].items())
-                         for each in data["cases"])
+        return ", ".join(case_text(case) for case in data["cases"])
     return ", ".join(f"{k} {v}" for k, v in data.items() if not isinstance(v, (dict, list)) and k != "text")
 
 
@@ -46,14 +51,15 @@ def comparison(name, data, state):
     for other in peers_of(state, words[2], data["batch"]):
         times = other["milliseconds"] / data["milliseconds"]
         line += f"; PyTorch {other['mode']} {other['case']} {other['milliseconds']:.3f} ms ({times:.2f} times ours)"
-    return line
+    return [line]
 
 
 def kernel_lines(program):
     """The slowest kernels of a ladder's last rung, each launch by itself: predicted beside measured."""
     rows = program.get("kernels") or []
     whole = sum(row["seconds"] for row in rows) or 1
-    lines = [f"{'ms':>10} {'share':>6} {'predicted':>10} {'roofline':>8} {'times':>5} {'TFLOP/s':>8} {'GB/s':>8}  kernel"]
+    heads = f"{'ms':>10} {'share':>6} {'predicted':>10} {'roofline':>8} {'times':>5}"
+    lines = [f"{heads} {'TFLOP/s':>8} {'GB/s':>8}  kernel"]
     for row in rows[:MOST_KERNELS]:
         seconds = row["seconds"] or 1e-12
         lines.append(f"{1e3 * row['seconds']:10.4f} {100 * row['seconds'] / whole:5.1f}% "
@@ -74,9 +80,18 @@ def ladder_lines(name, data):
     for rung in program["rungs"]:
         error = rung["largest_error"]
         lines.append(f"{rung['name']:14} {rung['launches']:8} {1e3 * rung['seconds']:10.4f} "
-                     f"{1e3 * rung['predicted_seconds']:10.4f} {rung['speedup']:7.2f}x {1e-6 * rung['memory_bytes']:10.1f} "
+                     f"{1e3 * rung['predicted_seconds']:10.4f} {rung['speedup']:7.2f}x "
+                     f"{1e-6 * rung['memory_bytes']:10.1f} "
                      + (f"{error:9.1e}" if error is not None else "not finite"))
     return lines + [""] + kernel_lines(program)
+
+
+def safely(lines, *given):
+    """A part of the report; what it lacks must not cost the parts that are there."""
+    try:
+        return lines(*given)
+    except (LookupError, TypeError, ValueError, ZeroDivisionError) as error:
+        return [f"{given[0]}: not shown, {type(error).__name__}: {error}"]
 
 
 def text(pack, state, names):
@@ -89,8 +104,11 @@ def text(pack, state, names):
     lines += [f"{state[name]['status']:6} {name:46} {state[name]['seconds']:7.1f} s  {summary(state[name])}"
               + (" (without wgmma)" if state[name].get("without_wgmma") else "") for name in done]
     measured = [(name, state[name].get("data") or {}) for name in done if name.split()[0] in ("time", "ladder")]
-    lines += [""] + [comparison(name, data, state) for name, data in measured if "milliseconds" in data]
+    lines.append("")
+    for name, data in measured:
+        if data.get("milliseconds"):
+            lines += safely(comparison, name, data, state)
     for name, data in measured:
         if data.get("report"):
-            lines += ladder_lines(name, data)
+            lines += safely(ladder_lines, name, data)
     return "\n".join(lines + [""] + [f"left: {name}" for name in left]) + "\n"

@@ -212,7 +212,8 @@ def kernels(test):
     else:
         wrong.append(f"ended {RESTARTS} times: the cases behind {last} were not run")
     if wrong or not begun:
-        raise Failed(f"{len(wrong)} of {begun} cases\n" + "\n".join(wrong)[:3000] + ("" if begun else text[-1500:]))
+        raise Failed(f"{len(wrong)} of {begun} cases\n" + "\n".join(line[:240] for line in wrong)[:12000]
+                     + ("" if begun else text[-1500:]))
     return {"cases": begun}
 
 
@@ -386,6 +387,19 @@ def ladder(model, name, batch, *options):
             "memory_bytes": last["memory_bytes"], **first, "report": told}
 
 
+def told_cases(text):
+    """Lines of JSON that tell of a case; compilers print others between them."""
+    told = []
+    for line in text.splitlines():
+        try:
+            each = json.loads(line) if line.startswith("{") else None
+        except ValueError:
+            continue
+        if isinstance(each, dict) and "case" in each:
+            told.append(each)
+    return told
+
+
 def peer(mode, cases, small, limit):
     """PyTorch's cases of one mode in one process. What ran before a case that fails is kept."""
     given = ["--small"] * small + [*weights("large"), "--in", work("large-denoise-1.in")]
@@ -397,14 +411,14 @@ def peer(mode, cases, small, limit):
                            seconds)
     if status is None and seconds < limit:
         raise Again
-    told = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+    told = told_cases(text)
     wrong = [f"{each['case']}:{each['batch']}: {each['failed']}" for each in told if "failed" in each]
     for each in told:
         wrong += [f"our {dtype} is {error:.2e} apart" for dtype, error in each.get("apart", {}).items()
                   if not error <= (GRADIENT if dtype == "f32" else BF16_OUTPUT)]
     if len(told) < len(cases):
         why = "still running" if status is None else f"status {status}"
-        wrong.append(f"{why} before {cases[len(told)]}: {text[-1000:]}")
+        wrong.append(f"{why} before {cases[len(told)]}: {text[-1500:]}")
     data = {"cases": [each for each in told if "failed" not in each]}
     if wrong:
         raise Failed("\n".join(wrong), data)
@@ -595,11 +609,10 @@ def run_steps(steps, state, only, pack):
         state[step.name]["seconds"] = round(time.time() - start, 1)
         if wrong:
             state[step.name]["without_wgmma"] = True
+        save("state.json", state)
         print(f"{state[step.name]['status']:6} {step.name} ({state[step.name]['seconds']} s): "
               f"{report.summary(state[step.name])[:300]}", flush=True)
-        save("state.json", state)
         write_report(pack, state, names)
-    save("state.json", state)
     return write_report(pack, state, names)
 
 

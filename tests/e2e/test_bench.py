@@ -118,6 +118,15 @@ def test_report_of_a_gpu():
     assert "emulator" in report["device"], report["device"]
     for program in report["programs"]:
         check_program(program, 1, [RUNGS[0], RUNGS[-1]])
+    run(exe, "bench", "restore", "--last", "--rounds", "1", "--quiet", "--json", path,
+        env={"PVDM_CUDA_DRIVER": EMULATOR})
+    with open(path) as file:
+        program = json.load(file)["programs"][0]
+    assert [rung["name"] for rung in program["rungs"]] == [RUNGS[-1]], program["rungs"]
+    assert program["error_against"] == "itself", program["error_against"]
+    told = run(exe, "bench", "restore", "--quiet", "--batch", "100000", status=3,
+               env={"PVDM_CUDA_DRIVER": EMULATOR, "PVDM_FAKE_MEMORY": "100000000"})
+    assert re.search(r"at batch 100000; .* are free on the GPU; batch \d+ fits", told), told
 
 
 def test_bench_from_the_model():

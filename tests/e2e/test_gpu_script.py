@@ -219,6 +219,16 @@ def test_gpu_script_keeps_what_peers_gave():
     assert "PyTorch bf16 denoise 3.000 ms (1.50 times ours)" in text, text
 
 
+def test_gpu_script_reads_peers():
+    """Only lines of cases count: compilers print JSON, and what looks like it, between them."""
+    script = load_script("gpu_told")
+    told = script.told_cases('{"size": 3}\n{broken\nW1123 {"case": 1}\n{"case": "denoise", "batch": 1}\n[1]\n')
+    assert told == [{"case": "denoise", "batch": 1}], told
+    lacking = {"status": "good", "seconds": 1, "data": {"milliseconds": 1.0, "batch": 1, "report": {"programs": []}}}
+    text = script.report.text(PACK, {"ladder large denoise batch 1": lacking}, ["ladder large denoise batch 1"])
+    assert "not shown, IndexError" in text, text
+
+
 def test_gpu_script_rehearsal():
     """Packs stand-ins, and runs every step on the driver of tests, in calls of a minute; PyTorch may be missing."""
     if os.environ.get("PVDM_SLOW") != "1":
