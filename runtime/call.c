@@ -231,11 +231,3 @@ bool pv_call_fetch(PvCall *call, PvError *error)
             return false;
     return true;
 }
-
-PvTensor *pv_call_output(const PvCall *call, const char *name)
-{
-    for (uint32_t i = 0; i < call->entry->output_count; i++)
-        if (strcmp(call->entry->outputs[i].name, name) == 0)
-            return call->outputs[i];
-    return NULL;
-}

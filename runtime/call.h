@@ -48,7 +48,5 @@ typedef struct {
 bool pv_call_run(PvExec *exec, PvCall *call, const PvCallPlan *plan, PvError *error);
 // Brings all outputs to the host.
 bool pv_call_fetch(PvCall *call, PvError *error);
-// Output by name, or NULL; a rank-0 output as a number.
-PvTensor *pv_call_output(const PvCall *call, const char *name);
 
 #endif

@@ -51,9 +51,8 @@ enum { BUFFER_SIZE = 1 << 20 };
 struct PvFile {
     char *path, *temporary;
     int fd;
-    int failed;    // errno of the first failure, or 0
-    uint64_t size; // with what is in the buffer
-    size_t held;   // bytes in the buffer
+    int failed;  // errno of the first failure, or 0
+    size_t held; // bytes in the buffer
     uint8_t *buffer;
 };
 
@@ -113,7 +112,6 @@ static void flush_buffer(PvFile *file)
 
 bool pv_file_write(PvFile *file, const void *data, size_t size)
 {
-    file->size += size;
     if (size >= BUFFER_SIZE - file->held)
         flush_buffer(file);
     if (size >= BUFFER_SIZE) {
@@ -142,11 +140,6 @@ bool pv_file_rewrite(PvFile *file, uint64_t offset, const void *data, size_t siz
         offset += (uint64_t)done;
     }
     return !file->failed;
-}
-
-uint64_t pv_file_size(const PvFile *file)
-{
-    return file->size;
 }
 
 // Makes the rename itself durable. File systems that cannot sync a folder are let off.

@@ -14,7 +14,6 @@ PvFile *pv_file_create(const char *path, PvError *error); // NULL: error
 // Errors are kept and told by pv_file_commit; false after the first, so that loops can stop.
 bool pv_file_write(PvFile *file, const void *data, size_t size);
 bool pv_file_rewrite(PvFile *file, uint64_t offset, const void *data, size_t size); // of written
-uint64_t pv_file_size(const PvFile *file); // written so far
 // Flush, fsync, rename, fsync of the folder. Frees the object, whatever the result.
 bool pv_file_commit(PvFile *file, PvError *error);
 void pv_file_abandon(PvFile *file); // removes the temporary; NULL fine

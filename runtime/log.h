@@ -34,9 +34,6 @@ typedef struct PvProgress PvProgress;
 // terminal (stderr), at most 10 times a second; elsewhere plain lines, at most one in 10 seconds.
 PvProgress *pv_progress_new(const char *unit, int64_t done, int64_t total);
 void pv_progress_at(PvProgress *progress, int64_t done, const char *note); // note: "loss 0.12"
-// Prints a line above the bar.
-void pv_progress_say(PvProgress *progress, const char *format, ...)
-    __attribute__((format(printf, 2, 3)));
 void pv_progress_end(PvProgress *progress); // NULL is fine
 
 // TensorBoard's record format, for tests: masked crc32c of bytes.

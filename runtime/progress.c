@@ -1,5 +1,4 @@
 // One line of progress: a bar on a terminal, plain lines elsewhere. See log.h.
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -111,20 +110,6 @@ void pv_progress_at(PvProgress *progress, int64_t done, const char *note)
     snprintf(progress->note, sizeof progress->note, "%s", note ? note : "");
     if (now - progress->shown >= (progress->terminal ? 0.1 : 10))
         show(progress, now);
-}
-
-void pv_progress_say(PvProgress *progress, const char *format, ...)
-{
-    va_list list;
-    if (progress->bar)
-        fputs("\r\033[K", stderr);
-    progress->bar = false;
-    va_start(list, format);
-    vfprintf(stderr, format, list);
-    va_end(list);
-    fputc('\n', stderr);
-    if (progress->terminal)
-        show(progress, seconds());
 }
 
 void pv_progress_end(PvProgress *progress)

@@ -32,15 +32,6 @@ const char *pv_dtype_name(int dtype)
     return dtype >= PV_NONE && dtype < PV_DTYPE_COUNT ? dtypes[dtype].name : "?";
 }
 
-int pv_dtype_find(const char *name)
-{
-    for (int i = PV_BOOL; i < PV_DTYPE_COUNT; i++) {
-        if (!strcmp(dtypes[i].name, name))
-            return i;
-    }
-    return PV_NONE;
-}
-
 bool pv_dtype_is_real(int dtype)
 {
     return dtype >= PV_F16 && dtype <= PV_F64;

@@ -29,7 +29,6 @@ struct PvTensor {
 
 int64_t pv_dtype_size(int dtype);     // bytes; 0: not a type
 const char *pv_dtype_name(int dtype); // "f32"
-int pv_dtype_find(const char *name);  // "f32", PV_NONE: no such type
 bool pv_dtype_is_real(int dtype);
 enum { PV_REAL_DTYPE = sizeof(PvReal) == 8 ? PV_F64 : PV_F32 };
 
