@@ -308,6 +308,7 @@ typedef struct {
 
 // All return 0, or -1 to stop the sampler (Ctrl-C, an error already told).
 void pv_host_set_tensor(PvVar *var, PvTensor *tensor);         // takes the reference; NULL: none
+void pv_host_copy(PvVar *var, const PvVar *from);
 int pv_host_option(PvHost *host, PvVar *var, uint32_t option);
 int pv_host_random(PvHost *host, PvVar *var, uint32_t stream, int kind, const PvType *type);
 // args: one for each input of the entry (numbers in .number, tensors in .tensor, absent: NULL);

@@ -55,6 +55,13 @@ void pv_host_set_tensor(PvVar *var, PvTensor *tensor)
     var->tensor = tensor;
 }
 
+void pv_host_copy(PvVar *var, const PvVar *from)
+{
+    PvTensor *tensor = pv_tensor_hold(from->tensor);
+    var->number = from->number;
+    pv_host_set_tensor(var, tensor);
+}
+
 const PvStep *pv_host_step(PvHost *host)
 {
     return &host->step;
