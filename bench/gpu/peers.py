@@ -203,12 +203,26 @@ class Peer:
         return {"apart": errors}
 
 
+def what_fits(peer, case, batch):
+    """A case at this batch, or at the half, quarter ... that memory holds: `asked` is what it should have been."""
+    asked = batch
+    while True:
+        try:
+            return {**peer.measured(case, batch), "batch": batch, "asked": asked}
+        except torch.OutOfMemoryError:
+            if batch == 1:
+                raise
+            batch //= 2
+        if ON_GPU:
+            torch.cuda.empty_cache()
+
+
 def run_case(peer, text):
     case, _, batch = text.partition(":")
     batch = int(batch or 1)
     told = {"case": case, "batch": batch, "mode": peer.args.mode}
     try:
-        told.update(peer.check() if case == "check" else peer.measured(case, batch))
+        told.update(peer.check() if case == "check" else what_fits(peer, case, batch))
     except (Exception, SystemExit) as error:  # out of memory, a shape that is not compiled: the next case goes on
         told["failed"] = f"{type(error).__name__}: {error}"[:600]
     if ON_GPU:

@@ -31,7 +31,7 @@ def peers_of(state, case, batch):
     """What PyTorch took for a case; `train` also shows what two clips to encode take."""
     told = [each for name, result in state.items() if name.startswith("peer ")
             for each in (result.get("data") or {}).get("cases", [])]
-    return [each for each in told if "milliseconds" in each and each["batch"] == batch
+    return [each for each in told if "milliseconds" in each and each.get("asked", each["batch"]) == batch
             and (each["case"] == case or case == "train" and each["case"] == "train-cond")]
 
 
@@ -49,8 +49,10 @@ def comparison(name, data, state):
         share = 100 * data["gflop"] / data["milliseconds"] / top[f"{kind}_tflops"]
         line += f", {share:.0f} % of the {kind} product rate"
     for other in peers_of(state, words[2], data["batch"]):
-        times = other["milliseconds"] / data["milliseconds"]
-        line += f"; PyTorch {other['mode']} {other['case']} {other['milliseconds']:.3f} ms ({times:.2f} times ours)"
+        times = other["milliseconds"] / other["batch"] / (data["milliseconds"] / data["batch"])
+        fits = f" at batch {other['batch']}, the most that fits" if other["batch"] != data["batch"] else ""
+        line += f"; PyTorch {other['mode']} {other['case']} {other['milliseconds']:.3f} ms{fits}"
+        line += f" ({times:.2f} times ours)"
     return [line]
 
 

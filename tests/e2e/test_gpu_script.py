@@ -216,6 +216,10 @@ def test_gpu_script_keeps_what_peers_gave():
     with open(f"{script.REPORT}/report.txt", encoding="utf-8") as file:
         text = file.read()
     assert counts == {"good": 1, "failed": 1} and "OutOfMemoryError" in text, text
+    done[0].update(batch=2, asked=4)   # what fits: compared by clip
+    told = script.report.comparison("time large-bf16 denoise batch 4", {"milliseconds": 4.0, "batch": 4},
+                                    {"peer bf16": {"data": {"cases": done}}})[0]
+    assert "3.000 ms at batch 2, the most that fits (1.50 times ours)" in told, told
     assert "PyTorch bf16 denoise 3.000 ms (1.50 times ours)" in text, text
 
 
