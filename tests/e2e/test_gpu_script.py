@@ -223,6 +223,35 @@ def test_gpu_script_keeps_what_peers_gave():
     assert "PyTorch bf16 denoise 3.000 ms (1.50 times ours)" in text, text
 
 
+SANITIZER = """#!/bin/sh
+echo "8 passed, 0 failed"
+case "$2 $5" in
+    memcheck*good) echo "========= ERROR SUMMARY: 0 errors";;
+    memcheck*) echo "========= Invalid __global__ write"; echo "========= ERROR SUMMARY: 2 errors";;
+    racecheck*) echo "========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)";;
+    *) echo "========= Device not supported"; exit 1;;
+esac
+"""
+
+
+def test_gpu_script_sanitizer():
+    """What compute-sanitizer finds is told; one that does not run here is no success."""
+    script = load_script("gpu_sanitizer")
+    stub = f"{script.REPORT}/compute-sanitizer"
+    with open(stub, "w", encoding="ascii") as file:
+        file.write(SANITIZER)
+    os.chmod(stub, 0o755)
+    script.find_sanitizer = lambda: stub
+    assert script.sanitized("memcheck", "good")["programs"] == 8
+    assert script.sanitized("racecheck", "any")["errors"] == 0
+    for tool, program, word in (("memcheck", "bad", "Invalid __global__ write"), ("other", "bad", "not supported")):
+        try:
+            script.sanitized(tool, program)
+            raise AssertionError("nothing was noticed")
+        except script.Failed as error:
+            assert word in str(error), error
+
+
 def test_gpu_script_reads_peers():
     """Only lines of cases count: compilers print JSON, and what looks like it, between them."""
     script = load_script("gpu_told")
