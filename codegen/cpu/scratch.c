@@ -161,7 +161,7 @@ int64_t pv_attention_scratch(const AttentionArgs *args, int64_t real)
     queries = pv_least(queries, PV_QUERIES);
     int64_t keys = args->m == 0 ? PV_KEYS : pv_least(round_up(args->m, PV_MAX_ROWS), PV_KEYS);
     int64_t rows = round_up(args->e, PV_MAX_ROWS);
-    int64_t count = queries * (args->d + rows + 2) + keys * (MAX_LANES + args->d + rows);
+    int64_t count = queries * (args->d + rows + 3) + keys * (MAX_LANES + args->d + rows);
     if (args->q_rotary.cos || args->k_rotary.cos)
         count += (queries > keys ? queries : keys) * args->d;
     return pv_align(count * real + 4 * PV_SLACK);

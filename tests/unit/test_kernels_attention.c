@@ -296,6 +296,9 @@ static void test_attention_blocks(void **state)
         check_attention((AttentionCase){1, 1, 600, 300, 48, 48, turned, 0, false});
         check_attention((AttentionCase){1, 3, 128, 550, 64, 20, turned, 1, false});
         check_attention((AttentionCase){2, 2, 300, 300, 20, 40, turned, 2, false});
+        // scores that short vectors bound, and scores that they do not
+        check_attention((AttentionCase){1, 2, 300, 530, 16, 16, turned, 0, false});
+        check_attention((AttentionCase){1, 1, 260, 280, 64, 16, turned, 0, false});
     }
 }
 
