@@ -1,9 +1,9 @@
 // Nearest up-sampling inside the convolutions that read it.
 //
-// An up-sampled value is reshape(expand(x)) with x [b, c, s1, 1, s2, 1...] and factors that are powers
-// of two: its element (i1, i2...) is element (i1 >> shift1, i2 >> shift2...) of x. A convolution can
-// read that as it loads its operand, normalized on the way or not, or adds its residual; if all
-// readers are such, the larger value is never stored.
+// An up-sampled value is reshape(expand(x)) with x [b, c, s1, 1, s2, 1...] and factors that are
+// powers of two: its element (i1, i2...) is element (i1 >> shift1, i2 >> shift2...) of x. A
+// convolution can read that as it loads its operand, normalized on the way or not, or adds its
+// residual; if all readers are such, the larger value is never stored.
 //
 // Readers are known once there are groups. So fuse.c makes no group for such a value at first, and
 // find_resampled gives one to those that something else reads.
@@ -18,7 +18,8 @@ bool find_resample(const Work *work, Val val, Resample *out)
         val_get(graph, node->in[0])->op != OP_EXPAND)
         return false;
     Val x = val_get(graph, node->in[0])->in[0];
-    const Type *to = node->type[0], *wide = val_type(graph, node->in[0]), *type = val_type(graph, x);
+    const Type *to = node->type[0], *wide = val_type(graph, node->in[0]),
+               *type = val_type(graph, x);
     View view = view_of(work, x);
     *out = (Resample){.x = x, .view = view};
     if (to->rank < 3 || to->rank > 5 || wide->rank != 2 * to->rank - 2 ||
@@ -44,8 +45,10 @@ bool *find_resamples(const Work *work)
 {
     bool *found = arena_alloc(work->arena, work->count + 1);
     Resample resample;
-    for (uint32_t local = 0; work->rungs & RUNG_EPILOGUES && !(work->module->lacks & CAN_RESAMPLE) &&
-                             !is_mixed_plan(work) && local < work->count; local++)
+    if (!(work->rungs & RUNG_EPILOGUES) || work->module->lacks & CAN_RESAMPLE ||
+        is_mixed_plan(work))
+        return found;
+    for (uint32_t local = 0; local < work->count; local++)
         found[local] = find_resample(work, val_of(work->nodes[local], 0), &resample);
     return found;
 }
@@ -65,7 +68,8 @@ static bool group_resamples(const Work *work, NodeId id, Val val)
            shape_equal(val_type(graph, val), graph_node(graph, group->anchor)->type[0]);
 }
 
-// Whether node `id` is x a, x = `val`, on the way to convolutions alone that normalize x as they load it.
+// Whether node `id` is x a, x = `val`, on the way to convolutions alone that
+// normalize x as they load it.
 static bool load_resamples(const Work *work, const bool *loaded, NodeId id, Val val)
 {
     uint32_t local = local_of(work, val_of(id, 0));

@@ -1,5 +1,5 @@
-// How values are stored: in mixed precision (--dtype bf16, f16) most of what a step computes lies in
-// memory as bf16 or f16, and is computed with in f32.
+// How values are stored: in mixed precision (--dtype bf16, f16) most of what a step computes lies
+// in memory as bf16 or f16, and is computed with in f32.
 //
 // Parameters, gradients of parameters, inputs, outputs, tables, statistics of norms, sums and
 // random numbers stay f32. So does what an operation reads or makes whose kernel knows one storage

@@ -15,7 +15,8 @@
 // sums of a tile of scores begin with what would be subtracted from them.
 //
 // Rotary operands (RotaryLoad) are turned row by row before they are packed, keys once a block of
-// queries, which is 3 operations an element beside 2 for each query; gradients before they are stored.
+// queries, which is 3 operations an element beside 2 for each query; gradients before
+// they are stored.
 #include "codegen/cpu/pv_math.h"
 #include "codegen/cpu/tile.h"
 #if defined __AVX512DQ__ && !defined PV_REAL64
@@ -27,8 +28,8 @@ enum { TASKS_A_THREAD = 32 }; // pieces in which a thread takes its work, about
 #define LOG2_E ((PvReal)1.4426950408889634)
 #define LOG_2 ((PvReal)0.6931471805599453)
 
-// 2^x for x up to about 1; 0 or nearly so below the smallest normal number. AVX-512 splits x into whole
-// and fraction, and scales, in an instruction each.
+// 2^x for x up to about 1; 0 or nearly so below the smallest normal number. AVX-512 splits x into
+// whole and fraction, and scales, in an instruction each.
 PV_INLINE PvVec vec_exp2(PvVec x)
 {
 #ifdef PV_REAL64
@@ -562,8 +563,8 @@ static void grad_delta(const GradProblem *problem)
     }
 }
 
-// P and dS of one panel of queries, n0 .., in column `column` of the block, whose rows are q; adds to
-// dQ.
+// P and dS of one panel of queries, n0 .., in column `column` of the block, whose rows are
+// q; adds to dQ.
 static void grad_panel(const GradProblem *problem, Rows q, int64_t n0, int64_t column,
                        int64_t queries, int64_t m0, int64_t keys)
 {
@@ -601,8 +602,8 @@ static __attribute__((noinline)) void keys_tile(int64_t rows, int64_t lanes, int
     tile_choose(rows, lanes, k, a, PV_GRAD_QUERIES, 1, b, PV_LANES, NULL, c, PV_LANES, add);
 }
 
-// sums[panel][keys][PV_LANES] += weights[keys][queries] right[panel][queries][PV_LANES]. The weights
-// are read as they lie, a number at a time; rows behind `keys` are read and make nothing.
+// sums[panel][keys][PV_LANES] += weights[keys][queries] right[panel][queries][PV_LANES]. The
+// weights are read as they lie, a number at a time; rows behind `keys` are read and make nothing.
 static void grad_keys(const GradProblem *problem, PvReal *sums, const PvReal *weights,
                       const PvReal *right, int64_t columns, int64_t keys, int64_t queries, bool add)
 {

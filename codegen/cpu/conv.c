@@ -345,8 +345,9 @@ static bool same_kernel(const ConvLaunch *x, const ConvLaunch *y)
 {
     const Unfold *left = &x->product.unfold, *right = &y->product.unfold;
     return x->w == y->w && x->rows == y->rows && x->groups == 1 && y->groups == 1 &&
-           x->winograd == y->winograd && x->product.kind == y->product.kind && x->product.k_total == y->product.k_total &&
-           x->product.w_row == y->product.w_row && x->product.w_channel == y->product.w_channel &&
+           x->winograd == y->winograd && x->product.kind == y->product.kind &&
+           x->product.k_total == y->product.k_total && x->product.w_row == y->product.w_row &&
+           x->product.w_channel == y->product.w_channel &&
            memcmp(left->taps, right->taps, sizeof left->taps) == 0 &&
            memcmp(x->table_first, y->table_first, sizeof x->table_first) == 0;
 }

@@ -89,9 +89,9 @@ PV_INLINE int64_t tiles_of(const int64_t *out)
     return out[0] * pv_ceil_div(out[1], 4) * pv_ceil_div(out[2], 4);
 }
 
-// Whether it takes less time so, in units of a product's multiply-adds; `pair`: what a pair of channels
-// costs in addition. Tiles are those of one image, so that its results do not depend on what else is
-// computed with them.
+// Whether it takes less time so, in units of a product's multiply-adds; `pair`: what a pair of
+// channels costs in addition. Tiles are those of one image, so that its results do not depend on
+// what else is computed with them.
 PV_INLINE bool winograd_pays(int64_t rows, int64_t channels, int64_t positions, int64_t tiles,
                              int64_t pair)
 {
@@ -99,7 +99,8 @@ PV_INLINE bool winograd_pays(int64_t rows, int64_t channels, int64_t positions, 
            rows * channels * 9 * positions;
 }
 
-// A forward convolution that is better computed so, from `channels` channels to `rows` of extents `out`.
+// A forward convolution that is better computed so, from `channels` channels to `rows` of
+// extents `out`.
 PV_INLINE bool takes_winograd(const ConvArgs *args, int64_t rows, int64_t channels,
                               const int64_t *out)
 {

@@ -155,8 +155,8 @@ void pv_conv_dgrad(const PvRun *run, const int64_t *raw)
 
 // ---- gradient of the kernel: k runs over boxes of positions, segment by segment of a sum ----
 
-// Segments of one box each are one block of k while they are few positions: a tile that ends soon is
-// mostly begun and stored. A block is otherwise one box.
+// Segments of one box each are one block of k while they are few positions: a tile that ends soon
+// is mostly begun and stored. A block is otherwise one box.
 typedef struct {
     int64_t segment, count; // the first one; how many segments are in each of the blocks
     int64_t blocks;
@@ -332,8 +332,8 @@ static Unfold wgrad_unfold(const ConvArgs *args)
     return unfold;
 }
 
-// Takes `count` segments together where the patches of a block, of `channels` channels, fit into `room`
-// bytes. Returns the number of blocks of k.
+// Takes `count` segments together where the patches of a block, of `channels` channels, fit into
+// `room` bytes. Returns the number of blocks of k.
 static int64_t wgrad_runs(const Unfold *unfolds, int64_t count, int64_t channels, int64_t room,
                           WgradRun *runs)
 {

@@ -1,5 +1,5 @@
-// Norms taken apart: operands that are normalized while they are packed, and tables of what a kernel
-// has just stored (norm.c). A table's a and d turn x into act(x a + d), channel by channel.
+// Norms taken apart: operands that are normalized while they are packed, and tables of what a
+// kernel has just stored (norm.c). A table's a and d turn x into act(x a + d), channel by channel.
 #ifndef PV_NORM_LOAD_H
 #define PV_NORM_LOAD_H
 

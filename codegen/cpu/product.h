@@ -24,7 +24,8 @@ struct Product {
     void (*store)(Product *product, int64_t m0, int64_t rows, int64_t n0, int64_t columns,
                   const PvReal *tile);
     // Where row m0 of the present block of k lies, if its numbers are neighbours, and the next row
-    // `step` behind it; NULL: they are not, or no function. Rows that meet one panel are read there.
+    // `step` behind it; NULL: they are not, or no function. Rows that meet one panel
+    // are read there.
     const PvReal *(*rows_at)(Product *product, int64_t m0, int64_t *step);
 };
 

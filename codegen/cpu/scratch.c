@@ -67,8 +67,8 @@ static int64_t conv_bytes(const int64_t *out, const int64_t *step, const int64_t
            pv_product_bytes(row, real, true) + pv_align(patch * real) + PV_SLACK;
 }
 
-// Minimal filtering, on any width of vectors: tables and patch of one channel of `tiles` tiles of 4 x 4
-// positions of `out`, with a row of them.
+// Minimal filtering, on any width of vectors: tables and patch of one channel of `tiles` tiles of
+// 4 x 4 positions of `out`, with a row of them.
 static int64_t tile_bytes(const ConvArgs *args, const int64_t *out, int64_t tiles, int64_t real)
 {
     const int64_t step[3] = {1, 4, 4}, taps[3] = {args->kernel[0], 6, 6};

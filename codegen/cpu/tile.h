@@ -74,8 +74,9 @@ typedef struct {
     int64_t step, rows;
 } Ahead;
 
-// One variant; rows and vectors are constants where it is inlined. Row i of a is a_row elements after
-// row i - 1, and k + 1 is a_step after k. `start`: what the sums of each lane begin with, or NULL.
+// One variant; rows and vectors are constants where it is inlined. Row i of a is a_row
+// elements after row i - 1, and k + 1 is a_step after k. `start`: what the sums of each lane
+// begin with, or NULL.
 PV_INLINE void tile_body(int rows, int vectors, int64_t k, const PvReal *a, int64_t a_row,
                          int64_t a_step, const PvReal *b, int64_t b_step, const PvReal *start,
                          PvReal *c, int64_t c_step, bool add, const Ahead *next)

@@ -4,8 +4,8 @@
 // the part of x that it sees is copied once, with its zero border, into a patch in scratch; a
 // column of the implicit matrix is then one offset into the patch, a row another, and panels are
 // packed by adding the two. Without padding x itself serves as the patch. An operand that is to be
-// normalized (norm_load.h) is normalized as the patch is filled, and its border stays 0. One that is
-// to be up-sampled is read at (position >> shift).
+// normalized (norm_load.h) is normalized as the patch is filled, and its border stays 0. One that
+// is to be up-sampled is read at (position >> shift).
 #ifndef PV_UNFOLD_H
 #define PV_UNFOLD_H
 
@@ -63,7 +63,8 @@ static void unfold_init(Unfold *unfold, int64_t columns)
     unfold->padded = unfold->norm != NULL;
     for (int axis = 0; axis < 3; axis++) {
         int64_t last = (unfold->out[axis] - 1) * unfold->step[axis] + unfold->taps[axis] - 1;
-        if (unfold->low[axis] > 0 || unfold->shift[axis] > 0 || last - unfold->low[axis] >= unfold->in[axis])
+        if (unfold->low[axis] > 0 || unfold->shift[axis] > 0 ||
+            last - unfold->low[axis] >= unfold->in[axis])
             unfold->padded = true;
     }
     unfold_cut(unfold, columns);
@@ -149,8 +150,8 @@ PV_INLINE void copy_run(PvReal *to, const PvReal *from, int64_t count)
     }
 }
 
-// One row of the patch: `size` elements from position `first` of a row of `in`, zero outside. Zeros are
-// whole vectors: what comes behind the row is written later, or lies in the slack.
+// One row of the patch: `size` elements from position `first` of a row of `in`, zero outside. Zeros
+// are whole vectors: what comes behind the row is written later, or lies in the slack.
 static void patch_row(PvReal *to, const PvReal *row, int64_t first, int64_t size, int64_t in,
                       int64_t shift)
 {
@@ -168,8 +169,8 @@ static void patch_row(PvReal *to, const PvReal *row, int64_t first, int64_t size
 
 enum { NORM_RUN = 1024 };
 
-// Rows h0 .. h1 - 1 of a plane that is normalized on the way; all of them lie inside it. Narrow rows
-// are normalized together, since they follow one another in x.
+// Rows h0 .. h1 - 1 of a plane that is normalized on the way; all of them lie inside it. Narrow
+// rows are normalized together, since they follow one another in x.
 static void patch_rows_normed(const Unfold *unfold, PvReal *to, const PvReal *plane, int64_t h0,
                               int64_t h1, int64_t first, int64_t size, PvReal a, PvReal d)
 {

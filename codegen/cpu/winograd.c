@@ -1,10 +1,10 @@
 // Convolutions of 3 x 3 and stride 1, and their gradients by x, by minimal filtering (winograd.h).
 //
-// For a batch of tiles, x is transformed once, by all threads, to V[point][channel][tile] in the first
-// thread's scratch. Then a task owns PV_LANES rows of w (channels of the result) and a part of the tiles:
-// it transforms those rows to U[point][channel][row] by blocks of channels, adds V^T U up in
-// M[point][tile][row], a register tile at a time, and turns that into results, which get bias,
-// activation and residual as those of any product.
+// For a batch of tiles, x is transformed once, by all threads, to V[point][channel][tile] in the
+// first thread's scratch. Then a task owns PV_LANES rows of w (channels of the result) and a part
+// of the tiles: it transforms those rows to U[point][channel][row] by blocks of channels, adds V^T
+// U up in M[point][tile][row], a register tile at a time, and turns that into results, which get
+// bias, activation and residual as those of any product.
 #include "codegen/cpu/winograd.h"
 
 enum {
@@ -72,7 +72,8 @@ static void pack_filters(const ConvLaunch *launch, PvReal *to, int64_t m0, int64
     }
 }
 
-// to[point][channel][PV_LANES] of `count` channels' taps from[channel][9][PV_WIDTH], in reverse if flipped
+// to[point][channel][PV_LANES] of `count` channels' taps from[channel][9][PV_WIDTH], in
+// reverse if flipped
 PV_INLINE void transform_taps(PvReal *to, const PvReal *from, int64_t count, bool flipped)
 {
     const int first = flipped ? 8 : 0, step = flipped ? -1 : 1;

@@ -209,7 +209,8 @@ PV_INLINE PvVec vec_fourths(const PvReal *at)
 }
 
 // Six rows of a patch, `step` apart, each `size` wide: to[point of the vertical axis][column]
-PV_INLINE void wino_rows(PvReal *to, int64_t to_step, const PvReal *from, int64_t step, int64_t size)
+PV_INLINE void wino_rows(PvReal *to, int64_t to_step, const PvReal *from, int64_t step,
+                         int64_t size)
 {
     for (int64_t i = 0; i < size; i += PV_WIDTH) {
         PvVec x[WINO_IN], y[WINO_IN];
@@ -229,8 +230,8 @@ PV_INLINE int64_t wino_rows_width(int64_t size)
     return pv_ceil_div(size, PV_WIDTH) * PV_WIDTH + 3 * PV_WIDTH;
 }
 
-// Transformed tiles of the channel in the patch, in runs of `run`: to[point * point_step + tile]. May
-// write behind a row of tiles until the run is full.
+// Transformed tiles of the channel in the patch, in runs of `run`: to[point * point_step + tile].
+// May write behind a row of tiles until the run is full.
 PV_INLINE void wino_tiles_by(const Unfold *unfold, PvReal *rows, PvReal *to, int64_t point_step,
                              int run)
 {
@@ -299,8 +300,8 @@ static TileScratch tile_scratch(const TileWalk *walk, char *scratch)
     return at;
 }
 
-// Channels c0 .. c1 - 1 of all tiles of a batch: to[point * point_step + channel * pitch + tile], zeros
-// behind the last tile.
+// Channels c0 .. c1 - 1 of all tiles of a batch: to[point * point_step + channel * pitch + tile],
+// zeros behind the last tile.
 static void wino_channels(const TileWalk *walk, const TileBatch *batch, int64_t c0, int64_t c1,
                           const TileScratch *scratch, PvReal *to, int64_t point_step)
 {

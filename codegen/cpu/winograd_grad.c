@@ -1,10 +1,10 @@
-// Gradients of 3 x 3 kernels by minimal filtering (winograd.h), of one segment or of several that are
-// one sum.
+// Gradients of 3 x 3 kernels by minimal filtering (winograd.h), of one segment or of several
+// that are one sum.
 //
 // For a batch of tiles, all threads transform x to V[point][channel][tile] and dy to
-// Y[point][tile][row], both in the first thread's scratch. Then a task owns PV_LANES rows (channels of
-// dy) and some channels of x: for PV_ROWS channels at a time it makes the sums over tiles of
-// V Y[channel][row], one register tile for each point, and from these 9 taps. The taps of a later
+// Y[point][tile][row], both in the first thread's scratch. Then a task owns PV_LANES rows (channels
+// of dy) and some channels of x: for PV_ROWS channels at a time it makes the sums over tiles of V
+// Y[channel][row], one register tile for each point, and from these 9 taps. The taps of a later
 // batch are added to those of the ones before, in their order.
 #include "codegen/cpu/winograd.h"
 
@@ -39,7 +39,8 @@ static __attribute__((noinline)) void multiply_sums(int64_t rows, int64_t lanes,
 // ---- dy ----
 
 // Up to 4 x 4 results of one tile: to[i * 4 + j], zeros outside.
-PV_INLINE void load_tile(PvReal *to, const PvReal *from, int64_t step, int64_t rows, int64_t columns)
+PV_INLINE void load_tile(PvReal *to, const PvReal *from, int64_t step, int64_t rows,
+                         int64_t columns)
 {
     if (rows >= WINO_OUT && columns >= WINO_OUT) {
 #pragma GCC unroll 4
@@ -53,8 +54,9 @@ PV_INLINE void load_tile(PvReal *to, const PvReal *from, int64_t step, int64_t r
 }
 
 // A dy A^T of one tile of PV_WIDTH rows, `row_step` apart: to[point * point_step + row]
-PV_INLINE void transform_result(PvReal *to, int64_t point_step, const PvReal *from, int64_t row_step,
-                                int64_t there, int64_t step, int64_t rows, int64_t columns)
+PV_INLINE void transform_result(PvReal *to, int64_t point_step, const PvReal *from,
+                                int64_t row_step, int64_t there, int64_t step, int64_t rows,
+                                int64_t columns)
 {
     PvReal value[PV_WIDTH][WINO_OUT * WINO_OUT];
     PvVec y[WINO_OUT * WINO_OUT], column[WINO_IN][WINO_OUT];
@@ -134,7 +136,8 @@ PV_INLINE void sum_taps(PvReal *to, const PvReal *sums)
     }
 }
 
-// taps[count][PV_LANES] of rows m0 ... to their places, plus what is added to them, which may lie there
+// taps[count][PV_LANES] of rows m0 ... to their places, plus what is added to them,
+// which may lie there
 static void store_taps(const WinoGrad *grad, const PvReal *taps, const PvReal *added, int64_t m0,
                        int64_t rows, int64_t first, int64_t count)
 {

@@ -6,8 +6,8 @@
  * Phase 0 leaves D in the workspace, float [problems, n]. Phase 1 is a block 64 keys, which goes
  * over tiles of queries; phase 2 a block 64 queries, over tiles of keys (32 where heads are large).
  * Both are the same text with the sides exchanged: a block's own rows of two matrices (k and v; q
- * and do) against tiles of 32 rows of the others, S and dP being rows times rows. A row's weights are
- * written and read by one warp. No sum is shared by blocks.
+ * and do) against tiles of 32 rows of the others, S and dP being rows times rows. A row's weights
+ * are written and read by one warp. No sum is shared by blocks.
  *
  * Definitions: ATT_D, ATT_E (head dims, rounded up to 16), ATT_MASK, ATT_CAUSAL, ATT_ROTARY,
  * ATT_TYPES, ATT_GRAD_TYPES. Rotary operands are turned in their tiles, their gradients turned back

@@ -1,11 +1,11 @@
-/* T2: convolutions of one to three axes and their gradients in bf16 or f16 with f32 sums (ConvArgs),
- * on the tile product of mma_product.h.
+/* T2: convolutions of one to three axes and their gradients in bf16 or f16 with f32 sums
+ * (ConvArgs), on the tile product of mma_product.h.
  *
  * As conv_f32.cu with CONV_LAST: positions are the rows of fprop and dgrad and their reduction runs
- * over (tap, channel); columns of wgrad are (tap, channel), and its reduction runs over the positions
- * of all images. Where channels are dense and come in eights, and w lies channels last, everything
- * is gathered by cp.async, 16 bytes at a time, and a position outside the image is a copy of no bytes,
- * which writes zeros. Other layouts and storages go element by element.
+ * over (tap, channel); columns of wgrad are (tap, channel), and its reduction runs over the
+ * positions of all images. Where channels are dense and come in eights, and w lies channels last,
+ * everything is gathered by cp.async, 16 bytes at a time, and a position outside the image is a
+ * copy of no bytes, which writes zeros. Other layouts and storages go element by element.
  *
  * Definitions: those of mma_product.h, and
  *   CONV_MODE CONV_AXES CONV_STRIDED CONV_OUT_4 CONV_ACT   as in conv_f32.cu
@@ -14,7 +14,8 @@
  *   CONV_W_8      1: w is; wgrad: y
  *   CONV_W_LAST   1: w lies channels last
  *   TILE_STATS    fprop: 1: norm tables of y, as it is stored, are made (norm_stats.h)
- *   CONV_SOURCE CONV_WEIGHT CONV_RESULT CONV_RESIDUAL CONV_BIAS   PvStorage of each; wgrad: of x, y, w
+ *   CONV_SOURCE CONV_WEIGHT CONV_RESULT CONV_RESIDUAL CONV_BIAS   PvStorage of each;
+ *   wgrad: of x, y, w
  */
 #include "mma_product.h"
 typedef CxStored<CONV_SOURCE>::Element Source;

@@ -1,16 +1,17 @@
-/* T1: convolutions of one to three axes, and their gradients, in bf16 or f16 with f32 sums (ConvArgs),
- * on the tile product of wgmma_product.h. Channels last, in eights; any sizes, strides up to 8.
+/* T1: convolutions of one to three axes, and their gradients, in bf16 or f16 with f32 sums
+ * (ConvArgs), on the tile product of wgmma_product.h. Channels last, in eights; any sizes,
+ * strides up to 8.
  *
- * It needs no im2col map. The positions of a tile are a box of the images, a tensor {channels, w, h,
- * d, images}: read at (channel, w + s - pad, h + r - pad, ...) the box is the tile as tap (r, s)
- * sees it, and TMA fills what lies outside with zeros, which is the padding, the end of the channels
- * and the end of the images alike. fprop sums over (tap, channel); dgrad is fprop on y at (pad - s,
- * pad - r) with w read MN-major; wgrad has a tile for every tap and sums over boxes of 64 positions,
- * both operands MN-major.
+ * It needs no im2col map. The positions of a tile are a box of the images, a tensor {channels, w,
+ * h, d, images}: read at (channel, w + s - pad, h + r - pad, ...) the box is the tile as tap (r, s)
+ * sees it, and TMA fills what lies outside with zeros, which is the padding, the end of the
+ * channels and the end of the images alike. fprop sums over (tap, channel); dgrad is fprop on y at
+ * (pad - s, pad - r) with w read MN-major; wgrad has a tile for every tap and sums over boxes of 64
+ * positions, both operands MN-major.
  *
- * With strides the boxes of x take every stride-th element, as its tensor map says. The gradient of x
- * falls into phases, by the remainders of its positions modulo the strides: each is a convolution of y
- * with stride 1 and the taps that meet it, so its tiles have steps of their own.
+ * With strides the boxes of x take every stride-th element, as its tensor map says. The gradient
+ * of x falls into phases, by the remainders of its positions modulo the strides: each is a
+ * convolution of y with stride 1 and the taps that meet it, so its tiles have steps of their own.
  *
  * Definitions: those of wgmma_product.h, and
  *   CONV_MODE     0 fprop, 1 dgrad, 2 wgrad
@@ -36,9 +37,9 @@ CX_FN int stride_of(const ConvArgs &args, int axis)
     return CONV_STRIDED ? (int)args.stride[axis_of(axis)] : 1;
 }
 
-// Along an axis, of the positions of the gradient of x that are `phase` modulo the stride: the first
-// tap, how many there are (each a stride from the last), and where y is at the first tap of position
-// `phase`; it is one less at each further one.
+// Along an axis, of the positions of the gradient of x that are `phase` modulo the stride: the
+// first tap, how many there are (each a stride from the last), and where y is at the first tap of
+// position `phase`; it is one less at each further one.
 struct PhaseTaps {
     int first, count, at;
 
@@ -50,7 +51,8 @@ struct PhaseTaps {
     }
 };
 
-// First position of box `number`, by axis; returns how often all boxes fit in front of it: the phase.
+// First position of box `number`, by axis; returns how often all boxes fit in front of
+// it: the phase.
 CX_FN int set_box(const WgmmaPlan &plan, int number, int *at)
 {
     CX_UNROLL

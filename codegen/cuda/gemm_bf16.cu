@@ -1,7 +1,7 @@
 /* T2: matrix products in bf16 or f16 with f32 sums (GemmArgs): the tile product of mma_product.h.
  *
- * As gemm_f32.cu, with operands of any storage; those that are not TILE_HALF, or do not lie in chunks of
- * eight, are converted on their way into shared memory.
+ * As gemm_f32.cu, with operands of any storage; those that are not TILE_HALF, or do not lie in
+ * chunks of eight, are converted on their way into shared memory.
  *
  * Definitions: those of mma_product.h, and
  *   GEMM_A_K GEMM_B_K     1: the operand is dense along k; 0: along m, or n
@@ -10,7 +10,8 @@
  *   GEMM_C_4              1: c and the residual are accessed four elements at a time
  *   GEMM_ACT GEMM_SUM GEMM_GATE                    as in gemm_f32.cu
  *   GEMM_IMAGE_ROWS       1: rows are positions of images (image_rows); then
- *   TILE_NORM             a is normalized (norm_load.h) in segments with a table, before it is rounded
+ *   TILE_NORM             a is normalized (norm_load.h) in segments with a table,
+ *   before it is rounded
  *   TILE_STATS            1: norm tables of c, as it is stored, are made (norm_stats.h)
  */
 #include "mma_product.h"
@@ -30,7 +31,8 @@ enum { RESIDENT = THREADS == 64 ? 4 : 1 }; // blocks
 enum { RESIDENT = THREADS == 64 ? 6 : 2 };
 #endif
 
-// Rows of one matrix, or with GEMM_SUM of all; k runs over batch elements of a whole number of steps.
+// Rows of one matrix, or with GEMM_SUM of all; k runs over batch elements of a whole
+// number of steps.
 template <class Element> struct Matrix {
     const Element *base;
     long long row_step, k_step, batch0_step, batch1_step;
@@ -167,13 +169,15 @@ struct NormedOperand : Operand<Source, ROWS, true, CHUNKS> {
             CX_UNROLL
             for (int e = 0; e < 4; e++) {
                 float low = normalize(cx_low_half<TILE_HALF>(word[e]), a[2 * e], d[2 * e]);
-                float high = normalize(cx_high_half<TILE_HALF>(word[e]), a[2 * e + 1], d[2 * e + 1]);
+                float high =
+                    normalize(cx_high_half<TILE_HALF>(word[e]), a[2 * e + 1], d[2 * e + 1]);
                 word[e] = cx_pack_half<TILE_HALF>(low, high);
             }
             *(uint4 *)(stage + this->place_of(i)) = held[i];
         }
     }
-    // Rows that do not exist are multiplied, but not stored; what lies behind the last k has to be 0.
+    // Rows that do not exist are multiplied, but not stored; what lies behind the last
+    // k has to be 0.
     __device__ void put_elements(u8 *stage, int k)
     {
         CX_UNROLL
@@ -194,7 +198,8 @@ struct NormedOperand : Operand<Source, ROWS, true, CHUNKS> {
                 words[0] = words[1], words[1] = words[2], words[2] = words[3];
                 words[3] = cx_pack_half<TILE_HALF>(pair[0], pair[1]);
             }
-            *(uint4 *)(stage + this->place_of(i)) = make_uint4(words[0], words[1], words[2], words[3]);
+            *(uint4 *)(stage + this->place_of(i)) =
+                make_uint4(words[0], words[1], words[2], words[3]);
         }
     }
 };

@@ -1,4 +1,5 @@
-/* T1: matrix products in bf16 or f16 with f32 sums (GemmArgs), on the tile product of wgmma_product.h.
+/* T1: matrix products in bf16 or f16 with f32 sums (GemmArgs), on the tile product of
+ * wgmma_product.h.
  *
  * A is a tensor {k, m, batch1, batch0}, or {m, k, ...} where its rows are dense, and so is B; TMA
  * reads zeros behind their ends, so sizes need not be whole tiles. The batch is one of the result,
@@ -8,8 +9,8 @@
  *   GEMM_C GEMM_RESIDUAL GEMM_BIAS   PvStorage of each
  *   GEMM_C_4      1
  *   GEMM_ACT GEMM_SUM GEMM_GATE      as in gemm_f32.cu; with gates TILE_N is 128 or 256
- *   TILE_STATS    2: norm tables of c, as it is stored, are made, of segments that want one; rows are
- *                 positions of images (image_rows)
+ *   TILE_STATS    2: norm tables of c, as it is stored, are made, of segments that want one; rows
+ *                 are positions of images (image_rows)
  */
 typedef CxStored<GEMM_C>::Element COut;
 typedef CxStored<GEMM_RESIDUAL>::Element Residual;
@@ -50,8 +51,8 @@ struct Loads {
         plan = &plan_of(p, turn.segment);
         place = place_in(*args, *plan, turn.tile);
     }
-    // 64 of the reduction, `rows` rows. An operand that is the same for all elements of a batch axis
-    // has one there.
+    // 64 of the reduction, `rows` rows. An operand that is the same for all elements of a batch
+    // axis has one there.
     template <int MN, int ROWS>
     __device__ void operand(u32 to, const cx_tmap *map, u32 full, int row, int k, int i1, int i0)
     {

@@ -106,7 +106,8 @@ static void choose_short(const CudaLaunch *launch, const Facts *facts, CudaChoic
     choice->baked[0] = (int32_t)(warps * (32 / lanes));
 }
 
-// attention_mma.cu and attention_mma_grad.cu: all of q, k, v, o and their gradients are bf16, or f16.
+// attention_mma.cu and attention_mma_grad.cu: all of q, k, v, o and their gradients
+// are bf16, or f16.
 static bool is_half(const Facts *facts)
 {
     uint32_t tensors = 0xfffffu & ~(0xfu << 4 * LSE), half = facts->types & 0xf;
@@ -133,7 +134,8 @@ static void choose_mma(const CudaLaunch *launch, const Facts *facts, CudaChoice 
         choice->threads[i] = (uint32_t)own;
     choice->baked[0] = (int32_t)own;
     if (!facts->grad) {
-        choice->shared[0] = (uint32_t)(own * most(d_row, e_row) + 2 * (large ? 32 : 64) * both + 64);
+        choice->shared[0] =
+            (uint32_t)(own * most(d_row, e_row) + 2 * (large ? 32 : 64) * both + 64);
         return;
     }
     choice->shared[0] = (uint32_t)own * 4;
@@ -150,10 +152,10 @@ bool cuda_select_attention(const CudaLaunch *launch, CudaChoice *choice)
         return false;
     bool is_short = facts.length <= MOST_SHORT;
     int64_t to = is_short ? 4 : 16;
-    choice->name = arena_printf(launch->arena, "attention%s%s_%dx%d%s%s%s", is_short ? "_short" : "",
-                                facts.grad ? "_grad" : "", (int)round_up(facts.d, to),
-                                (int)round_up(facts.e, to), facts.mask ? "_mask" : "",
-                                facts.causal ? "_causal" : "", facts.rotary ? "_rotary" : "");
+    choice->name = arena_printf(
+        launch->arena, "attention%s%s_%dx%d%s%s%s", is_short ? "_short" : "",
+        facts.grad ? "_grad" : "", (int)round_up(facts.d, to), (int)round_up(facts.e, to),
+        facts.mask ? "_mask" : "", facts.causal ? "_causal" : "", facts.rotary ? "_rotary" : "");
     if (is_short)
         choose_short(launch, &facts, choice);
     else if (is_half(&facts))

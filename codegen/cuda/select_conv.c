@@ -86,7 +86,8 @@ static int64_t table_entries(const CudaLaunch *launch)
     for (uint32_t i = 0; i == 0 || i < launch->segments; i++) {
         ConvArgs args;
         tile_numbers(launch, i, 1, (int64_t *)&args);
-        int64_t taps = volume(args.kernel), up = args.x_shift[0] + args.x_shift[1] + args.x_shift[2];
+        int64_t taps = volume(args.kernel),
+                up = args.x_shift[0] + args.x_shift[1] + args.x_shift[2];
         taps = up > 0 ? (taps + ((3 - taps) & 7)) << up : taps;
         most = taps > most ? taps : most;
     }
@@ -152,8 +153,8 @@ static Access image_access(const CudaLaunch *launch, const ConvArgs *args, int m
     return access;
 }
 
-// What both templates are told of a launch; the tile is chosen. `last`: positions are rows. `alone`:
-// there shall be a kernel without the first axis.
+// What both templates are told of a launch; the tile is chosen. `last`: positions are rows.
+// `alone`: there shall be a kernel without the first axis.
 static const char *common_definitions(const CudaLaunch *launch, CudaChoice *choice,
                                       const ConvArgs *one, int mode, bool last, bool alone)
 {
@@ -173,12 +174,12 @@ static const char *common_definitions(const CudaLaunch *launch, CudaChoice *choi
                                 is_resampled(launch) ? "_up" : "");
     if (tile_has_stats(&one->stats))
         tile_choose_stats(choice);
-    return arena_printf(
-        launch->arena, "CONV_MODE=%d CONV_LAST=%d CONV_AXES=%d CONV_STRIDED=%d CONV_ACT=%d%s%s", mode,
-        last, flat ? 2 : 3, mode == CONV_DGRAD && volume(one->stride) > 1, (int)one->act,
-        is_resampled(launch) ? " CONV_RESAMPLED=1" : "",
-        tile_norm_definitions(launch->arena, one->norm.table, one->norm.act,
-                              tile_has_stats(&one->stats)));
+    return arena_printf(launch->arena,
+                        "CONV_MODE=%d CONV_LAST=%d CONV_AXES=%d CONV_STRIDED=%d CONV_ACT=%d%s%s",
+                        mode, last, flat ? 2 : 3, mode == CONV_DGRAD && volume(one->stride) > 1,
+                        (int)one->act, is_resampled(launch) ? " CONV_RESAMPLED=1" : "",
+                        tile_norm_definitions(launch->arena, one->norm.table, one->norm.act,
+                                              tile_has_stats(&one->stats)));
 }
 
 enum { STORE_Y, STORE_X, STORE_W, STORE_BIAS, STORE_RESIDUAL }; // in `types`
@@ -211,7 +212,8 @@ static void choose_bf16(const CudaLaunch *launch, CudaChoice *choice, const Conv
                            : mma_tile_for(tile_count(positions, phases),
                                           mode == CONV_DGRAD ? c_in : c_out, one->groups * phases);
     // operands in the template's words: the source and w, or of wgrad x and y
-    int source = mode == CONV_DGRAD ? STORE_Y : STORE_X, weight = mode == CONV_WGRAD ? STORE_Y : STORE_W;
+    int source = mode == CONV_DGRAD ? STORE_Y : STORE_X,
+        weight = mode == CONV_WGRAD ? STORE_Y : STORE_W;
     int result = mode == CONV_FPROP ? STORE_Y : mode == CONV_DGRAD ? STORE_X : STORE_W;
     bool x_8 = (mode == CONV_DGRAD ? c_out : c_in) % 8 == 0 &&
                tile_storage(one->types, source) != PV_STORE_REAL &&
@@ -228,8 +230,8 @@ static void choose_bf16(const CudaLaunch *launch, CudaChoice *choice, const Conv
         launch->arena,
         "%s %s CONV_X_8=%d CONV_W_8=%d CONV_W_LAST=%d CONV_OUT_4=%d CONV_SOURCE=%d CONV_WEIGHT=%d "
         "CONV_RESULT=%d CONV_RESIDUAL=%d CONV_BIAS=%d",
-        mma_definitions(launch->arena, tile, tile_half(one->types)), common, x_8, w_8, one->w_last != 0,
-        bf16_out_fours(launch, one, mode), tile_storage(one->types, source),
+        mma_definitions(launch->arena, tile, tile_half(one->types)), common, x_8, w_8,
+        one->w_last != 0, bf16_out_fours(launch, one, mode), tile_storage(one->types, source),
         tile_storage(one->types, weight), tile_storage(one->types, result),
         tile_storage(one->types, STORE_RESIDUAL), tile_storage(one->types, STORE_BIAS));
 }

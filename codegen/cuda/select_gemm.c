@@ -44,8 +44,9 @@ static bool find_access(const CudaLaunch *launch, const GemmArgs *args, Access *
     access->c = takes(launch, 4, tile_storage(args->types, STORE_C) ? 8 : 16, AT(c), AT(c_m),
                       AT(c0), AT(c1), AT(n));
     if (cuda_is_there(launch, AT(residual)))
-        access->c = access->c && takes(launch, 4, tile_storage(args->types, STORE_RESIDUAL) ? 8 : 16,
-                                       AT(residual), AT(r_m), AT(r0), AT(r1), AT(n));
+        access->c =
+            access->c && takes(launch, 4, tile_storage(args->types, STORE_RESIDUAL) ? 8 : 16,
+                               AT(residual), AT(r_m), AT(r0), AT(r1), AT(n));
     bool of_a = args->image_rows > 0;          // factors of four channels at a time
     if (args->norm.table && of_a)
         access->a = access->a && takes(launch, 4, 16, AT(norm.table), AT(norm.image),
@@ -81,11 +82,12 @@ static const char *common_definitions(const CudaLaunch *launch, CudaChoice *choi
                                 tile_norm_name(one->norm.table, tile_has_stats(&one->stats)));
     if (tile_has_stats(&one->stats))
         tile_choose_stats(choice);
-    return arena_printf(
-        launch->arena, "GEMM_A_K=%d GEMM_B_K=%d GEMM_C_4=%d GEMM_ACT=%d GEMM_SUM=%d%s%s", access->a_k,
-        access->b_k, access->c, (int)one->act, one->sum_batch != 0, one->gate ? " GEMM_GATE=1" : "",
-        tile_norm_definitions(launch->arena, one->norm.table, one->norm.act,
-                              tile_has_stats(&one->stats)));
+    return arena_printf(launch->arena,
+                        "GEMM_A_K=%d GEMM_B_K=%d GEMM_C_4=%d GEMM_ACT=%d GEMM_SUM=%d%s%s",
+                        access->a_k, access->b_k, access->c, (int)one->act, one->sum_batch != 0,
+                        one->gate ? " GEMM_GATE=1" : "",
+                        tile_norm_definitions(launch->arena, one->norm.table, one->norm.act,
+                                              tile_has_stats(&one->stats)));
 }
 
 // The sum over batch elements is baked in, so all segments have it or none.

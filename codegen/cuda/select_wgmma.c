@@ -1,6 +1,6 @@
 // Which launches have a kernel of their own for sm_90a, conv_wgmma.cu or gemm_wgmma.cu: those whose
-// operands are bf16 or f16 and lie so that TMA can read them, 16 bytes dense, and whose sizes do not
-// leave its tiles mostly empty. All others keep the kernel for every GPU; `refuses_*` say why.
+// operands are bf16 or f16 and lie so that TMA can read them, 16 bytes dense, and whose sizes do
+// not leave its tiles mostly empty. All others keep the kernel for every GPU; `refuses_*` say why.
 #include <stddef.h>
 #include <string.h>
 
@@ -13,7 +13,7 @@
 #define GEMM(field) (offsetof(GemmArgs, field) / sizeof(int64_t))
 enum { CONV_Y, CONV_X, CONV_W, CONV_BIAS, CONV_RESIDUAL };       // in `types`
 enum { GEMM_C, GEMM_A, GEMM_B, GEMM_BIAS, GEMM_RESIDUAL };
-enum { FEW = 4 };        // segments: parameters of a launch stay within 4 KB, which all drivers take
+enum { FEW = 4 }; // segments: parameters of a launch stay within 4 KB, which all drivers take
 enum { MULTIPROCESSORS = 132, LARGEST = 1 << 30 };
 enum { MOST_STRIDE = 8 };        // of a tensor map
 
@@ -27,8 +27,9 @@ static const WgmmaTile tiles[] = {
     {256, 64, 2, 4, 1.35}, {128, 64, 2, 6, 1.6},  {64, 128, 1, 3, 1.6},
 };
 
-// The tile of `columns` or more with the lowest predicted cost for m x n sums of `batches` products of
-// `steps` steps. A grid that does not fill the machine can be cut into parts, down to a few steps.
+// The tile of `columns` or more with the lowest predicted cost for m x n sums of `batches`
+// products of `steps` steps. A grid that does not fill the machine can be cut into parts, down
+// to a few steps.
 static const WgmmaTile *tile_of(int64_t m, int64_t n, int64_t batches, int64_t steps, int columns)
 {
     const WgmmaTile *best = NULL;
@@ -90,8 +91,10 @@ static const char *refuses_types(int64_t types, int first, int second)
 {
     if (tile_half(types) < 0)
         return "bf16 beside f16";
-    return tile_storage(types, first) == PV_STORE_REAL || tile_storage(types, second) == PV_STORE_REAL
-               ? "an operand in f32" : NULL;
+    return tile_storage(types, first) == PV_STORE_REAL ||
+                   tile_storage(types, second) == PV_STORE_REAL
+               ? "an operand in f32"
+               : NULL;
 }
 
 // An address that elements of a storage can be accessed at, four at a time; none is fine.
@@ -242,12 +245,13 @@ static const char *select_conv(const CudaLaunch *launch, CudaChoice *choice, int
     choice->name = arena_printf(launch->arena, "%s_wgmma_%s%dx%d%s%s%s", names[mode],
                                 tile_half_name(one.types), tile->m, tile->n, tile_act_name(one.act),
                                 tile_norm_name(0, has_stats), strided ? "_stride" : "");
-    choice->definitions = arena_printf(
-        launch->arena,
-        "%s%s CONV_MODE=%d CONV_STRIDED=%d CONV_ACT=%d CONV_RESULT=%d CONV_RESIDUAL=%d CONV_BIAS=%d",
-        product, choose_stats(choice, has_stats), mode, strided, (int)one.act,
-        tile_storage(one.types, result),
-        tile_storage(one.types, CONV_RESIDUAL), tile_storage(one.types, CONV_BIAS));
+    choice->definitions =
+        arena_printf(launch->arena,
+                     "%s%s CONV_MODE=%d CONV_STRIDED=%d CONV_ACT=%d CONV_RESULT=%d "
+                     "CONV_RESIDUAL=%d CONV_BIAS=%d",
+                     product, choose_stats(choice, has_stats), mode, strided, (int)one.act,
+                     tile_storage(one.types, result), tile_storage(one.types, CONV_RESIDUAL),
+                     tile_storage(one.types, CONV_BIAS));
     return NULL;
 }
 
@@ -271,7 +275,8 @@ static const char *refuses_gemm(const CudaLaunch *launch, const GemmArgs *one, b
         if (args.types != one->types || args.act != one->act || args.sum_batch != one->sum_batch ||
             (args.gate != 0) != (one->gate != 0))
             return "segments that differ";
-        if (outer_a <= 0 || outer_b <= 0 || args.a0 < 0 || args.a1 < 0 || args.b0 < 0 || args.b1 < 0)
+        if (outer_a <= 0 || outer_b <= 0 || args.a0 < 0 || args.a1 < 0 || args.b0 < 0 ||
+            args.b1 < 0)
             return "rows that are not apart";
         if (args.m >= LARGEST || args.n >= LARGEST || args.k >= LARGEST)
             return "too large";
@@ -326,15 +331,15 @@ static const char *select_gemm(const CudaLaunch *launch, CudaChoice *choice)
     choice->file = "gemm_wgmma.cu";
     choice->shape = "pv_shape_gemm_wgmma";
     bool has_stats = has_any_stats(launch, GEMM(stats));
-    choice->name = arena_printf(launch->arena, "gemm_wgmma_%s%dx%d%s%s%s%s",
-                                tile_half_name(one.types), tile->m, tile->n, tile_act_name(one.act),
-                                one.gate ? "_gate" : "", one.sum_batch ? "_sum" : "", tile_norm_name(0, has_stats));
+    choice->name =
+        arena_printf(launch->arena, "gemm_wgmma_%s%dx%d%s%s%s%s", tile_half_name(one.types),
+                     tile->m, tile->n, tile_act_name(one.act), one.gate ? "_gate" : "",
+                     one.sum_batch ? "_sum" : "", tile_norm_name(0, has_stats));
     choice->definitions = arena_printf(
         launch->arena,
-        "%s%s GEMM_C_4=1 GEMM_ACT=%d GEMM_SUM=%d%s GEMM_C=%d GEMM_RESIDUAL=%d GEMM_BIAS=%d", product,
-        choose_stats(choice, has_stats), (int)one.act, one.sum_batch != 0,
-        one.gate ? " GEMM_GATE=1" : "",
-        tile_storage(one.types, GEMM_C),
+        "%s%s GEMM_C_4=1 GEMM_ACT=%d GEMM_SUM=%d%s GEMM_C=%d GEMM_RESIDUAL=%d GEMM_BIAS=%d",
+        product, choose_stats(choice, has_stats), (int)one.act, one.sum_batch != 0,
+        one.gate ? " GEMM_GATE=1" : "", tile_storage(one.types, GEMM_C),
         tile_storage(one.types, GEMM_RESIDUAL), tile_storage(one.types, GEMM_BIAS));
     return NULL;
 }

@@ -26,7 +26,8 @@ static uint32_t count(int64_t size, int64_t by)
 static void finish(const PvCudaKernel *kernel, WgmmaPlan plan, int64_t sum, PvCudaGrid *grid)
 {
     uint32_t most = plan.steps / PART_STEPS < MOST_PARTS ? plan.steps / PART_STEPS : MOST_PARTS;
-    uint32_t wanted = plan.tiles > 0 && plan.tiles < MULTIPROCESSORS ? MULTIPROCESSORS / plan.tiles : 1;
+    uint32_t wanted =
+        plan.tiles > 0 && plan.tiles < MULTIPROCESSORS ? MULTIPROCESSORS / plan.tiles : 1;
     plan.parts = wanted < most ? wanted : most;
     if (plan.parts < 1)
         plan.parts = 1;
@@ -51,8 +52,8 @@ static void add_stats(const PvCudaKernel *kernel, int64_t images, int64_t rows, 
 
 // Logarithms of the extents of the best box of 2^log positions; step: of what is read, between two
 // of them. pieces: each image has WGMMA_PIECE rows of a box at least.
-static void choose_box(const int64_t size[WGMMA_AXES], const uint32_t step[WGMMA_AXES], uint32_t log,
-                       bool pieces, WgmmaPlan *plan)
+static void choose_box(const int64_t size[WGMMA_AXES], const uint32_t step[WGMMA_AXES],
+                       uint32_t log, bool pieces, WgmmaPlan *plan)
 {
     int64_t best = INT64_MAX;
     for (uint32_t image = 0; image <= log && (!pieces || WGMMA_PIECE << image <= 1 << log); image++)
@@ -155,8 +156,8 @@ void pv_shape_conv_wgmma(const PvCudaKernel *kernel, const int64_t *numbers, PvC
 
 // ---- products ----
 
-// Rows [row] of the reduction [k] of all batch elements; of b values, gates and what lies between. A
-// stride of 0 is an axis of one.
+// Rows [row] of the reduction [k] of all batch elements; of b values, gates and what lies between.
+// A stride of 0 is an axis of one.
 static PvTensorMap operand_map(const GemmArgs *args, bool of_b, bool dense_k, uint32_t rows)
 {
     int64_t row = of_b ? args->n : args->m, row_stride = of_b ? args->b_n : args->a_m;

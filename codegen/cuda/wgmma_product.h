@@ -1,19 +1,21 @@
-/* T1, the tile product of bf16 or f16 on sm_90a: TMA brings operands, wgmma multiplies, f32 sums. Included
- * in a kernel's namespace, so it has no guard.
+/* T1, the tile product of bf16 or f16 on sm_90a: TMA brings operands, wgmma multiplies, f32 sums.
+ * Included in a kernel's namespace, so it has no guard.
  *
  * A block makes TILE_M x TILE_N sums, 64 of the reduction a step, and is warp-specialised: one
  * thread of the last warpgroup issues TMA into a ring of stages, the other warpgroups multiply a
  * share of the rows each. Full barriers are released by bytes, empty ones by one arrival a warp. A
- * stage has TILE_M rows of A and TILE_N of B, 128 bytes each; an operand that is dense along its rows
- * lies there as panels of 64 x 64 that wgmma reads MN-major, so nothing is transposed. Registers go
- * out through a few rows of shared memory of each warp's own (tile_out.h has what becomes of them).
+ * stage has TILE_M rows of A and TILE_N of B, 128 bytes each; an operand that is dense along its
+ * rows lies there as panels of 64 x 64 that wgmma reads MN-major, so nothing is transposed.
+ * Registers go out through a few rows of shared memory of each warp's own (tile_out.h has what
+ * becomes of them).
  *
- * Blocks stay, and take turns: turn t of a launch is a part of a tile of a segment, and a block takes
- * every gridDim.x-th. While a tile's results are stored the stages of the next are on their way.
+ * Blocks stay, and take turns: turn t of a launch is a part of a tile of a segment, and a
+ * block takes every gridDim.x-th. While a tile's results are stored the stages of the next
+ * are on their way.
  *
- * Definitions: TILE_HALF, the PvStorage of both operands, TILE_M (64, 128, 256), TILE_N (64, 128, 256),
- * WG_GROUPS, warpgroups that multiply (1 or 2), WG_STAGES, WG_SEGMENTS, WG_A_MN and WG_B_MN, 1: A, or B, is dense along its rows. What includes
- * this defines
+ * Definitions: TILE_HALF, the PvStorage of both operands, TILE_M (64, 128, 256), TILE_N (64, 128,
+ * 256), WG_GROUPS, warpgroups that multiply (1 or 2), WG_STAGES, WG_SEGMENTS, WG_A_MN and WG_B_MN,
+ * 1: A, or B, is dense along its rows. What includes this defines
  *     Launch                   a CxMapLaunch of its arguments, before
  *     int steps_of(launch, segment, tile)
  *     struct Loads             void tile(launch, turn); void step(u32 stage, u32 full, int step)
@@ -23,11 +25,11 @@
  *     PieceStats stats; void set_stats(launch, segment, in_parts); void begin(int m)
  *     int tiles_of(int from, int end)
  *
- * What should bind on an H200 (a prediction; nothing was measured): with 256 x 128 or 128 x 256 sums a
- * step moves 48 KB for 1024 cycles of wgmma, 48 bytes a cycle of L2, so the tensor cores bind; with
- * 128 x 128 it is 64 bytes a cycle, about all that L2 gives; with 64 columns L2 binds. The ring is
- * 4 steps deep, some 2 us. A short reduction (a 1 x 1 convolution of 64 channels is one step) is bound
- * by the store of the tile, which no other warpgroup's product hides.
+ * What should bind on an H200 (a prediction; nothing was measured): with 256 x 128 or 128 x 256
+ * sums a step moves 48 KB for 1024 cycles of wgmma, 48 bytes a cycle of L2, so the tensor cores
+ * bind; with 128 x 128 it is 64 bytes a cycle, about all that L2 gives; with 64 columns L2 binds.
+ * The ring is 4 steps deep, some 2 us. A short reduction (a 1 x 1 convolution of 64 channels is one
+ * step) is bound by the store of the tile, which no other warpgroup's product hides.
  */
 #include "wgmma_plan.h"
 enum {
@@ -166,7 +168,8 @@ template <class Loads> CX_FN void produce(const Launch &p, u32 shared)
 CX_FN void multiply(float *d, u32 a, u32 b)
 {
     CX_UNROLL
-    for (int k = 0; k < WGMMA_TILE_K / 16; k++) { // 16 of the reduction: 16 rows of a panel, or 32 bytes
+    for (int k = 0; k < WGMMA_TILE_K / 16; k++) {
+        // 16 of the reduction: rows of a panel, or 32 bytes
 #ifdef FAULT_WGMMA_MAJOR // A is read as if it were dense along the reduction
         u64 of_a = cx_operand128(a + (u32)(k * 32), 16, 1024);
 #else
@@ -187,9 +190,9 @@ struct GroupSums {
     float at[GROUP_BLOCKS][TILE_N / 2];
 };
 
-// Eight rows of a warp, CHUNK_N columns: a piece of its sums. They are put through shared memory one
-// by one, by code that is there once: registers have no number at run time, so each piece's are named
-// in a branch of their own.
+// Eight rows of a warp, CHUNK_N columns: a piece of its sums. They are put through shared memory
+// one by one, by code that is there once: registers have no number at run time, so each piece's are
+// named in a branch of their own.
 enum { CHUNKS = TILE_N / CHUNK_N, PIECES = GROUP_BLOCKS * CHUNKS * 2 };
 
 CX_FN void spread_piece(const GroupSums &sums, int piece, float *to)
@@ -365,8 +368,8 @@ template <class Tile> CX_FN void add_parts(const Launch &p, u8 *shared)
 #else
     more = p.args[segment].sum;
 #endif
-    tile_collect(p.head, segment, more, number, (int)block % TILE_BLOCKS, tile.out, tile.m0, tile.n0,
-                 (float *)shared);
+    tile_collect(p.head, segment, more, number, (int)block % TILE_BLOCKS, tile.out, tile.m0,
+                 tile.n0, (float *)shared);
 #if TILE_STATS
     tile.out.stats.template finish<false>(tile.out, TILE_BLOCKS, (u32 *)shared, 32);
 #endif

@@ -1,12 +1,12 @@
-/* Norm tables of what T1 makes (NormStats of kernel_args.h): the counterpart of norm_stats.h for tiles
- * whose rows are boxes of positions. Included in a kernel's namespace behind norm_factors.h by
- * templates with the definition TILE_STATS 2.
+/* Norm tables of what T1 makes (NormStats of kernel_args.h): the counterpart of norm_stats.h for
+ * tiles whose rows are boxes of positions. Included in a kernel's namespace behind norm_factors.h
+ * by templates with the definition TILE_STATS 2.
  *
- * Rows come in pieces, 16 that a warp stores, or in phase 1 those of a block; a piece belongs to one
- * image (shape_wgmma.c sees to that), of which it is number `slot`. A lane follows its four columns
- * through a piece by Welford's updates while it stores them, and leaves mean and squares in the
- * workspace: float2 [image][slot][channel], and behind all of those how many rows each piece has, float
- * [image][slot].
+ * Rows come in pieces, 16 that a warp stores, or in phase 1 those of a block; a piece belongs to
+ * one image (shape_wgmma.c sees to that), of which it is number `slot`. A lane follows its four
+ * columns through a piece by Welford's updates while it stores them, and leaves mean and squares in
+ * the workspace: float2 [image][slot][channel], and behind all of those how many rows each piece
+ * has, float [image][slot].
  *
  * Then each warpgroup (of phase 1: block) counts itself at the counters of its tile's images, as in
  * norm_stats.h, and the last of an image puts its pieces together in a fixed order.
@@ -65,7 +65,8 @@ struct PieceStats {
             squares[e] = fmaf(away, value[e] - mean[e], squares[e]);
         }
     }
-    // Takes the rows of the lane that is `by` away, which has the same columns. All lanes take part.
+    // Takes the rows of the lane that is `by` away, which has the same columns. All
+    // lanes take part.
     __device__ void join_lanes(int by)
     {
         float other = __shfl_xor_sync(CX_ALL_LANES, count, by), both = count + other;
@@ -92,8 +93,8 @@ struct PieceStats {
             moments[at * channels + channel + e] = make_float2(mean[e], squares[e]);
     }
 
-    // Sums over the pieces of `in_group` channels of an image, by a warp: of what their means tell of
-    // the whole, or of squares about `about`.
+    // Sums over the pieces of `in_group` channels of an image, by a warp: of what their means tell
+    // of the whole, or of squares about `about`.
     template <bool of_squares>
     __device__ float sum_over(int image_, int from, int in_group, float about) const
     {
@@ -143,8 +144,8 @@ struct PieceStats {
         }
     }
     // Everything of the tile is left. out.tiles_of(from, end): tiles of the images from .. end - 1;
-    // `each`: how often a tile is counted. flags: of each warp a word for each of the tile's images,
-    // `apart` words apart.
+    // `each`: how often a tile is counted. flags: of each warp a word for each of the tile's
+    // images, `apart` words apart.
     template <bool group, class Out>
     __device__ void finish(const Out &out, int each, u32 *flags, int apart)
     {

@@ -65,30 +65,37 @@ def test_cuda_images():
 
 
 def test_cuda_images_are_chosen():
-    """Which image a GPU takes, of a dry run on the driver of tests: its own, PTX, or none, and what is told then."""
+    """Which image a GPU takes, of a dry run on the driver of tests: its own, PTX, or none, and what
+    is told then."""
     if not os.path.exists(EMULATOR):
         raise Skip("the emulator was not built")
     folder = scratch("cuda_chosen")
     small_model(folder)
     for name, arch in (("all", "sm_80,sm_90a,sm_90,ptx"), ("one", "sm_90a,sm_90")):
-        told = run(PVDMC, f"{folder}/small.model", "-o", f"{folder}/{name}", "--target", "cuda", "--arch", arch,
+        told = run(PVDMC, f"{folder}/small.model", "-o", f"{folder}/{name}", "--target", "cuda",
+                   "--arch", arch,
                    status=None)
         if "NVRTC was not found" in told:
             raise Skip("NVRTC is not here")
     write_tensors(f"{folder}/in.safetensors", {"x": ("F32", [2, 8, 6], [0.5] * 96)})
 
     def on(gpu, exe, status, **more):
-        return run(f"{folder}/{exe}", "run", "turned", "--in", f"{folder}/in.safetensors", "--device", "cuda",
-                   status=status, env={"PVDM_CUDA_DRIVER": EMULATOR, "PVDM_FAKE_DRY": "1", "PVDM_FAKE_ARCH": str(gpu),
+        return run(f"{folder}/{exe}", "run", "turned", "--in", f"{folder}/in.safetensors",
+                   "--device", "cuda",
+                   status=status, env={"PVDM_CUDA_DRIVER": EMULATOR, "PVDM_FAKE_DRY": "1",
+                                       "PVDM_FAKE_ARCH": str(gpu),
                                        **more})
 
     for gpu in (80, 86, 90, 120):   # the last one by PTX
         on(gpu, "all", 0)
     on(90, "one", 0)
     told = on(75, "all", 3)
-    assert re.search(r"compute capability 7\.5\); this executable has sm_80, PTX of compute_80, sm_90a, sm_90\n", told), told
+    assert re.search(
+        r"compute capability 7\.5\); this executable has sm_80, PTX of compute_80, sm_90a, sm_90\n",
+        told), told
     told = on(120, "one", 3)
-    assert "compute capability 12.0); this executable has sm_90a, sm_90\n" in told and "or with PTX" in told, told
+    assert "compute capability 12.0); this executable has sm_90a, sm_90\n" in told, told
+    assert "or with PTX" in told, told
     for gpu in (90, 120):
         told = on(gpu, "all", 3, PVDM_FAKE_VERSION="12080")
         assert re.search(r"compiled by CUDA 13\.\d+; the driver is of CUDA 12\.8", told), told

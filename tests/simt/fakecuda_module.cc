@@ -94,8 +94,8 @@ static void *open_image(const uint8_t *image, int *opened)
 
 /* ---- dry runs ---- */
 
-// The program that a GPU would make of an image; an error where that GPU, or a driver before CUDA 13
-// what CUDA 13 has compiled, would not take it.
+// The program that a GPU would make of an image; an error where that GPU, or a driver before CUDA
+// 13 what CUDA 13 has compiled, would not take it.
 static CUresult load_dry(CUmod_st *module, const uint8_t *image)
 {
     enum { CUDA_13 = 13000, ABI_OF_13 = 8 };

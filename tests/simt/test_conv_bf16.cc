@@ -57,7 +57,8 @@ static int64_t add_conv(KernelCase &test, const Shape &shape, int mode, int64_t 
     args.x = mode == 1 ? out : test.input(x, 1, 0, shape.x);
     args.y = mode == 0 ? out : test.input(y, 1, 0, shape.y);
     args.w = mode == 2 ? out : test.input(w, 1, 0, shape.w);
-    args.bias = shape.bias && mode < 2 ? test.input((size_t)(mode == 1 ? args.c_in : args.c_out)) : 0;
+    args.bias =
+        shape.bias && mode < 2 ? test.input((size_t)(mode == 1 ? args.c_in : args.c_out)) : 0;
     if (shape.bias && mode < 2) {      // a residual that lies in something wider
         int64_t channels = (mode == 1 ? args.c_in : args.c_out) + 8;
         const int64_t *size = mode == 1 ? args.in : args.out;
@@ -105,8 +106,8 @@ int main(void)
     const Storage H = ST_BF16, F = ST_F32;
     Shape square = {"bf16 3 x 3", 2, 24, 40, 1, {1, 6, 7}, {1, 3, 3}, {1, 1, 1}, {0, 1, 1},
                     H, H, H, true, true, true};
-    Shape strided = {"bf16 4 x 4, stride 2", 2, 8, 16, 1, {1, 8, 8}, {1, 4, 4}, {1, 2, 2}, {0, 1, 1},
-                     H, H, H, true, true, true};
+    Shape strided = {"bf16 4 x 4, stride 2", 2, 8, 16, 1, {1, 8, 8}, {1, 4, 4}, {1, 2, 2},
+                     {0, 1, 1}, H, H, H, true, true, true};
     Shape uneven = {"bf16 3 x 3, stride 2, groups", 1, 16, 32, 2, {1, 7, 9}, {1, 3, 3}, {1, 2, 2},
                     {0, 1, 1}, H, H, H, true, true, true};
     Shape solid = {"bf16 3 axes", 1, 8, 16, 1, {3, 4, 5}, {3, 3, 3}, {2, 1, 1}, {1, 1, 1},
@@ -115,8 +116,8 @@ int main(void)
                    H, H, H, true, true, true};
     Shape deep = {"bf16 parts", 1, 72, 64, 1, {1, 4, 8}, {1, 3, 3}, {1, 1, 1}, {0, 1, 1},
                   H, F, H, true, true, true};
-    Shape first = {"f32 image of 4 channels", 1, 4, 32, 1, {1, 6, 6}, {1, 3, 3}, {1, 1, 1}, {0, 1, 1},
-                   F, H, H, true, true, true};
+    Shape first = {"f32 image of 4 channels", 1, 4, 32, 1, {1, 6, 6}, {1, 3, 3}, {1, 1, 1},
+                   {0, 1, 1}, F, H, H, true, true, true};
     Shape other = {"bf16, w not channels last", 1, 8, 16, 1, {1, 6, 6}, {1, 3, 3}, {1, 1, 1},
                    {0, 1, 1}, H, H, F, true, true, false};
     Shape planar = {"bf16, positions dense", 1, 5, 16, 1, {1, 6, 6}, {1, 3, 3}, {1, 1, 1},

@@ -78,8 +78,9 @@ static void expect(int mode, const int64_t *raw)
 
 static void check(int mode, const std::vector<Shape> &shapes, const char *fault = nullptr)
 {
-    KernelCase test(symbol[mode], [mode](const PvRun *, const int64_t *args) { expect(mode, args); },
-                    shapes[0].what);
+    KernelCase test(
+        symbol[mode], [mode](const PvRun *, const int64_t *args) { expect(mode, args); },
+        shapes[0].what);
     test.on_90a = true;
     for (const Shape &shape : shapes)
         add_conv(test, shape, mode);
@@ -115,21 +116,23 @@ int main(void)
 {
     const Storage H = ST_BF16, F = ST_F32, NONE = ST_I64;
     Shape odd = {"odd sizes", 2, 56, 104, {1, 9, 7}, {1, 3, 3}, {0, 1, 1}, H, H, true, false};
-    Shape small = {"images smaller than a tile", 5, 64, 64, {1, 4, 4}, {1, 3, 3}, {0, 1, 1}, H, NONE,
-                   false, false};
+    Shape small = {"images smaller than a tile", 5, 64, 64, {1, 4, 4}, {1, 3, 3}, {0, 1, 1}, H,
+                   NONE, false, false};
     Shape wide = {"part of a row", 1, 64, 88, {1, 2, 140}, {1, 3, 3}, {0, 1, 1}, H, F, true, false};
     Shape point = {"1 x 1", 1, 64, 128, {1, 16, 17}, {1, 1, 1}, {0, 0, 0}, F, NONE, true, false};
     Shape solid = {"3 axes", 1, 64, 48, {3, 5, 6}, {3, 3, 3}, {1, 1, 1}, H, NONE, true, false};
-    Shape larger = {"4 x 4, padding 2", 1, 48, 64, {1, 6, 8}, {1, 4, 4}, {0, 2, 2}, H, NONE, false, false};
-    // strides: phases with several taps each, with one and two, with one or none; boxes of the widest
+    Shape larger = {"4 x 4, padding 2", 1, 48, 64, {1, 6, 8}, {1, 4, 4}, {0, 2, 2}, H, NONE,
+                    false, false};
+    // strides: phases with several taps each, with one and two, with one or none; boxes of the
+    // widest
     Shape halved = {"4 x 4, stride 2", 2, 48, 64, {1, 12, 10}, {1, 4, 4}, {0, 1, 1}, H, NONE, true,
                     false, H, {1, 2, 2}};
-    Shape uneven = {"3 x 3, strides 2 and 3", 2, 64, 56, {1, 9, 11}, {1, 3, 3}, {0, 1, 1}, H, H, true,
-                    false, H, {1, 2, 3}};
+    Shape uneven = {"3 x 3, strides 2 and 3", 2, 64, 56, {1, 9, 11}, {1, 3, 3}, {0, 1, 1}, H, H,
+                    true, false, H, {1, 2, 3}};
     Shape sparse = {"1 x 1, stride 2", 1, 64, 48, {1, 5, 280}, {1, 1, 1}, {0, 0, 0}, F, NONE, false,
                     false, H, {1, 2, 2}};
-    Shape thick = {"3 axes, strides 2, 1 and 2", 1, 48, 64, {4, 5, 8}, {4, 3, 4}, {1, 1, 1}, H, NONE,
-                   true, false, ST_BF16, {2, 1, 2}};
+    Shape thick = {"3 axes, strides 2, 1 and 2", 1, 48, 64, {4, 5, 8}, {4, 3, 4}, {1, 1, 1}, H,
+                   NONE, true, false, ST_BF16, {2, 1, 2}};
     for (int mode = 0; mode < 3; mode++) {
         for (const Shape &shape :
              {odd, small, wide, point, solid, larger, halved, uneven, sparse, thick})

@@ -114,7 +114,8 @@ int main(void)
            PV_ACT_SILU, 0});
     check({"f16, its gradient for w", 72, 136, 70, 1, 1, false, false, F, G, G, F, F, false, true,
            false, 0, 0});
-    check({"f16, odd sizes", 67, 35, 19, 1, 2, true, false, G, G, G, F, G, true, true, false, 0, 0});
+    check(
+        {"f16, odd sizes", 67, 35, 19, 1, 2, true, false, G, G, G, F, G, true, true, false, 0, 0});
     check({"f16, f32 operands", 20, 24, 40, 1, 1, true, true, G, F, G, F, F, true, false, false, 0,
            0});
     Product gated = {"gates", 72, 72, 136, 1, 1, true, true, H, H, H, F, H, true, false, false,
@@ -124,8 +125,9 @@ int main(void)
            false, PV_ACT_SILU, 8, -1});
     check({"gates, odd, f32 operands, parts", 9, 35, 1031, 1, 1, true, true, F, F, H, F, H, true,
            false, false, 0, 1, 1});
-    check({"f16 gates, 128 x 128", 140, 128, 40, 9, 1, true, true, G, G, G, F, G, true, false, false,
-           PV_ACT_RELU, 0, -1}, nullptr, true);
+    check({"f16 gates, 128 x 128", 140, 128, 40, 9, 1, true, true, G, G, G, F, G, true, false,
+           false, PV_ACT_RELU, 0, -1},
+          nullptr, true);
     check(gated, "FAULT_GEMM_GATE");
     check(linear, "FAULT_MMA_WAIT");
     check(linear, "FAULT_MMA_SYNC");
