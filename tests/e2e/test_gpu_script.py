@@ -121,6 +121,11 @@ def test_gpu_script_fills_the_call():
     whole = [step.phase for step in script.all_steps(pack, {"kernels test_a": {"status": "failed"}})]
     assert list(dict.fromkeys(whole))[:4] == ["kernels", "programs", "sanitizer", "times"], whole
 
+    def missing(_):
+        raise script.Failed("status 1: version not found")
+    script.info = missing
+    assert "executables start" in [step.name for step in script.all_steps(pack, {})]
+
 
 def test_gpu_script_work_of_a_step():
     """A step on given latents is the gradient of the loss alone, not the stage with its frozen encoder."""
