@@ -5,14 +5,15 @@ usage: python3 bench/gpu/peers.py ceilings
        python3 bench/gpu/peers.py CASE:BATCH... [--mode eager|bf16|compile|max-autotune] [--small]
                                   [--weights INSTANCE=FILE]... [--out DTYPE=FILE]... [--in FILE]
 
-CASE   denoise, step (loss, gradients and fused AdamW from latents), train (that, from a clip that the
-       frozen autoencoder encodes), train-cond (two clips), ae (a step of the autoencoder), check
-       (denoise's result beside ours)
+CASE   denoise, step (loss, gradients and fused AdamW from latents), train (that, from a clip that
+       the frozen autoencoder encodes), train-cond (two clips), ae (a step of the autoencoder),
+       check (denoise's result beside ours)
 eager  f32 without TF32   bf16  autocast, channels_last   compile, max-autotune  that, torch.compile
-In bf16 attention is cuDNN's where that is faster than what PyTorch takes: an eager denoise is timed both ways.
+In bf16 attention is cuDNN's where that is faster than what PyTorch takes: an eager denoise is timed
+both ways.
 
-Every case prints a line of JSON, `failed` in it where it did not run; the others follow all the same.
-Weights are ours; what has none here is drawn. PVDM_PEER_DEVICE=cpu rehearses it, in small.
+Every case prints a line of JSON, `failed` in it where it did not run; the others follow all the
+same. Weights are ours; what has none here is drawn. PVDM_PEER_DEVICE=cpu rehearses it, in small.
 """
 import argparse
 import contextlib
@@ -29,8 +30,10 @@ sys.path.insert(0, os.path.join(os.path.dirname(HERE), "peers"))
 DEVICE = os.environ.get("PVDM_PEER_DEVICE") or "cuda"
 ON_GPU = DEVICE == "cuda"
 CASES = ["check", "denoise", "step", "train", "train-cond", "ae"]
-SMALL_UNET = {"width": 32, "mult": (1,), "blocks": 1, "heads": 4, "sizes": ((2, 2),) * 3}  # pack.py's stand-in
-SMALL_AE = {"resolution": 16, "frames": 2, "channels": 16, "depth": 1, "heads": 2, "width": 8, "mixer": (1, 2, 16)}
+# pack.py's stand-in
+SMALL_UNET = {"width": 32, "mult": (1,), "blocks": 1, "heads": 4, "sizes": ((2, 2),) * 3}
+SMALL_AE = {"resolution": 16, "frames": 2, "channels": 16, "depth": 1, "heads": 2, "width": 8,
+            "mixer": (1, 2, 16)}
 
 
 def once(body):
@@ -67,7 +70,8 @@ def ceilings():
 
 
 class Peer:
-    """The two networks of one mode, made when a case asks for them, and what their batches are cut from."""
+    """The two networks of one mode, made when a case asks for them, and what their batches are cut
+    from."""
 
     def __init__(self, args):
         import pvdm_torch
@@ -81,7 +85,8 @@ class Peer:
         with torch.device(DEVICE):
             net = kind(**options)
         if instance in self.weights:
-            self.torch_side.load(net, self.torch_side.read_safetensors(self.weights[instance]), instance + ".")
+            self.torch_side.load(net, self.torch_side.read_safetensors(self.weights[instance]),
+                                 instance + ".")
         net = net.to(DEVICE)
         return net.to(memory_format=torch.channels_last) if self.mixed else net
 
@@ -100,21 +105,25 @@ class Peer:
             else:
                 from torch.nn.attention import SDPBackend, sdpa_kernel
                 with sdpa_kernel([SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION,
-                                  SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH], set_priority=True):
+                                  SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH],
+                                 set_priority=True):
                     yield
 
     def choose_attention(self):
         times = {}
-        for self.attention in ("cudnn", "default"):  # the last one stays where the first does not run
+        # the last one stays where the first does not run
+        for self.attention in ("cudnn", "default"):
             try:
                 times[self.attention] = milliseconds(self.denoise(8, self.net), 5)
             except Exception as error:  # not there, or not for these shapes
-                print(f"attention {self.attention}: {type(error).__name__}: {error}"[:300], file=sys.stderr)
+                print(f"attention {self.attention}: {type(error).__name__}: {error}"[:300],
+                      file=sys.stderr)
         self.attention = min(times, key=times.get, default="default")
 
     def network(self):
         if self.net is None:
-            self.net = self.made(self.torch_side.UNet, "unet", SMALL_UNET if self.args.small else {})
+            self.net = self.made(self.torch_side.UNet, "unet",
+                                 SMALL_UNET if self.args.small else {})
             self.run = self.compiled(self.net)
             if self.mixed and ON_GPU:
                 self.choose_attention()
@@ -122,7 +131,8 @@ class Peer:
 
     def encoded(self, clips):
         if self.encode is None:
-            whole = self.made(self.torch_side.Autoencoder, "ae", SMALL_AE if self.args.small else {})
+            whole = self.made(self.torch_side.Autoencoder, "ae",
+                              SMALL_AE if self.args.small else {})
             self.encode = self.compiled(whole.requires_grad_(False).extract)
         with torch.no_grad(), self.autocast():
             return self.encode(clips).float()
@@ -160,7 +170,9 @@ class Peer:
         return body
 
     def clips(self, batch):
-        frames, side = (SMALL_AE["frames"], SMALL_AE["resolution"]) if self.args.small else (16, 256)
+        frames, side = 16, 256
+        if self.args.small:
+            frames, side = SMALL_AE["frames"], SMALL_AE["resolution"]
         return torch.rand(batch, 3, frames, side, side, device=DEVICE) * 2 - 1
 
     def latents(self, batch):
@@ -187,7 +199,8 @@ class Peer:
         again = once(body) / 1000
         repeat = max(3, min(11, int(8 / again)))  # of slow ones few
         elapsed = milliseconds(body, repeat if ON_GPU else 1, int(again < 1 and ON_GPU))
-        return {"milliseconds": elapsed, "first_seconds": round(first, 1), "torch": torch.__version__,
+        return {"milliseconds": elapsed, "first_seconds": round(first, 1),
+                "torch": torch.__version__,
                 "attention": self.attention,
                 "bytes": torch.cuda.max_memory_allocated() if ON_GPU else 0}
 
@@ -195,7 +208,8 @@ class Peer:
         """How far our results of denoise, from the same weights and inputs, are from this one."""
         given = self.torch_side.read_safetensors(self.args.inputs)
         with torch.no_grad(), self.autocast():
-            right = self.network()(*(given[name].to(DEVICE) for name in ("x", "t", "cond"))).float().cpu()
+            right = self.network()(*(given[name].to(DEVICE)
+                                     for name in ("x", "t", "cond"))).float().cpu()
         errors = {}
         for dtype, path in (text.split("=", 1) for text in self.args.out):
             ours = next(iter(self.torch_side.read_safetensors(path).values()))
@@ -204,7 +218,8 @@ class Peer:
 
 
 def what_fits(peer, case, batch):
-    """A case at this batch, or at the half, quarter ... that memory holds: `asked` is what it should have been."""
+    """A case at this batch, or at the half, quarter ... that memory holds: `asked` is what it
+    should have been."""
     asked = batch
     while True:
         try:
@@ -223,7 +238,8 @@ def run_case(peer, text):
     told = {"case": case, "batch": batch, "mode": peer.args.mode}
     try:
         told.update(peer.check() if case == "check" else what_fits(peer, case, batch))
-    except (Exception, SystemExit) as error:  # out of memory, a shape that is not compiled: the next case goes on
+    # out of memory, a shape that is not compiled: the next case goes on
+    except (Exception, SystemExit) as error:
         told["failed"] = f"{type(error).__name__}: {error}"[:600]
     if ON_GPU:
         torch.cuda.empty_cache()
@@ -231,9 +247,11 @@ def run_case(peer, text):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("cases", nargs="+", help=f"ceilings, or of {', '.join(CASES)}")
-    parser.add_argument("--mode", default="eager", choices=["eager", "bf16", "compile", "max-autotune"])
+    parser.add_argument("--mode", default="eager",
+                        choices=["eager", "bf16", "compile", "max-autotune"])
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--weights", action="append", default=[])
     parser.add_argument("--in", dest="inputs")

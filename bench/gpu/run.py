@@ -2,12 +2,12 @@
 """The steps of bench/gpu.sh on a machine with a GPU; see there.
 
 A step is one process or a few, with a limit of its own. What a step gave is kept in
-out/gpu-report/state.json, so the next call goes on behind it; a step that was cut short by the call's
-limit is begun anew, one that failed is not tried again (--again WORD does). Phases: kernels, programs
-(on both devices), times, ladders, peers (PyTorch), sanitizer (right behind the programs once a kernel
-went wrong). A step that is expected to take longer than there is time left waits for the next call,
-and shorter ones go before; --plan prints what is expected. A kernel that faults or hangs ends its
-program, which is begun again behind that case.
+out/gpu-report/state.json, so the next call goes on behind it; a step that was cut short by the
+call's limit is begun anew, one that failed is not tried again (--again WORD does). Phases: kernels,
+programs (on both devices), times, ladders, peers (PyTorch), sanitizer (right behind the programs
+once a kernel went wrong). A step that is expected to take longer than there is time left waits for
+the next call, and shorter ones go before; --plan prints what is expected. A kernel that faults or
+hangs ends its program, which is begun again behind that case.
 """
 import argparse
 import ctypes
@@ -81,10 +81,12 @@ def own_group():
 
 
 def process(command, env, limit):
-    """(status, output) of a command; status None: it was still running after so many seconds. Its whole
-    process group ends with it, and what it printed until then is not lost."""
-    child = subprocess.Popen(command, cwd=ROOT, text=True, errors="replace", stdin=subprocess.DEVNULL,
-                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, **(env or {})},
+    """(status, output) of a command; status None: it was still running after so many seconds. Its
+    whole process group ends with it, and what it printed until then is not lost."""
+    child = subprocess.Popen(command, cwd=ROOT, text=True, errors="replace",
+                             stdin=subprocess.DEVNULL,
+                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                             env={**os.environ, **(env or {})},
                              preexec_fn=own_group)
     late = False
     try:
@@ -166,9 +168,10 @@ def find_cublaslt():
 def machine():
     told = {"python": sys.version.split()[0], "cores": os.cpu_count(), "driver": DRIVER,
             "cublaslt": os.environ.get("PVDM_CUBLASLT", "not looked for")}
-    for name, command in (("gpu", ["nvidia-smi", "--query-gpu=name,driver_version,memory.total,clocks.sm",
-                                   "--format=csv,noheader"]),
-                          ("torch", [sys.executable, "-c", "import torch; print(torch.__version__)"])):
+    asks = {"gpu": ["nvidia-smi", "--query-gpu=name,driver_version,memory.total,clocks.sm",
+                    "--format=csv,noheader"],
+            "torch": [sys.executable, "-c", "import torch; print(torch.__version__)"]}
+    for name, command in asks.items():
         try:
             told[name] = call(*command, limit=60).strip()
         except (Failed, OSError) as error:
@@ -178,14 +181,15 @@ def machine():
 
 def ceilings():
     """GB/s of a copy (read + written), TFLOP/s of large products, measured by PyTorch."""
-    return json.loads(call(sys.executable, os.path.join(HERE, "peers.py"), "ceilings").splitlines()[-1])
+    return json.loads(call(sys.executable, os.path.join(HERE, "peers.py"),
+                           "ceilings").splitlines()[-1])
 
 
 # ---- correctness ----
 
 def kernels(test):
-    """The cases of one program. One that ends the program, or does not end, is told, and the program
-    begun again behind it: after a fault of a kernel nothing else runs in a process."""
+    """The cases of one program. One that ends the program, or does not end, is told, and the
+    program begun again behind it: after a fault of a kernel nothing else runs in a process."""
     program, begun, wrong = os.path.join(PACK, "cases", test), 0, []
     env = {**cases_env(), **SAMPLE}
     last, text, hangs = 0, "", 0
@@ -212,7 +216,8 @@ def kernels(test):
     else:
         wrong.append(f"ended {RESTARTS} times: the cases behind {last} were not run")
     if wrong or not begun:
-        raise Failed(f"{len(wrong)} of {begun} cases\n" + "\n".join(line[:240] for line in wrong)[:12000]
+        raise Failed(f"{len(wrong)} of {begun} cases\n"
+                     + "\n".join(line[:240] for line in wrong)[:12000]
                      + ("" if begun else text[-1500:]))
     return {"cases": begun}
 
@@ -227,7 +232,8 @@ def weights(model):
     for instance in info(model)["instances"]:
         path = work(f"{model}-{instance['name']}.safetensors")
         if not os.path.exists(path):
-            call(binary(model), "weights", "init", "--instance", instance["name"], "--seed", "3", "-o", path + ".part")
+            call(binary(model), "weights", "init", "--instance", instance["name"], "--seed", "3",
+                 "-o", path + ".part")
             tensors.fill_zeros(path + ".part")
             os.replace(path + ".part", path)
         files += ["--weights", f"{instance['name']}={path}"]
@@ -249,12 +255,14 @@ def inputs(model, program, batch):
 
 
 def on_both(pairs, bound, command, options, apart=tensors.apart):
-    """Runs a command on both devices, ((device, model), ...); both write a file; how far they are apart."""
+    """Runs a command on both devices, ((device, model), ...); both write a file; how far they are
+    apart."""
     files, seconds = [], {}
     for device, model in pairs:
         files.append(work(f"{model}-{device}.out"))
         start = time.time()
-        call(binary(model), *command, *options, "--device", device, "--seed", "5", "--out", files[-1])
+        call(binary(model), *command, *options, "--device", device, "--seed", "5",
+             "--out", files[-1])
         seconds[device] = round(time.time() - start, 2)
     error, name = apart(*files)
     if not error <= bound:
@@ -271,18 +279,23 @@ def program(model, name, command):
     base = plain(model)
     found = next(p for p in info(base)["programs"] if p["name"] == name)
     path = inputs(base, found, 2 if base == "tiny" else 1)
-    bounds = {"run": BF16_OUTPUT, "grad": BF16_GRADIENT} if model != base else {"run": OUTPUT, "grad": GRADIENT}
+    bounds = {"run": OUTPUT, "grad": GRADIENT}
+    if model != base:
+        bounds = {"run": BF16_OUTPUT, "grad": BF16_GRADIENT}
     mixed = model != base and command == "grad"
     return on_both((("cpu", base), ("cuda", model)), bounds[command], [command, name],
-                   [*weights(base), "--in", path], tensors.apart_together if mixed else tensors.apart)
+                   [*weights(base), "--in", path],
+                   tensors.apart_together if mixed else tensors.apart)
 
 
 def replay_file(model, stage, batch):
-    """A batch of what a stage's loss reads: the inputs of the gradient of that name, else of all."""
+    """A batch of what a stage's loss reads: the inputs of the gradient of that name, else of
+    all."""
     told = info(model)
     names = {each["name"] for each in told["gradients"]}
     own = {name for name in names if name.startswith(stage)} or names
-    read = {each["name"]: each for whole in told["programs"] if whole["name"] in own for each in whole["inputs"]}
+    read = {each["name"]: each for whole in told["programs"]
+            if whole["name"] in own for each in whole["inputs"]}
     return inputs(model, {"name": stage, "inputs": list(read.values())}, batch)
 
 
@@ -291,7 +304,8 @@ def replayed(model, stage):
     path = replay_file(model, stage, 2)
     losses = {}
     for device in ("cpu", "cuda"):
-        text = call(binary(model), "train", stage, *weights(model), "--replay", path, "--steps", "3",
+        text = call(binary(model), "train", stage, *weights(model), "--replay", path,
+                    "--steps", "3",
                     "--device", device, "--seed", "5")
         losses[device] = [float(x) for x in re.findall(r"loss\S*[ =]+([-0-9.e+]+)", text)]
     if not losses["cpu"] or len(losses["cpu"]) != len(losses["cuda"]):
@@ -303,14 +317,16 @@ def replayed(model, stage):
 
 
 def find_sanitizer():
-    return shutil.which("compute-sanitizer") or next(iter(glob.glob("/usr/local/cuda*/bin/compute-sanitizer")), None)
+    return shutil.which("compute-sanitizer") or next(
+        iter(glob.glob("/usr/local/cuda*/bin/compute-sanitizer")), None)
 
 
 def sanitized(tool, test):
     """A case of each template of one program under a tool of compute-sanitizer."""
     env = {**cases_env(), "PVDM_SAMPLE": "1", "PVDM_CASE_SECONDS": "60"}
     seconds = room(SANITIZER_LIMIT)
-    status, text = process([find_sanitizer(), "--tool", tool, "--print-limit", "20", os.path.join(PACK, "cases", test)],
+    status, text = process([find_sanitizer(), "--tool", tool, "--print-limit", "20",
+                            os.path.join(PACK, "cases", test)],
                            env, seconds)
     if status is None and seconds < SANITIZER_LIMIT:
         raise Again
@@ -335,25 +351,28 @@ def median(text):
 def timed(model, name, batch, env=None):
     """A program's median time, as a graph, with all weights and inputs on the device."""
     found = next(p for p in info(model)["programs"] if p["name"] == name)
-    command = [binary(model), "run", name, *weights(plain(model)), "--in", inputs(plain(model), found, batch),
+    command = [binary(model), "run", name, *weights(plain(model)),
+               "--in", inputs(plain(model), found, batch),
                "--device", "cuda", "--seed", "5"]
     variant = found["variants"][0]
-    return {"milliseconds": median(call(*command, "--repeat", OFTEN["repeat"], env=env)), "batch": batch,
+    return {"milliseconds": median(call(*command, "--repeat", OFTEN["repeat"], env=env)),
+            "batch": batch,
             "launches": variant["launches"],
             "gflop": (variant["flops_fixed"] + variant["flops_sample"] * batch) / 1e9}
 
 
 def work_of(told, stage):
-    """The plan of a stage's step as --replay runs it: the gradient of the program that its loss calls,
-    without what makes that program's inputs, else the stage's own."""
+    """The plan of a stage's step as --replay runs it: the gradient of the program that its loss
+    calls, without what makes that program's inputs, else the stage's own."""
     of_loss = [each for each in told["gradients"] if each["name"].startswith(stage)]
-    entry = of_loss[0] if of_loss else next(s for s in told["stages"] if s["name"] == stage)["minimize"][0]
+    entry = of_loss[0] if of_loss else next(s for s in told["stages"]
+                                            if s["name"] == stage)["minimize"][0]
     return entry["variants"][0]
 
 
 def step_timed(model, stage, batch, *options):
-    """A training step: loss, gradients, optimizer; of diffusion without the frozen encoder, which makes
-    what its loss reads."""
+    """A training step: loss, gradients, optimizer; of diffusion without the frozen encoder, which
+    makes what its loss reads."""
     path, variant = replay_file(plain(model), stage, batch), work_of(info(model), stage)
     text = call(binary(model), "train", stage, *weights(plain(model)), "--replay", path, "--steps",
                 OFTEN["steps"], "--device", "cuda", *options)
@@ -370,13 +389,15 @@ def stage_inputs(model, stage, batch):
 
 
 def ladder(model, name, batch, *options):
-    """First rung and last (--last: that alone); of each kernel its time, bytes, FLOPs and share of the
-    roofline."""
+    """First rung and last (--last: that alone); of each kernel its time, bytes, FLOPs and share of
+    the roofline."""
     path = work(f"{model}-{name}-{batch}-bench.json")
 
     def measure():
-        given = stage_inputs(plain(model), name.removeprefix("train."), batch) if name.startswith("train.") else []
-        call(binary(model), "bench", name, "--device", "cuda", *OFTEN["rounds"], "--quiet", "--json", path,
+        given = stage_inputs(plain(model), name.removeprefix("train."),
+                             batch) if name.startswith("train.") else []
+        call(binary(model), "bench", name, "--device", "cuda", *OFTEN["rounds"], "--quiet",
+             "--json", path,
              *weights(plain(model)), *options, *given, "--batch", str(batch))
 
     try:
@@ -395,7 +416,8 @@ def ladder(model, name, batch, *options):
     last = rungs[-1]
     first = {"unfused_milliseconds": 1000 * rungs[0]["seconds"]} if len(rungs) > 1 else {}
     return {"milliseconds": 1000 * last["seconds"], "batch": batch, "launches": last["launches"],
-            "gflop": last["flops"] / 1e9, "predicted_milliseconds": 1000 * last["predicted_seconds"],
+            "gflop": last["flops"] / 1e9,
+            "predicted_milliseconds": 1000 * last["predicted_seconds"],
             "memory_bytes": last["memory_bytes"], **first, "report": told}
 
 
@@ -420,14 +442,17 @@ def peer(mode, cases, small, limit):
         path = work(f"{model}-cuda.out")
         given += ["--out", f"{dtype}={path}"] if os.path.exists(path) else []
     seconds = room(limit)
-    status, text = process([sys.executable, os.path.join(HERE, "peers.py"), *cases, "--mode", mode, *given], None,
+    status, text = process([sys.executable, os.path.join(HERE, "peers.py"), *cases, "--mode", mode,
+                            *given], None,
                            seconds)
     if status is None and seconds < limit:
         raise Again
     told = told_cases(text)
-    wrong = [f"{each['case']}:{each['batch']}: {each['failed']}" for each in told if "failed" in each]
+    wrong = [f"{each['case']}:{each['batch']}: {each['failed']}" for each in told
+             if "failed" in each]
     for each in told:
-        wrong += [f"our {dtype} is {error:.2e} apart" for dtype, error in each.get("apart", {}).items()
+        wrong += [f"our {dtype} is {error:.2e} apart"
+                  for dtype, error in each.get("apart", {}).items()
                   if not error <= (GRADIENT if dtype == "f32" else BF16_OUTPUT)]
     if len(told) < len(cases):
         why = "still running" if status is None else f"status {status}"
@@ -456,17 +481,19 @@ def correctness(pack):
             steps.append(Step("programs", f"grad {model} {each['name']}", 5,
                               lambda m=model, n=each["name"]: program(m, n, "grad")))
     for each in small["stages"]:
-        steps.append(Step("programs", f"train tiny {each['name']}", 6, lambda n=each["name"]: replayed("tiny", n)))
+        steps.append(Step("programs", f"train tiny {each['name']}", 6,
+                          lambda n=each["name"]: replayed("tiny", n)))
     for model, seconds in (("large", 50), ("large-bf16", 15)):  # the first also makes the weights
-        steps.append(Step("programs", f"run {model} denoise", seconds, lambda m=model: program(m, "denoise", "run")))
+        steps.append(Step("programs", f"run {model} denoise", seconds,
+                          lambda m=model: program(m, "denoise", "run")))
     return steps
 
 
 def timings(batches, ae_batch):
-    """What a user waits for: a denoise, a step of a sampler, a training step with the frozen encoder
-    ("train": whether the batch has a condition, which is encoded too, is drawn, always alike) and without it
-    ("step"), one of the autoencoder ("ae", without LPIPS, as the peer). What is compared with most comes
-    first."""
+    """What a user waits for: a denoise, a step of a sampler, a training step with the frozen
+    encoder ("train": whether the batch has a condition, which is encoded too, is drawn, always
+    alike) and without it ("step"), one of the autoencoder ("ae", without LPIPS, as the peer). What
+    is compared with most comes first."""
     least, most = batches[0], batches[-1]
     steps = [Step("times", "ceilings", 20, ceilings)]
     alone = ["--set", "accumulate=1", "--set", "perceptual_weight=0"]
@@ -482,7 +509,8 @@ def timings(batches, ae_batch):
                   Step("times", f"time {model} ae batch {ae_batch}", 10 * scale,
                        lambda m=model: step_timed(m, "autoencoder", ae_batch, *alone))]
     steps += [Step("times", f"time large-bf16 denoise batch {b} without wgmma", 8 + b // 4,
-                   lambda b=b: timed("large-bf16", "denoise", b, {"PVDM_WGMMA": "0"})) for b in (least, most)]
+                   lambda b=b: timed("large-bf16", "denoise", b, {"PVDM_WGMMA": "0"}))
+              for b in (least, most)]
     return steps
 
 
@@ -491,7 +519,8 @@ def ladders(batches):
     least, most = batches[0], batches[-1]
     steps = [Step("ladders", f"ladder {model} denoise batch {batch}", seconds,
                   lambda m=model, b=batch: ladder(m, "denoise", b))
-             for model, batch, seconds in (("large-bf16", least, 20), ("large-bf16", most, 40), ("large", least, 20))]
+             for model, batch, seconds in (("large-bf16", least, 20), ("large-bf16", most, 40),
+                                           ("large", least, 20))]
     steps.append(Step("ladders", f"ladder large-bf16 train batch {most}", 60,
                       lambda: ladder("large-bf16", "train.diffusion", most, "--ends")))
     steps.append(Step("ladders", f"ladder large denoise batch {most}", 60,
@@ -504,7 +533,8 @@ def pytorch(batches, ae_batch, small):
     least, most = batches[0], batches[-1]
     sizes = [f"denoise:{batch}" for batch in batches]
     steps = [f"{case}:{most}" for case in ("step", "train", "train-cond")] + [f"ae:{ae_batch}"]
-    plan = (("eager", "eager", ["check", *sizes, *steps], 120), ("bf16", "bf16", [*sizes, *steps], 75),
+    plan = (("eager", "eager", ["check", *sizes, *steps], 120),
+            ("bf16", "bf16", [*sizes, *steps], 75),
             ("compile denoise", "compile", sizes, 120), ("compile step", "compile", steps[:1], 120),
             ("max-autotune denoise", "max-autotune", [f"denoise:{most}"], 150),
             ("max-autotune denoise alone", "max-autotune", [f"denoise:{least}"], 120),
@@ -515,22 +545,25 @@ def pytorch(batches, ae_batch, small):
 
 
 def sanitizer(tests):
-    """compute-sanitizer over a case of each template, where it is there. Its racecheck does not follow TMA
-    and wgmma."""
+    """compute-sanitizer over a case of each template, where it is there. Its racecheck does not
+    follow TMA and wgmma."""
     if not find_sanitizer():
         return []
     both = [("memcheck", tests), ("racecheck", [test for test in tests if "wgmma" not in test])]
-    return [Step("sanitizer", f"{tool} {test}", 15, lambda tool=tool, test=test: sanitized(tool, test))
+    return [Step("sanitizer", f"{tool} {test}", 15,
+                 lambda tool=tool, test=test: sanitized(tool, test))
             for tool, those in both for test in those]
 
 
 def all_steps(pack, state):
-    """All that there is to do, in its order. Where a kernel went wrong the sanitizer is asked before anything is timed."""
+    """All that there is to do, in its order. Where a kernel went wrong the sanitizer is asked
+    before anything is timed."""
     batches, ae_batch = ((1, 2), 1) if pack["rehearsal"] else ((1, 8, 64), AE_BATCH)
     steps = [*correctness(pack), *timings(batches, ae_batch), *ladders(batches),
              *pytorch(batches, ae_batch, pack["rehearsal"]), *sanitizer(pack["cases"])]
     order = list(PHASES)
-    if any(step.phase == "kernels" and state.get(step.name, {}).get("status") == "failed" for step in steps):
+    if any(step.phase == "kernels" and state.get(step.name, {}).get("status") == "failed"
+           for step in steps):
         order.insert(order.index("times"), order.pop())
     return sorted(steps, key=lambda step: order.index(step.phase))
 
@@ -543,7 +576,8 @@ def print_plan(steps, state):
         seconds = sum(step.seconds for step in left)
         whole += seconds
         print(f"{phase:9} {len(left):3} steps, about {seconds / 60:4.1f} minutes")
-    print(f"all       {whole / 60:4.1f} minutes expected, in calls of at most {CLOCK.limit / 60:.0f}")
+    print(
+        f"all       {whole / 60:4.1f} minutes expected, in calls of at most {CLOCK.limit / 60:.0f}")
 
 
 # ---- state and report ----
@@ -567,7 +601,8 @@ def save(name, data):
 
 
 def write_report(pack, state, names):
-    counts = {s: sum(state[n]["status"] == s for n in names if n in state) for s in ("good", "failed")}
+    counts = {s: sum(state[n]["status"] == s for n in names if n in state)
+              for s in ("good", "failed")}
     left = [n for n in names if n not in state]
     save("report.txt", report.text(pack, state, names))
     save("report.json", {"pack": pack, "steps": state, "left": left})
@@ -595,19 +630,20 @@ def unpack():
 
 
 def leave_wgmma(steps, state):
-    """Where a case of wgmma's kernels went wrong nothing else is run on them: programs would fail alike, or
-    hang one after the other. --again runs the cases anew."""
+    """Where a case of wgmma's kernels went wrong nothing else is run on them: programs would fail
+    alike, or hang one after the other. --again runs the cases anew."""
     wrong = [step.name for step in steps if step.phase == "kernels" and "wgmma" in step.name
              and state.get(step.name, {}).get("status") == "failed"]
     if wrong and os.environ.get("PVDM_WGMMA") != "0":
         os.environ["PVDM_WGMMA"] = "0"
-        print(f"without wgmma from here on, since there is something wrong: {', '.join(wrong)}", flush=True)
+        print(f"without wgmma from here on, since there is something wrong: {', '.join(wrong)}",
+              flush=True)
     return wrong
 
 
 def run_steps(steps, state, only, pack):
-    """Runs what is not done yet and fits into what is left of the call. State and report are written behind
-    each step."""
+    """Runs what is not done yet and fits into what is left of the call. State and report are
+    written behind each step."""
     names = [step.name for step in steps]
     for step in steps:
         if step.name in state or only not in f"{step.phase} {step.name}":
@@ -634,18 +670,21 @@ def run_steps(steps, state, only, pack):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--limit", type=float, default=540, help="seconds of this call (540)")
     parser.add_argument("--only", default="", help="steps whose phase or name has this word")
     parser.add_argument("--again", default=None, help="forget what steps with this word gave")
-    parser.add_argument("--plan", action="store_true", help="prints what is left, and how long it may take")
+    parser.add_argument("--plan", action="store_true",
+                        help="prints what is left, and how long it may take")
     args = parser.parse_args()
     missing = find_gpu()
     if missing and not args.plan:
         print(f"gpu: no GPU here: {missing}", file=sys.stderr)
         sys.exit(3)
     if not os.path.exists(os.path.join(PACKED, "pack.json")):
-        sys.exit("gpu: nothing is packed under out/gpu: sh bench/gpu.sh pack, where everything can be built")
+        sys.exit("gpu: nothing is packed under out/gpu: sh bench/gpu.sh pack, where everything "
+                 "can be built")
     CLOCK.limit, CLOCK.end = args.limit, time.time() + args.limit
     os.makedirs(os.path.join(REPORT, "work"), exist_ok=True)
     pack = unpack()
@@ -666,7 +705,8 @@ def main():
     if args.plan:
         return
     counts, left = run_steps(steps, state, args.only, pack)
-    print(f"{counts['good']} good, {counts['failed']} failed, {len(left)} left: {REPORT}/report.txt")
+    print(
+        f"{counts['good']} good, {counts['failed']} failed, {len(left)} left: {REPORT}/report.txt")
     sys.exit(75 if left and not args.only else 1 if counts["failed"] else 0)
 
 

@@ -1,5 +1,5 @@
-"""Tensors in safetensors files, and how far two files are apart: with the standard library alone, but
-for large ones, for which numpy is taken where it is there."""
+"""Tensors in safetensors files, and how far two files are apart: with the standard library alone,
+but for large ones, for which numpy is taken where it is there."""
 import array
 import json
 import math
@@ -50,14 +50,15 @@ def normal(source, count, scale):
     if numpy is None or count < 100000:
         values.extend(source.gauss(0, scale) for _ in range(count))
     else:
-        drawn = numpy.random.default_rng(source.randrange(1 << 30)).standard_normal(count, "f4") * numpy.float32(scale)
+        drawn = numpy.random.default_rng(source.randrange(1 << 30)).standard_normal(
+            count, "f4") * numpy.float32(scale)
         values.frombytes(drawn.tobytes())
     return values
 
 
 def draw(seed, inputs, batch):
-    """Numbers for a program's inputs (info --json): normal ones, and indices, each smaller than the one
-    before, as a sampler's times are."""
+    """Numbers for a program's inputs (info --json): normal ones, and indices, each smaller than the
+    one before, as a sampler's times are."""
     source = random.Random(seed)
     below = 999
     tensors = {}
@@ -65,8 +66,9 @@ def draw(seed, inputs, batch):
         shape = [batch if size == "b" else size for size in each["shape"]]
         count = math.prod(shape)
         if each["dtype"] == "i64":
-            tensors[each["name"]] = ("I64", shape, array.array("q", [source.randrange(below // 2, below)
-                                                                     for _ in range(count)]))
+            tensors[each["name"]] = ("I64", shape,
+                                     array.array("q", [source.randrange(below // 2, below)
+                                                       for _ in range(count)]))
             below = below // 2
         elif each["dtype"] == "f32":
             tensors[each["name"]] = ("F32", shape, normal(source, count, 0.5))
@@ -76,7 +78,8 @@ def draw(seed, inputs, batch):
 
 
 def fill_zeros(path, seed=1):
-    """Weights that begin at zero hide what is before them: in this file they become small numbers."""
+    """Weights that begin at zero hide what is before them: in this file they become small
+    numbers."""
     source = random.Random(seed)
     with open(path, "r+b") as file:
         size = struct.unpack("<Q", file.read(8))[0]
@@ -92,10 +95,11 @@ def fill_zeros(path, seed=1):
 
 
 def apart(one, other):
-    """(largest |x - y| / |x| of the tensors of two files, its name); a missing tensor is infinitely far.
+    """(largest |x - y| / |x| of the tensors of two files, its name); a missing tensor is infinitely
+    far.
 
-    A gradient that is small beside the largest is measured against a thousandth of that one; what is 0 but
-    for rounding, such as a bias's before a norm, against a hundredth.
+    A gradient that is small beside the largest is measured against a thousandth of that one; what
+    is 0 but for rounding, such as a bias's before a norm, against a hundredth.
     """
     left, right = read(one), read(other)
     worst = (0.0, "")
@@ -113,12 +117,13 @@ def apart(one, other):
 
 
 def apart_together(one, other):
-    """|x - y| / |x| over all tensors of two files as one vector: what rounding leaves of gradients that
-    nearly cancel is small beside the others. A missing tensor is infinitely far."""
+    """|x - y| / |x| over all tensors of two files as one vector: what rounding leaves of gradients
+    that nearly cancel is small beside the others. A missing tensor is infinitely far."""
     left, right = read(one), read(other)
     for name, (_, _, x) in left.items():
         if name not in right or len(right[name][2]) != len(x):
             return math.inf, name
-    error = math.fsum((a - b) ** 2 for name, (_, _, x) in left.items() for a, b in zip(x, right[name][2]))
+    error = math.fsum((a - b) ** 2
+                      for name, (_, _, x) in left.items() for a, b in zip(x, right[name][2]))
     norm = math.fsum(a * a for _, _, x in left.values() for a in x)
     return math.sqrt(error / norm) if norm else math.sqrt(error), "all tensors"

@@ -1,5 +1,5 @@
-"""bench/gpu.sh where there is no GPU, how it goes on behind a step that failed or was cut short, and its
-comparison of tensors. With PVDM_SLOW=1 all steps are rehearsed on the driver of tests."""
+"""bench/gpu.sh where there is no GPU, how it goes on behind a step that failed or was cut short,
+and its comparison of tensors. With PVDM_SLOW=1 all steps are rehearsed on the driver of tests."""
 import array
 import importlib.util
 import json
@@ -47,7 +47,8 @@ def test_gpu_script_compares():
 
 def load_script(name):
     """bench/gpu/run.py as a module, with an empty report in a folder of its own."""
-    spec = importlib.util.spec_from_file_location("gpu_run", os.path.join(ROOT, "bench", "gpu", "run.py"))
+    spec = importlib.util.spec_from_file_location("gpu_run",
+                                                  os.path.join(ROOT, "bench", "gpu", "run.py"))
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     script.REPORT = scratch(name)
@@ -58,7 +59,8 @@ PACK = {"commit": "none", "rehearsal": True, "arch": "none", "cases": []}
 
 
 def test_gpu_script_goes_on():
-    """A step that fails is told, one that is cut short is begun anew by the next call, none runs twice."""
+    """A step that fails is told, one that is cut short is begun anew by the next call, none runs
+    twice."""
     script, ran = load_script("gpu_steps"), []
 
     def step(name, result=None, error=None):
@@ -70,9 +72,11 @@ def test_gpu_script_goes_on():
         return script.Step("times", name, 1, body)
 
     steps = [step("one", {"error": 0.0}), step("two", error=script.Failed("no such kernel")),
-             step("three", {"milliseconds": 2.0, "gflop": 4.0}, error=script.Again()), step("four", {})]
+             step("three", {"milliseconds": 2.0, "gflop": 4.0}, error=script.Again()),
+             step("four", {})]
     counts, left = script.run_steps(steps, script.load_state(), "", PACK)
-    assert ran == ["one", "two", "three"] and counts == {"good": 1, "failed": 1} and left == ["three", "four"]
+    assert ran == ["one", "two", "three"] and counts == {"good": 1, "failed": 1}
+    assert left == ["three", "four"]
     with open(f"{script.REPORT}/report.txt", encoding="utf-8") as file:
         text = file.read()
     assert "no such kernel" in text and "left: three" in text, text
@@ -83,8 +87,8 @@ def test_gpu_script_goes_on():
 
 
 def test_gpu_script_keeps_what_is_done():
-    """State is written behind each step, so a call that is killed loses one step; a step that does not fit
-    into what is left of the call is not begun."""
+    """State is written behind each step, so a call that is killed loses one step; a step that does
+    not fit into what is left of the call is not begun."""
     script = load_script("gpu_killed")
     script.CLOCK.limit, script.CLOCK.end = 100, time.time() + 30
     seen = {}
@@ -92,21 +96,24 @@ def test_gpu_script_keeps_what_is_done():
              script.Step("times", "two", 1, lambda: seen.update(script.load_state())),
              script.Step("times", "long", 45, lambda: 1 / 0)]
     counts, left = script.run_steps(steps, script.load_state(), "", PACK)
-    assert "one" in seen and counts == {"good": 2, "failed": 0} and left == ["long"], (seen, counts, left)
+    assert "one" in seen and counts == {"good": 2, "failed": 0}, (seen, counts, left)
+    assert left == ["long"], (seen, counts, left)
 
 
 STUB = """#!/bin/sh
 [ "$PVDM_CASES_FROM" -le 1 ] && echo "case 1: good"
-[ "$PVDM_CASES_FROM" -le 2 ] && { echo "case 2: reads nowhere"; echo "FAIL reads nowhere: its launch: illegal"; exit 1; }
+[ "$PVDM_CASES_FROM" -le 2 ] && {
+    echo "case 2: reads nowhere"; echo "FAIL reads nowhere: its launch: illegal"; exit 1; }
 [ "$PVDM_CASES_FROM" -le 3 ] && { echo "case 3: crashes"; kill -SEGV $$; }
 [ "$PVDM_CASES_FROM" -le 4 ] && { echo "case 4: hangs"; sleep 60; }
-echo "case 5: differs"; echo "FAIL differs: another value"; echo "case 6: good"; echo "1 passed, 1 failed"; exit 1
+echo "case 5: differs"; echo "FAIL differs: another value"
+echo "case 6: good"; echo "1 passed, 1 failed"; exit 1
 """
 
 
 def test_gpu_script_fills_the_call():
-    """A step that does not fit into what is left waits, and shorter ones behind it run; where a kernel went
-    wrong the sanitizer comes before timings."""
+    """A step that does not fit into what is left waits, and shorter ones behind it run; where a
+    kernel went wrong the sanitizer comes before timings."""
     script, ran = load_script("gpu_fills"), []
     script.CLOCK.limit, script.CLOCK.end = 100, time.time() + 30
     steps = [script.Step("times", name, seconds, lambda name=name: ran.append(name) or {})
@@ -118,7 +125,8 @@ def test_gpu_script_fills_the_call():
     pack = {**PACK, "cases": ["test_a"]}
     whole = [step.phase for step in script.all_steps(pack, {})]
     assert list(dict.fromkeys(whole)) == script.PHASES, whole
-    whole = [step.phase for step in script.all_steps(pack, {"kernels test_a": {"status": "failed"}})]
+    whole = [step.phase
+             for step in script.all_steps(pack, {"kernels test_a": {"status": "failed"}})]
     assert list(dict.fromkeys(whole))[:4] == ["kernels", "programs", "sanitizer", "times"], whole
 
     def missing(_):
@@ -128,7 +136,8 @@ def test_gpu_script_fills_the_call():
 
 
 def test_gpu_script_work_of_a_step():
-    """A step on given latents is the gradient of the loss alone, not the stage with its frozen encoder."""
+    """A step on given latents is the gradient of the loss alone, not the stage with its frozen
+    encoder."""
     script = load_script("gpu_work")
     told = {"gradients": [{"name": "diffusion_loss", "variants": [{"flops_sample": 7}]}],
             "stages": [{"name": "diffusion", "minimize": [{"variants": [{"flops_sample": 36}]}]},
@@ -138,29 +147,39 @@ def test_gpu_script_work_of_a_step():
 
 
 def test_gpu_script_report():
-    """Kernels of a ladder: what is predicted beside what was measured, and the share of the roofline."""
+    """Kernels of a ladder: what is predicted beside what was measured, and the share of the
+    roofline."""
     script = load_script("gpu_report")
-    rung = {"name": "all", "launches": 2, "seconds": 2e-3, "predicted_seconds": 1e-3, "speedup": 1.5,
+    rung = {"name": "all", "launches": 2, "seconds": 2e-3, "predicted_seconds": 1e-3,
+            "speedup": 1.5,
             "memory_bytes": 1e6, "largest_error": None}
-    kernel = {"kernel": "conv_1", "computes": "conv", "line": "a.model:3", "launches": 2, "seconds": 2e-3,
+    kernel = {"kernel": "conv_1", "computes": "conv", "line": "a.model:3", "launches": 2,
+              "seconds": 2e-3,
               "flops": 4e9, "bytes": 2e6, "predicted_seconds": 5e-4}
-    ladder = {"milliseconds": 2.0, "unfused_milliseconds": 3.0, "predicted_milliseconds": 1.0, "batch": 1,
+    ladder = {"milliseconds": 2.0, "unfused_milliseconds": 3.0,
+              "predicted_milliseconds": 1.0, "batch": 1,
               "report": {"device": "a GPU", "programs": [{"rungs": [rung], "kernels": [kernel]}]}}
     state = {"ladder large denoise batch 1": {"status": "good", "seconds": 1, "data": ladder},
-             "kernels a": {"status": "failed", "seconds": 1, "why": "Failed: differs", "data": None}}
+             "kernels a": {"status": "failed", "seconds": 1, "why": "Failed: differs",
+                           "data": None}}
     text = script.report.text(PACK, state, [*state, "never run"])
-    for line in ("failed: kernels a", "1.50 times as fast as unfused, 1.000 predicted, 50 % of its roofline",
-                 "2.0000 100.0%     0.5000      25%     2     2.00        1  conv", "not finite", "left: never run"):
+    for line in ("failed: kernels a",
+                 "1.50 times as fast as unfused, 1.000 predicted, 50 % of its roofline",
+                 "2.0000 100.0%     0.5000      25%     2     2.00        1  conv", "not finite",
+                 "left: never run"):
         assert line in text, (line, text)
 
 
 def test_gpu_script_carries_little():
     """What executables ask of the machine that they are taken to is read off them."""
-    spec = importlib.util.spec_from_file_location("gpu_pack", os.path.join(ROOT, "bench", "gpu", "pack.py"))
+    spec = importlib.util.spec_from_file_location("gpu_pack",
+                                                  os.path.join(ROOT, "bench", "gpu", "pack.py"))
     pack = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(pack)
-    assert pack.versions_of(" 0x09691a75 0x00 05 GLIBC_2.2.5\n 0x069691b4 0x00 03 GLIBC_2.34\n")[0] == (2, 34)
-    assert pack.versions_of(" 0x0d696914 0x00 03 GLIBC_2.4\n 0x0 0x00 02 GLIBC_ABI_DT_RELR\n")[0] == (2, 36)
+    assert pack.versions_of(" 0x09691a75 0x00 05 GLIBC_2.2.5\n 0x069691b4 0x00 03 GLIBC_2.34\n")[
+        0] == (2, 34)
+    assert pack.versions_of(" 0x0d696914 0x00 03 GLIBC_2.4\n 0x0 0x00 02 GLIBC_ABI_DT_RELR\n")[
+        0] == (2, 36)
     path = f"{scratch('gpu_carry')}/net.model"
     with open(path, "w", encoding="ascii") as file:
         file.write("model net = Linear(3, 3)\nprogram f(x: [b, 3]) -> y = net(x)\n")
@@ -170,7 +189,8 @@ def test_gpu_script_carries_little():
 
 
 def test_gpu_script_cases_go_on():
-    """Behind a case that faults, crashes or hangs the program goes on, and each is told by its name."""
+    """Behind a case that faults, crashes or hangs the program goes on, and each is told by its
+    name."""
     script = load_script("gpu_cases")
     script.PACK, script.CASES_LIMIT = f"{script.REPORT}/pack", 1
     os.makedirs(f"{script.PACK}/cases")
@@ -188,15 +208,18 @@ def test_gpu_script_cases_go_on():
 
 
 def test_gpu_script_leaves_what_hangs():
-    """A program whose cases hang one after the other is left alone; where it is wgmma's, nothing else is run on it."""
+    """A program whose cases hang one after the other is left alone; where it is wgmma's, nothing
+    else is run on it."""
     script, seen = load_script("gpu_hangs"), []
     script.PACK, script.CASES_LIMIT = f"{script.REPORT}/pack", 30
     os.makedirs(f"{script.PACK}/cases")
     with open(f"{script.PACK}/cases/test_a_wgmma", "w", encoding="ascii") as file:
         file.write('#!/bin/sh\necho "case $PVDM_CASES_FROM: hangs"\nkill -ALRM $$\n')
     os.chmod(f"{script.PACK}/cases/test_a_wgmma", 0o755)
-    steps = [script.Step("kernels", "kernels test_a_wgmma", 1, lambda: script.kernels("test_a_wgmma")),
-             script.Step("programs", "run", 1, lambda: seen.append(os.environ.get("PVDM_WGMMA")) or {})]
+    steps = [script.Step("kernels", "kernels test_a_wgmma", 1,
+                         lambda: script.kernels("test_a_wgmma")),
+             script.Step("programs", "run", 1,
+                         lambda: seen.append(os.environ.get("PVDM_WGMMA")) or {})]
     state = {}
     try:
         script.run_steps(steps, state, "", PACK)
@@ -215,14 +238,16 @@ def test_gpu_script_keeps_what_peers_gave():
     def body():
         raise script.Failed("train:64: OutOfMemoryError", {"cases": done})
 
-    steps = [script.Step("times", "time large-bf16 denoise batch 1", 1, lambda: {"milliseconds": 2.0, "batch": 1}),
+    steps = [script.Step("times", "time large-bf16 denoise batch 1", 1,
+                         lambda: {"milliseconds": 2.0, "batch": 1}),
              script.Step("peers", "peer bf16", 1, body)]
     counts, _ = script.run_steps(steps, {}, "", PACK)
     with open(f"{script.REPORT}/report.txt", encoding="utf-8") as file:
         text = file.read()
     assert counts == {"good": 1, "failed": 1} and "OutOfMemoryError" in text, text
     done[0].update(batch=2, asked=4)   # what fits: compared by clip
-    told = script.report.comparison("time large-bf16 denoise batch 4", {"milliseconds": 4.0, "batch": 4},
+    told = script.report.comparison("time large-bf16 denoise batch 4",
+                                    {"milliseconds": 4.0, "batch": 4},
                                     {"peer bf16": {"data": {"cases": done}}})[0]
     assert "3.000 ms at batch 2, the most that fits (1.50 times ours)" in told, told
     assert "PyTorch bf16 denoise 3.000 ms (1.50 times ours)" in text, text
@@ -249,7 +274,8 @@ def test_gpu_script_sanitizer():
     script.find_sanitizer = lambda: stub
     assert script.sanitized("memcheck", "good")["programs"] == 8
     assert script.sanitized("racecheck", "any")["errors"] == 0
-    for tool, program, word in (("memcheck", "bad", "Invalid __global__ write"), ("other", "bad", "not supported")):
+    for tool, program, word in (("memcheck", "bad", "Invalid __global__ write"),
+                                ("other", "bad", "not supported")):
         try:
             script.sanitized(tool, program)
             raise AssertionError("nothing was noticed")
@@ -260,15 +286,19 @@ def test_gpu_script_sanitizer():
 def test_gpu_script_reads_peers():
     """Only lines of cases count: compilers print JSON, and what looks like it, between them."""
     script = load_script("gpu_told")
-    told = script.told_cases('{"size": 3}\n{broken\nW1123 {"case": 1}\n{"case": "denoise", "batch": 1}\n[1]\n')
+    told = script.told_cases(
+        '{"size": 3}\n{broken\nW1123 {"case": 1}\n{"case": "denoise", "batch": 1}\n[1]\n')
     assert told == [{"case": "denoise", "batch": 1}], told
-    lacking = {"status": "good", "seconds": 1, "data": {"milliseconds": 1.0, "batch": 1, "report": {"programs": []}}}
-    text = script.report.text(PACK, {"ladder large denoise batch 1": lacking}, ["ladder large denoise batch 1"])
+    lacking = {"status": "good", "seconds": 1,
+               "data": {"milliseconds": 1.0, "batch": 1, "report": {"programs": []}}}
+    text = script.report.text(PACK, {"ladder large denoise batch 1": lacking},
+                              ["ladder large denoise batch 1"])
     assert "not shown, IndexError" in text, text
 
 
 def test_gpu_script_rehearsal():
-    """Packs stand-ins, and runs every step on the driver of tests, in calls of a minute; PyTorch may be missing."""
+    """Packs stand-ins, and runs every step on the driver of tests, in calls of a minute; PyTorch
+    may be missing."""
     if os.environ.get("PVDM_SLOW") != "1":
         raise Skip("slow: PVDM_SLOW=1")
     report = scratch("gpu_rehearsal")
@@ -277,7 +307,8 @@ def test_gpu_script_rehearsal():
     assert "MiB  packed" in told, told
     env = {**os.environ, **where, "PVDM_CUDA_DRIVER": EMULATOR, "OMP_NUM_THREADS": "1"}
     for _ in range(40):
-        done = subprocess.run(["sh", "bench/gpu.sh", "--limit", "60"], cwd=ROOT, env=env, check=False, text=True,
+        done = subprocess.run(["sh", "bench/gpu.sh", "--limit", "60"], cwd=ROOT, env=env,
+                              check=False, text=True,
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         if done.returncode != 75:
             break
