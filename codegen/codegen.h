@@ -147,8 +147,6 @@ typedef struct {
 // Comma lists: "cpu,cuda", "sm_80,sm_90a,ptx". false: not known.
 bool parse_targets(const char *list, Targets *targets);
 bool parse_archs(const char *list, Targets *targets);
-// TargetAbility bits: what kernels cannot do where values are stored as `storage`.
-uint32_t targets_lack(const Targets *targets, DType storage);
 
 // For the CPU; `targets` may be changed before anything is lowered.
 Codegen *codegen_new(Module *module, Sources *sources, const char *march);

@@ -123,9 +123,7 @@ static PlanArg resampled_place(Lower *lower, Val val, Dim *stride, Resample *res
         return image_place(lower, val, stride);
     if (!find_resample(lower->work, val, resample))
         bug("an operand that is not up-sampled");
-    stride[0] = resample->view.stride[0];
-    stride[1] = resample->view.stride[1];
-    stride[2] = dim_fixed(1);
+    memcpy(stride, resample->stride, sizeof resample->stride);
     return view_place(lower, &resample->view, val_type(lower->graph, val)->dtype);
 }
 

@@ -64,9 +64,3 @@ bool parse_archs(const char *list, Targets *targets)
     targets->ptx = false;
     return each_word(list, take_arch, targets) && (targets->arch_count > 0 || targets->ptx);
 }
-
-uint32_t targets_lack(const Targets *targets, DType storage)
-{
-    bool mixed = storage != DT_NONE && (targets->cuda || targets->simt);
-    return mixed ? CAN_RESAMPLE : 0;      // TMA reads images as they lie
-}

@@ -48,10 +48,8 @@ static bool pass_elaborate(Build *build)
     build->module = elaborate(build->arena, build->sources, &elab);
     if (build->module && options->explain)
         build->explain = explain_begin(options->explain, build->module, build->sources);
-    if (build->module) {
+    if (build->module)
         build->module->storage = options->storage;
-        build->module->lacks = targets_lack(&options->targets, options->storage);
-    }
     return build->module && diag_errors() == 0;
 }
 

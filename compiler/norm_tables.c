@@ -623,7 +623,7 @@ static Val moments_of(Apart *a, Val x, Attr *attr)
     for (uint32_t axis = 2; axis < type->rank; axis++)
         positions *= type->dim[axis].n;
     const Work *work = a->own.work;
-    if (gradients || (work->rungs & rungs) != rungs || work->module->lacks & CAN_MOMENTS ||
+    if (gradients || (work->rungs & rungs) != rungs ||
         !find_pieces(a, x, 0, positions, &pieces) || pieces.count < 2)
         return 0;
     Val parts[MAX_PARTS];

@@ -429,7 +429,8 @@ void load_rotaries(Work *work, const Rotaries *found, Group *group);
 // A value that is x [b, c, s1, 1, s2, 1...], up-sampled by powers of two.
 typedef struct {
     Val x;
-    View view;                 // of x: positions are dense
+    View view;                 // of x
+    Dim stride[3];             // of image, channel and position of x
     int64_t shift[3];          // by axis of a convolution, the missing ones first
 } Resample;
 bool find_resample(const Work *work, Val val, Resample *out);

@@ -180,20 +180,12 @@ typedef struct {
     Span span;
 } Sampler;
 
-// What passes on plans ask for before they rely on it.
-typedef enum {
-    CAN_RESAMPLE = 1,           // convolutions up-sample what they load (ConvArgs.x_shift and
-                                // residual_shift)
-    CAN_MOMENTS = 2             // products leave moments (NormStats.moments); tables of them
-} TargetAbility;
-
 typedef struct {
     const char *path;           // main file
     const char *name;           // its base name without .model
     Arena *arena;
     Graph *graph;
     DType real;                 // working precision: f32, f64
-    uint32_t lacks;             // TargetAbility bits: what not all targets' kernels can do
     DType storage;              // bf16, f16: how most values of a step are stored; DT_NONE: as is
     Param *params;              uint32_t param_count;
     Instance *instances;        uint32_t instance_count;

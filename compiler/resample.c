@@ -3,11 +3,26 @@
 // An up-sampled value is reshape(expand(x)) with x [b, c, s1, 1, s2, 1...] and factors that are
 // powers of two: its element (i1, i2...) is element (i1 >> shift1, i2 >> shift2...) of x. A
 // convolution can read that as it loads its operand, normalized on the way or not, or adds its
-// residual; if all readers are such, the larger value is never stored.
+// residual; if all readers are such, the larger value is never stored. In mixed precision only what
+// wgmma's kernel can read so is read so: stride 1, and no more classes of positions than a tile has
+// room for.
 //
 // Readers are known once there are groups. So fuse.c makes no group for such a value at first, and
 // find_resampled gives one to those that something else reads.
 #include "compiler/plan.h"
+
+enum { MOST_SHIFT = 4 };       // of all axes together, in mixed precision: a tile has 2^4 classes
+
+// Whether the kernels can read x where it lies, in place of `val`.
+static bool can_read(const Work *work, Val val, const Resample *resample)
+{
+    const Dim *stride = resample->stride, one = dim_fixed(1);
+    if (!is_mixed_plan(work))
+        return dim_equal(stride[2], one);
+    return dim_equal(stride[1], one) &&
+           stored_dtype(work, val) == stored_dtype(work, resample->x) &&
+           resample->shift[0] + resample->shift[1] + resample->shift[2] <= MOST_SHIFT;
+}
 
 bool find_resample(const Work *work, Val val, Resample *out)
 {
@@ -26,31 +41,34 @@ bool find_resample(const Work *work, Val val, Resample *out)
         !dim_equal(to->dim[0], wide->dim[0]) || !dim_equal(to->dim[1], wide->dim[1]) ||
         !dim_equal(type->dim[0], wide->dim[0]) || !dim_equal(type->dim[1], wide->dim[1]))
         return false;
-    Dim next = dim_fixed(1);       // positions of x lie densely
     for (uint32_t axis = to->rank; axis-- > 2;) {
         uint32_t at = 2 * axis - 2;
         int64_t factor = wide->dim[at + 1].n;
         if (to->dim[axis].batch || !dim_is_one(type->dim[at + 1]) || factor < 1 ||
-            (factor & (factor - 1)) != 0 || wide->dim[at].n * factor != to->dim[axis].n ||
-            (!dim_is_one(type->dim[at]) && !dim_equal(view.stride[at], next)))
+            (factor & (factor - 1)) != 0 || wide->dim[at].n * factor != to->dim[axis].n)
             return false;
-        next = dim_product(next, type->dim[at]);
         for (; factor > 1; factor /= 2)
             out->shift[axis - 2 + 5 - to->rank]++;
     }
-    return view.stride[0].n >= 0 && view.stride[1].n >= 0;
+    return image_strides(type, view.stride, out->stride) && can_read(work, val, out);
 }
 
 bool *find_resamples(const Work *work)
 {
     bool *found = arena_alloc(work->arena, work->count + 1);
     Resample resample;
-    if (!(work->rungs & RUNG_EPILOGUES) || work->module->lacks & CAN_RESAMPLE ||
-        is_mixed_plan(work))
-        return found;
-    for (uint32_t local = 0; local < work->count; local++)
+    for (uint32_t local = 0; work->rungs & RUNG_EPILOGUES && local < work->count; local++)
         found[local] = find_resample(work, val_of(work->nodes[local], 0), &resample);
     return found;
+}
+
+// Whether a convolution has stride 1, or the plan's kernels take any.
+static bool takes_stride(const Work *work, const Node *node)
+{
+    bool fine = true;
+    for (uint32_t axis = 2; axis < node->type[0]->rank; axis++)
+        fine &= node->attr->n[axis] == 1;
+    return fine || !is_mixed_plan(work);
 }
 
 // Whether the group of node `id`, which reads `val`, reads it while it loads or adds.
@@ -63,7 +81,7 @@ static bool group_resamples(const Work *work, NodeId id, Val val)
     if (!group || group->kind != GROUP_LIBRARY || graph_node(graph, group->anchor)->op != OP_CONV)
         return false;
     if (group->anchor == id)
-        return node->in[0] == val && node->in[1] != val;
+        return node->in[0] == val && node->in[1] != val && takes_stride(work, node);
     return group->residual == val && group->bias != val &&
            shape_equal(val_type(graph, val), graph_node(graph, group->anchor)->type[0]);
 }

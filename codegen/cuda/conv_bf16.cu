@@ -8,7 +8,7 @@
  * copy of no bytes, which writes zeros. Other layouts and storages go element by element.
  *
  * Definitions: those of mma_product.h, and
- *   CONV_MODE CONV_AXES CONV_STRIDED CONV_OUT_4 CONV_ACT   as in conv_f32.cu
+ *   CONV_MODE CONV_AXES CONV_STRIDED CONV_OUT_4 CONV_ACT CONV_RESAMPLED   as in conv_f32.cu
  *   CONV_LAST     1
  *   CONV_X_8      1: images that are summed over are copied in chunks; wgrad: x
  *   CONV_W_8      1: w is; wgrad: y
@@ -28,7 +28,8 @@ enum { BY_TAP = 1 };
 
 #if CONV_MODE != 2
 
-// Rows: positions; the reduction: (tap, channel).
+// Rows: positions; the reduction: (tap, channel). The element of an image that is up-sampled is
+// found for each chunk, from the coordinates that tell whether it is there.
 struct Images {
     const Source *base;
     int size, in[3];
@@ -62,18 +63,37 @@ struct Images {
     {
         Row row;
         row.from = source_of(*problem, position, row.at);
+#if CONV_RESAMPLED // its image
+        int image = position < problem->columns ? position / problem->positions : 0;
+        row.from = base + image * problem->source_image;
+#endif
         return row;
     }
     __device__ Step step(int k)
     {
         int channel, tap = channels.split(min(k, size - 1), &channel);
         uint4 entry = table[tap];
-        return {(int)entry.y + channel * channel_step, entry.x, k < size};
+        long long offset = channel * channel_step;
+#if !CONV_RESAMPLED
+        offset += (int)entry.y;
+#endif
+        return {offset, entry.x, k < size};
     }
     __device__ const Source *at(const Row &row, const Step &step, bool *inside)
     {
         *inside = step.there && tap_inside(row.at, step.tap, in);
+#if CONV_RESAMPLED
+        int at[3] = {tap_at(row.at, step.tap, 0), tap_at(row.at, step.tap, 1),
+                     tap_at(row.at, step.tap, 2)};
+#ifdef FAULT_CONV_CLASS // all positions are taken for the first class
+        for (int axis = 0; axis < 3; axis++)
+            at[axis] = (row.at[axis] & -(1 << problem->up(axis))) + at[axis] - row.at[axis];
+#endif
+        long long element = source_element(*problem, at) * problem->source_position;
+        return *inside ? row.from + element + step.offset : base;
+#else
         return *inside ? row.from + step.offset : base;
+#endif
     }
 };
 

@@ -2,7 +2,8 @@
  * results go, whatever makes the sums. Included in a kernel's namespace behind the header of a tile
  * product. Definitions: CONV_MODE, CONV_LAST, CONV_AXES, CONV_STRIDED, CONV_OUT_4, CONV_ACT,
  * CONV_RESAMPLED, TILE_STATS as in conv_f32.cu; Source, Weight, Result, Residual and Bias are types
- * of elements (storage.h); BY_TAP: columns of wgrad are (tap, channel), not (channel, tap).
+ * of elements (storage.h); BY_TAP: columns of wgrad are (tap, channel), not (channel, tap), and
+ * there are no classes of taps.
  */
 
 #if TILE_STATS
@@ -157,11 +158,16 @@ CX_FN u32 pack_tap(int d, int h, int w)
     return (u32)(d + 512) << 20 | (u32)(h + 512) << 10 | (u32)(w + 512);
 }
 
-// Is the source element there, of a position whose first is `at`, at a packed tap?
+// Where the source element is along an axis, of a position whose first is `at`, at a packed tap.
+CX_FN int tap_at(const int *at, u32 tap, int axis)
+{
+    return at[axis] + (int)(tap >> (20 - 10 * axis) & 1023) - 512;
+}
+
+// Is that element there?
 CX_FN bool tap_inside(const int *at, u32 tap, const int *in)
 {
-    int d = at[0] + (int)(tap >> 20) - 512, h = at[1] + (int)(tap >> 10 & 1023) - 512;
-    int w = at[2] + (int)(tap & 1023) - 512;
+    int d = tap_at(at, tap, 0), h = tap_at(at, tap, 1), w = tap_at(at, tap, 2);
     bool inside = (u32)h < (u32)in[1] && (CONV_AXES == 2 || (u32)d < (u32)in[0]);
 #ifdef FAULT_CONV_BORDER // the right border is not looked at
     return inside && w >= 0;
@@ -200,10 +206,11 @@ CX_FN int taps_of(const Problem &problem, const int *at)
     return number * taps_apart(problem.taps);
 }
 
-// The table of taps, class by class: packed coordinates, step in the source, step in w.
+// The table of taps, class by class: packed coordinates, step in the source, step in w. BY_TAP:
+// those of the first class.
 CX_FN void make_taps(const Problem &problem, const ConvArgs &args, uint4 *table)
 {
-    int classes = 1 << (problem.up(0) + problem.up(1) + problem.up(2));
+    int classes = BY_TAP ? 1 : 1 << (problem.up(0) + problem.up(1) + problem.up(2));
     int apart = taps_apart(problem.taps), count = (classes - 1) * apart + problem.taps;
     for (int entry = (int)threadIdx.x; entry < count; entry += THREADS) {
         int at[3] = {0, 0, 0}, place[3] = {0, 0, 0}, rest = entry % apart;

@@ -9,6 +9,10 @@
  * (pad - s, pad - r) with w read MN-major; wgrad has a tile for every tap and sums over boxes of 64
  * positions, both operands MN-major.
  *
+ * Where x or the residual is up-sampled on the way (fprop), positions fall into classes by their
+ * remainders modulo the factors. A tile has a box of positions of the smaller image in each class:
+ * at a tap each is such a box of x, and the map is that of the smaller image.
+ *
  * With strides the boxes of x take every stride-th element, as its tensor map says. The gradient
  * of x falls into phases, by the remainders of its positions modulo the strides: each is a
  * convolution of y with stride 1 and the taps that meet it, so its tiles have steps of their own.
@@ -16,6 +20,8 @@
  * Definitions: those of wgmma_product.h, and
  *   CONV_MODE     0 fprop, 1 dgrad, 2 wgrad
  *   CONV_STRIDED  1: a segment has strides other than 1
+ *   CONV_RESAMPLED  1: a segment has shifts other than 0 (x_shift, residual_shift; fprop), up to 16
+ *                 classes, and stride 1 where x is up-sampled; where this is not defined, none has
  *   CONV_ACT      PvAct
  *   CONV_RESULT CONV_RESIDUAL CONV_BIAS   PvStorage of each
  *   TILE_STATS    2: norm tables of y, as it is stored, are made, of segments that want one (fprop)
@@ -36,6 +42,24 @@ CX_FN int stride_of(const ConvArgs &args, int axis)
 {
     return CONV_STRIDED ? (int)args.stride[axis_of(axis)] : 1;
 }
+
+#if CONV_RESAMPLED
+// Logarithms of the factor by which x is up-sampled along an axis, and of the number of classes.
+CX_FN int up_of(const ConvArgs &args, int axis)
+{
+    return (int)args.x_shift[axis_of(axis)];
+}
+CX_FN int log_classes(const ConvArgs &args)
+{
+    return up_of(args, WGMMA_W) + up_of(args, WGMMA_H) + up_of(args, WGMMA_D);
+}
+
+// Positions of a box, as a logarithm.
+CX_FN int log_box(const WgmmaPlan &plan)
+{
+    return (int)(plan.box[WGMMA_W] + plan.box[WGMMA_H] + plan.box[WGMMA_D] + plan.box[WGMMA_IMAGE]);
+}
+#endif
 
 // Along an axis, of the positions of the gradient of x that are `phase` modulo the stride: the
 // first tap, how many there are (each a stride from the last), and where y is at the first tap of
@@ -136,6 +160,29 @@ struct Loads {
             cx_tma_load5(to + (u32)(i * PANEL), map, full, channel + i * 64, at[WGMMA_W],
                          at[WGMMA_H], at[WGMMA_D], at[WGMMA_IMAGE]);
     }
+#if CONV_RESAMPLED
+    // The box of each class at a tap.
+    __device__ void classes(u32 stage, u32 full, int channel, int tap)
+    {
+        int at[WGMMA_AXES], first[WGMMA_IMAGE];
+        set_tap(*args, tap, first);
+        CX_NO_UNROLL
+        for (int number = 0; number < 1 << log_classes(*args); number++) {
+            int rest = number;
+            CX_UNROLL
+            for (int axis = 0; axis < WGMMA_IMAGE; axis++) {
+                int up = up_of(*args, axis), by = first[axis] - (int)args->pad[axis_of(axis)];
+#ifndef FAULT_CONV_CLASS // without it all positions are taken for the first class
+                by += rest & ((1 << up) - 1);
+#endif
+                at[axis] = place.at[axis] * stride_of(*args, axis) + (by >> up);
+                rest >>= up;
+            }
+            cx_tma_load5(stage + (u32)(number << log_box(*plan)) * 128, a, full, channel,
+                         at[WGMMA_W], at[WGMMA_H], at[WGMMA_D], place.at[WGMMA_IMAGE]);
+        }
+    }
+#endif
     __device__ void step(u32 stage, u32 full, int step)
     {
         u32 to_b = stage + STAGE_A;
@@ -172,8 +219,12 @@ struct Loads {
                                       : place.at[axis] - by;
         }
 #endif
+#if CONV_RESAMPLED
+        classes(stage, full, channel, tap);
+#else
         cx_tma_load5(stage, a, full, channel, at[WGMMA_W], at[WGMMA_H], at[WGMMA_D],
                      place.at[WGMMA_IMAGE]);
+#endif
 #if CONV_MODE == 0
         cx_tma_load3(to_b, b, full, channel, tap, place.n0);
 #else
@@ -234,6 +285,10 @@ struct Out {
         const int64_t *size = CONV_MODE == 0 ? args->out : args->in;
         bool inside = true;
         int position = 0, scale = 1;
+#if CONV_RESAMPLED
+        int number = m >> log_box(*plan), shrunk = 0, shrunk_scale = 1; // class; in the residual
+        m &= (1 << log_box(*plan)) - 1;
+#endif
         CX_UNROLL
         for (int axis = 0; axis < WGMMA_IMAGE; axis++) {
             int extent = (int)size[axis_of(axis)];
@@ -241,6 +296,13 @@ struct Out {
             if (CONV_MODE == 1 && CONV_STRIDED)
                 index = index * stride_of(*args, axis) + place.phase[axis];
             m >>= plan->box[axis];
+#if CONV_RESAMPLED
+            int up = up_of(*args, axis), shift = (int)args->residual_shift[axis_of(axis)];
+            index = index << up | (number & ((1 << up) - 1));
+            number >>= up;
+            shrunk += (index >> shift) * shrunk_scale;
+            shrunk_scale *= extent >> shift;
+#endif
 #ifdef FAULT_CONV_OUTSIDE // positions of the box behind the image are written too
             inside = inside && (axis != WGMMA_H || index < extent);
 #else
@@ -252,6 +314,9 @@ struct Out {
         int image = place.at[WGMMA_IMAGE] + m;
         *at = image * (CONV_MODE == 0 ? args->y_image : args->x_image) +
               position * (CONV_MODE == 0 ? args->y_position : args->x_position) + n;
+#if CONV_RESAMPLED
+        position = shrunk;
+#endif
         *from = image * args->residual_image + position * args->residual_position + n;
         return inside && image < (int)args->images;
 #endif
@@ -290,6 +355,9 @@ struct Out {
         in_parts = in_parts_;
         int piece = in_parts ? (int)PIECE_1 : (int)PIECE;
         int slots = (boxes() << log_rows()) / piece;
+#if CONV_RESAMPLED
+        slots <<= log_classes(*args);
+#endif
         stats.set(args->stats, p.head, segment, (int)args->images, row_length, slots,
                   (int)(args->out[0] * args->out[1] * args->out[2]));
         stats.set_work(p.head, segment, before_moments(*plan, in_parts));
@@ -307,6 +375,10 @@ struct Out {
         int log = log_rows(), box = place.at[WGMMA_D] >> plan->box[WGMMA_D];
         box = box * (int)plan->boxes[WGMMA_H] + (place.at[WGMMA_H] >> plan->box[WGMMA_H]);
         box = box * (int)plan->boxes[WGMMA_W] + (place.at[WGMMA_W] >> plan->box[WGMMA_W]);
+#if CONV_RESAMPLED
+        box = (box << log_classes(*args)) + (m >> log_box(*plan));
+        m &= (1 << log_box(*plan)) - 1;
+#endif
         int row = (box << log) + (m & ((1 << log) - 1));
         stats.begin(place.at[WGMMA_IMAGE] + (m >> log),
                     row / (in_parts ? (int)PIECE_1 : (int)PIECE), n);

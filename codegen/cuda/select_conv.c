@@ -79,8 +79,9 @@ static bool is_plain(const CudaLaunch *launch)
     return true;
 }
 
-// Entries of the table of taps, at most: taps by classes of positions (taps_of).
-static int64_t table_entries(const CudaLaunch *launch)
+// Entries of the table of taps, at most: taps, or with `classes` those of each class of positions
+// (taps_of).
+static int64_t table_entries(const CudaLaunch *launch, bool classes)
 {
     int64_t most = 1;
     for (uint32_t i = 0; i == 0 || i < launch->segments; i++) {
@@ -88,7 +89,7 @@ static int64_t table_entries(const CudaLaunch *launch)
         tile_numbers(launch, i, 1, (int64_t *)&args);
         int64_t taps = volume(args.kernel),
                 up = args.x_shift[0] + args.x_shift[1] + args.x_shift[2];
-        taps = up > 0 ? (taps + ((3 - taps) & 7)) << up : taps;
+        taps = classes && up > 0 ? (taps + ((3 - taps) & 7)) << up : taps;
         most = taps > most ? taps : most;
     }
     return most;
@@ -163,7 +164,8 @@ static const char *common_definitions(const CudaLaunch *launch, CudaChoice *choi
                 one->kernel[0] == 1;
     choice->baked[TILE_BAKED_MODE] = mode;
     choice->shared[0] += TILE_PROBLEM_BYTES;
-    choice->shared[0] += mode == CONV_WGRAD ? 0 : (uint32_t)table_entries(launch) * 16;
+    if (mode != CONV_WGRAD)
+        choice->shared[0] += (uint32_t)table_entries(launch, one->types == 0) * 16;
     choice->phases = 2;
     choice->shape = "pv_shape_conv";
     choice->name = arena_printf(launch->arena, "%s_%s%s%dx%d%s%s%s", name[mode],
@@ -248,7 +250,7 @@ bool cuda_select_conv(const CudaLaunch *launch, CudaChoice *choice)
         (tile_has_stats(&one.stats) && mode != CONV_FPROP) ||
         !tile_norm_act(launch, AT(norm.table), AT(norm.act), &one.norm.act))
         return false;
-    if (is_resampled(launch) && (one.types || mode != CONV_FPROP))
+    if (is_resampled(launch) && mode != CONV_FPROP)
         return false;
     if (tile_half(one.types) < 0 || (one.w_last && !one.types && volume(one.kernel) > 1))
         return false;

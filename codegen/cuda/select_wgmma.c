@@ -27,16 +27,17 @@ static const WgmmaTile tiles[] = {
     {256, 64, 2, 4, 1.35}, {128, 64, 2, 6, 1.6},  {64, 128, 1, 3, 1.6},
 };
 
-// The tile of `columns` or more with the lowest predicted cost for m x n sums of `batches`
-// products of `steps` steps. A grid that does not fill the machine can be cut into parts, down
-// to a few steps.
-static const WgmmaTile *tile_of(int64_t m, int64_t n, int64_t batches, int64_t steps, int columns)
+// The tile of `rows` and `columns` or more with the lowest predicted cost for m x n sums of
+// `batches` products of `steps` steps. A grid that does not fill the machine can be cut into parts,
+// down to a few steps.
+static const WgmmaTile *tile_of(int64_t m, int64_t n, int64_t batches, int64_t steps, int rows,
+                                int columns)
 {
     const WgmmaTile *best = NULL;
     double least = 0;
     for (size_t i = 0; i < sizeof tiles / sizeof *tiles; i++) {
         const WgmmaTile *tile = &tiles[i];
-        if (tile->n < columns)
+        if (tile->m < rows || tile->n < columns)
             continue;
         int64_t count = tile_count(m, tile->m) * tile_count(n, tile->n) * batches;
         double turns = (double)tile_count(count, MULTIPROCESSORS);
@@ -138,6 +139,12 @@ static int64_t boxed(const int64_t *size)
     return box;
 }
 
+// Of positions, where x is up-sampled: each has a box of WGMMA_PIECE rows or more in a tile.
+static int classes(const ConvArgs *args)
+{
+    return 1 << (args->x_shift[0] + args->x_shift[1] + args->x_shift[2]);
+}
+
 // What must hold of the numbers of every segment.
 static const char *refuses_sizes(const ConvArgs *args, const ConvArgs *first)
 {
@@ -148,8 +155,8 @@ static const char *refuses_sizes(const ConvArgs *args, const ConvArgs *first)
     for (int axis = 0; axis < 3; axis++) {
         if (args->stride[axis] > MOST_STRIDE)
             return "a large stride";
-        if (args->x_shift[axis] || args->residual_shift[axis])
-            return "up-sampled";
+        if (args->x_shift[axis] && args->stride[axis] != 1)
+            return "up-sampled with a stride";
     }
     if (args->c_in % 8 || args->c_out % 8)
         return "channels not in eights";
@@ -158,7 +165,9 @@ static const char *refuses_sizes(const ConvArgs *args, const ConvArgs *first)
     if (volume(args->in) >= LARGEST || volume(args->out) >= LARGEST ||
         volume(args->kernel) >= 1 << 16)
         return "too large";
-    if (tile_has_stats(&args->stats) && boxed(args->out) < WGMMA_PIECE)
+    if (classes(args) * WGMMA_PIECE > tiles[0].m)
+        return "up-sampled by much";
+    if (tile_has_stats(&args->stats) && boxed(args->out) < WGMMA_PIECE * classes(args))
         return "few positions";
     return fills(args->c_out, 64) && fills(args->c_in, 64) ? NULL : "few channels";
 }
@@ -204,15 +213,24 @@ static const char *refuses_conv(const CudaLaunch *launch, const ConvArgs *one, i
     return NULL;
 }
 
-static bool is_strided(const CudaLaunch *launch)
+// Whether a segment has strides, or anything up-sampled; the classes of positions, at most.
+typedef struct {
+    bool strided, resampled;
+    int classes;
+} Traits;
+
+static Traits traits_of(const CudaLaunch *launch)
 {
-    bool strided = false;
+    Traits traits = {.classes = 1};
     for (uint32_t i = 0; i == 0 || i < launch->segments; i++) {
         ConvArgs args;
         tile_numbers(launch, i, 1, (int64_t *)&args);
-        strided |= volume(args.stride) != 1;
+        traits.strided |= volume(args.stride) != 1;
+        for (int axis = 0; axis < 3; axis++)
+            traits.resampled |= args.x_shift[axis] || args.residual_shift[axis];
+        traits.classes = traits.classes > classes(&args) ? traits.classes : classes(&args);
     }
-    return strided;
+    return traits;
 }
 
 static const char *select_conv(const CudaLaunch *launch, CudaChoice *choice, int mode)
@@ -225,16 +243,16 @@ static const char *select_conv(const CudaLaunch *launch, CudaChoice *choice, int
     if (refused)
         return refused;
     int64_t positions = volume(mode == CONV_DGRAD ? one.in : one.out) * usual.images;
-    bool strided = is_strided(launch);
+    Traits traits = traits_of(launch);
     int64_t taps = volume(one.kernel), n = mode == CONV_FPROP ? one.c_out : one.c_in;
     int64_t channels = mode == CONV_DGRAD ? one.c_out : one.c_in;
     positions *= launch->segments > 1 ? launch->segments : 1;
     const WgmmaTile *tile =
         mode == CONV_WGRAD
-            ? tile_of(one.c_out, n, taps, tile_count(positions, WGMMA_TILE_K), 0)
+            ? tile_of(one.c_out, n, taps, tile_count(positions, WGMMA_TILE_K), 0, 0)
             : tile_of(positions, n, 1,
                       tile_count(taps, mode == CONV_DGRAD ? volume(one.stride) : 1) *
-                          tile_count(channels, WGMMA_TILE_K), 0);
+                          tile_count(channels, WGMMA_TILE_K), WGMMA_PIECE * traits.classes, 0);
     int result = mode == CONV_FPROP ? CONV_Y : mode == CONV_DGRAD ? CONV_X : CONV_W;
     const char *product = choose_tile(launch, choice, tile, tile_half(one.types),
                                       mode == CONV_WGRAD, mode != CONV_FPROP);
@@ -242,16 +260,17 @@ static const char *select_conv(const CudaLaunch *launch, CudaChoice *choice, int
     choice->file = "conv_wgmma.cu";
     choice->shape = "pv_shape_conv_wgmma";
     bool has_stats = has_any_stats(launch, CONV(stats));
-    choice->name = arena_printf(launch->arena, "%s_wgmma_%s%dx%d%s%s%s", names[mode],
+    choice->name = arena_printf(launch->arena, "%s_wgmma_%s%dx%d%s%s%s%s", names[mode],
                                 tile_half_name(one.types), tile->m, tile->n, tile_act_name(one.act),
-                                tile_norm_name(0, has_stats), strided ? "_stride" : "");
-    choice->definitions =
-        arena_printf(launch->arena,
-                     "%s%s CONV_MODE=%d CONV_STRIDED=%d CONV_ACT=%d CONV_RESULT=%d "
-                     "CONV_RESIDUAL=%d CONV_BIAS=%d",
-                     product, choose_stats(choice, has_stats), mode, strided, (int)one.act,
-                     tile_storage(one.types, result), tile_storage(one.types, CONV_RESIDUAL),
-                     tile_storage(one.types, CONV_BIAS));
+                                tile_norm_name(0, has_stats), traits.strided ? "_stride" : "",
+                                traits.resampled ? "_up" : "");
+    choice->definitions = arena_printf(
+        launch->arena,
+        "%s%s CONV_MODE=%d CONV_STRIDED=%d%s CONV_ACT=%d CONV_RESULT=%d CONV_RESIDUAL=%d "
+        "CONV_BIAS=%d",
+        product, choose_stats(choice, has_stats), mode, traits.strided,
+        traits.resampled ? " CONV_RESAMPLED=1" : "", (int)one.act, tile_storage(one.types, result),
+        tile_storage(one.types, CONV_RESIDUAL), tile_storage(one.types, CONV_BIAS));
     return NULL;
 }
 
@@ -323,8 +342,8 @@ static const char *select_gemm(const CudaLaunch *launch, CudaChoice *choice)
     }
     batches *= launch->segments > 1 ? launch->segments : 1;
     // values and gates; 64 of either, or more
-    const WgmmaTile *tile = one.gate ? tile_of(usual.m, 2 * usual.n, batches, steps, 128)
-                                     : tile_of(usual.m, usual.n, batches, steps, 0);
+    const WgmmaTile *tile = one.gate ? tile_of(usual.m, 2 * usual.n, batches, steps, 0, 128)
+                                     : tile_of(usual.m, usual.n, batches, steps, 0, 0);
     const char *product = choose_tile(launch, choice, tile, tile_half(one.types), !a_k, !b_k);
     choice->baked[WGMMA_BAKED_A_MN] = !a_k;
     choice->baked[WGMMA_BAKED_B_MN] = !b_k;

@@ -112,8 +112,8 @@ void pv_shape_conv_wgmma(const PvCudaKernel *kernel, const int64_t *numbers, PvC
     bool grad = mode == CONV_DGRAD, of_w = mode == CONV_WGRAD;
     const int64_t *size = grad ? args->in : args->out;
     int64_t taps = args->kernel[0] * args->kernel[1] * args->kernel[2], most_taps = 1;
-    int64_t axes[WGMMA_AXES] = {size[2], size[1], size[0], args->images};
-    uint32_t step[WGMMA_AXES] = {1, 1, 1, 1}, phases = 1;
+    int64_t axes[WGMMA_AXES] = {size[2], size[1], size[0], args->images}, in[3];
+    uint32_t step[WGMMA_AXES] = {1, 1, 1, 1}, phases = 1, classes = 0;   // classes: a logarithm
     WgmmaPlan plan = {.m_tiles = 1};
     *grid = (PvCudaGrid){.workspace = 0};
     while (!of_w && 1u << log < tile_m)
@@ -127,8 +127,13 @@ void pv_shape_conv_wgmma(const PvCudaKernel *kernel, const int64_t *numbers, PvC
         } else {
             step[axis] = (uint32_t)stride;
         }
+        // where x is up-sampled, a box is of the smaller image
+        uint32_t up = (uint32_t)args->x_shift[2 - axis];
+        axes[axis] = tile_count(axes[axis], INT64_C(1) << up);
+        in[2 - axis] = args->in[2 - axis] >> up;
+        classes += up;
     }
-    choose_box(axes, step, log, tile_has_stats(&args->stats), &plan);
+    choose_box(axes, step, log - classes, tile_has_stats(&args->stats), &plan);
     uint32_t boxes = plan.boxes[0] * plan.boxes[1] * plan.boxes[2] * plan.boxes[3];
     plan.n_tiles = count(mode == CONV_FPROP ? args->c_out : args->c_in, tile_n);
     if (of_w) {
@@ -140,7 +145,7 @@ void pv_shape_conv_wgmma(const PvCudaKernel *kernel, const int64_t *numbers, PvC
         plan.tiles = plan.n_tiles * boxes * phases;
         plan.steps = plan.chunks * (uint32_t)most_taps;
     }
-    PvTensorMap x = image_map(args->x, args->c_in, args->in, args->images, args->x_position,
+    PvTensorMap x = image_map(args->x, args->c_in, in, args->images, args->x_position,
                               args->x_image, &plan, step);
     PvTensorMap y = image_map(args->y, args->c_out, args->out, args->images, args->y_position,
                               args->y_image, &plan, NULL);
@@ -150,7 +155,7 @@ void pv_shape_conv_wgmma(const PvCudaKernel *kernel, const int64_t *numbers, PvC
     if (tile_has_stats(&args->stats)) {
         int64_t rows = INT64_C(1) << (plan.box[WGMMA_W] + plan.box[WGMMA_H] + plan.box[WGMMA_D]);
         int64_t of_image = plan.boxes[WGMMA_W] * plan.boxes[WGMMA_H] * plan.boxes[WGMMA_D];
-        add_stats(kernel, args->images, of_image * rows, args->c_out, grid);
+        add_stats(kernel, args->images, of_image * rows << classes, args->c_out, grid);
     }
 }
 

@@ -158,6 +158,7 @@ def check_mixed(dtype, forward, backward):
         launches = compute(mixed, command, program, "mixed", traced)
         for kernel in ("gemm_wgmma", "conv_wgmma"):
             assert of_video(program) or f"{kernel}_{dtype}_" in launches, f"no {kernel} ran"
+        assert program != "denoise" or "_up" in launches, "no convolution up-samples what it reads"
         assert program != "reconstruct" or "_gate_" in launches, "no product with gates ran"
         want, have = Tensors(f"{folder}/f64.st"), Tensors(f"{folder}/mixed.st")
         assert want.names() == have.names() and want.names(), have.names()

@@ -30,6 +30,18 @@ template <class Visit> void for_products(const ConvArgs &a, Visit visit)
             }
 }
 
+// The position of a residual that is up-sampled.
+static inline int64_t shrunk(const ConvArgs &a, int64_t position)
+{
+    int64_t at = 0, scale = 1;
+    for (int axis = 2; axis >= 0; axis--) {
+        at += (position % a.out[axis] >> a.residual_shift[axis]) * scale;
+        scale *= a.out[axis] >> a.residual_shift[axis];
+        position /= a.out[axis];
+    }
+    return at;
+}
+
 // Plain loops for any strides: no activation; bias of the written image's channels and a residual
 // of an image. A part of a sum is added to what is there.
 static inline void plain_conv(const char *symbol, const int64_t *raw)
@@ -56,7 +68,8 @@ static inline void plain_conv(const char *symbol, const int64_t *raw)
                     (bias ? bias[c] : 0) +
                     (a.residual ? ((const float *)a.residual)[image * a.residual_image +
                                                               c * a.residual_channel +
-                                                              p * a.residual_position]
+                                                              (grad ? p : shrunk(a, p)) *
+                                                                  a.residual_position]
                                 : 0);
     for_products(a, [&](int64_t at_x, int64_t at_y, int64_t at_w) {
         (grad ? x[at_x] : y[at_y]) += (grad ? y[at_y] : x[at_x]) * w[at_w];

@@ -105,18 +105,6 @@ static inline double plain_norm(const NormLoad &norm, float x, int64_t image, in
     return activated((double)x * factors[0] + factors[norm.shift], norm.act);
 }
 
-// The position of a residual that is up-sampled.
-static inline int64_t shrunk(const ConvArgs &a, int64_t position)
-{
-    int64_t at = 0, scale = 1;
-    for (int axis = 2; axis >= 0; axis--) {
-        at += (position % a.out[axis] >> a.residual_shift[axis]) * scale;
-        scale *= a.out[axis] >> a.residual_shift[axis];
-        position /= a.out[axis];
-    }
-    return at;
-}
-
 // pv_conv and pv_conv_wgrad, with everything that their struct may ask for.
 static inline void plain_norm_conv(bool wgrad, const int64_t *raw)
 {

@@ -9,6 +9,7 @@ struct Shape {
     int64_t in[3], kernel[3], stride[3], pad[3];
     Storage x, y, w;
     bool bias, last, w_last;
+    int64_t up[3] = {0, 0, 0}, residual_up = 0; // powers of 2; the residual's, of the last two axes
 };
 
 static int64_t storage_bits(Storage storage, int number)
@@ -29,7 +30,9 @@ static ConvArgs conv_args(const Shape &shape)
         args.stride[axis] = shape.stride[axis], args.pad[axis] = shape.pad[axis];
         args.out[axis] =
             (shape.in[axis] + 2 * shape.pad[axis] - shape.kernel[axis]) / shape.stride[axis] + 1;
-        inside *= args.in[axis], outside *= args.out[axis];
+        args.x_shift[axis] = shape.up[axis];
+        args.residual_shift[axis] = axis > 0 ? shape.residual_up : 0;
+        inside *= args.in[axis] >> shape.up[axis], outside *= args.out[axis];
     }
     args.x_channel = shape.last ? 1 : inside;
     args.x_position = shape.last ? shape.c_in : 1;
@@ -63,7 +66,7 @@ static int64_t add_conv(KernelCase &test, const Shape &shape, int mode, int64_t 
         int64_t channels = (mode == 1 ? args.c_in : args.c_out) + 8;
         const int64_t *size = mode == 1 ? args.in : args.out;
         args.residual_channel = 1, args.residual_position = channels;
-        args.residual_image = size[0] * size[1] * size[2] * channels;
+        args.residual_image = (size[0] * size[1] * size[2] * channels) >> 2 * shape.residual_up;
         args.residual = test.input((size_t)(args.images * args.residual_image), 1, 0, result);
         args.types |= storage_bits(result, 4);
     }
@@ -126,6 +129,20 @@ int main(void)
                   ST_F16, ST_F16, ST_F16, true, true, true};
     Shape half_mixed = {"f16, w in f32", 1, 8, 16, 1, {1, 6, 6}, {1, 3, 3}, {1, 1, 1}, {0, 1, 1},
                         ST_F16, ST_F16, F, true, true, false};
+    Shape up = square, up_4 = square, up_solid = solid, up_odd = planar, up_deep = deep;
+    up.what = "bf16, up-sampled";
+    up.in[1] = 8, up.in[2] = 6, up.up[1] = up.up[2] = up.residual_up = 1;
+    up_4.what = "bf16, up-sampled by 4 along rows";
+    up_4.in[2] = 12, up_4.up[2] = 2;
+    up_solid.what = "bf16, 3 axes up-sampled, stride 2";
+    up_solid.in[0] = 4, up_solid.in[2] = 6, up_solid.up[0] = up_solid.up[1] = up_solid.up[2] = 1;
+    up_odd.what = "bf16, positions dense, up-sampled";
+    up_odd.up[1] = up_odd.up[2] = 1;
+    up_deep.what = "bf16 parts, the residual up-sampled";
+    up_deep.residual_up = 1;
+    for (const Shape &shape : {up, up_4, up_solid, up_odd, up_deep})
+        check(0, shape);
+    check(0, up, "FAULT_CONV_CLASS");
     check_sum(square);
     for (int mode = 0; mode < 3; mode++)
         for (const Shape &shape :
@@ -135,12 +152,13 @@ int main(void)
     check(2, deep, "FAULT_MMA_WAIT");
     {
         auto expected = [](const PvRun *, const int64_t *args) { plain_conv(symbol[0], args); };
-        KernelCase test(symbol[0], expected, "bf16, three segments and one of 1 x 1");
+        KernelCase test(symbol[0], expected, "bf16, three segments, one of 1 x 1, one up-sampled");
         for (int64_t side : {4, 8, 2}) {
             Shape plane = square;
             plane.in[1] = side;
             add_conv(test, plane, 0);
         }
+        add_conv(test, up, 0);
         add_conv(test, point, 0);
         test.run();
     }

@@ -12,6 +12,7 @@ struct Shape {
     bool many; // the choice is made for four times as many images
     Storage half = ST_BF16;   // of the operands
     int64_t stride[3] = {1, 1, 1};
+    int64_t up[3] = {0, 0, 0}, residual_up = 0; // powers of 2; the residual's, of the last two axes
 };
 
 static const char *const symbol[] = {"pv_conv", "pv_conv_dgrad", "pv_conv_wgrad"};
@@ -27,13 +28,16 @@ static ConvArgs conv_args(const Shape &shape, int mode)
         args.stride[axis] = shape.stride[axis], args.pad[axis] = shape.pad[axis];
         args.out[axis] =
             (shape.in[axis] + 2 * shape.pad[axis] - shape.kernel[axis]) / shape.stride[axis] + 1;
-        inside *= args.in[axis], outside *= args.out[axis];
+        args.x_shift[axis] = shape.up[axis];
+        args.residual_shift[axis] = axis > 0 ? shape.residual_up : 0;
+        inside *= args.in[axis] >> shape.up[axis], outside *= args.out[axis];
     }
     args.x_channel = args.y_channel = args.residual_channel = 1;
     args.x_position = shape.c_in, args.y_position = shape.c_out;
     args.x_image = inside * shape.c_in, args.y_image = outside * shape.c_out;
     args.residual_position = (mode == 1 ? args.x_position : args.y_position) + 8;
-    args.residual_image = args.residual_position * (mode == 1 ? inside : outside) + 16;
+    args.residual_image =
+        (args.residual_position * (mode == 1 ? inside : outside) >> 2 * shape.residual_up) + 16;
     args.w_last = 1;
     int at = mode == 0 ? 0 : mode == 1 ? 1 : 2;
     int64_t half = shape.half == ST_F16 ? PV_STORE_F16 : PV_STORE_BF16;
@@ -133,6 +137,21 @@ int main(void)
                     false, H, {1, 2, 2}};
     Shape thick = {"3 axes, strides 2, 1 and 2", 1, 48, 64, {4, 5, 8}, {4, 3, 4}, {1, 1, 1}, H,
                    NONE, true, false, ST_BF16, {2, 1, 2}};
+    Shape up = {"up-sampled", 3, 64, 56, {1, 8, 12}, {1, 3, 3}, {0, 1, 1}, H, H, true, false, H,
+                {1, 1, 1}, {0, 1, 1}, 1};
+    Shape up_odd = {"up-sampled, odd results", 1, 48, 64, {1, 10, 34}, {1, 4, 2}, {0, 2, 0},
+                    F, NONE, false, false, ST_F16, {1, 1, 1}, {0, 1, 1}};
+    Shape up_solid = {"3 axes up-sampled", 1, 64, 64, {4, 6, 8}, {3, 3, 3}, {1, 1, 1}, H,
+                      NONE, true, false, H, {1, 1, 1}, {1, 1, 2}};
+    Shape residual_up = odd;
+    residual_up.what = "the residual up-sampled";
+    residual_up.in[1] = 8, residual_up.in[2] = 6, residual_up.residual_up = 1;
+    for (const Shape &shape : {up, up_odd, up_solid, residual_up})
+        check(0, {shape});
+    Shape striding = halved;
+    striding.residual = H;
+    check(0, {striding, up, odd});
+    check(0, {up}, "FAULT_CONV_CLASS");
     for (int mode = 0; mode < 3; mode++) {
         for (const Shape &shape :
              {odd, small, wide, point, solid, larger, halved, uneven, sparse, thick})

@@ -110,6 +110,7 @@ struct Shape {
     int64_t groups; // of y; 0: no table
     bool moments, rich;
     Storage half;
+    int64_t up = 0; // of x and the residual, along the last two axes: a power of 2
 };
 
 static void add_conv(KernelCase &test, const Shape &s)
@@ -123,8 +124,10 @@ static void add_conv(KernelCase &test, const Shape &s)
         args.stride[axis] = flat ? 1 : s.stride, args.pad[axis] = flat ? 0 : s.kernel / 2;
         args.out[axis] = (args.in[axis] + 2 * args.pad[axis] - args.kernel[axis]) /
                              args.stride[axis] + 1;
+        args.x_shift[axis] = args.residual_shift[axis] = axis > 0 ? s.up : 0;
         inside *= args.in[axis], outside *= args.out[axis], taps *= args.kernel[axis];
     }
+    inside >>= 2 * s.up;
     args.x_channel = args.y_channel = 1, args.x_position = s.c_in, args.y_position = s.c_out + 8;
     args.x_image = inside * s.c_in, args.y_image = outside * args.y_position;
     args.w_last = 1;
@@ -135,7 +138,7 @@ static void add_conv(KernelCase &test, const Shape &s)
     if (s.rich) {
         args.bias = test.input((size_t)s.c_out, 1, 3);
         args.residual_channel = 1, args.residual_position = args.y_position;
-        args.residual_image = args.y_image;
+        args.residual_image = args.y_image >> 2 * s.up;
         args.residual = test.input((size_t)(s.images * args.residual_image), 1, 0, s.half);
         args.types |= storage_bits(s.half, 4);
     }
@@ -181,7 +184,8 @@ int main(void)
     Shape strided = {"stride 2", 2, 24, 40, {1, 9, 8}, 3, 2, 5, false, true, H};
     Shape deep = {"in parts", 2, 72, 68, {1, 5, 7}, 3, 1, 4, true, true, H};
     Shape f16 = {"f16, three axes", 2, 16, 24, {3, 4, 4}, 3, 1, 4, false, false, G};
-    for (const Shape &s : {plane, strided, deep, f16})
+    Shape up = {"up-sampled", 3, 16, 40, {1, 6, 8}, 3, 1, 5, true, true, H, 1};
+    for (const Shape &s : {plane, strided, deep, f16, up})
         check_conv(s);
     check_conv(plane, false, true);
     // those of sm_90a: images of whole pieces of 16 rows
@@ -194,9 +198,12 @@ int main(void)
     Shape t1_plane = {"a table", 3, 64, 96, {1, 6, 7}, 3, 1, 8, true, true, H};
     Shape t1_large = {"boxes", 2, 64, 64, {1, 20, 18}, 3, 1, 8, true, false, H};
     Shape t1_deep = {"in parts", 5, 256, 64, {1, 4, 4}, 3, 1, 4, true, true, H};
-    for (const Shape &s : {t1_plane, t1_large, t1_deep})
+    Shape t1_up = {"up-sampled", 3, 64, 96, {1, 8, 12}, 3, 1, 8, true, true, H, 1};
+    Shape t1_up_deep = {"up-sampled, in parts", 2, 256, 64, {1, 20, 8}, 3, 1, 4, true, true, H, 1};
+    for (const Shape &s : {t1_plane, t1_large, t1_deep, t1_up, t1_up_deep})
         check_conv(s, true);
     check_conv(t1_plane, true, true);
+    check_conv(t1_up, true, true);
     check_conv(t1_large, true, false, "FAULT_STATS_BARRIER");
     check_conv(t1_plane, true, false, "FAULT_STATS_FENCE");
     check_product(linear, false, false, "FAULT_NORM_IMAGE");
