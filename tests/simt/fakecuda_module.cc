@@ -133,12 +133,15 @@ static CUresult find_dry(CUmod_st *module, const char *name, CUfunction *functio
     return CUDA_SUCCESS;
 }
 
-// What a multiprocessor has: 64 Ki registers, given to warps by 256.
+// What a multiprocessor has: 64 Ki registers, given to warps by 256. From sm_90 on a cubin counts
+// the KiB that the system keeps as static shared memory of the kernel.
 static CUresult check_needs(const CUfunc_st *fn, unsigned threads, unsigned shared)
 {
-    enum { REGISTERS = 65536, UNIT = 256, WARP = 32 };
+    enum { REGISTERS = 65536, UNIT = 256, WARP = 32, RESERVED = 1024 };
     if (!fn->needs.name[0])
         return CUDA_SUCCESS;
+    if (driver.arch >= 90 && fn->needs.static_shared >= RESERVED)
+        shared -= std::min<unsigned>(shared, RESERVED);
     unsigned warps = (threads + WARP - 1) / WARP;
     unsigned of_warp = (unsigned)(fn->needs.registers * WARP + UNIT - 1) / UNIT * UNIT;
     if (warps * of_warp > REGISTERS ||
