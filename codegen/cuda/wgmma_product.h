@@ -38,7 +38,11 @@ enum {
     STAGE_A = TILE_M * 128,
     STAGE = (TILE_M + TILE_N) * 128,
     CHUNK_N = TILE_N < 128 ? TILE_N : 128, // columns that a warp stores at a time
-    OUT_ROW = CHUNK_N + 8,                 // floats
+#ifdef FAULT_BANKS // rows begin in the same bank
+    OUT_ROW = CHUNK_N,
+#else
+    OUT_ROW = CHUNK_N + 8, // floats
+#endif
     OUT_WARP = 8 * OUT_ROW,
     OUT_AT = WG_STAGES * STAGE,
     BARRIERS_AT = OUT_AT + WG_GROUPS * 4 * OUT_WARP * 4,

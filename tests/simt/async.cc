@@ -244,6 +244,26 @@ static u8 *row_at(const TmaOp *op, const TensorMap &map, const u32 *index)
     return row;
 }
 
+// Counts wavefronts: the box crosses to or from shared memory in pieces of 128 bytes, in its order.
+struct Lines {
+    u32 chunks[8], used = 0, count = 0, wavefronts = 0;
+
+    void add(u32 address)
+    {
+        chunks[used++] = address;
+        if (used == 8)
+            end();
+    }
+    void end()
+    {
+        if (used == 0)
+            return;
+        wavefronts += chunk_wavefronts(chunks, used);
+        count++;
+        used = 0;
+    }
+};
+
 // Walks the box in shared-memory order. Returns the bytes it has there, 0 if it could not.
 static u32 walk_box(TmaOp *op, const TensorMap &map)
 {
@@ -253,6 +273,10 @@ static u32 walk_box(TmaOp *op, const TensorMap &map)
         count[i] = i == 0 ? map.box[i] : (u32)(map.box[i] + map.step[i] - 1) / map.step[i];
     u32 row_bytes = count[0] * map.element_bytes;
     u32 rows = count[1] * count[2] * count[3] * count[4];
+    if (map.swizzle && row_bytes != 16u << map.swizzle) {
+        report("TMA: a box narrower than its swizzle is not emulated, line %d", op->site);
+        return 0;
+    }
     if (op->shared % alignment[map.swizzle])
         report("TMA: shared address %u not aligned to %u for this swizzle, line %d", op->shared,
                alignment[map.swizzle], op->site);
@@ -263,10 +287,12 @@ static u32 walk_box(TmaOp *op, const TensorMap &map)
     if (simt_config.race && op->clock.epoch != block->epoch)
         clock_join(op->clock, Clock());
     place = {nullptr, op->site};
+    Lines lines;
     for (u32 r = 0; r < rows; r++) {
         u8 *row = row_at(op, map, index);
         for (u32 byte = 0; byte < row_bytes; byte += 16) {
             u32 address = swizzled(op->shared + r * row_bytes + byte, map.swizzle);
+            lines.add(address);
             move_chunk(op, map, row, byte, (u8 *)shared_pointer(address, 16, op->site));
             if (simt_config.race)
                 check_chunk(op, address);
@@ -274,6 +300,8 @@ static u32 walk_box(TmaOp *op, const TensorMap &map)
         for (int i = 1; i < 5 && ++index[i] == count[i]; i++)
             index[i] = 0;
     }
+    lines.end();
+    note_chunks(op->pc, !op->store, lines.count, lines.wavefronts);
     simt_stats.tma_bytes += row_bytes * rows;
     return row_bytes * rows;
 }
@@ -302,7 +330,8 @@ void execute_tma(TmaOp *op)
     delete op;
 }
 
-static TmaOp *issue(bool store, u32 shared, const void *map, const int *start, int rank, int site)
+static TmaOp *issue(bool store, u32 shared, const void *map, const int *start, int rank, int site,
+                    const void *pc)
 {
     TmaOp *op = new TmaOp();
     Thread *self = block->current;
@@ -312,6 +341,7 @@ static TmaOp *issue(bool store, u32 shared, const void *map, const int *start, i
     memcpy(op->start, start, sizeof(int) * (size_t)rank);
     op->rank = rank;
     op->site = site;
+    op->pc = pc;
     op->issuer = self->linear;
     if (simt_config.race) {
         op->clock = seen_by(self);
@@ -322,7 +352,7 @@ static TmaOp *issue(bool store, u32 shared, const void *map, const int *start, i
 
 void simt_tma_load(u32 dst, const void *map, u32 mbar, const int *start, int rank, int site)
 {
-    TmaOp *op = issue(false, dst, map, start, rank, site);
+    TmaOp *op = issue(false, dst, map, start, rank, site, __builtin_return_address(0));
     op->mbar = mbar;
     if (simt_config.async == SIMT_EAGER) {
         execute_tma(op);
@@ -336,7 +366,8 @@ void simt_tma_load(u32 dst, const void *map, u32 mbar, const int *start, int ran
 void simt_tma_store(const void *map, u32 src, const int *start, int rank, int site)
 {
     block->used_copies = true;
-    block->stores.push_back(issue(true, src, map, start, rank, site));
+    block->stores.push_back(
+        issue(true, src, map, start, rank, site, __builtin_return_address(0)));
 }
 
 void simt_bulk_commit(void)

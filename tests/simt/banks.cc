@@ -10,8 +10,12 @@
  * of all its live lanes), come to the same place by the same path of calls in the same rounds of
  * the loops around it. Hardware does the same where lanes that part in a loop meet again before its
  * next round. A run that only learns shows the loops: a basic block that is come to again is a
- * loop's head, and the blocks since its last visit are in the loop. cp.async and ldmatrix come by
- * the same way; what TMA and wgmma do to banks is not modelled: their swizzle is made for them.
+ * loop's head, and the blocks since its last visit are in the loop. cp.async comes by the same way.
+ *
+ * What moves chunks of 16 bytes by itself is counted from their addresses, eight chunks a
+ * wavefront: the rows of a matrix of ldmatrix or stmatrix; of wgmma's operands the core matrices,
+ * 8 x 16 bytes where the descriptor says and the swizzle puts them, A and B read once for the
+ * warpgroup; of TMA 128 bytes of the box after 128. README.md tells what of this is an assumption.
  *
  * Kernels are to be compiled with -fsanitize-coverage=trace-pc, or loops are not seen (then
  * accesses count in the order in which a lane makes them), with -fno-tree-sra, or vectors arrive in
@@ -250,13 +254,29 @@ void note_shared_access(Thread *thread, u32 offset, u32 bytes, u32 width, bool w
     }
 }
 
-void note_matrix_access(const void *pc, bool write, u32 wavefronts)
+u32 chunk_wavefronts(const u32 *chunks, u32 count)
 {
+    u32 in_group[BANKS / 4] = {0}, met = 0, most = 0;
+    for (u32 i = 0; i < count; i++)
+        met |= 1u << chunks[i] / 16 % (BANKS / 4);
+    if ((u32)__builtin_popcount(met) == count)
+        return 1;
+    for (u32 i = 0; i < count; i++)
+        if (std::find(chunks, chunks + i, chunks[i]) == chunks + i)
+            most = std::max(most, ++in_group[chunks[i] / 16 % (BANKS / 4)]);
+    return most;
+}
+
+void note_chunks(const void *pc, bool write, u32 groups, u32 wavefronts)
+{
+    simt_stats.wavefronts += wavefronts;
+    simt_stats.bank_conflicts += wavefronts - groups;
+    if (!simt_config.banks)
+        return;
     SimtBankSite &total = total_of(pc, 16, write);
     total.instructions++;
     total.wavefronts += wavefronts;
-    total.conflicts += wavefronts - 1;
-    simt_stats.wavefronts += wavefronts;
+    total.conflicts += wavefronts - groups;
 }
 
 void forget_banks(void)

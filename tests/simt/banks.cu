@@ -1,5 +1,6 @@
-/* Accesses of one warp to shared memory whose conflicts are known: test_banks.cc counts them. */
-#include "cx.h"
+/* Accesses to shared memory whose conflicts are known: test_banks.cc counts them. Those of one
+ * warp, and boxes of TMA that wgmma or ldmatrix reads. */
+#include "cx_hopper.h"
 
 enum {
     STORE_4, LOAD_4, STORE_8, LOAD_8, STORE_16, LOAD_16, STORE_2, COPY, MATRIX, // `apart` elements
@@ -102,3 +103,68 @@ extern "C" __global__ void access(float *out, const uint4 *in, int kind, int apa
     out[threadIdx.x] = value;
 }
 CX_ENTRY(access)
+
+enum { BOX_WGMMA, BOX_WGMMA_MN, BOX_LDMATRIX, BOX_LDMATRIX_SWIZZLED, BOX_BACK }; // what reads a box
+enum { SIDE = 64, BAR_AT = SIDE * 128 };
+
+// Brings [64, 64] of two bytes as panels of 16 << swizzle bytes a row.
+CX_FN void load_panels(u32 at, const cx_tmap *map, int swizzle)
+{
+    int span = 16 << swizzle;
+    if (threadIdx.x == 0) {
+        cx_mbar_init(at + BAR_AT, 1);
+        cx_fence_mbar_init();
+        cx_mbar_expect(at + BAR_AT, SIDE * 128);
+        for (int i = 0; i < 128 / span; i++)
+            cx_tma_load2(at + (u32)(i * SIDE * span), map, at + BAR_AT, i * span / 2, 0);
+    }
+    __syncthreads();
+    cx_mbar_wait(at + BAR_AT, 0);
+}
+
+// The descriptor of [64, 16] of the panels: columns `at_k` on, or of an MN-major operand rows.
+CX_FN u64 operand_of(u32 at, int swizzle, bool mn_major, int at_k)
+{
+    u32 span = 16u << swizzle, panel = SIDE * span, eight = 8 * span;
+    u32 byte = (u32)at_k * 2, leading = mn_major == (swizzle == 0) ? eight : panel;
+    u32 stride = mn_major && swizzle == 0 ? panel : eight;
+    u32 start = mn_major ? at + (u32)at_k * span : at + byte / span * panel + byte % span;
+    u64 mode = swizzle ? (u64)(4 - swizzle) : 0;
+    return (cx_operand128(start, leading, stride) & ~((u64)3 << 62)) | mode << 62;
+}
+
+// A warpgroup; out [64, 64]: the box times itself. Or a warp; out [32] what its lanes got.
+extern "C" __global__ void box(float *out, const __grid_constant__ cx_tmap map, int kind,
+                               int swizzle)
+{
+    CX_SHARED(shared);
+    u32 at = cx_shared_address(shared), t = threadIdx.x, lane = t & 31;
+    load_panels(at, &map, swizzle);
+    if (kind <= BOX_WGMMA_MN) {
+        bool mn_major = kind == BOX_WGMMA_MN;
+        float d[SIDE / 2];
+        for (int i = 0; i < SIDE / 2; i++)
+            d[i] = 0.f;
+        cx_wgmma_fence();
+        for (int k = 0; k < SIDE; k += 16) {
+            u64 operand = operand_of(at, swizzle, mn_major, k);
+            cx_wgmma64(1, d, operand, operand, 1, mn_major, mn_major);
+        }
+        cx_wgmma_commit();
+        cx_wgmma_wait(0);
+        for (u32 i = 0; i < SIDE / 2; i++)
+            out[((t >> 5) * 16 + lane / 4 + i / 2 % 2 * 8) * SIDE + i / 4 * 8 + lane % 4 * 2 +
+                i % 2] = d[i];
+    } else if (kind == BOX_BACK) {
+        if (t == 0) {
+            cx_tma_store2(&map, at, 0, 0);
+            cx_tma_store_commit();
+            cx_tma_store_wait();
+        }
+    } else {
+        u32 r[4], chunk = kind == BOX_LDMATRIX_SWIZZLED ? lane % 8 ^ 3 : 3;
+        cx_ldmatrix4(r, at + lane * 128 + chunk * 16);
+        out[lane] = (float)(r[0] & 0xffff);
+    }
+}
+CX_ENTRY(box)

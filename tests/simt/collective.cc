@@ -261,18 +261,12 @@ struct MatrixArgs {
 };
 
 // Eight rows of 16 bytes are served together; rows that share a group of banks take turns.
-static void count_conflicts(const u32 *rows, int matrices, bool write, const void *pc)
+static void count_rows(const u32 *rows, int matrices, bool write, const void *pc)
 {
-    for (int i = 0; i < matrices; i++, rows += 8) {
-        int in_group[8] = {0}, most = 0;
-        for (int j = 0; j < 8; j++)
-            if (std::find(rows, rows + j, rows[j]) == rows + j)
-                most = std::max(most, ++in_group[rows[j] / 16 & 7]);
-        simt_stats.bank_conflicts += (u64)(most - 1);
-        simt_stats.matrix_rows++;
-        if (simt_config.banks)
-            note_matrix_access(pc, write, (u32)most);
-    }
+    u32 wavefronts = 0;
+    for (int i = 0; i < matrices; i++)
+        wavefronts += chunk_wavefronts(rows + 8 * i, 8);
+    note_chunks(pc, write, (u32)matrices, wavefronts);
 }
 
 static u8 *matrix_row(u32 address, bool write, Thread *thread, int site)
@@ -300,7 +294,7 @@ static void move_matrices(WarpOp &op, unsigned warp)
     }
     for (int lane = 0; lane < WARP; lane++)
         rows[lane] = ((MatrixArgs *)op.arg[lane])->address;
-    count_conflicts(rows, first->count, !load, first->pc);
+    count_rows(rows, first->count, !load, first->pc);
     for (int i = 0; i < first->count; i++) {
         for (int r = 0; load && r < 8; r++)
             memcpy(matrix[r],

@@ -88,13 +88,15 @@ struct TmaOp {
     u32 shared, mbar;
     u8 map[128]; // copied at issue: a by-value parameter lives no longer than its thread
     int start[5], rank, site;
+    const void *pc; // behind the call
     unsigned issuer;
     Clock clock; // of the issuer, at issue
 };
 
 struct WgmmaOp {
     int half, n, accumulate, a_mn_major, b_mn_major, site;
-    u64 a, b; // descriptors
+    const void *pc; // behind the call
+    u64 a, b;       // descriptors
     bool a_in_registers;
     u32 a_registers[4][WARP][4];
     float *d[4][WARP];
@@ -204,7 +206,10 @@ void leave_call(void);
 void enter_basic_block(const void *pc); // by the running thread
 void note_shared_access(Thread *thread, u32 offset, u32 bytes, u32 width, bool write,
                         const void *pc); // width: of its pieces
-void note_matrix_access(const void *pc, bool write, u32 wavefronts); // eight rows of 16 bytes
+// Wavefronts of up to eight chunks of 16 bytes that are served together, by their addresses.
+u32 chunk_wavefronts(const u32 *chunks, u32 count);
+// An instruction's `groups` of them, which took so many in all. Counted in every mode.
+void note_chunks(const void *pc, bool write, u32 groups, u32 wavefronts);
 void count_banks_of(unsigned warp); // its live lanes are together
 
 /* collective.cc */

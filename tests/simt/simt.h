@@ -9,9 +9,8 @@
  * -fsanitize=thread, whose hooks are our own (race.cc): every load and store is checked for order,
  * bounds and initialisation.
  *
- * Not modelled: clusters and multicast, several resident blocks, im2col maps, swizzles of wgmma
- * operands other than 128 bytes, a missing wgmma.fence. Sums of mma have another order than
- * hardware's.
+ * Not modelled: clusters and multicast, several resident blocks, im2col maps, boxes narrower than
+ * their swizzle, base offsets of wgmma operands. Sums of mma have another order than hardware's.
  */
 #pragma once
 #include <stddef.h>
@@ -56,8 +55,9 @@ extern SimtConfig simt_config;
 
 struct SimtStats {
     uint64_t switches, warp_ops, barriers, mma, wgmma;
-    uint64_t matrix_rows, bank_conflicts; // groups of 8 rows of ld/stmatrix, and extra wavefronts
-    uint64_t wavefronts;                  // of shared memory, where banks are counted
+    // Of shared memory, and those of them that are too many. ldmatrix, TMA and wgmma count in every
+    // mode, loads, stores and cp.async where banks are counted.
+    uint64_t wavefronts, bank_conflicts;
     uint64_t cp_async, tma_bytes;
     uint64_t races, errors; // races are errors too
 };

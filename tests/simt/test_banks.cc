@@ -3,6 +3,7 @@
 #include "check.h"
 
 extern "C" void access__simt(void **args);
+extern "C" void box__simt(void **args);
 enum {
     STORE_4,
     LOAD_4,
@@ -20,6 +21,9 @@ enum {
     PAIRS,
     UNALIGNED
 };
+
+enum { BOX_WGMMA, BOX_WGMMA_MN, BOX_LDMATRIX, BOX_LDMATRIX_SWIZZLED, BOX_BACK };
+enum { SIDE = 64 };
 
 static float *out;
 static uint32_t *in;
@@ -49,8 +53,78 @@ static void check(const char *what, int kind, int apart, uint64_t conflicts)
     }
 }
 
+static uint16_t bf16_of(int value) // a small integer
+{
+    float real = (float)value;
+    uint32_t bits;
+    memcpy(&bits, &real, 4);
+    return (uint16_t)(bits >> 16);
+}
+
+static int element(int row, int column) // of the box
+{
+    return (row * 5 + column * 3 + row * column) % 7 - 3;
+}
+
+static bool is_product(const float *product, bool mn_major)
+{
+    for (int i = 0; i < SIDE; i++)
+        for (int j = 0; j < SIDE; j++) {
+            int sum = 0;
+            for (int k = 0; k < SIDE; k++)
+                sum += mn_major ? element(k, i) * element(k, j) : element(i, k) * element(j, k);
+            if (product[i * SIDE + j] != (float)sum)
+                return false;
+        }
+    return true;
+}
+
+// A box of 64 x 128 bytes, which takes 64 wavefronts to come, and so many more to be read.
+static void check_box(const char *what, int kind, int swizzle, uint64_t wavefronts,
+                      uint64_t conflicts)
+{
+    uint16_t *content = (uint16_t *)simt_malloc(SIDE * SIDE * 2);
+    float *product = make_vector(SIDE * SIDE, 0, 0);
+    for (int i = 0; i < SIDE * SIDE; i++)
+        content[i] = bf16_of(element(i / SIDE, i % SIDE));
+    alignas(64) char map[128];
+    uint64_t sizes[] = {SIDE, SIDE}, strides[] = {SIDE * 2};
+    uint32_t shape[] = {8u << swizzle, SIDE};
+    simt_tensor_map_tiled(map, 2, 2, content, sizes, strides, shape, nullptr, swizzle);
+    if (kind >= BOX_LDMATRIX && swizzle == 0) { // rows of 128 bytes all the same
+        shape[0] = SIDE;
+        simt_tensor_map_tiled(map, 2, 2, content, sizes, strides, shape, nullptr, 0);
+        swizzle = 3; // what the kernel makes one panel of
+    }
+    bool wgmma = kind <= BOX_WGMMA_MN;
+    void *args[] = {&product, map, &kind, &swizzle};
+    for (int async = SIMT_EAGER; async <= SIMT_RANDOM_ASYNC; async++) {
+        simt_config = {SIMT_RANDOM_ORDER, async, SIMT_RACE, 1, 4};
+        simt_config.banks = SIMT_COUNT_BANKS;
+        simt_reset();
+        simt_launch("box", box__simt, SimtDim(1), SimtDim(wgmma ? 128 : 32), SIDE * 128 + 8, args);
+        bool good = simt_stats.bank_conflicts == conflicts && simt_stats.errors == 0 &&
+                    simt_stats.wavefronts == 64 + wavefronts + conflicts;
+        good = good && (!wgmma || is_product(product, kind == BOX_WGMMA_MN));
+        ++(good ? passed : failed);
+        if (!good)
+            printf("FAIL %s, swizzle %d, async %d: %llu conflicts of %llu wavefronts %s\n", what,
+                   swizzle, async, (unsigned long long)simt_stats.bank_conflicts,
+                   (unsigned long long)simt_stats.wavefronts, simt_first_report());
+    }
+    simt_free(content);
+    simt_free(product);
+}
+
 int main()
 {
+    for (int swizzle = 0; swizzle < 4; swizzle++) {
+        check_box("wgmma", BOX_WGMMA, swizzle, 4 * 2 * 16, 0);
+        check_box("wgmma, MN-major", BOX_WGMMA_MN, swizzle, 4 * 2 * 16, 0);
+    }
+    check_box("ldmatrix of rows of 128 bytes", BOX_LDMATRIX, 0, 4, 4 * 7);
+    check_box("ldmatrix of swizzled rows", BOX_LDMATRIX_SWIZZLED, 3, 4, 0);
+    check_box("there and back", BOX_BACK, 3, 64, 0);
     out = make_vector(32, 0, 0);
     in = (uint32_t *)make_vector(256, 1, 0);
     if (!SIMT_RACE)

@@ -164,6 +164,7 @@ int main(void)
         test.run();
     }
     check({gated}, "FAULT_GEMM_GATE");
+    check({gated}, "FAULT_BANKS");
     check({turned}, "FAULT_WGMMA_EMPTY");
     check({turned}, "FAULT_WGMMA_FENCE");
     check({sum}, "FAULT_WGMMA_MAJOR");

@@ -1,12 +1,14 @@
 /* wgmma: D[64, n] += A[64, 16] B[n, 16]', a matrix product of a warpgroup, done when it is waited
  * for.
  *
- * Operands lie in shared memory behind descriptors, K-major or MN-major, with the 128-byte swizzle,
- * or A in registers. The four warps issue the same operation one by one; when all have, it may run.
- * With late or random completion the accumulator registers are poisoned until the wait and their
- * value is kept aside, so that a kernel that reads them early sees NaN, and operands are read at
- * the wait, so that a stage that was freed too early is seen. Operands are read through the
- * asynchronous proxy. A warp must have fenced its registers since it last waited for all.
+ * Operands lie in shared memory behind descriptors, K-major or MN-major, in any of the swizzle
+ * modes, or A in registers. They are read by core matrices: eight chunks of 16 bytes, which are
+ * rows of 8 elements of k, or in an MN-major operand eight k of 8 rows. The four warps issue the
+ * same operation one by one; when all have, it may run. With late or random completion the
+ * accumulator registers are poisoned until the wait and their value is kept aside, so that a kernel
+ * that reads them early sees NaN, and operands are read at the wait, so that a stage that was freed
+ * too early is seen. Operands are read through the asynchronous proxy. A warp must have fenced its
+ * registers since it last waited for all.
  */
 #include <string.h>
 #include <algorithm>
@@ -44,35 +46,64 @@ static void read_chunk(u32 address, HalfToFloat *value, int site, Thread *reader
                      false, true);
 }
 
-// Reads [rows][16] through a descriptor: address, leading and stride byte offsets in units of 16.
-static void read_operand(u64 descriptor, int half, int mn_major, int rows, float (*out)[TILE_K],
-                         int site, Thread *reader)
+struct Layout { // of an operand: what its descriptor tells, and the majorness
+    u32 start, leading, stride; // bytes
+    int swizzle;                // as of swizzled()
+    u32 span;                   // bytes of a row of a swizzle atom, of which there are eight
+    bool mn_major;
+};
+
+static Layout layout_of(u64 descriptor, int mn_major)
 {
-    u32 start = (u32)(descriptor & 0x3fff) << 4;
-    u32 leading = (u32)(descriptor >> 16 & 0x3fff) << 4;
-    u32 stride = (u32)(descriptor >> 32 & 0x3fff) << 4;
-    if (descriptor >> 62 != 1) {
-        report("wgmma: only the 128-byte swizzle is emulated, line %d", site);
-        return;
-    }
+    static const int mode[4] = {0, 3, 2, 1}; // of bits 62 and 63
+    Layout layout;
+    layout.start = (u32)(descriptor & 0x3fff) << 4;
+    layout.leading = (u32)(descriptor >> 16 & 0x3fff) << 4;
+    layout.stride = (u32)(descriptor >> 32 & 0x3fff) << 4;
+    layout.swizzle = mode[descriptor >> 62];
+    layout.span = 16u << layout.swizzle;
+    layout.mn_major = mn_major != 0;
+    return layout;
+}
+
+// Where chunk `i` of the core matrix of rows 8 octet .. and k 8 half .. lies (PTX ISA, "strides").
+// Leading and stride offsets change sides in MN-major operands without swizzle.
+static u32 chunk_address(const Layout &layout, u32 octet, u32 half, u32 i)
+{
+    u32 at = layout.start + i * layout.span;
+    if (!layout.mn_major)
+        at += octet * layout.stride + half * (layout.swizzle ? 16 : layout.leading);
+    else if (layout.swizzle)
+        at += octet * 16 / layout.span * layout.leading + octet * 16 % layout.span +
+              half * layout.stride;
+    else
+        at += octet * layout.stride + half * layout.leading;
+    return swizzled(at, layout.swizzle);
+}
+
+// Reads [rows][16] through a descriptor, and counts a wavefront or more for each core matrix.
+static void read_operand(const WgmmaOp *op, u64 descriptor, int mn_major, int rows,
+                         float (*out)[TILE_K], Thread *reader)
+{
+    Layout layout = layout_of(descriptor, mn_major);
     if (descriptor >> 49 & 7)
-        report("wgmma: a base offset is not emulated, line %d", site);
-    HalfToFloat *value = half_to_float(half);
-    place = {nullptr, site};
-    for (int r = 0; !mn_major && r < rows; r++)
-        for (int k = 0; k < TILE_K; k += 8) {
-            u32 at = start + (u32)(r / 8) * stride + (u32)(r % 8 * 128 + k * 2);
-            read_chunk(swizzled(at, 3), value, site, reader, &out[r][k]);
+        report("wgmma: a base offset is not emulated, line %d", op->site);
+    HalfToFloat *value = half_to_float(op->half);
+    place = {nullptr, op->site};
+    u32 wavefronts = 0, chunks[8];
+    for (int octet = 0; octet < rows / 8; octet++)
+        for (int half = 0; half < 2; half++) {
+            for (int i = 0; i < 8; i++) {
+                float chunk[8];
+                chunks[i] = chunk_address(layout, (u32)octet, (u32)half, (u32)i);
+                read_chunk(chunks[i], value, op->site, reader, chunk);
+                for (int j = 0; j < 8; j++)
+                    (mn_major ? out[octet * 8 + j][half * 8 + i]
+                              : out[octet * 8 + i][half * 8 + j]) = chunk[j];
+            }
+            wavefronts += chunk_wavefronts(chunks, 8);
         }
-    for (int r = 0; mn_major && r < rows; r += 8)
-        for (int k = 0; k < TILE_K; k++) {
-            u32 at = start + (u32)(r / 64) * leading + (u32)(k / 8) * stride +
-                     (u32)(k % 8 * 128 + r % 64 * 2);
-            float chunk[8];
-            read_chunk(swizzled(at, 3), value, site, reader, chunk);
-            for (int i = 0; i < 8; i++)
-                out[r + i][k] = chunk[i];
-        }
+    note_chunks(op->pc, false, (u32)rows / 4, wavefronts);
 }
 
 static void read_registers(const WgmmaOp *op, float (*a)[TILE_K])
@@ -153,8 +184,8 @@ static void execute(Warpgroup &group, WgmmaOp *op)
     if (op->a_in_registers)
         read_registers(op, a);
     else
-        read_operand(op->a, op->half, op->a_mn_major, TILE_M, a, op->site, reader);
-    read_operand(op->b, op->half, op->b_mn_major, op->n, b, op->site, reader);
+        read_operand(op, op->a, op->a_mn_major, TILE_M, a, reader);
+    read_operand(op, op->b, op->b_mn_major, op->n, b, reader);
     for (int n = 0; n < op->n; n++)
         for (int k = 0; k < TILE_K; k++)
             b_rows[k][n] = b[n][k];
@@ -180,6 +211,7 @@ struct WgmmaArgs {
     u64 a, b;
     const u32 *a_registers;
     int accumulate, a_mn_major, b_mn_major;
+    const void *pc;
 };
 
 // The operation number `number` of a warpgroup; the first of its warps makes it.
@@ -201,6 +233,7 @@ static WgmmaOp *operation(Warpgroup &group, size_t number, const WgmmaArgs *args
     op->a_mn_major = args->a_mn_major;
     op->b_mn_major = args->b_mn_major;
     op->site = site;
+    op->pc = args->pc;
     op->a_in_registers = args->a_registers != nullptr;
     group.ops.push_back(op);
     return op;
@@ -240,7 +273,8 @@ static void issue_warp(WarpOp &warp_op, unsigned warp)
 void simt_wgmma(int half, float *d, int n, uint64_t a, uint64_t b, const uint32_t *a_registers,
                 int accumulate, int a_mn_major, int b_mn_major, int site)
 {
-    WgmmaArgs args = {half, d, n, a, b, a_registers, accumulate, a_mn_major, b_mn_major};
+    WgmmaArgs args = {half, d, n, a, b, a_registers, accumulate, a_mn_major, b_mn_major,
+                      __builtin_return_address(0)};
     warp_op(ALL_LANES, OP_WGMMA, site, &args, issue_warp);
 }
 
