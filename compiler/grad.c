@@ -468,23 +468,7 @@ static Val grad_mask(Grad *grad, const Node *node, NodeId id, Val d_out)
     Val dot =
         g_reduce(graph, OP_REDUCE_SUM, mul(grad, d_out, val_of(id, 0)), UINT32_C(1) << (rank - 1));
     Val ds = mul(grad, p, g_binary(graph, OP_SUB, dp, dot));
-    if (!node->attr->n[0])
-        return ds;
-    // causal: nothing above the diagonal
-    const Type *type = val_type(graph, ds);
-    int64_t n = type->dim[rank - 2].n, m = type->dim[rank - 1].n;
-    unsigned char *seen = malloc((size_t)(n * m));
-    if (!seen)
-        bug("no memory for a mask of %lld by %lld", (long long)n, (long long)m);
-    for (int64_t i = 0; i < n; i++)
-        for (int64_t j = 0; j < m; j++)
-            seen[i * m + j] = j <= i;
-    Type table = type_make(DT_BOOL, rank, type->dim);
-    for (uint32_t i = 0; i + 2 < rank; i++)
-        table.dim[i] = dim_fixed(1);
-    Val visible = g_table(graph, &table, seen);
-    free(seen);
-    return g_where(graph, visible, ds, number(grad, ds, 0));
+    return node->attr->n[0] ? g_causal(graph, ds, 0) : ds;
 }
 
 static void grad_attention(Grad *grad, const Node *node, NodeId id, Val d_out)

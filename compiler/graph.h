@@ -207,6 +207,8 @@ Val g_concat(Graph *graph, const Val *xs, uint32_t count, uint32_t axis);
 Val g_reduce(Graph *graph, Op op, Val x, uint32_t mask);                // keeps axes as size 1
 Val g_contract(Graph *graph, Val x, Val y, const char *labels_x, const char *labels_y,
                const char *labels_out);                                  // "bik" "bkj" "bij"
+// x [..., n, m] where column <= row, else the number `above`; n and m are the same in all batches.
+Val g_causal(Graph *graph, Val x, double above);
 // n * b^batch of a Dim as a rank-0 step value of that dtype.
 Val g_dim(Graph *graph, Dim dim, DType dtype);
 // Sums the axes that were stretched, so that the result has the shape of `like` (or rank 0).

@@ -2,6 +2,7 @@
 //
 // Simplified here is only what is the identity by construction: a reshape to the same shape, a
 // transpose that keeps the order, a slice of everything. All other algebra is simplify.c's.
+#include <stdlib.h>
 #include <string.h>
 
 #include "compiler/graph.h"
@@ -155,6 +156,27 @@ Val g_contract(Graph *graph, Val x, Val y, const char *labels_x, const char *lab
         }
     }
     return graph_make(graph, OP_CONTRACT, (Val[]){x, y}, 2, &attr, NULL);
+}
+
+Val g_causal(Graph *graph, Val x, double above)
+{
+    const Type *type = x ? val_type(graph, x) : NULL;
+    if (!type)
+        return 0;
+    uint32_t rank = type->rank;
+    int64_t n = type->dim[rank - 2].n, m = type->dim[rank - 1].n;
+    unsigned char *seen = malloc((size_t)(n * m));
+    if (!seen)
+        bug("no memory for a mask of %lld by %lld", (long long)n, (long long)m);
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t j = 0; j < m; j++)
+            seen[i * m + j] = j <= i;
+    Type table = type_make(DT_BOOL, rank, type->dim);
+    for (uint32_t i = 0; i + 2 < rank; i++)
+        table.dim[i] = dim_fixed(1);
+    Val visible = g_table(graph, &table, seen);
+    free(seen);
+    return g_where(graph, visible, x, g_const(graph, type->dtype, above));
 }
 
 Val g_dim(Graph *graph, Dim dim, DType dtype)

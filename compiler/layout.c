@@ -338,6 +338,8 @@ static void find_views(Work *work, bool orders)
 void find_layout(Work *work)
 {
     bool places = work->rungs & RUNG_PLACEMENT && !work->taps;
+    if (!(work->rungs & RUNG_ATTENTION) && !work->taps)
+        take_attention_apart(work);
     if (work->rungs && !work->taps)
         rewrite_graph(work);
     if (work->rungs & RUNG_ATTENTION && !work->taps)

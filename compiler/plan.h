@@ -37,7 +37,8 @@ typedef enum {
     RUNG_NORMS = 2,            // norms with scale and shift, activations, or taken apart into what
                                // products load; their gradients add up
     RUNG_EPILOGUES = 4,        // biases, activations and sums in the kernel of a product
-    RUNG_ATTENTION = 8,        // heads are split and merged by attention itself
+    RUNG_ATTENTION = 8,        // attention is one kernel, which keeps its scores to itself, and
+                               // splits and merges heads
     RUNG_PLACEMENT = 16,       // operands of a concat are made where it lies; slices are views
     RUNG_BATCHING = 32,        // independent groups of one kernel in one launch
     RUNG_TABLES = 64,          // what depends on step values and weights alone, computed once
@@ -296,6 +297,11 @@ static inline void mark_node(uint64_t *marks, NodeId id)
 NodeId *needed_nodes(const Graph *graph, Arena *arena, uint64_t *marks, bool beyond_steps,
                      uint32_t *count);
 bool node_is_step(const Graph *graph, NodeId id);
+
+/* scores.c */
+// Attention as products and a softmax, with its scores in memory: in plans without RUNG_ATTENTION,
+// which get outputs of their own. Part of find_layout.
+void take_attention_apart(Work *work);
 
 /* refine.c */
 // Axes that are joined from what lies apart stay apart: the plan gets outputs of its own.

@@ -161,14 +161,17 @@ def sgemm_rate(threads):
 
 def compare_case(case, exe, args):
     """The report of one case: every round runs our side and then each peer."""
-    peers, rows = args.peer or ["eager"], []
+    peers, rows, version = args.peer or ["eager"], [], None
     for _ in range(args.rounds):
         rate = sgemm_rate(args.threads)
         ours, our_peak = our_side(exe, case, args.threads)
         row = {"seconds": ours, "bytes": our_peak - 16 * PARAMETERS.get(case, 0),
                "share_of_sgemm": GFLOP[case] / rate / ours}
         for peer in peers:
-            theirs, their_peak, version = torch_side(case, args, peer)
+            if peer == "unfused":
+                theirs, their_peak = our_side(f"{exe}-O0", case, args.threads)
+            else:
+                theirs, their_peak, version = torch_side(case, args, peer)
             row[f"{peer}_seconds"], row[f"{peer}_speedup"] = theirs, theirs / ours
             row[f"{peer}_bytes"] = their_peak - 16 * PARAMETERS.get(case, 0)
         rows.append(row)
@@ -176,8 +179,9 @@ def compare_case(case, exe, args):
     print(f"{case:5} {middle['seconds']:.3f} s, {100 * middle['share_of_sgemm']:.0f} % of the "
           f"sgemm rate, {middle['bytes'] / 2**20:.0f} MiB")
     for peer in peers:
-        memory = f", {middle[peer + '_bytes'] / 2**20:.0f} MiB" if peer == "eager" else ""
-        print(f"      {middle[peer + '_speedup']:5.2f} times as fast as PyTorch {version} {peer} "
+        memory = f", {middle[peer + '_bytes'] / 2**20:.0f} MiB" if peer != "compile" else ""
+        name = "-O0" if peer == "unfused" else f"PyTorch {version} {peer}"
+        print(f"      {middle[peer + '_speedup']:5.2f} times as fast as {name} "
               f"({middle[peer + '_seconds']:.3f} s{memory})", flush=True)
     return {**middle, "torch": version, "rounds": args.rounds}
 
@@ -186,8 +190,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--case", action="append", choices=list(GFLOP))
-    parser.add_argument("--peer", action="append", choices=["eager", "compile"],
-                        help="default: eager")
+    parser.add_argument("--peer", action="append", choices=["eager", "compile", "unfused"],
+                        help="PyTorch (default: eager), or our own -O0")
     parser.add_argument("--python", default=sys.executable, help="interpreter of the PyTorch side")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
@@ -202,7 +206,8 @@ def main():
     # In a process of its own: a child's peak counts from the size of the process that started it.
     subprocess.run([args.python, __file__, "--prepare"], check=True)
     exe = f"{WORK}/pvdm-s"
-    subprocess.run([PVDMC, f"{ROOT}/models/pvdm.model", *SMALL, "-o", exe], check=True)
+    for level, out in (("-O2", exe), ("-O0", f"{exe}-O0")):
+        subprocess.run([PVDMC, f"{ROOT}/models/pvdm.model", *SMALL, level, "-o", out], check=True)
     report = {case: compare_case(case, exe, args) for case in args.case or list(GFLOP)}
     if args.json:
         with open(args.json, "w", encoding="ascii") as file:

@@ -429,9 +429,50 @@ static void test_gates(void **unused)
     }
 }
 
+// ---- attention, whole and taken apart ----
+
+// Plain, with a mask, causal, both; with and without a scale; lse read beside the gradient.
+static void attentions(Graph *graph, Vals *vals)
+{
+    Val q = input(graph, 0, shape(DT_F32, 4, -1, 2, 5, 4)),
+        k = input(graph, 1, shape(DT_F32, 4, -1, 2, 7, 4)),
+        v = input(graph, 2, shape(DT_F32, 4, -1, 2, 7, 3)),
+        mask = input(graph, 3, shape(DT_F32, 4, 1, 2, 5, 7)),
+        d_out = input(graph, 4, shape(DT_F32, 4, -1, 2, 5, 3));
+    for (int form = 0; form < 4; form++) {
+        uint32_t masked = form >> 1;
+        Attr attr = {.n = {form & 1}, .count = 1, .real = form ? 0.7 : 1};
+        Val o = make(graph, OP_ATTENTION, (Val[]){q, k, v, mask}, 3 + masked, attr, NULL);
+        keep(vals, o);
+        keep(vals, make(graph, OP_ATTENTION_GRAD, (Val[]){d_out, q, k, v, o, o + 1, mask},
+                        6 + masked, attr, NULL));
+    }
+}
+
+static void test_attentions(void **unused)
+{
+    (void)unused;
+    const uint32_t rungs[] = {RUNG_ALL, RUNG_ATTENTION, RUNG_ALL & ~RUNG_ATTENTION, 0};
+    enum { COUNT = sizeof rungs / sizeof *rungs };
+    Codegen *cg = check_graph(attentions, rungs, COUNT);
+    for (int i = 0; i < COUNT; i++) {
+        bool whole = rungs[i] & RUNG_ATTENTION;
+        const Work *work = cg->plans[i];
+        uint32_t segments, count = count_launches(cg, work, "pv_attention", &segments);
+        assert_int_equal(segments, whole ? 4 : 0);
+        count += count_launches(cg, work, "pv_attention_grad", &segments);
+        assert_int_equal(segments, whole ? 4 : 0);
+        // a softmax for each form, which its gradient reads: it is not computed twice
+        assert_int_equal(count_launches(cg, work, "pv_softmax", &segments) > 0, !whole);
+        assert_int_equal(segments, whole ? 0 : 4);
+        assert_true(whole == (count > 0));
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_every_op),
+                                       cmocka_unit_test(test_attentions),
                                        cmocka_unit_test(test_planes), cmocka_unit_test(test_norms),
                                        cmocka_unit_test(test_resamples),
                                        cmocka_unit_test(test_axes), cmocka_unit_test(test_guided),
