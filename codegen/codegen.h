@@ -138,6 +138,7 @@ const char *find_home(Arena *arena);
 typedef struct {
     const char *output;
     const char *march;
+    bool library;            // a shared library with the functions of runtime/library.h
     bool real64;
     bool verbose;
     bool cache;              // objects of the kernel library may come from an earlier run

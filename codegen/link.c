@@ -1,11 +1,12 @@
-// From C text to an executable: runs the C compiler.
+// From C text to an executable, or to a shared library: runs the C compiler.
 //
 // The emitted files and the kernel library are compiled at the same time, as many processes as
 // there are processors, with the same flags (objects may be there from an earlier run, see
 // cache.c); then all is linked with the runtime and the static
-// libraries that it stands on, so that the result needs libc and nothing else. Headers, kernel
-// sources and libpvdm are found beside pvdmc: in include/ and lib/. The executable replaces an
-// older one in one step, when it is complete.
+// libraries that it stands on, so that the result needs libc and nothing else. A shared library
+// shows the names of runtime/library.h alone, and needs those libraries as shared ones: the static
+// ones are not compiled to be loaded anywhere. Headers, kernel sources and libpvdm are found beside
+// pvdmc: in include/ and lib/. The result replaces an older one in one step, when it is complete.
 #include <dirent.h>
 #include <errno.h>
 #include <limits.h>
@@ -19,6 +20,7 @@
 
 #ifndef PVDM_STATIC_LIBS
 #define PVDM_STATIC_LIBS ""
+#define PVDM_SHARED_LIBS ""
 #endif
 
 enum { MAX_LIBRARY = 64 };
@@ -36,6 +38,7 @@ typedef struct {
     const LinkOptions *options;
     const char *home;          // folder that holds include/ and lib/
     const char *folder;        // of temporary files
+    const char *runtime;       // libpvdm32.a or libpvdm64.a
     Command cc;                // the compiler and its fixed flags
     Job *jobs;
     uint32_t job_count, job_room;
@@ -98,6 +101,8 @@ static void set_flags(Link *link)
     command_add(&link->cc, arena_printf(arena, "-I%s/include", link->home));
     if (link->options->real64)
         command_add(&link->cc, "-DPV_REAL64");
+    if (link->options->library)
+        command_add_words(arena, &link->cc, "-fPIC -fvisibility=hidden", " ");
 }
 
 static void add_job(Link *link, const char *source, bool keep)
@@ -140,6 +145,38 @@ static bool add_library(Link *link)
     return true;
 }
 
+// The words of an executable behind its objects.
+static void add_program_words(const Link *link, Command *command)
+{
+    Arena *arena = link->cg->arena;
+    command_add(command, "-Wl,--start-group");
+    command_add(command, link->runtime);
+    command_add_words(arena, command, PVDM_STATIC_LIBS, ":");
+    command_add_words(arena, command, "-l:libgomp.a -Wl,--end-group -static-libgcc -rdynamic -lm "
+                                      "-ldl -lpthread -no-pie", " ");
+}
+
+// The words of a shared library. False: a file of them cannot be written.
+static bool add_library_words(const Link *link, Command *command)
+{
+    Arena *arena = link->cg->arena;
+    const char *names = arena_printf(arena, "%s/names", link->folder);
+    FILE *file = fopen(names, "w");
+    if (!file)
+        return false;
+    fputs("{ global: pvdm_*; local: *; };\n", file);
+    if (fclose(file) != 0)
+        return false;
+    const char *output = link->options->output, *slash = strrchr(output, '/');
+    command_add_words(arena, command, "-shared -Wl,-z,defs -Wl,-u,pvdm_open -Wl,--as-needed", " ");
+    command_add(command, arena_printf(arena, "-Wl,--version-script=%s", names));
+    command_add(command, arena_printf(arena, "-Wl,-soname,%s", slash ? slash + 1 : output));
+    command_add(command, link->runtime);
+    command_add_words(arena, command, PVDM_SHARED_LIBS, ":");
+    command_add_words(arena, command, "-fopenmp -static-libgcc -lm -ldl -lpthread", " ");
+    return true;
+}
+
 static int link_objects(Link *link, const char *output)
 {
     Arena *arena = link->cg->arena;
@@ -150,12 +187,15 @@ static int link_objects(Link *link, const char *output)
     command_add(&command, output);
     for (uint32_t i = 0; i < link->job_count; i++)
         command_add(&command, link->jobs[i].object);
-    command_add(&command, "-Wl,--start-group");
-    command_add(&command, arena_printf(arena, "%s/lib/libpvdm%s.a", link->home,
-                                    link->options->real64 ? "64" : "32"));
-    command_add_words(arena, &command, PVDM_STATIC_LIBS, ":");
-    command_add_words(arena, &command, "-l:libgomp.a -Wl,--end-group -static-libgcc -rdynamic -lm "
-                                       "-ldl -lpthread -no-pie -Wl,-z,noexecstack", " ");
+    command_add(&command, "-Wl,-z,noexecstack");
+    link->runtime = arena_printf(arena, "%s/lib/libpvdm%s.a", link->home,
+                                 link->options->real64 ? "64" : "32");
+    if (!link->options->library)
+        add_program_words(link, &command);
+    else if (!add_library_words(link, &command)) {
+        fprintf(stderr, "pvdmc: error: cannot write to %s: %s\n", link->folder, strerror(errno));
+        return 3;
+    }
     if (command_start(&command, link->options->verbose) < 0)
         return 3;
     return command_wait();

@@ -193,8 +193,8 @@ static bool pass_plan(Build *build)
 
 static LinkOptions link_options(const Options *options)
 {
-    return (LinkOptions){options->output, options->march, options->real == DT_F64,
-                         options->verbose, !options->no_cache};
+    return (LinkOptions){options->output, options->march, options->library,
+                         options->real == DT_F64, options->verbose, !options->no_cache};
 }
 
 static bool pass_link(Build *build)
@@ -322,17 +322,16 @@ static void print_stats(const Build *build)
 
 // ---- the run ----
 
-// "dir/pvdm.model" -> "pvdm"
-static const char *default_output(Arena *arena, const char *path)
+// "dir/pvdm.model" -> "pvdm", "libpvdm.so"
+static const char *default_output(Arena *arena, const char *path, bool library)
 {
     const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
-    size_t length = strlen(name);
     const char *ending = strstr(name, ".model");
-    if (ending && ending != name && ending[6] == '\0')
-        length = (size_t)(ending - name);
-    else
-        return arena_printf(arena, "%s.out", name);
-    return arena_printf(arena, "%.*s", (int)length, name);
+    bool usual = ending && ending != name && ending[6] == '\0';
+    int length = (int)(usual ? (size_t)(ending - name) : strlen(name));
+    if (library)
+        return arena_printf(arena, "lib%.*s.so", length, name);
+    return arena_printf(arena, "%.*s%s", length, name, usual ? "" : ".out");
 }
 
 static double seconds(void)
@@ -462,7 +461,7 @@ int main(int argc, char **argv)
     if (access(options->path, R_OK) != 0)
         command_fail(1, "cannot read '%s': %s", options->path, strerror(errno));
     if (options->emit == EMIT_EXECUTABLE && !options->output)
-        options->output = default_output(build.arena, options->path);
+        options->output = default_output(build.arena, options->path, options->library);
     build.sources = sources_new(build.arena);
     diag_init(build.sources, stderr);
     bool good = run_passes(&build);

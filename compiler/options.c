@@ -12,6 +12,8 @@ static const char usage[] =
     "Compiles a model file into one executable that trains and samples.\n"
     "\n"
     "  -o OUT              the executable (default: the model's name), or the file of --emit\n"
+    "  --lib               a shared library for C (include/runtime/library.h) in place of the\n"
+    "                      executable (default: libNAME.so)\n"
     "  -D NAME=VALUE       replaces a constant of the model\n"
     "  -I DIR              where imported files are looked for too\n"
     "  -O0 | -O1 | -O2     one kernel per operation | local fusion | everything (default)\n"
@@ -46,7 +48,7 @@ static const char usage[] =
     "  --help              this text\n"
     "\n"
     "The C compiler is $CC, or cc. Exit status: 0 done, 1 the model is wrong, 2 usage, 3 the\n"
-    "machine lacks something. --lib is not in this build.\n";
+    "machine lacks something.\n";
 
 void command_fail(int status, const char *format, ...)
 {
@@ -227,6 +229,8 @@ static bool long_option(Options *options, int argc, char **argv, int *i)
         choose_figures(option_value(argc, argv, i, attached), &options->figures);
     else if (is_option(argument, "--batch", &attached))
         options->figures.batch = choose_batch(option_value(argc, argv, i, attached));
+    else if (strcmp(argument, "--lib") == 0)
+        options->library = true;
     else if (strcmp(argument, "--unfused-too") == 0)
         options->unfused_too = true;
     else if (strcmp(argument, "--no-cache") == 0)
@@ -243,6 +247,8 @@ static void check_options(const Options *options, bool (*is_pass)(const char *na
         command_fail(2, "unknown pass '%s'", options->dump);
     if (options->stop_after && !is_pass(options->stop_after))
         command_fail(2, "unknown pass '%s'", options->stop_after);
+    if (options->library && options->unfused_too)
+        command_fail(2, "--unfused-too is for executables: a library runs one level");
     uint32_t rungs = options->choose_rungs ? options->rungs : level_rungs(options->level);
     if (options->memory > 0 && !(rungs & RUNG_MEMORY))
         command_fail(2, "--memory needs -O2: nothing is computed twice below");

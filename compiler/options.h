@@ -33,6 +33,7 @@ typedef struct {
     int64_t memory, memory_batch;      // --memory SIZE@BATCH; 0: no budget
     const char *explain;       // FILE:LINE
     ExplainFigures figures;
+    bool library;              // a shared library instead of an executable
     bool unfused_too;          // the whole ladder of rungs in one executable, and probes
 } Options;
 

@@ -1,16 +1,11 @@
-// `run PROGRAM` and `grad PROGRAM`: one program on tensors from files, its outputs (and values
-// inside, and gradients) into a file.
-//
-// Order of work: inputs are found and checked, which settles the batch and, with the options, the
-// variant; only the instances that this variant reads need weights; the memory is compared; then
-// weights are mounted and the plan runs.
-#include <math.h>
+// `run PROGRAM` and `grad PROGRAM`: one program (program.h) on tensors from files, its outputs (and
+// values inside, and gradients) into a file.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "runtime/program.h"
 #include "runtime/safetensors.h"
-#include "runtime/session.h"
 #include "runtime/timing.h"
 
 typedef struct {
@@ -20,14 +15,10 @@ typedef struct {
     PvWords tap;          // comma-separated lists of paths
     int64_t seed, repeat; // repeat -1: once, and no word of the time
     bool ema;
-    const PvEntry *entry;
-    PvTensorSet files; // inputs by name, under the entry's names
-    PvCall *call;
-    uint32_t variant;
+    PvProgram program;
     uint32_t *taps; // indices into the plain plan's taps
     uint32_t tap_count;
     PvTensor **tap_tensors;
-    char **buffers; // by parameter: value before the run of buffers that are read, else NULL
 } Run;
 
 static void run_close(Run *run)
@@ -36,11 +27,7 @@ static void run_close(Run *run)
         pv_tensor_drop(run->tap_tensors[i]);
     free(run->tap_tensors);
     free(run->taps);
-    for (uint32_t i = 0; run->buffers && i < pv_model.param_count; i++)
-        free(run->buffers[i]);
-    free(run->buffers);
-    pv_call_free(run->call);
-    pv_set_free(&run->files);
+    pv_program_close(&run->program);
     pv_words_free(&run->inputs);
     pv_words_free(&run->tap);
     pv_session_close(&run->session);
@@ -58,9 +45,9 @@ static bool is_assignment(const char *word)
 static bool bind(Run *run, const char *input, PvTensor *tensor, const char *path,
                  const char *tensor_name, PvError *error)
 {
-    int index = pv_call_find(run->entry, input);
+    int index = pv_call_find(run->program.entry, input);
     char *from = pv_printf("%s: '%s'", path, tensor_name);
-    bool good = pv_call_set(run->call, (uint32_t)index, tensor, from, error);
+    bool good = pv_call_set(run->program.call, (uint32_t)index, tensor, from, error);
     free(from);
     return good;
 }
@@ -68,7 +55,7 @@ static bool bind(Run *run, const char *input, PvTensor *tensor, const char *path
 // --in NAME=FILE:TENSOR
 static bool bind_one(Run *run, const char *word, PvError *error)
 {
-    const PvEntry *entry = run->entry;
+    const PvEntry *entry = run->program.entry;
     size_t length = strcspn(word, "=");
     char *input = pv_printf("%.*s", (int)length, word);
     char *path = pv_strdup(word + length + 1);
@@ -105,10 +92,10 @@ static bool bind_file(Run *run, const char *path, PvError *error)
     if (!pv_tensors_read(path, &set, error))
         return false;
     bool good = true;
-    for (uint32_t i = 0; good && i < run->entry->input_count; i++) {
-        const char *name = run->entry->inputs[i].name;
+    for (uint32_t i = 0; good && i < run->program.entry->input_count; i++) {
+        const char *name = run->program.entry->inputs[i].name;
         PvTensor *tensor = pv_set_find(&set, name);
-        if (tensor && !run->call->inputs[i])
+        if (tensor && !run->program.call->inputs[i])
             good = bind(run, name, tensor, path, name, error);
     }
     pv_set_free(&set);
@@ -118,14 +105,14 @@ static bool bind_file(Run *run, const char *path, PvError *error)
 // Numbers by --set, then what is assigned by name, then what files have.
 static bool bind_inputs(Run *run, PvError *error)
 {
-    const PvEntry *entry = run->entry;
+    const PvEntry *entry = run->program.entry;
     for (uint32_t i = 0; i < entry->input_count; i++) {
         const PvSetting *setting = entry->inputs[i].type.rank == 0
                                        ? pv_config_find(&run->session.config, entry->inputs[i].name)
                                        : NULL;
         double number;
         if (setting && (!pv_setting_real(setting, 0, &number, error) ||
-                        !pv_call_set_number(run->call, i, number, error)))
+                        !pv_call_set_number(run->program.call, i, number, error)))
             return false;
     }
     for (size_t i = 0; i < run->inputs.count; i++)
@@ -164,9 +151,9 @@ static bool find_taps(Run *run, PvError *error)
 {
     if (run->tap.count == 0)
         return true;
-    if (!run->entry->plain)
-        return pv_error(error, PV_WRONG, "%s has no values to tap", run->entry->name);
-    const PvPlan *plan = &run->entry->plain[run->variant];
+    if (!run->program.entry->plain)
+        return pv_error(error, PV_WRONG, "%s has no values to tap", run->program.entry->name);
+    const PvPlan *plan = &run->program.entry->plain[run->program.variant];
     size_t most = plan->tap_count + 1u;
     for (size_t i = 0; i < run->tap.count; i++)
         most += strlen(run->tap.items[i]) + plan->tap_count;
@@ -183,9 +170,9 @@ static bool find_taps(Run *run, PvError *error)
     }
     run->tap_tensors = pv_alloc((run->tap_count + 1u) * sizeof(void *));
     const PvType *types = run->session.model->tap_types;
+    int64_t batch = run->program.call->step.batch;
     for (uint32_t i = 0; i < run->tap_count; i++) {
-        run->tap_tensors[i] =
-            pv_tensor_of(&types[plan->taps[run->taps[i]].type], run->call->step.batch, error);
+        run->tap_tensors[i] = pv_tensor_of(&types[plan->taps[run->taps[i]].type], batch, error);
         if (!run->tap_tensors[i])
             return false;
     }
@@ -194,66 +181,14 @@ static bool find_taps(Run *run, PvError *error)
 
 // ---- the run, and what is written ----
 
-static bool check_memory(Run *run, const PvPlan *plan, const bool *needed, PvError *error)
-{
-    const PvModel *model = run->session.model;
-    PvMemoryItem items[3] = {{"parameters", pv_exec_param_bytes(model, needed), 0}};
-    items[1] = pv_exec_need(run->session.exec, run->entry, plan);
-    items[2].what = "gradients";
-    for (uint32_t i = 0; i < plan->grad_count; i++)
-        items[2].fixed += model->params[plan->grads[i]].count * (int64_t)sizeof(PvReal);
-    char *command =
-        pv_printf("%s %s", run->entry->kind == PV_GRAD_OF ? "grad" : "run", run->entry->name);
-    bool good = pv_session_memory(&run->session, command, items, 3, run->call->step.batch, error);
-    free(command);
-    return good;
-}
-
-static size_t buffer_size(const PvParam *param)
-{
-    return (size_t)(param->count * pv_dtype_size(param->type.dtype));
-}
-
-// The buffers (batch-norm statistics) of the instances that the call reads, before it.
-static void save_buffers(Run *run, const bool *needed)
-{
-    const char *params = run->session.exec->params; // as they were mounted
-    run->buffers = pv_alloc((pv_model.param_count + 1u) * sizeof *run->buffers);
-    for (uint32_t i = 0; i < pv_model.param_count; i++) {
-        const PvParam *param = &pv_model.params[i];
-        if (!param->buffer || !needed[param->instance])
-            continue;
-        size_t size = buffer_size(param);
-        run->buffers[i] = pv_alloc(size);
-        memcpy(run->buffers[i], params + param->offset, size);
-    }
-}
-
-// Each run starts from the statistics that were mounted.
-static bool restore_buffers(Run *run, PvError *error)
-{
-    char *params = NULL;
-    for (uint32_t i = 0; i < pv_model.param_count; i++) {
-        const PvParam *param = &pv_model.params[i];
-        if (!run->buffers[i])
-            continue;
-        if (!params && !(params = pv_exec_params(run->session.exec, error)))
-            return false;
-        memcpy(params + param->offset, run->buffers[i], buffer_size(param));
-    }
-    if (params)
-        pv_exec_params_written(run->session.exec);
-    return true;
-}
-
 // Buffers that the program moved are results too, under their own names.
 static void add_moved_buffers(Run *run, const char *params, PvWriter *writer)
 {
     for (uint32_t i = 0; i < pv_model.param_count; i++) {
         const PvParam *param = &pv_model.params[i];
         const char *now = params + param->offset;
-        size_t size = buffer_size(param);
-        if (run->buffers[i] && memcmp(run->buffers[i], now, size) != 0)
+        size_t size = pv_param_size(param);
+        if (run->program.buffers[i] && memcmp(run->program.buffers[i], now, size) != 0)
             pv_writer_add(writer, param->name, param->type.dtype, param->type.rank, param->type.dim,
                           now, param->type.dtype);
     }
@@ -261,7 +196,8 @@ static void add_moved_buffers(Run *run, const char *params, PvWriter *writer)
 
 static bool write_results(Run *run, const PvPlan *plan, PvError *error)
 {
-    const PvEntry *entry = run->entry;
+    const PvEntry *entry = run->program.entry;
+    PvTensor *const *outputs = run->program.call->outputs;
     const PvModel *model = run->session.model;
     const char *params = pv_exec_params(run->session.exec, error);
     const char *grads = pv_exec_grads(run->session.exec, error);
@@ -274,7 +210,7 @@ static bool write_results(Run *run, const PvPlan *plan, PvError *error)
                    pv_tensor_hold(run->tap_tensors[i]));
     for (uint32_t i = 0; i < entry->output_count; i++)
         if (entry->outputs[i].kind == PV_OUT_NAMED || entry->outputs[i].kind == PV_OUT_GRAD_INPUT)
-            pv_set_add(&written, entry->outputs[i].name, pv_tensor_hold(run->call->outputs[i]));
+            pv_set_add(&written, entry->outputs[i].name, pv_tensor_hold(outputs[i]));
     for (size_t i = 0; i < written.count; i++)
         pv_writer_add_tensor(writer, written.items[i].name, written.items[i].tensor);
     for (uint32_t i = 0; entry->kind == PV_GRAD_OF && i < plan->grad_count; i++) {
@@ -296,131 +232,52 @@ static bool settle_inputs(Run *run, PvError *error)
     if (!bind_inputs(run, error))
         return false;
     PvWords known = {0};
-    for (uint32_t i = 0; i < run->entry->input_count; i++)
-        if (run->entry->inputs[i].type.rank == 0)
-            pv_words_add(&known, run->entry->inputs[i].name);
+    for (uint32_t i = 0; i < run->program.entry->input_count; i++)
+        if (run->program.entry->inputs[i].type.rank == 0)
+            pv_words_add(&known, run->program.entry->inputs[i].name);
     bool good = pv_session_check_settings(&run->session, NULL, &known, error);
     pv_words_free(&known);
-    if (!good || !pv_call_settle(run->call, 1, error))
-        return false;
-    run->variant = pv_exec_variant(run->entry, &run->call->step);
-    return true;
+    return good && pv_program_settle(&run->program, error);
 }
 
-// Runs the call, --repeat times over with the same draws, and prints the median of the times.
+// Runs it, --repeat times over, and prints the median of the times.
 static bool execute(Run *run, const PvCallPlan *how, PvError *error)
 {
-    PvSession *session = &run->session;
     int64_t count = run->repeat < 1 ? 1 : run->repeat;
-    size_t size = session->random->stream_count * sizeof *session->random->draws;
-    uint64_t *draws = pv_alloc(size + 1);
-    memcpy(draws, session->random->draws, size);
     double *seconds = pv_try_alloc((size_t)count * sizeof *seconds, "--repeat", error);
-    bool good = seconds != NULL;
-    for (int64_t i = 0; good && i < count; i++) {
-        memcpy(session->random->draws, draws, size);
-        if (!restore_buffers(run, error)) {
-            good = false;
-            break;
-        }
-        double start = pv_seconds();
-        good = pv_call_run(session->exec, run->call, how, error) &&
-               pv_exec_wait(session->exec, error);
-        seconds[i] = pv_seconds() - start;
-    }
-    good = good && pv_call_fetch(run->call, error);
+    bool good = seconds && pv_program_run(&run->program, how, count, seconds, error);
     if (good && run->repeat > 0)
         pv_print_median(seconds, count);
     free(seconds);
-    free(draws);
     return good;
-}
-
-static bool all_finite(const void *data, int64_t count)
-{
-    for (int64_t i = 0; i < count; i++)
-        if (!isfinite(((const PvReal *)data)[i]))
-            return false;
-    return true;
-}
-
-// Multiplies all gradients, of parameters and of inputs, which lie on the host. Were they finite?
-static bool scale_gradients(Run *run, const PvPlan *plan, char *grads, PvReal factor)
-{
-    bool finite = true;
-    for (uint32_t i = 0; i < plan->grad_count; i++) {
-        const PvParam *param = &run->session.model->params[plan->grads[i]];
-        PvReal *at = (PvReal *)(void *)(grads + param->offset);
-        finite &= all_finite(at, param->count);
-        for (int64_t k = 0; k < param->count; k++)
-            at[k] *= factor;
-    }
-    for (uint32_t i = 0; i < run->entry->output_count; i++) {
-        PvTensor *tensor = run->call->outputs[i];
-        if (run->entry->outputs[i].kind != PV_OUT_GRAD_INPUT)
-            continue;
-        finite &= all_finite(tensor->data, tensor->count);
-        for (int64_t k = 0; k < tensor->count; k++)
-            ((PvReal *)tensor->data)[k] *= factor;
-    }
-    return finite;
-}
-
-// As execute. Where values are stored as f16, gradients are of the loss times a scale: the first
-// one of these with which they are all finite, as far as 1. They are divided by it in the end.
-static bool execute_scaled(Run *run, const PvPlan *plan, const PvCallPlan *how, PvError *error)
-{
-    PvExec *exec = run->session.exec;
-    bool scaled = run->entry->kind == PV_GRAD_OF && run->session.model->shadow == PV_F16;
-    if (!scaled)
-        return execute(run, how, error);
-    for (exec->loss_scale = 65536;; exec->loss_scale /= 16) {
-        char *grads = NULL;
-        if (!execute(run, how, error) || !(grads = pv_exec_grads(exec, error)))
-            return false;
-        bool finite = scale_gradients(run, plan, grads, 1 / exec->loss_scale);
-        if (finite || exec->loss_scale <= 1)
-            return true;
-    }
 }
 
 static bool run_program(Run *run, const char *name, PvEntryKind kind, PvError *error)
 {
     PvSession *session = &run->session;
+    PvProgram *program = &run->program;
     if (run->repeat == 0 || run->repeat < -1)
         return pv_error(error, PV_USAGE, "--repeat must be at least 1");
-    if (!pv_session_open(session, &pv_model, NULL, (uint64_t)run->seed, error))
-        return false;
-    int index = pv_find_program(&pv_model, name, kind, error);
-    if (index < 0)
-        return false;
-    run->entry = &pv_model.entries[index];
-    run->call = pv_call_new(run->entry, session->options, session->random);
-    if (!settle_inputs(run, error) || !find_taps(run, error))
+    if (!pv_session_open(session, &pv_model, NULL, (uint64_t)run->seed, error) ||
+        !pv_program_open(program, session, name, kind, error) || !settle_inputs(run, error) ||
+        !find_taps(run, error))
         return false;
     bool plain = run->tap_count > 0;
-    const PvPlan *plan = plain ? &run->entry->plain[run->variant]
-                               : pv_exec_plan(session->exec, run->entry, run->variant);
-    bool *needed = pv_alloc((pv_model.instance_count + 1u) * sizeof *needed);
-    pv_plan_instances(plan, needed);
-    PvCallPlan how = {run->variant, plain, run->taps, run->tap_count, run->tap_tensors};
-    bool good = check_memory(run, plan, needed, error) &&
-                pv_session_mount(session, name, needed, NULL, run->ema, error);
-    if (good)
-        save_buffers(run, needed);
-    good = good && execute_scaled(run, plan, &how, error) &&
+    const PvPlan *plan = plain ? &program->entry->plain[program->variant]
+                               : pv_exec_plan(session->exec, program->entry, program->variant);
+    PvCallPlan how = {program->variant, plain, run->taps, run->tap_count, run->tap_tensors};
+    return pv_program_prepare(program, plan, run->ema, error) && execute(run, &how, error) &&
            (!run->out || write_results(run, plan, error));
-    free(needed);
-    return good;
 }
 
 // Numbers among the outputs are worth a line.
 static void print_numbers(const Run *run)
 {
-    for (uint32_t i = 0; i < run->entry->output_count; i++)
-        if (run->entry->outputs[i].type.rank == 0 && run->entry->outputs[i].kind == PV_OUT_NAMED)
-            printf("%s = %.9g\n", run->entry->outputs[i].name,
-                   pv_tensor_number(run->call->outputs[i], 0));
+    const PvEntry *entry = run->program.entry;
+    for (uint32_t i = 0; i < entry->output_count; i++)
+        if (entry->outputs[i].type.rank == 0 && entry->outputs[i].kind == PV_OUT_NAMED)
+            printf("%s = %.9g\n", entry->outputs[i].name,
+                   pv_tensor_number(run->program.call->outputs[i], 0));
 }
 
 static PvStatus run_command(int argc, char **argv, PvEntryKind kind, PvError *error)

@@ -73,25 +73,6 @@ static bool read_given(Sampling *s, PvError *error)
     return true;
 }
 
-// As many clips as give at least --frames frames.
-static bool plan_frames(Sampling *s, const PvSampleRun *run, PvError *error)
-{
-    PvScalar *options = s->session.options;
-    if (s->frames > 0)
-        pv_option_put(&pv_model, s->sampler->name, "clips", 1, options);
-    if (!pv_sample_plan(run, &s->plan, error))
-        return false;
-    if (s->frames == 0 || s->plan.frames >= s->frames)
-        return true;
-    if (!pv_option_find(&pv_model, s->sampler->name, "clips") || s->plan.clip_frames == 0)
-        return pv_error(error, PV_WRONG, "--frames %lld: sampler %s gives %lld frames",
-                        (long long)s->frames, s->sampler->name, (long long)s->plan.frames);
-    int64_t clips = (s->frames + s->plan.clip_frames - 1) / s->plan.clip_frames;
-    pv_option_put(&pv_model, s->sampler->name, "clips", clips, options);
-    pv_sample_plan_free(&s->plan);
-    return pv_sample_plan(run, &s->plan, error);
-}
-
 static bool check_memory(const Sampling *s, PvError *error)
 {
     PvMemoryItem items[] = {
@@ -143,7 +124,8 @@ static bool sample(Sampling *s, PvError *error)
     run.given = s->noise ? &s->given : NULL;
     run.trace = s->trace ? &s->traced : NULL;
     run.clips = s->out ? &s->clips : NULL;
-    return plan_frames(s, &run, error) && check_memory(s, error) &&
+    pv_stop_catch();
+    return pv_sample_plan_frames(&run, s->frames, &s->plan, error) && check_memory(s, error) &&
            pv_session_mount(&s->session, "sample", s->plan.needed, NULL, !s->no_ema, error) &&
            pv_sample_run(&run, &s->plan, error) && write_trace(s, error) &&
            write_clips(s, error);

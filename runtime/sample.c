@@ -256,7 +256,7 @@ int pv_host_call(PvHost *host, uint32_t index, const PvVar *args, PvVar **result
                 : pv_call_run(session->exec, call, &how, host->error)) ||
         !give_results(call, results, host->error))
         return -1;
-    if (!blank)
+    if (!blank && host->progress)
         pv_progress_at(host->progress, ++host->done, NULL);
     return 0;
 }
@@ -355,6 +355,27 @@ bool pv_sample_plan(const PvSampleRun *run, PvSamplePlan *plan, PvError *error)
     return good;
 }
 
+bool pv_sample_plan_frames(const PvSampleRun *run, int64_t frames, PvSamplePlan *plan,
+                           PvError *error)
+{
+    const PvModel *model = run->session->model;
+    const char *name = run->sampler->name;
+    PvScalar *options = run->session->options;
+    if (frames > 0)
+        pv_option_put(model, name, "clips", 1, options);
+    if (!pv_sample_plan(run, plan, error))
+        return false;
+    if (frames == 0 || plan->frames >= frames)
+        return true;
+    if (!pv_option_find(model, name, "clips") || plan->clip_frames == 0)
+        return pv_error(error, PV_WRONG, "%lld frames are asked for: sampler %s gives %lld",
+                        (long long)frames, name, (long long)plan->frames);
+    int64_t clips = (frames + plan->clip_frames - 1) / plan->clip_frames;
+    pv_option_put(model, name, "clips", clips, options);
+    pv_sample_plan_free(plan);
+    return pv_sample_plan(run, plan, error);
+}
+
 void pv_sample_plan_free(PvSamplePlan *plan)
 {
     free(plan->calls);
@@ -365,9 +386,8 @@ void pv_sample_plan_free(PvSamplePlan *plan)
 
 bool pv_sample_run(const PvSampleRun *run, PvSamplePlan *plan, PvError *error)
 {
-    pv_stop_catch();
     PvHost host = {.run = run, .plan = plan, .error = error};
-    host.progress = pv_progress_new("call", 0, plan->wanted);
+    host.progress = run->quiet ? NULL : pv_progress_new("call", 0, plan->wanted);
     bool good = run_sampler(&host);
     pv_progress_end(host.progress);
     return good || (pv_stop_signal() && !error->text);

@@ -34,11 +34,15 @@ typedef struct {
     const PvTensorSet *given; // tensor options by name (streams: session->random->given)
     PvTensorSet *trace;       // reports go here; or NULL: they are not wanted
     PvClips *clips;           // clips go here; or NULL: they are not wanted
+    bool quiet;               // no progress is shown
 } PvSampleRun;
 
 bool pv_sample_plan(const PvSampleRun *run, PvSamplePlan *plan, PvError *error);
+// The same for at least `frames` frames (0: as the options say): sets the option "clips".
+bool pv_sample_plan_frames(const PvSampleRun *run, int64_t frames, PvSamplePlan *plan,
+                           PvError *error);
 void pv_sample_plan_free(PvSamplePlan *plan);
-// A signal ends it early (stop.h), without an error; what was yielded is in clips.
+// A signal that is caught (stop.h) ends it early, without an error; what was yielded is in clips.
 bool pv_sample_run(const PvSampleRun *run, PvSamplePlan *plan, PvError *error);
 
 const PvSampler *pv_find_sampler(const PvModel *model, const char *name, PvError *error);

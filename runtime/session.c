@@ -98,6 +98,29 @@ bool pv_session_mount(PvSession *session, const char *command, const bool *neede
     return good;
 }
 
+static bool is_missing(const PvSession *session, const bool *needed, uint32_t instance)
+{
+    return needed[instance] && !session->loaded[instance] &&
+           session->model->instances[instance].count > 0;
+}
+
+bool pv_session_is_mounted(const PvSession *session, const bool *needed)
+{
+    for (uint32_t i = 0; i < session->model->instance_count; i++)
+        if (is_missing(session, needed, i))
+            return false;
+    return true;
+}
+
+int64_t pv_session_missing_bytes(const PvSession *session, const bool *needed)
+{
+    int64_t bytes = 0;
+    for (uint32_t i = 0; i < session->model->instance_count; i++)
+        if (is_missing(session, needed, i))
+            bytes += session->model->instances[i].size;
+    return bytes;
+}
+
 void pv_instance_init(const PvModel *model, uint32_t instance, uint64_t seed, char *params)
 {
     PvModel part = *model; // one with the parameters of the instance alone

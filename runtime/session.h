@@ -56,13 +56,18 @@ bool pv_session_check_settings(PvSession *session, const char *stage, const PvWo
 bool pv_session_mount(PvSession *session, const char *command, const bool *needed,
                       const bool *may_miss, bool ema, PvError *error);
 
+// Are all of the marked instances ([instance_count]) mounted? If not, bytes of those that are not.
+bool pv_session_is_mounted(const PvSession *session, const bool *needed);
+int64_t pv_session_missing_bytes(const PvSession *session, const bool *needed);
+
 // ---- session_device.c ----
 
 bool pv_model_has_cpu(const PvModel *model);
 bool pv_model_has_cuda(const PvModel *model);
 // Puts the executor where --device says; part of pv_session_open.
 bool pv_session_device(PvSession *session, PvError *error);
-// pv_memory_check in the memory of that device.
+// pv_memory_check in the memory of that device, of which what the executor has for activations is
+// free to it.
 bool pv_session_memory(const PvSession *session, const char *command, const PvMemoryItem *items,
                        uint32_t count, int64_t batch, PvError *error);
 char *pv_session_where(const PvSession *session); // "2 threads", "GPU 0 (NAME)"; malloc'ed

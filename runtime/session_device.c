@@ -102,10 +102,12 @@ bool pv_session_device(PvSession *session, PvError *error)
 bool pv_session_memory(const PvSession *session, const char *command, const PvMemoryItem *items,
                        uint32_t count, int64_t batch, PvError *error)
 {
-    const PvGpu *gpu = session->exec->gpu;
-    return gpu ? pv_memory_check_in(pv_device_memory(gpu->device), command, items, count, batch,
-                                    error)
-               : pv_memory_check(command, items, count, batch, error);
+    const PvExec *exec = session->exec;
+    const PvGpu *gpu = exec->gpu;
+    PvMemoryFree space = gpu ? pv_device_memory(gpu->device) : pv_memory_free();
+    space.bytes += gpu ? gpu->arena_bytes + gpu->workspace_bytes
+                       : exec->arena_bytes + exec->threads * exec->scratch_each;
+    return pv_memory_check_in(space, command, items, count, batch, error);
 }
 
 char *pv_session_where(const PvSession *session)
