@@ -82,10 +82,11 @@ static json_t *report_json(const Bench *bench, const PvRates *rates)
     json_t *constants = json_array();
     for (uint32_t i = 0; i < model->constant_count; i++)
         json_array_append_new(constants, json_string(model->constants[i]));
+    int dtype = model->shadow ? model->shadow : PV_REAL_DTYPE;
     return json_pack("{s:i, s:s, s:o, s:s, s:s, s:s, s:i, s:I, s:{s:f, s:f, s:f}, s:[]}", "schema",
                      1, "model", model->name, "constants", constants, "device",
                      pv_bench_device(&bench->session), "march", model->march, "dtype",
-                     pv_dtype_name(PV_REAL_DTYPE), "threads", bench->session.exec->threads,
+                     pv_dtype_name(dtype), "threads", bench->session.exec->threads,
                      "rounds", (json_int_t)bench->options.rounds, "machine",
                      "copy_bytes_per_second", rates->copy, "cached_copy_bytes_per_second",
                      rates->cached, "product_flops_per_second", rates->product, "programs");
