@@ -350,6 +350,9 @@ struct Out {
         out.residual_image = args.residual_image;
         out.residual_channel = args.residual_channel;
         out.residual_position = args.residual_position;
+#ifdef FAULT_CONV_RESIDUAL // positions are as far apart as the result's
+        out.residual_position = out.position;
+#endif
         long long first = (long long)problem.group * problem.rows;
         out.out = (Result *)(grad ? args.x : args.y) + first * out.channel;
         out.residual = (const Residual *)args.residual;

@@ -317,7 +317,12 @@ struct Out {
 #if CONV_RESAMPLED
         position = shrunk;
 #endif
+#ifdef FAULT_CONV_RESIDUAL // positions are as far apart as the result's
+        *from = image * args->residual_image + n +
+                position * (CONV_MODE == 0 ? args->y_position : args->x_position);
+#else
         *from = image * args->residual_image + position * args->residual_position + n;
+#endif
         return inside && image < (int)args->images;
 #endif
     }

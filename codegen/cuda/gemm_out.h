@@ -163,11 +163,14 @@ struct Out {
         Out out;
         out.c = (COut *)args.c + place.i0 * args.c0 + place.i1 * args.c1;
         out.residual = (const Residual *)args.residual;
+        out.residual_row = args.r_m;
+#ifdef FAULT_GEMM_RESIDUAL // it is read in the order of the result
+        out.residual_row = args.c_m;
+#endif
         if (out.residual)
             out.residual += place.i0 * args.r0 + place.i1 * args.r1;
         out.bias = (const Bias *)args.bias;
         out.row = args.c_m;
-        out.residual_row = args.r_m;
         out.rows = (int)args.m;
         out.row_length = (int)args.n;
         out.bias_of_row = args.bias_axis != 0;

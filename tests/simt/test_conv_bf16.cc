@@ -149,6 +149,7 @@ int main(void)
              {square, strided, uneven, solid, point, deep, first, other, planar, half, half_mixed})
             check(mode, shape);
     check(0, square, "FAULT_CONV_BORDER");
+    check(1, square, "FAULT_CONV_RESIDUAL");
     check(2, deep, "FAULT_MMA_WAIT");
     {
         auto expected = [](const PvRun *, const int64_t *args) { plain_conv(symbol[0], args); };

@@ -12,6 +12,7 @@ struct Shape {
     int64_t act;
     bool last;     // channels last
     int64_t gap;   // elements behind each channel's positions (each position's channels)
+    bool turned = false; // the residual has its channels last where the result has not, or first
 };
 
 static ConvArgs conv_args(const Shape &shape)
@@ -56,6 +57,11 @@ static int64_t add_conv(KernelCase &test, const Shape &shape, int mode, int64_t 
     args.residual_image = mode == 1 ? args.x_image : args.y_image;
     args.residual_channel = mode == 1 ? args.x_channel : args.y_channel;
     args.residual_position = mode == 1 ? args.x_position : args.y_position;
+    if (shape.turned && mode < 2) {
+        int64_t channels = mode == 1 ? args.c_in : args.c_out;
+        args.residual_channel = shape.last ? args.residual_image / channels : 1;
+        args.residual_position = shape.last ? 1 : channels;
+    }
     test.segment(args);
     return out;
 }
@@ -65,7 +71,7 @@ static void check(int mode, const Shape &shape, const char *fault = nullptr)
     static const char *const symbol[] = {"pv_conv", "pv_conv_dgrad", "pv_conv_wgrad"};
     static PvKernelFn *const reference[] = {pv_conv, pv_conv_dgrad, pv_conv_wgrad};
     std::function<PvKernelFn> expected = reference[mode];
-    if (shape.last || shape.gap)
+    if (shape.last || shape.gap || shape.turned)
         expected = [mode](const PvRun *, const int64_t *args) { plain_conv(symbol[mode], args); };
     KernelCase test(symbol[mode], expected, shape.what);
     add_conv(test, shape, mode);
@@ -121,6 +127,16 @@ int main(void)
                         {0, 0, 0}, true, false, false, 0, true, 0};
     Shape within = {"within larger images", 2, 5, 20, 1, {1, 6, 6}, {1, 3, 3}, {1, 1, 1}, {0, 1, 1},
                     true, false, false, 0, false, 3};
+    Shape turned = {"a residual with channels last", 2, 8, 20, 1, {1, 6, 8}, {1, 3, 3}, {1, 1, 1},
+                    {0, 1, 1}, true, true, false, 0, false, 0, true};
+    Shape last_turned = last;
+    last_turned.what = "channels last, of the residual first";
+    last_turned.residual = last_turned.turned = true;
+    for (int mode = 0; mode < 2; mode++) {
+        check(mode, turned);
+        check(mode, last_turned);
+    }
+    check(0, turned, "FAULT_CONV_RESIDUAL");
     for (int mode = 0; mode < 3; mode++) {
         for (Shape shape : {square, strided, uneven, apart, solid, line, point, point_strided, deep,
                             last, last_odd, last_point, within}) {

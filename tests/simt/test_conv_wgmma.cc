@@ -199,6 +199,7 @@ int main(void)
     check(2, {deep});
     check(0, {odd}, "FAULT_CONV_OUTSIDE");
     check(0, {small}, "FAULT_BANKS");
+    check(0, {odd}, "FAULT_CONV_RESIDUAL");
     check(1, {odd}, "FAULT_WGMMA_EARLY");
     check(0, {wide}, "FAULT_WGMMA_EMPTY");
     return finish_cases();

@@ -1,6 +1,6 @@
 // cases
 #include <stddef.h>
-#include "kernel_case.h"
+#include "gemm_case.h"
 
 // A product in bf16 or f16. Storage of c, a, b, of bias and residual.
 struct Product {
@@ -11,6 +11,7 @@ struct Product {
     bool has_bias, has_residual, sum;
     int64_t act, gap;
     int gate = 0; // 1: gates stand behind values; -1: before
+    bool turned = false; // the result, and its residual (gemm_case.h); no gap
 };
 
 static int64_t storage_bits(Storage storage, int number)
@@ -41,8 +42,9 @@ static GemmArgs add_product(KernelCase &test, const Product &p)
     size_t c_count = (size_t)(args.c_m * p.m * (p.sum ? 1 : batches));
     args.c = test.output(c_count, tolerance, p.c);
     args.bias = p.has_bias ? test.input((size_t)columns, 1, 0, p.bias) : 0;
-    args.residual = p.has_residual ? test.input(c_count, 1, 0, p.residual) : 0;
     args.r0 = args.c0, args.r1 = args.c1, args.r_m = args.c_m;
+    size_t added = p.turned ? turn_result(&args) : c_count;
+    args.residual = p.has_residual ? test.input(added, 1, 0, p.residual) : 0;
     args.act = p.act;
     args.sum_batch = p.sum;
     args.gate = p.gate * p.n;
@@ -128,6 +130,14 @@ int main(void)
     check({"f16 gates, 128 x 128", 140, 128, 40, 9, 1, true, true, G, G, G, F, G, true, false,
            false, PV_ACT_RELU, 0, -1},
           nullptr, true);
+    Product turned = {"turned", 68, 72, 40, 2, 3, true, true, H, H, H, F, H, true, true, false,
+                      PV_ACT_SILU, 0, 0, true};
+    check(turned);
+    check(turned, "FAULT_GEMM_RESIDUAL");
+    turned.what = "turned, f16, odd, parts";
+    turned.m = 9, turned.n = 35, turned.k = 1031;
+    turned.a = turned.b = turned.c = turned.residual = G;
+    check(turned);
     check(gated, "FAULT_GEMM_GATE");
     check(linear, "FAULT_MMA_WAIT");
     check(linear, "FAULT_MMA_SYNC");

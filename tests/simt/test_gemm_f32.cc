@@ -1,6 +1,6 @@
 // cases
 #include <stddef.h>
-#include "kernel_case.h"
+#include "gemm_case.h"
 
 // A product with operands dense along k or not, inside larger matrices if `gap` is not 0.
 struct Product {
@@ -11,6 +11,7 @@ struct Product {
     bool bias, bias_of_row, residual, in_place, sum;
     int64_t act;
     int gate = 0;  // 1: gates stand behind values; -1: before
+    bool turned = false; // the result, and its residual (gemm_case.h); no gap
 };
 
 static GemmArgs add_product(KernelCase &test, const Product &p)
@@ -30,8 +31,9 @@ static GemmArgs add_product(KernelCase &test, const Product &p)
     args.c = p.in_place ? test.updated(c_count) : test.output(c_count);
     args.bias = p.bias ? test.input((size_t)(p.bias_of_row ? p.m : columns)) : 0;
     args.bias_axis = p.bias_of_row;
-    args.residual = p.in_place ? args.c : p.residual ? test.input(c_count) : 0;
     args.r0 = args.c0, args.r1 = args.c1, args.r_m = args.c_m;
+    size_t added = p.turned ? turn_result(&args) : c_count;
+    args.residual = p.in_place ? args.c : p.residual ? test.input(added) : 0;
     args.act = p.act;
     args.sum_batch = p.sum;
     args.gate = p.gate * p.n;
@@ -104,6 +106,13 @@ int main(void)
         test.depends_on_batch(offsetof(GemmArgs, batch0) / 8);
         test.run();
     }
+    Product turned = {"turned, in fours", 36, 68, 20, 2, 3, true, true, 0, true, false, true, false,
+                      false, PV_ACT_SILU, 0, true};
+    check(turned);
+    check(turned, "FAULT_GEMM_RESIDUAL");
+    turned.what = "turned, odd";
+    turned.n = 35;
+    check(turned);
     check(plain, "FAULT_TILE_SYNC");
     check(odd, "FAULT_GEMM_EDGE");
     check(parts, "FAULT_TILE_PARTS");

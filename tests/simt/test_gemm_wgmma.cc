@@ -2,7 +2,7 @@
 // gemm_wgmma.cu against plain loops: majorness of both operands, batches, sums over them, parts.
 #include <stddef.h>
 #include <string.h>
-#include "kernel_case.h"
+#include "gemm_case.h"
 
 struct Shape {
     const char *what;
@@ -13,6 +13,7 @@ struct Shape {
     int64_t bias;        // -1: none, else its axis
     Storage half = ST_BF16; // of the operands
     int gate = 0;           // 1: gates stand behind values; -1: before
+    bool turned = false;    // the result, and its residual (gemm_case.h); n in eights
 };
 
 static void plain_gemm(const PvRun *, const int64_t *raw)
@@ -86,7 +87,7 @@ static int64_t add(KernelCase &test, const Shape &s, int64_t sum = 0, int64_t in
     GemmArgs g = gemm_args(s);
     g.sum = sum;
     size_t batches = (size_t)(s.batch0 * s.batch1), of_c = s.sum ? 1 : batches;
-    size_t c = (size_t)(s.m * g.c_m) * of_c;
+    size_t c = (size_t)(s.m * g.c_m) * of_c, added = s.turned ? turn_result(&g) : c;
     g.c = into ? into : test.output(c, 5e-3, s.c);
     g.a = test.input((size_t)(s.a_k ? s.m * g.a_m : s.k * g.a_k) * batches, 1, 0, s.half);
     g.b = test.input((size_t)(s.b_k ? columns(s) * g.b_n : s.k * g.b_k) * batches, 1, 0, s.half);
@@ -97,7 +98,7 @@ static int64_t add(KernelCase &test, const Shape &s, int64_t sum = 0, int64_t in
         g.bias += s.bias >= 0 ? s.n * 4 : 0;
     }
     if (s.residual != ST_I64)
-        g.residual = test.input(c, 1, 0, s.residual);
+        g.residual = test.input(added, 1, 0, s.residual);
     test.segment(g);
     return g.c;
 }
@@ -163,6 +164,12 @@ int main(void)
         test.depends_on_batch(offsetof(GemmArgs, batch0) / 8);
         test.run();
     }
+    Shape ordered = {"turned", 60, 64, 120, 2, 3, true, true, false, false, H, H, 0, H, 0, true};
+    Shape half_ordered = {"turned, parts, f16", 64, 64, 1000, 1, 2, true, true, false, false, F,
+                          ST_F16, 0, ST_F16, 0, true};
+    check({ordered, ordered});
+    check({half_ordered});
+    check({ordered}, "FAULT_GEMM_RESIDUAL");
     check({gated}, "FAULT_GEMM_GATE");
     check({gated}, "FAULT_BANKS");
     check({turned}, "FAULT_WGMMA_EMPTY");
