@@ -110,11 +110,11 @@ def test_gpu_diffusion():
 BF16 = ["-D", "model_channels=64", "-D", "channels=32", "-D", "ae_heads=2", "-D", "ae_dim_head=16"]
 
 
-def check_mixed(dtype, forward, backward):
+def check_mixed(dtype, forward, backward, video):
     """A U-Net of 64 channels in mixed precision against f64, forward and gradients, within bounds
     of the relative 2-norm; the emulator runs the kernels for sm_90a where there are any, unless
-    PVDM_WGMMA=0. bf16: the gradients of an autoencoder too, whose loss has sign(y - x) for a
-    gradient, which a rounding may turn (f16: 8.5e-3 from that)."""
+    PVDM_WGMMA=0. Then the gradients of an autoencoder, whose loss has sign(y - x) for a gradient,
+    which a rounding may turn: `video` bounds those."""
     if not os.path.exists(EMULATOR):
         raise Skip("the emulator is not built")
     folder, rng = scratch(f"gpu_{dtype}"), random.Random(5)
@@ -151,8 +151,9 @@ def check_mixed(dtype, forward, backward):
                    "--weights", weights, "-o", f"{folder}/{name}.st", env=env)
 
     programs = [("run", "denoise", forward), ("grad", "diffusion_loss", backward)]
+    programs.append(("grad", "reconstruction_loss", video))
     if dtype == "bf16":
-        programs += [("grad", "reconstruction_loss", backward), ("run", "reconstruct", forward)]
+        programs.append(("run", "reconstruct", forward))
     for command, program, bound in programs:
         compute(exact, command, program, "f64", {})
         launches = compute(mixed, command, program, "mixed", traced)
@@ -178,13 +179,15 @@ def check_mixed(dtype, forward, backward):
 
 
 def test_gpu_bf16():
-    """Values have 8 bits, an error of 2e-3 each. Measured: 1.2e-2, 3.4e-2 and 2.4e-2."""
-    return check_mixed("bf16", 2e-2, 5e-2)
+    """Values have 8 bits, an error of 2e-3 each. Measured: 1.2e-2, gradients 4.3e-2
+    (the bias of a layer next to the input) and 2.3e-2, reconstruction 5.6e-3."""
+    return check_mixed("bf16", 2e-2, 6e-2, 5e-2)
 
 
 def test_gpu_f16():
-    """Values have 11 bits, gradients are those of the scaled loss. Measured: 1.5e-3 and 4.5e-3."""
-    return check_mixed("f16", 3e-3, 8e-3)
+    """Values have 11 bits, gradients are those of the scaled loss. Measured: 1.5e-3, gradients
+    4.5e-3 and 8.0e-3."""
+    return check_mixed("f16", 3e-3, 8e-3, 2e-2)
 
 
 def test_gpu_scaling():
