@@ -505,8 +505,8 @@ bool KernelCase::launch(Built *built)
 bool KernelCase::try_mode(Built *built, int order, int async, int race, unsigned seed, bool quiet,
                           int banks)
 {
-    simt_config = {order, async, race, seed, quiet ? 0 : 4};
-    simt_config.banks = banks;
+    simt_config = {order, async, SIMT_ASAN ? 0 : race, seed, quiet ? 0 : 4};
+    simt_config.banks = SIMT_ASAN ? (int)SIMT_NO_BANKS : banks;
     simt_reset();
     for (Array &array : arrays)
         if (device_wanted())
@@ -568,7 +568,7 @@ void KernelCase::run_fast()
 void KernelCase::find_fault(const char *fault)
 {
     Built built;
-    if (device_wanted() || making_images()) // a GPU does not tell of a race
+    if (device_wanted() || making_images() || SIMT_ASAN) // neither tells of a race
         return;
     if (!build(true, fault, &built))
         return;

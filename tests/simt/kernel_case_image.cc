@@ -77,14 +77,12 @@ std::string shared_object(const std::string &text, const std::string &name, bool
     std::string folder = std::string(root_folder()) + "/out/tests", root = root_folder();
     mkdir((root + "/out").c_str(), 0777);
     mkdir(folder.c_str(), 0777);
-#if SIMT_ASAN
-    const char *checks = "-O1 -g -fsanitize=address,undefined";
-#else
     const char *checks = driver.empty() ? "-O2" : "-O1";
-    if (race) // banks.cc tells why
+    if (SIMT_ASAN)
+        checks = "-O1 -g -fsanitize=address,undefined";
+    else if (race) // banks.cc tells why
         checks = "-O1 -g -fno-tree-sra -fno-reorder-blocks -fsanitize=thread "
                  "-fsanitize-coverage=trace-pc";
-#endif
     std::string library = driver.empty() ? "" : " " + driver;
     char suffix[32];
     snprintf(suffix, sizeof suffix, "-%016llx",

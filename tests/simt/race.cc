@@ -419,19 +419,20 @@ unsigned simt_instrumented_images(void)
     HOOK(volatile_read##bytes, bytes, bytes, false)                                                \
     HOOK(volatile_write##bytes, bytes, bytes, true)
 
+// With the types that the compiler itself declares them with, under AddressSanitizer.
 extern "C" {
 HOOKS(1)
 HOOKS(2)
 HOOKS(4)
 HOOKS(8)
 HOOKS(16)
-void __tsan_read_range(void *address, size_t bytes)
+void __tsan_read_range(void *address, intptr_t bytes)
 {
-    access(address, bytes, 4, false, __builtin_return_address(0));
+    access(address, (size_t)bytes, 4, false, __builtin_return_address(0));
 }
-void __tsan_write_range(void *address, size_t bytes)
+void __tsan_write_range(void *address, intptr_t bytes)
 {
-    access(address, bytes, 4, true, __builtin_return_address(0));
+    access(address, (size_t)bytes, 4, true, __builtin_return_address(0));
 }
 void __tsan_func_entry(void *pc)
 {
@@ -452,7 +453,7 @@ void __tsan_init(void) // called by a constructor of every instrumented image
 {
     instrumented_images++;
 }
-void __tsan_vptr_update(void **, void *)
+void __tsan_vptr_update(void *, void *)
 {
 }
 void __tsan_vptr_read(void **)
