@@ -59,13 +59,12 @@ void pv_shape_fill(const PvCudaKernel *kernel, const int64_t *raw, PvCudaGrid *g
 void pv_shape_pick(const PvCudaKernel *kernel, const int64_t *raw, PvCudaGrid *grid)
 {
     const PickArgs *pick = (const PickArgs *)raw;
-    const GatherArgs *gather = (const GatherArgs *)raw;
-    int64_t rows = pick->outer * (kernel->baked[0] == 1 ? pick->axis : 1), inner = pick->inner;
-    if (kernel->baked[0] == 2)
-        rows = gather->count, inner = gather->inner;
-    int64_t to = kernel->baked[0] == 1 ? pick->x : pick->y;
-    int64_t from = kernel->baked[0] == 1 ? pick->y : pick->x;
-    bool wide = (to | from) % 16 == 0 && inner % 4 == 0; // as the kernel decides
+    const GatherArgs *gather = (const GatherArgs *)raw;   // y and x are where those of a pick are
+    bool gathers = kernel->baked[0] == 2;
+    int64_t rows = gathers ? gather->count
+                           : pick->outer * (kernel->baked[0] == 1 ? pick->axis : 1);
+    int64_t inner = gathers ? gather->inner : pick->inner;
+    bool wide = (pick->y | pick->x) % 16 == 0 && inner % 4 == 0; // as the kernel decides
     *grid = (PvCudaGrid){.blocks = {blocks_for(rows * inner / (wide ? 4 : 1), BLOCK)}};
 }
 
