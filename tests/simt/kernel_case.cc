@@ -511,7 +511,7 @@ bool KernelCase::try_mode(Built *built, int order, int async, int race, unsigned
     for (Array &array : arrays)
         if (device_wanted())
             device_write(array.device, array.device_start.data(), array.device_start.size());
-        else
+        else if (array.count > 0)
             memcpy(array.device, array.device_start.data(), array.device_start.size());
     std::string wrong = launch(built) ? compare() : "the launch did not end";
     bool figures = banks == SIMT_COUNT_BANKS && !quiet;
