@@ -32,15 +32,20 @@ def part(tensors, name, have):
 
 # ---- U-Net ----
 
-def test_unet_forward():
-    exe, folder = compiled("pvdm.model", *UNET), scratch("unet")
+def unet_forward(*flags):
+    """The worst error of an executable that is compiled with these flags."""
+    exe, folder = compiled("pvdm.model", *UNET, *flags), scratch("unet" + "".join(flags))
     file = golden("unet_c32.safetensors")
     want, worst = Tensors(file), 0.0
     for program, tensor in (("denoise", "out_cond"), ("denoise_uncond", "out_uncond")):
         out = f"{folder}/{program}.safetensors"
         run(exe, "run", program, "--weights", f"unet={file}#weights.", "--in", file, "--out", out)
         worst = max(worst, check_close(Tensors(out).get("eps"), want.get(tensor), 1e-5, tensor))
-    return f"worst {worst:.1e}"
+    return worst
+
+
+def test_unet_forward():
+    return f"worst {unet_forward():.1e}"
 
 
 def test_unet_taps():
@@ -109,30 +114,31 @@ def check_statistics(have, want, bound, what):
     return error
 
 
-def test_unet_gradients():
-    folder = scratch("unet_grad")
+def unet_gradients(loss, *flags):
+    """The loss and the gradients of all parameters; tells how far off they are."""
+    folder = scratch(f"unet_grad_{loss}" + "".join(flags))
     weights, file = golden("unet_c32.safetensors"), golden("unet_c32_grad.safetensors")
-    want, told = Tensors(file), []
-    for loss in ("l2", "l1"):
-        exe = compiled("pvdm.model", *UNET, "-D", f"loss_type={loss}")
-        out = f"{folder}/{loss}.safetensors"
-        run(exe, "grad", "diffusion_loss", "--weights", f"unet={weights}#weights.", "--in", file,
-            "--in", f"t={file}:t.0", "--in", f"noise={file}:noise.0", "--out", out)
-        have = Tensors(out)
-        check_close(have.get("loss"), want.get(f"loss_{loss}"), 1e-5, f"loss_{loss}")
-        stats = want.names(f"gradstat_{loss}.")
-        worst = 0.0
-        for name in stats:
-            path = name.split(".", 1)[1]
-            bound = 3e-4 if LOOSE.search(name) else 1e-4
-            error = check_statistics(have.get("grad.unet." + path), want.get(name), bound, name)
-            worst = max(worst, 0 if LOOSE.search(name) else error)
-        told.append(f"{loss}: {len(stats)} statistics, worst {worst:.1e}")
-        if loss == "l2":
-            names = [(n, "grad.unet." + n[len("grad_l2."):]) for n in want.names("grad_l2.")]
-            worst, count = check_gradients(have, want, names)
-            told.append(f"{count} full, worst {worst:.1e}")
-    return "; ".join(told)
+    want, out = Tensors(file), f"{folder}/{loss}.safetensors"
+    exe = compiled("pvdm.model", *UNET, "-D", f"loss_type={loss}", *flags)
+    run(exe, "grad", "diffusion_loss", "--weights", f"unet={weights}#weights.", "--in", file,
+        "--in", f"t={file}:t.0", "--in", f"noise={file}:noise.0", "--out", out)
+    have = Tensors(out)
+    check_close(have.get("loss"), want.get(f"loss_{loss}"), 1e-5, f"loss_{loss}")
+    stats = want.names(f"gradstat_{loss}.")
+    worst = 0.0
+    for name in stats:
+        path = name.split(".", 1)[1]
+        bound = 3e-4 if LOOSE.search(name) else 1e-4
+        error = check_statistics(have.get("grad.unet." + path), want.get(name), bound, name)
+        worst = max(worst, 0 if LOOSE.search(name) else error)
+    told = f"{loss}: {len(stats)} statistics, worst {worst:.1e}"
+    names = [(n, "grad.unet." + n[len(f"grad_{loss}."):]) for n in want.names(f"grad_{loss}.")]
+    worst, count = check_gradients(have, want, names)
+    return f"{told}; {count} full, worst {worst:.1e}" if count else told
+
+
+def test_unet_gradients():
+    return "; ".join(unet_gradients(loss) for loss in ("l2", "l1"))
 
 
 def test_unet_x_noisy():
@@ -259,8 +265,10 @@ def test_sampler_trace():
 
 # ---- autoencoder ----
 
-def test_autoencoder():
-    exe, folder, file = compiled("pvdm.model", *AE), scratch("ae"), golden("ae_r64_c64.safetensors")
+def autoencoder(*flags, encoder=True):
+    """The worst error of what it gives; encoder: and of what is inside, a tap."""
+    exe, folder = compiled("pvdm.model", *AE, *flags), scratch("ae" + "".join(flags))
+    file = golden("ae_r64_c64.safetensors")
     want, told = Tensors(file), []
 
     def program(name, *flags):
@@ -268,9 +276,9 @@ def test_autoencoder():
         run(exe, "run", name, "--weights", f"ae={file}#weights.", "--out", out, *flags)
         return Tensors(out)
 
-    out = program("extract", "--in", file, "--tap", "ae.encoder")
+    out = program("extract", "--in", file, *(("--tap", "ae.encoder") if encoder else ()))
     told.append(check_close(out.get("z"), want.get("latents"), 1e-5, "latents"))
-    if "enc_h" in want:
+    if encoder and "enc_h" in want:
         told.append(check_close(out.get("ae.encoder"), want.get("enc_h"), 1e-5, "enc_h"))
     out = program("reconstruct", "--in", file)
     shape = out.shape("y")
@@ -282,7 +290,11 @@ def test_autoencoder():
         told.append(check_close(part(want, "decode_from_sample", frames),
                                 want.get("decode_from_sample"),
                                 1e-5, "decode_from_sample"))
-    return f"worst {max(told):.1e}"
+    return max(told)
+
+
+def test_autoencoder():
+    return f"worst {autoencoder():.1e}"
 
 
 def test_autoencoder_taps():
@@ -319,8 +331,8 @@ def test_autoencoder_taps():
     return f"{len(paths) + 1} tensors, worst {worst:.1e}"
 
 
-def test_autoencoder_gradients():
-    exe, folder = compiled("pvdm.model", *AE), scratch("ae_grad")
+def autoencoder_gradients(*flags):
+    exe, folder = compiled("pvdm.model", *AE, *flags), scratch("ae_grad" + "".join(flags))
     file, grads = golden("ae_r64_c64.safetensors"), golden("ae_r64_c64_grad.safetensors")
     want, out = Tensors(grads), f"{folder}/o.safetensors"
     run(exe, "grad", "reconstruction_loss", "--weights", f"ae={file}#weights.", "--in", file,
@@ -340,6 +352,10 @@ def test_autoencoder_gradients():
         told.append(
             f"grad_x {check_close(have.get('grad.x')[:len(full)], full, 1e-4, 'grad_x'):.1e}")
     return "; ".join(told)
+
+
+def test_autoencoder_gradients():
+    return autoencoder_gradients()
 
 
 # ---- tables of the schedule and of the rotary embedding ----

@@ -72,18 +72,3 @@ def test_double_precision():
         *(flag for n in ("x", "cond", "t") for flag in ("--in", f"{n}={FILE}:plain_embedding.{n}")))
     error = check_close(Tensors(out).get("eps"), want.get("plain_embedding.eps"), 1e-6, "eps")
     return f"{error:.1e}"
-
-
-def test_levels_agree():
-    """-O0, -O1 and -O2 on the same weights."""
-    folder, want, errors = scratch("levels"), Tensors(FILE), []
-    for level in ("-O0", "-O1", "-O2"):
-        exe = compiled("pvdm.model", *SMALL, *defines(UNETS["plain_embedding"]), level)
-        out = f"{folder}/{level}"
-        run(exe, "run", "denoise", "--weights", f"unet={FILE}#plain_embedding.weights.",
-            "--out", out,
-            *(flag
-              for n in ("x", "cond", "t") for flag in ("--in", f"{n}={FILE}:plain_embedding.{n}")))
-        errors.append(check_close(Tensors(out).get("eps"), want.get("plain_embedding.eps"),
-                                  1e-5, level))
-    return " ".join(f"{e:.1e}" for e in errors)
