@@ -110,20 +110,37 @@ static PlanArg optional_result(Lower *lower, const Group *group, uint32_t out)
     return group->results[out] ? result_place(lower, group->results[out]) : arg_none();
 }
 
-// What a group norm, or the launch that makes only its table, is given of x.
-static void set_normed(Lower *lower, const Node *node, PlanArg x, const Dim *x_stride)
+// The image that a launch of GroupNormArgs reads.
+static void set_image(Lower *lower, const Type *type, PlanArg x, const Dim *x_stride)
 {
-    const Type *type = val_type(lower->graph, node->in[0]);
     set_arg(lower, ARG(GroupNormArgs, x), x);
     set_dim(lower, ARG(GroupNormArgs, images), type->dim[0]);
     set_dim(lower, ARG(GroupNormArgs, c), type->dim[1]);
     set_dim(lower, ARG(GroupNormArgs, positions), dims_between(type, 2, type->rank));
-    set_int(lower, ARG(GroupNormArgs, groups), node->attr->n[0]);
     set_dim(lower, ARG(GroupNormArgs, x_image), x_stride[0]);
     set_dim(lower, ARG(GroupNormArgs, x_channel), x_stride[1]);
     set_dim(lower, ARG(GroupNormArgs, x_position), x_stride[2]);
+}
+
+// What a group norm, or the launch that makes only its table, is given of x.
+static void set_normed(Lower *lower, const Node *node, PlanArg x, const Dim *x_stride)
+{
+    set_image(lower, val_type(lower->graph, node->in[0]), x, x_stride);
+    set_int(lower, ARG(GroupNormArgs, groups), node->attr->n[0]);
     set_dim(lower, ARG(GroupNormArgs, y_position), x_stride[2]);
     set_real(lower, ARG(GroupNormArgs, eps), node->attr->real);
+}
+
+// What it is given by channel, and its statistics.
+static void set_channels(Lower *lower, const NormTablePlaces *at)
+{
+    set_arg(lower, ARG(GroupNormArgs, mean), at->mean);
+    set_arg(lower, ARG(GroupNormArgs, rstd), at->rstd);
+    set_arg(lower, ARG(GroupNormArgs, gamma), at->gamma);
+    set_arg(lower, ARG(GroupNormArgs, beta), at->beta);
+    set_arg(lower, ARG(GroupNormArgs, scale), at->scale);
+    set_arg(lower, ARG(GroupNormArgs, shift), at->shift);
+    set_dim(lower, ARG(GroupNormArgs, mod_image), at->mod_image);
 }
 
 // Moments by themselves.
@@ -136,14 +153,8 @@ static void lower_moments(Lower *lower, const Group *group)
     moments_places(lower, group->results[0], &at);
     launch_begin(lower, "pv_group_norm", sizeof(GroupNormArgs) / 8);
     const Type *type = val_type(lower->graph, node->in[0]);
-    set_arg(lower, ARG(GroupNormArgs, x), x);
-    set_dim(lower, ARG(GroupNormArgs, images), type->dim[0]);
-    set_dim(lower, ARG(GroupNormArgs, c), type->dim[1]);
+    set_image(lower, type, x, x_stride);
     set_dim(lower, ARG(GroupNormArgs, groups), type->dim[1]);
-    set_dim(lower, ARG(GroupNormArgs, positions), dims_between(type, 2, type->rank));
-    set_dim(lower, ARG(GroupNormArgs, x_image), x_stride[0]);
-    set_dim(lower, ARG(GroupNormArgs, x_channel), x_stride[1]);
-    set_dim(lower, ARG(GroupNormArgs, x_position), x_stride[2]);
     set_arg(lower, ARG(GroupNormArgs, moments), at.moments);
     set_dim(lower, ARG(GroupNormArgs, moments_image), at.moments_image);
     set_int(lower, ARG(GroupNormArgs, moments_shift), at.moments_shift);
@@ -195,14 +206,8 @@ static void lower_norm_table(Lower *lower, const Group *group)
     } else {
         set_normed(lower, node, x, x_stride);
     }
-    set_arg(lower, ARG(GroupNormArgs, mean), at.mean);
-    set_arg(lower, ARG(GroupNormArgs, rstd), at.rstd);
-    set_arg(lower, ARG(GroupNormArgs, gamma), at.gamma);
-    set_arg(lower, ARG(GroupNormArgs, beta), at.beta);
-    set_arg(lower, ARG(GroupNormArgs, scale), at.scale);
-    set_arg(lower, ARG(GroupNormArgs, shift), at.shift);
+    set_channels(lower, &at);
     set_arg(lower, ARG(GroupNormArgs, table), at.table);
-    set_dim(lower, ARG(GroupNormArgs, mod_image), at.mod_image);
     set_types(lower, ARG(GroupNormArgs, types), ARG(GroupNormArgs, y), 8, NULL, 0);
     need_scratch(lower, pv_norm_scratch(node->type[0]->dim[2].n, real_size(lower)));
 }
@@ -211,33 +216,29 @@ static void lower_group_norm(Lower *lower, const Group *group)
 {
     const Node *node = anchor_of(lower, group);
     const Type *type = node->type[0];
-    Dim x_stride[3], y_stride[MAX_RANK], mod_stride = dim_fixed(0);
+    Dim x_stride[3], y_stride[MAX_RANK];
     PlanArg x = image_place(lower, node->in[0], x_stride);
-    PlanArg gamma = dense_place(lower, node->in[1]), beta = dense_place(lower, node->in[2]);
-    PlanArg scale = arg_none(), shift = arg_none();
+    NormTablePlaces at = {.scale = arg_none(), .shift = arg_none(), .mod_image = dim_fixed(0)};
+    at.gamma = dense_place(lower, node->in[1]);
+    at.beta = dense_place(lower, node->in[2]);
     if (group->scale) {
         View scale_view = view_of(lower->work, group->scale);
         View shift_view = view_of(lower->work, group->shift);
-        scale = view_place(lower, &scale_view, type->dtype);
-        shift = view_place(lower, &shift_view, type->dtype);
-        mod_stride = scale_view.stride[0];
+        at.scale = view_place(lower, &scale_view, type->dtype);
+        at.shift = view_place(lower, &shift_view, type->dtype);
+        at.mod_image = scale_view.stride[0];
     }
     if (!strides_as(lower, group->results[0], type, y_stride) ||
         !image_strides(type, y_stride, y_stride))
         bug("a norm that cannot write its result");
     PlanArg y = result_place(lower, group->results[0]);
-    PlanArg mean = optional_result(lower, group, 1), rstd = optional_result(lower, group, 2);
+    at.mean = optional_result(lower, group, 1);
+    at.rstd = optional_result(lower, group, 2);
     launch_begin(lower, "pv_group_norm", sizeof(GroupNormArgs) / 8);
     set_normed(lower, node, x, x_stride);
+    set_channels(lower, &at);
     set_arg(lower, ARG(GroupNormArgs, y), y);
-    set_arg(lower, ARG(GroupNormArgs, mean), mean);
-    set_arg(lower, ARG(GroupNormArgs, rstd), rstd);
-    set_arg(lower, ARG(GroupNormArgs, gamma), gamma);
-    set_arg(lower, ARG(GroupNormArgs, beta), beta);
-    set_arg(lower, ARG(GroupNormArgs, scale), scale);
-    set_arg(lower, ARG(GroupNormArgs, shift), shift);
     set_dim(lower, ARG(GroupNormArgs, y_image), y_stride[0]);
-    set_dim(lower, ARG(GroupNormArgs, mod_image), mod_stride);
     set_dim(lower, ARG(GroupNormArgs, y_channel), y_stride[1]);
     set_dim(lower, ARG(GroupNormArgs, y_position), y_stride[2]);
     set_int(lower, ARG(GroupNormArgs, act), activation(group->act));
@@ -250,6 +251,37 @@ static PlanArg added_place(Lower *lower, const Group *group, uint32_t out)
     return group->added[out] ? dense_place(lower, group->added[out]) : arg_none();
 }
 
+// What the gradients of both norms read and write: the addresses that GroupNormGradArgs and
+// LayerNormGradArgs begin with, and what is added.
+enum { DX, DGAMMA, DBETA, DY, X, MEAN, RSTD, GAMMA, GRAD_PLACES };
+typedef struct {
+    PlanArg at[GRAD_PLACES];
+    PlanArg dgamma_added, dbeta_added;
+} GradPlaces;
+_Static_assert(ARG(GroupNormGradArgs, dx) == DX && ARG(GroupNormGradArgs, gamma) == GAMMA &&
+                   ARG(LayerNormGradArgs, dx) == DX && ARG(LayerNormGradArgs, gamma) == GAMMA,
+               "the gradients of norms begin with the same addresses");
+
+// The results, and what is added; affine: of gamma and beta too.
+static void find_gradients(Lower *lower, const Group *group, bool affine, GradPlaces *places)
+{
+    places->at[DX] = result_place(lower, group->results[0]);
+    places->at[DGAMMA] = affine ? wanted_place(lower, group, 1) : arg_none();
+    places->at[DBETA] = affine ? wanted_place(lower, group, 2) : arg_none();
+    places->dgamma_added = added_place(lower, group, 1);
+    places->dbeta_added = added_place(lower, group, 2);
+}
+
+// added, types: the numbers of the arguments dgamma_added, which dbeta_added follows, and types.
+static void set_gradients(Lower *lower, const GradPlaces *places, size_t added, size_t types)
+{
+    for (size_t i = 0; i < GRAD_PLACES; i++)
+        set_arg(lower, i, places->at[i]);
+    set_arg(lower, added, places->dgamma_added);
+    set_arg(lower, added + 1, places->dbeta_added);
+    set_types(lower, types, DX, GRAD_PLACES, (size_t[]){added, added + 1}, 2);
+}
+
 // Operands: dy, x, mean, rstd, gamma.
 static void lower_group_norm_grad(Lower *lower, const Group *group)
 {
@@ -259,27 +291,15 @@ static void lower_group_norm_grad(Lower *lower, const Group *group)
     View dx_view = view_of(lower->work, group->results[0]);
     if (!image_strides(type, dx_view.stride, dx_stride))
         bug("a norm's gradient that cannot write its result");
-    PlanArg dy = image_place(lower, node->in[0], dy_stride);
-    PlanArg x = image_place(lower, node->in[1], x_stride);
-    PlanArg mean = dense_place(lower, node->in[2]), rstd = dense_place(lower, node->in[3]);
-    PlanArg gamma = dense_place(lower, node->in[4]);
-    PlanArg dx = result_place(lower, group->results[0]);
-    PlanArg dgamma = wanted_place(lower, group, 1), dbeta = wanted_place(lower, group, 2);
-    PlanArg dgamma_added = added_place(lower, group, 1), dbeta_added = added_place(lower, group, 2);
+    GradPlaces places;
+    places.at[DY] = image_place(lower, node->in[0], dy_stride);
+    places.at[X] = image_place(lower, node->in[1], x_stride);
+    for (uint32_t i = 2; i < 5; i++)
+        places.at[DY + i] = dense_place(lower, node->in[i]);
+    find_gradients(lower, group, true, &places);
     launch_begin(lower, "pv_group_norm_grad", sizeof(GroupNormGradArgs) / 8);
-    set_arg(lower, ARG(GroupNormGradArgs, dx), dx);
-    set_arg(lower, ARG(GroupNormGradArgs, dgamma), dgamma);
-    set_arg(lower, ARG(GroupNormGradArgs, dbeta), dbeta);
-    set_arg(lower, ARG(GroupNormGradArgs, dgamma_added), dgamma_added);
-    set_arg(lower, ARG(GroupNormGradArgs, dbeta_added), dbeta_added);
-    set_arg(lower, ARG(GroupNormGradArgs, dy), dy);
-    set_arg(lower, ARG(GroupNormGradArgs, x), x);
-    set_arg(lower, ARG(GroupNormGradArgs, mean), mean);
-    set_arg(lower, ARG(GroupNormGradArgs, rstd), rstd);
-    set_arg(lower, ARG(GroupNormGradArgs, gamma), gamma);
-    set_types(lower, ARG(GroupNormGradArgs, types), ARG(GroupNormGradArgs, dx), 8,
-              (size_t[]){ARG(GroupNormGradArgs, dgamma_added), ARG(GroupNormGradArgs, dbeta_added)},
-              2);
+    set_gradients(lower, &places, ARG(GroupNormGradArgs, dgamma_added),
+                  ARG(GroupNormGradArgs, types));
     set_dim(lower, ARG(GroupNormGradArgs, images), type->dim[0]);
     set_dim(lower, ARG(GroupNormGradArgs, c), type->dim[1]);
     set_dim(lower, ARG(GroupNormGradArgs, positions), dims_between(type, 2, type->rank));
@@ -357,31 +377,16 @@ static void lower_layer_norm_grad(Lower *lower, const Group *group)
     const Node *node = anchor_of(lower, group);
     const Type *type = node->type[0];
     bool affine = node->nin > 4;
-    PlanArg in[5] = {arg_none(), arg_none(), arg_none(), arg_none(), arg_none()};
+    GradPlaces places;
     View rows = view_of(lower->work, group->results[0]);
     int64_t c = type->dim[type->rank - 1].n;
     for (uint32_t i = 0; i < 4; i++)
-        in[i] = rows_place(lower, node->in[i], &rows, c, i < 2 ? c : 1);
-    if (affine)
-        in[4] = dense_place(lower, node->in[4]);
-    PlanArg dx = result_place(lower, group->results[0]);
-    PlanArg dgamma = affine ? wanted_place(lower, group, 1) : arg_none();
-    PlanArg dbeta = affine ? wanted_place(lower, group, 2) : arg_none();
-    PlanArg dgamma_added = added_place(lower, group, 1), dbeta_added = added_place(lower, group, 2);
+        places.at[DY + i] = rows_place(lower, node->in[i], &rows, c, i < 2 ? c : 1);
+    places.at[GAMMA] = affine ? dense_place(lower, node->in[4]) : arg_none();
+    find_gradients(lower, group, affine, &places);
     launch_begin(lower, "pv_layer_norm_grad", sizeof(LayerNormGradArgs) / 8);
-    set_arg(lower, ARG(LayerNormGradArgs, dx), dx);
-    set_arg(lower, ARG(LayerNormGradArgs, dgamma), dgamma);
-    set_arg(lower, ARG(LayerNormGradArgs, dbeta), dbeta);
-    set_arg(lower, ARG(LayerNormGradArgs, dgamma_added), dgamma_added);
-    set_arg(lower, ARG(LayerNormGradArgs, dbeta_added), dbeta_added);
-    set_arg(lower, ARG(LayerNormGradArgs, dy), in[0]);
-    set_arg(lower, ARG(LayerNormGradArgs, x), in[1]);
-    set_arg(lower, ARG(LayerNormGradArgs, mean), in[2]);
-    set_arg(lower, ARG(LayerNormGradArgs, rstd), in[3]);
-    set_arg(lower, ARG(LayerNormGradArgs, gamma), in[4]);
-    set_types(lower, ARG(LayerNormGradArgs, types), ARG(LayerNormGradArgs, dx), 8,
-              (size_t[]){ARG(LayerNormGradArgs, dgamma_added), ARG(LayerNormGradArgs, dbeta_added)},
-              2);
+    set_gradients(lower, &places, ARG(LayerNormGradArgs, dgamma_added),
+                  ARG(LayerNormGradArgs, types));
     set_dim(lower, ARG(LayerNormGradArgs, rows), dims_between(type, 0, type->rank - 1));
     set_dim(lower, ARG(LayerNormGradArgs, c), type->dim[type->rank - 1]);
     need_scratch(lower, pv_norm_scratch(type->dim[type->rank - 1].n, real_size(lower)));

@@ -198,6 +198,18 @@ static int32_t row_vectors(const CudaLaunch *launch, size_t c, int64_t types)
     return 0;
 }
 
+// The grid of a kernel over rows: a warp a row that its lanes hold, else a block. `rows`: the
+// argument that says how many there are.
+static bool choose_rows(CudaChoice *choice, int32_t vectors, uint32_t rows)
+{
+    choice->shape = "pv_shape_rows";
+    choice->threads[0] = 256;
+    choice->shared[0] = 256 / 32 * 4;
+    choice->baked[0] = vectors ? 8 : 1;
+    choice->baked[1] = (int32_t)rows;
+    return true;
+}
+
 static bool select_layer_norm(const CudaLaunch *launch, CudaChoice *choice)
 {
     int64_t act = cuda_number(launch, FIELD(LayerNormArgs, act));
@@ -208,12 +220,7 @@ static bool select_layer_norm(const CudaLaunch *launch, CudaChoice *choice)
     choice->definitions =
         arena_printf(launch->arena, "NORM_ACT=%d ROW_VECTORS=%d NORM_TYPES=0x%llx", (int)act,
                      vectors, (unsigned long long)types);
-    choice->shape = "pv_shape_rows";
-    choice->threads[0] = 256;
-    choice->shared[0] = 256 / 32 * 4;
-    choice->baked[0] = vectors ? 8 : 1;
-    choice->baked[1] = FIELD(LayerNormArgs, rows);
-    return true;
+    return choose_rows(choice, vectors, FIELD(LayerNormArgs, rows));
 }
 
 static bool select_softmax(const CudaLaunch *launch, CudaChoice *choice)
@@ -224,12 +231,7 @@ static bool select_softmax(const CudaLaunch *launch, CudaChoice *choice)
     choice->name = "softmax";
     choice->definitions = arena_printf(launch->arena, "ROW_VECTORS=%d NORM_TYPES=0x%llx", vectors,
                                        (unsigned long long)types);
-    choice->shape = "pv_shape_rows";
-    choice->threads[0] = 256;
-    choice->shared[0] = 256 / 32 * 4;
-    choice->baked[0] = vectors ? 8 : 1;
-    choice->baked[1] = FIELD(SoftmaxArgs, rows);
-    return true;
+    return choose_rows(choice, vectors, FIELD(SoftmaxArgs, rows));
 }
 
 static bool select_layer_norm_grad(const CudaLaunch *launch, CudaChoice *choice)
