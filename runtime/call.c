@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "runtime/command.h"
 #include "runtime/cuda_exec.h"
 
 PvCall *pv_call_new(const PvEntry *entry, const PvScalar *options, PvRandom *random)
@@ -48,6 +49,18 @@ int pv_call_find(const PvEntry *entry, const char *input)
         if (strcmp(entry->inputs[i].name, input) == 0)
             return (int)i;
     return -1;
+}
+
+int pv_call_find_input(const PvEntry *entry, const char *input, PvError *error)
+{
+    int index = pv_call_find(entry, input);
+    PvWords names = {0};
+    for (uint32_t i = 0; index < 0 && i < entry->input_count; i++)
+        pv_words_add(&names, entry->inputs[i].name);
+    if (index < 0)
+        pv_unknown("input", input, names.items, names.count, PV_WRONG, error);
+    pv_words_free(&names);
+    return index;
 }
 
 bool pv_call_set(PvCall *call, uint32_t index, PvTensor *tensor, const char *from, PvError *error)

@@ -31,6 +31,8 @@ bool pv_call_set(PvCall *call, uint32_t index, PvTensor *tensor, const char *fro
 // Input `index`, of rank 0, is this number.
 bool pv_call_set_number(PvCall *call, uint32_t index, double value, PvError *error);
 int pv_call_find(const PvEntry *entry, const char *input); // index, or -1
+// The same of an input that has to be there: -1 with an error that tells what there is.
+int pv_call_find_input(const PvEntry *entry, const char *input, PvError *error);
 
 // All inputs are set: the batch is that of the inputs (`fallback` if none has one), the same for
 // all; inputs that are not optional must be there. Sets step.batch and step.given.

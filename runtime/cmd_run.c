@@ -55,7 +55,6 @@ static bool bind(Run *run, const char *input, PvTensor *tensor, const char *path
 // --in NAME=FILE:TENSOR
 static bool bind_one(Run *run, const char *word, PvError *error)
 {
-    const PvEntry *entry = run->program.entry;
     size_t length = strcspn(word, "=");
     char *input = pv_printf("%.*s", (int)length, word);
     char *path = pv_strdup(word + length + 1);
@@ -66,13 +65,8 @@ static bool bind_one(Run *run, const char *word, PvError *error)
     PvTensorSet set = {0};
     bool good = false;
     PvTensor *tensor = NULL;
-    if (pv_call_find(entry, input) < 0) {
-        PvWords names = {0};
-        for (uint32_t i = 0; i < entry->input_count; i++)
-            pv_words_add(&names, entry->inputs[i].name);
-        pv_unknown("input", input, names.items, names.count, PV_WRONG, error);
-        pv_words_free(&names);
-    } else if (pv_tensors_read(path, &set, error)) {
+    if (pv_call_find_input(run->program.entry, input, error) >= 0 &&
+        pv_tensors_read(path, &set, error)) {
         tensor = pv_set_find(&set, name);
         if (tensor)
             good = bind(run, input, tensor, path, name, error);

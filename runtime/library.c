@@ -188,16 +188,9 @@ static PvTensor *copy_tensor(const PvdmTensor *from, PvError *error)
 int pvdm_input(PvdmCall *call, const char *name, const PvdmTensor *tensor)
 {
     PvError error = {0};
-    const PvEntry *entry = call->program.entry;
-    int index = pv_call_find(entry, name);
-    if (index < 0) {
-        PvWords names = {0};
-        for (uint32_t i = 0; i < entry->input_count; i++)
-            pv_words_add(&names, entry->inputs[i].name);
-        pv_unknown("input", name, names.items, names.count, PV_WRONG, &error);
-        pv_words_free(&names);
+    int index = pv_call_find_input(call->program.entry, name, &error);
+    if (index < 0)
         return told(false, &error);
-    }
     PvTensor *copy = tensor ? copy_tensor(tensor, &error) : NULL;
     bool good = (!tensor || copy) &&
                 pv_call_set(call->program.call, (uint32_t)index, copy, "the tensor", &error);
