@@ -1,7 +1,46 @@
-/* Convolutions in plain loops, for what the CPU kernels do not take: any strides, w
- * channels last. */
+/* Convolutions as tests give them, and in plain loops, for what the CPU kernels do not take: any
+ * strides, w channels last. */
 #pragma once
 #include "kernel_case.h"
+
+// Sizes, from a shape that has images, c_in, c_out, and in, kernel, stride, pad by axis.
+template <class Shape> ConvArgs conv_sizes(const Shape &shape, int64_t groups)
+{
+    ConvArgs args = {};
+    args.images = shape.images, args.c_in = shape.c_in, args.c_out = shape.c_out;
+    args.groups = groups;
+    for (int axis = 0; axis < 3; axis++) {
+        args.in[axis] = shape.in[axis], args.kernel[axis] = shape.kernel[axis];
+        args.stride[axis] = shape.stride[axis], args.pad[axis] = shape.pad[axis];
+        args.out[axis] =
+            (shape.in[axis] + 2 * shape.pad[axis] - shape.kernel[axis]) / shape.stride[axis] + 1;
+    }
+    return args;
+}
+
+// x is up-sampled by 2^up along each axis, the residual by 2^residual_up along the last two.
+static inline void set_shifts(ConvArgs &args, const int64_t *up, int64_t residual_up)
+{
+    for (int axis = 0; axis < 3; axis++) {
+        args.x_shift[axis] = up[axis];
+        args.residual_shift[axis] = axis > 0 ? residual_up : 0;
+    }
+}
+
+// Strides of x and y: channels last or not, `gap` elements behind each position's channels (each
+// channel's positions).
+static inline void set_strides(ConvArgs &args, bool last, int64_t gap = 0)
+{
+    int64_t inside = 1, outside = 1;
+    for (int axis = 0; axis < 3; axis++)
+        inside *= args.in[axis] >> args.x_shift[axis], outside *= args.out[axis];
+    args.x_channel = last ? 1 : inside + gap;
+    args.x_position = last ? args.c_in + gap : 1;
+    args.x_image = last ? inside * args.x_position : args.c_in * args.x_channel;
+    args.y_channel = last ? 1 : outside + gap;
+    args.y_position = last ? args.c_out + gap : 1;
+    args.y_image = last ? outside * args.y_position : args.c_out * args.y_channel;
+}
 
 // Calls visit(group's output channel, input channel, element of x, of y, of w) for every product.
 template <class Visit> void for_products(const ConvArgs &a, Visit visit)

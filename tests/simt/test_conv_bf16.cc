@@ -21,24 +21,9 @@ static int64_t storage_bits(Storage storage, int number)
 
 static ConvArgs conv_args(const Shape &shape)
 {
-    ConvArgs args = {};
-    args.images = shape.images, args.c_in = shape.c_in, args.c_out = shape.c_out;
-    args.groups = shape.groups;
-    int64_t inside = 1, outside = 1;
-    for (int axis = 0; axis < 3; axis++) {
-        args.in[axis] = shape.in[axis], args.kernel[axis] = shape.kernel[axis];
-        args.stride[axis] = shape.stride[axis], args.pad[axis] = shape.pad[axis];
-        args.out[axis] =
-            (shape.in[axis] + 2 * shape.pad[axis] - shape.kernel[axis]) / shape.stride[axis] + 1;
-        args.x_shift[axis] = shape.up[axis];
-        args.residual_shift[axis] = axis > 0 ? shape.residual_up : 0;
-        inside *= args.in[axis] >> shape.up[axis], outside *= args.out[axis];
-    }
-    args.x_channel = shape.last ? 1 : inside;
-    args.x_position = shape.last ? shape.c_in : 1;
-    args.y_channel = shape.last ? 1 : outside;
-    args.y_position = shape.last ? shape.c_out : 1;
-    args.x_image = inside * shape.c_in, args.y_image = outside * shape.c_out;
+    ConvArgs args = conv_sizes(shape, shape.groups);
+    set_shifts(args, shape.up, shape.residual_up);
+    set_strides(args, shape.last);
     args.w_last = shape.w_last;
     args.types =
         storage_bits(shape.y, 0) | storage_bits(shape.x, 1) | storage_bits(shape.w, 2);

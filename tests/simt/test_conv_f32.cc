@@ -17,23 +17,8 @@ struct Shape {
 
 static ConvArgs conv_args(const Shape &shape)
 {
-    ConvArgs args = {};
-    args.images = shape.images, args.c_in = shape.c_in, args.c_out = shape.c_out;
-    args.groups = shape.groups;
-    int64_t inside = 1, outside = 1;
-    for (int axis = 0; axis < 3; axis++) {
-        args.in[axis] = shape.in[axis], args.kernel[axis] = shape.kernel[axis];
-        args.stride[axis] = shape.stride[axis], args.pad[axis] = shape.pad[axis];
-        args.out[axis] =
-            (shape.in[axis] + 2 * shape.pad[axis] - shape.kernel[axis]) / shape.stride[axis] + 1;
-        inside *= args.in[axis], outside *= args.out[axis];
-    }
-    args.x_channel = shape.last ? 1 : inside + shape.gap;
-    args.x_position = shape.last ? shape.c_in + shape.gap : 1;
-    args.x_image = shape.last ? inside * args.x_position : shape.c_in * args.x_channel;
-    args.y_channel = shape.last ? 1 : outside + shape.gap;
-    args.y_position = shape.last ? shape.c_out + shape.gap : 1;
-    args.y_image = shape.last ? outside * args.y_position : shape.c_out * args.y_channel;
+    ConvArgs args = conv_sizes(shape, shape.groups);
+    set_strides(args, shape.last, shape.gap);
     args.act = shape.act;
     return args;
 }

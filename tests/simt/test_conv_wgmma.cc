@@ -19,25 +19,13 @@ static const char *const symbol[] = {"pv_conv", "pv_conv_dgrad", "pv_conv_wgrad"
 
 static ConvArgs conv_args(const Shape &shape, int mode)
 {
-    ConvArgs args = {};
-    args.images = shape.images, args.c_in = shape.c_in, args.c_out = shape.c_out;
-    args.groups = 1;
-    int64_t inside = 1, outside = 1;
-    for (int axis = 0; axis < 3; axis++) {
-        args.in[axis] = shape.in[axis], args.kernel[axis] = shape.kernel[axis];
-        args.stride[axis] = shape.stride[axis], args.pad[axis] = shape.pad[axis];
-        args.out[axis] =
-            (shape.in[axis] + 2 * shape.pad[axis] - shape.kernel[axis]) / shape.stride[axis] + 1;
-        args.x_shift[axis] = shape.up[axis];
-        args.residual_shift[axis] = axis > 0 ? shape.residual_up : 0;
-        inside *= args.in[axis] >> shape.up[axis], outside *= args.out[axis];
-    }
-    args.x_channel = args.y_channel = args.residual_channel = 1;
-    args.x_position = shape.c_in, args.y_position = shape.c_out;
-    args.x_image = inside * shape.c_in, args.y_image = outside * shape.c_out;
+    ConvArgs args = conv_sizes(shape, 1);
+    set_shifts(args, shape.up, shape.residual_up);
+    set_strides(args, true);
+    args.residual_channel = 1;
     args.residual_position = (mode == 1 ? args.x_position : args.y_position) + 8;
-    args.residual_image =
-        (args.residual_position * (mode == 1 ? inside : outside) >> 2 * shape.residual_up) + 16;
+    int64_t positions = mode == 1 ? args.x_image / args.c_in : args.y_image / args.c_out;
+    args.residual_image = (args.residual_position * positions >> 2 * shape.residual_up) + 16;
     args.w_last = 1;
     int at = mode == 0 ? 0 : mode == 1 ? 1 : 2;
     int64_t half = shape.half == ST_F16 ? PV_STORE_F16 : PV_STORE_BF16;

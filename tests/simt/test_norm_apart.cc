@@ -4,6 +4,7 @@
 // some normalize, or make a table, and others do not; moments; operands and residuals that are
 // up-sampled; and tables of what others have made, whole or in parts.
 #include <stddef.h>
+#include "conv_case.h"
 #include "norm_case.h"
 
 struct Shape {
@@ -22,20 +23,15 @@ static void add_conv(KernelCase &test, const Shape &shape, bool wgrad)
     int64_t pad = (shape.kernel - 1) / 2, reach = 2 * pad - shape.kernel;
     int64_t out_h = (shape.height + reach) / shape.stride + 1;
     int64_t out_w = (shape.width + reach) / shape.stride + 1;
-    int64_t inside = shape.height * shape.width, outside = out_h * out_w;
     args.images = shape.images, args.c_in = shape.c_in, args.c_out = shape.c_out;
     args.groups = shape.groups;
     args.in[0] = args.out[0] = args.kernel[0] = args.stride[0] = 1;
     args.in[1] = shape.height, args.in[2] = shape.width, args.out[1] = out_h, args.out[2] = out_w;
     for (int axis = 1; axis < 3; axis++)
         args.kernel[axis] = shape.kernel, args.stride[axis] = shape.stride, args.pad[axis] = pad;
-    args.x_position = shape.last ? shape.c_in : 1;
-    args.y_channel = shape.last ? 1 : outside, args.y_position = shape.last ? shape.c_out : 1;
-    for (int axis = 1; axis < 3; axis++)
-        args.x_shift[axis] = shape.up, args.residual_shift[axis] = shape.residual_up;
-    inside >>= 2 * shape.up;
-    args.x_channel = shape.last ? 1 : inside;
-    args.x_image = shape.c_in * inside, args.y_image = shape.c_out * outside;
+    const int64_t up[3] = {0, shape.up, shape.up};
+    set_shifts(args, up, shape.residual_up);
+    set_strides(args, shape.last);
     size_t x = (size_t)(args.images * args.x_image), y = (size_t)(args.images * args.y_image);
     size_t w = (size_t)(args.c_out * args.c_in / args.groups * shape.kernel * shape.kernel);
     args.x = test.input(x, 1, 0.5f);
@@ -43,7 +39,7 @@ static void add_conv(KernelCase &test, const Shape &shape, bool wgrad)
     args.y = wgrad ? test.input(y) : test.output(y);
     if (shape.rich && !wgrad) {
         args.bias = test.input((size_t)args.c_out, 1, 3);
-        int64_t of_residual = outside >> 2 * shape.residual_up;
+        int64_t of_residual = out_h * out_w >> 2 * shape.residual_up;
         args.residual_image = shape.c_out * of_residual;
         args.residual_channel = shape.last ? 1 : of_residual;
         args.residual_position = args.y_position;
