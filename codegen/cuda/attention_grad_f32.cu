@@ -32,9 +32,9 @@ enum {
     E_AT = OWN * (ATT_D + 4), // and of width ATT_E
     D_TILE = E_AT + OWN * (ATT_E + 4),
     E_TILE = D_TILE + TILE * (ATT_D + 4),
-    P_AT = E_TILE + TILE * (ATT_E + 4),
-    DELTA_ROWS = 32 // of a block of phase 0
+    P_AT = E_TILE + TILE * (ATT_E + 4)
 };
+#include "attention_delta.h"
 
 // ---- phase 0 ----
 
@@ -42,42 +42,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     CX_NAME(const __grid_constant__ CxLaunch<AttentionGradArgs> p)
 {
     CX_SHARED(shared);
-    enum { WARPS = THREADS / 32 };
-    float *sums = (float *)shared; // [WARPS, 32]
-    u32 block;
-    u32 segment = cx_segment(p.head, &block);
+    u32 block, segment = cx_segment(p.head, &block);
     const AttentionGradArgs &a = p.args[segment];
     u32 blocks = ((u32)a.f.n + DELTA_ROWS - 1) / DELTA_ROWS;
-    int first = block % blocks * DELTA_ROWS, lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+    int first = block % blocks * DELTA_ROWS;
     Problem problem = problem_of(a.f, block / blocks);
     Matrix<StoredO> o = matrix_o(a.f, problem);
     Matrix<StoredDo> d_o = matrix_do(a, problem);
     float *delta = (float *)p.head.work[segment] + problem.number * a.f.n;
-    if (o.d == 1) { // a warp a row
-        for (int row = first + warp; row < min(first + DELTA_ROWS, o.length); row += WARPS) {
-            float sum = 0.f;
-            for (int i = lane; i < o.width; i += 32)
-                sum = fmaf(cx_read(o.at[row * o.n + i]), cx_read(d_o.at[row * o.n + i]), sum);
-            CX_UNROLL
-            for (int by = 16; by > 0; by >>= 1)
-                sum += __shfl_xor_sync(CX_ALL_LANES, sum, by);
-            if (lane == 0)
-                delta[row] = sum;
-        }
-        return;
-    }
-    float sum = 0.f; // a lane a row, a warp every WARPS-th column
-    for (int i = warp; first + lane < o.length && i < o.width; i += WARPS) {
-        int64_t at = (first + lane) * o.n + i * o.d;
-        sum = fmaf(cx_read(o.at[at]), cx_read(d_o.at[at]), sum);
-    }
-    sums[threadIdx.x] = sum;
-    __syncthreads();
-    if (warp > 0 || first + lane >= o.length)
-        return;
-    for (int i = 1; i < WARPS; i++)
-        sum += sums[i * 32 + lane];
-    delta[first + lane] = sum;
+    make_delta(o, d_o, first, delta, (float *)shared);
 }
 
 // ---- phases 1 and 2 ----

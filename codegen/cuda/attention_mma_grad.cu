@@ -21,10 +21,10 @@
 enum {
     THREADS = LARGE ? 64 : 128,
     OWN = THREADS, // rows of a block: 32 a warp
-    E_AT = OWN * (ATT_D * 2 + 16), // bytes of shared memory: own rows of width ATT_E
-    DELTA_ROWS = 32 // of a block of phase 0
+    E_AT = OWN * (ATT_D * 2 + 16) // bytes of shared memory: own rows of width ATT_E
 };
 #include "attention_mma_parts.h"
+#include "attention_delta.h"
 
 // ---- phase 0 ----
 
@@ -32,41 +32,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     CX_NAME(const __grid_constant__ CxLaunch<AttentionGradArgs> p)
 {
     CX_SHARED(shared);
-    enum { WARPS = THREADS / 32 };
-    float *sums = (float *)shared; // [WARPS, 32]
-    u32 block;
-    u32 segment = cx_segment(p.head, &block);
+    u32 block, segment = cx_segment(p.head, &block);
     const AttentionGradArgs &a = p.args[segment];
     u32 blocks = ((u32)a.f.n + DELTA_ROWS - 1) / DELTA_ROWS;
-    int first = block % blocks * DELTA_ROWS, lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+    int first = block % blocks * DELTA_ROWS;
     Problem problem = problem_of(a.f, block / blocks);
     Matrix o = matrix_o(a.f, problem, a.f.o), d_o = matrix_o(a.f, problem, a.d_o);
     float *delta = (float *)p.head.work[segment] + (int64_t)problem.number * a.f.n;
-    if (o.d == 1) { // a warp a row
-        for (int row = first + warp; row < min(first + DELTA_ROWS, o.length); row += WARPS) {
-            float sum = 0.f;
-            for (int i = lane; i < o.width; i += 32)
-                sum += cx_read(o.at[row * o.n + i]) * cx_read(d_o.at[row * o.n + i]);
-            CX_UNROLL
-            for (int by = 16; by > 0; by >>= 1)
-                sum += __shfl_xor_sync(CX_ALL_LANES, sum, by);
-            if (lane == 0)
-                delta[row] = sum;
-        }
-        return;
-    }
-    float sum = 0.f; // a lane a row, a warp every WARPS-th column
-    for (int i = warp; first + lane < o.length && i < o.width; i += WARPS) {
-        int64_t at = (first + lane) * o.n + i * o.d;
-        sum += cx_read(o.at[at]) * cx_read(d_o.at[at]);
-    }
-    sums[threadIdx.x] = sum;
-    __syncthreads();
-    if (warp > 0 || first + lane >= o.length)
-        return;
-    for (int i = 1; i < WARPS; i++)
-        sum += sums[i * 32 + lane];
-    delta[first + lane] = sum;
+    make_delta(o, d_o, first, delta, (float *)shared);
 }
 
 // ---- what phases 1 to 3 share ----

@@ -25,6 +25,7 @@ typedef CxStored<CONV_RESIDUAL>::Element Residual;
 typedef CxStored<CONV_BIAS>::Element Bias;
 enum { BY_TAP = 1 };
 #include "conv_problem.h"
+#include "tile_phases.h"
 
 #if CONV_MODE != 2
 
@@ -148,18 +149,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, THREADS == 64 ? 4 : 1)
     uint4 *table = (uint4 *)(shared + STAGES * STAGE + PROBLEM_BYTES);
     u32 block, segment = cx_segment(p.head, &block);
     const ConvArgs &args = p.args[segment];
-    if (threadIdx.x == 0) {
-        int blocks = (int)(p.head.first[segment + 1] - p.head.first[segment]);
-        set_part(problem, (int)block, blocks, tiles_of(args));
-        set_problem(problem, args, problem.tile);
-    }
-    __syncthreads();
-    if (CONV_STRIDED && (CONV_LAST ? problem.m0 : problem.n0) >= problem.columns)
+    begin_problem(problem, p.head, segment, args, block);
+    if (is_empty(problem))
         return;
     make_taps(problem, args, table);
     int steps = cut(problem.channels * problem.taps, TILE_K);
-    int first = steps * problem.part / problem.parts;
-    int end = steps * (problem.part + 1) / problem.parts;
+    Steps own = Steps::of(steps, problem.part, problem.parts);
     Operand<Images, TILE_M, true, CONV_X_8> x;
     Operand<Weights, TILE_N, CONV_MODE == 0, CONV_W_8> w;
     x.source.set(problem, table);
@@ -167,20 +162,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, THREADS == 64 ? 4 : 1)
     x.set(problem.m0);
     w.set(problem.n0);
     TileSums sums;
-    tile_product<true, CONV_MODE == 0>(sums, x, w, shared, first, end);
-    if (problem.parts > 1) {
-        Keep keep = Keep::of(p.head.work[segment], problem.parts, problem.tile, problem.part);
-        tile_store(sums, keep, 0, 0, (float *)shared);
-        return;
-    }
-    Out out = Out::of(args, problem);
-#if TILE_STATS
-    out.stats = Out::statistics_of(args, p.head, segment, problem, false);
-#endif
-    tile_store(sums, out, problem.m0, problem.n0, (float *)shared);
-#if TILE_STATS
-    out.stats.finish((u32 *)shared);
-#endif
+    tile_product<true, CONV_MODE == 0>(sums, x, w, shared, own.first, own.end);
+    finish_tile(sums, p, segment, problem, problem, problem.parts > 1, shared);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, THREADS == 64 ? 4 : 1)
@@ -188,20 +171,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, THREADS == 64 ? 4 : 1)
 {
     CX_SHARED(shared);
     u32 block, segment = cx_segment(p.head, &block);
-    const ConvArgs &args = p.args[segment];
     Problem problem;
-    set_problem(problem, args, (int)block / TILE_BLOCKS);
-    if (CONV_STRIDED && problem.m0 >= problem.columns)
-        return;
-    Out out = Out::of(args, problem);
-#if TILE_STATS
-    out.stats = Out::statistics_of(args, p.head, segment, problem, true);
-#endif
-    tile_collect(p.head, segment, 0, (int)block / TILE_BLOCKS, (int)block % TILE_BLOCKS, out,
-                 problem.m0, problem.n0, (float *)shared);
-#if TILE_STATS
-    out.stats.finish((u32 *)shared);
-#endif
+    set_problem(problem, p.args[segment], (int)block / TILE_BLOCKS);
+    if (!is_empty(problem))
+        finish_parts(p, segment, 0, block, problem, shared);
 }
 #else
 
@@ -296,15 +269,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, THREADS == 64 ? 4 : 1)
     Problem &problem = *(Problem *)(shared + STAGES * STAGE);
     u32 block, segment = cx_segment(p.head, &block);
     const ConvArgs &args = p.args[segment];
-    if (threadIdx.x == 0) {
-        int blocks = (int)(p.head.first[segment + 1] - p.head.first[segment]);
-        set_part(problem, (int)block, blocks, set_wgrad(problem, args, 0));
-        set_wgrad(problem, args, problem.tile);
-    }
-    __syncthreads();
+    begin_problem(problem, p.head, segment, args, block);
     int steps = cut(problem.columns, TILE_K);
-    int first = steps * problem.part / problem.parts;
-    int end = steps * (problem.part + 1) / problem.parts;
+    Steps own = Steps::of(steps, problem.part, problem.parts);
     Operand<Gradients, TILE_M, false, CONV_W_8> y;
     Operand<Columns, TILE_N, false, CONV_X_8> x;
     y.source.set(problem, args);
@@ -312,14 +279,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, THREADS == 64 ? 4 : 1)
     y.set(problem.m0);
     x.set(problem.n0);
     TileSums sums;
-    tile_product<false, false>(sums, y, x, shared, first, end);
-    if (problem.parts > 1 || args.sum != 0) {
-        Keep keep = Keep::of(p.head.work[segment], problem.parts, problem.tile, problem.part);
-        tile_store(sums, keep, 0, 0, (float *)shared);
-        return;
-    }
-    Out out = Out::of(args, problem);
-    tile_store(sums, out, problem.m0, problem.n0, (float *)shared);
+    tile_product<false, false>(sums, y, x, shared, own.first, own.end);
+    bool is_part = problem.parts > 1 || args.sum != 0;
+    finish_tile(sums, p, segment, problem, problem, is_part, shared);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, THREADS == 64 ? 4 : 1)
@@ -329,8 +291,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, THREADS == 64 ? 4 : 1)
     const ConvArgs &args = p.args[segment];
     Problem problem;
     set_wgrad(problem, args, (int)block / TILE_BLOCKS);
-    Out out = Out::of(args, problem);
-    tile_collect(p.head, segment, args.sum, (int)block / TILE_BLOCKS, (int)block % TILE_BLOCKS,
-                 out, problem.m0, problem.n0);
+    finish_parts(p, segment, args.sum, block, problem, nullptr);
 }
 #endif

@@ -36,6 +36,7 @@
 typedef float Source, Weight, Result, Residual, Bias;
 enum { BY_TAP = 0 };
 #include "conv_problem.h"
+#include "tile_phases.h"
 #if TILE_NORM
 #include "norm_load.h"
 
@@ -296,18 +297,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 384 / THREADS)
     uint4 *table = (uint4 *)(shared + 2 * BUFFER * 4 + PROBLEM_BYTES);
     u32 block, segment = cx_segment(p.head, &block);
     const ConvArgs &args = p.args[segment];
-    if (threadIdx.x == 0) {
-        int blocks = (int)(p.head.first[segment + 1] - p.head.first[segment]);
-        set_part(problem, (int)block, blocks, tiles_of(args));
-        set_problem(problem, args, problem.tile);
-    }
-    __syncthreads();
-    if (CONV_STRIDED && (CONV_LAST ? problem.m0 : problem.n0) >= problem.columns)
+    begin_problem(problem, p.head, segment, args, block);
+    if (is_empty(problem))
         return;
     make_taps(problem, args, table);
     int steps = cut(problem.channels * problem.taps, TILE_K);
-    int first = steps * problem.part / problem.parts;
-    int end = steps * (problem.part + 1) / problem.parts;
+    Steps own = Steps::of(steps, problem.part, problem.parts);
     TileSums sums;
     LoadW w;
     LoadX x;
@@ -317,23 +312,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 384 / THREADS)
     x.set_norm(problem, args, CONV_LAST ? problem.m0 : problem.n0);
 #endif
 #if CONV_LAST
-    tile_product(sums, x, w, (float *)shared, first, end);
+    tile_product(sums, x, w, (float *)shared, own.first, own.end);
 #else
-    tile_product(sums, w, x, (float *)shared, first, end);
+    tile_product(sums, w, x, (float *)shared, own.first, own.end);
 #endif
-    if (problem.parts > 1) {
-        Keep keep = Keep::of(p.head.work[segment], problem.parts, problem.tile, problem.part);
-        tile_store(sums, keep, 0, 0, (float *)shared);
-        return;
-    }
-    Out out = Out::of(args, problem);
-#if TILE_STATS
-    out.stats = Out::statistics_of(args, p.head, segment, problem, false);
-#endif
-    tile_store(sums, out, problem.m0, problem.n0, (float *)shared);
-#if TILE_STATS
-    out.stats.finish((u32 *)shared);
-#endif
+    finish_tile(sums, p, segment, problem, problem, problem.parts > 1, shared);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 384 / THREADS)
@@ -341,20 +324,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 384 / THREADS)
 {
     CX_SHARED(shared);
     u32 block, segment = cx_segment(p.head, &block);
-    const ConvArgs &args = p.args[segment];
     Problem problem;
-    set_problem(problem, args, (int)block / TILE_BLOCKS);
-    if (CONV_STRIDED && (CONV_LAST ? problem.m0 : problem.n0) >= problem.columns)
-        return;
-    Out out = Out::of(args, problem);
-#if TILE_STATS
-    out.stats = Out::statistics_of(args, p.head, segment, problem, true);
-#endif
-    tile_collect(p.head, segment, 0, (int)block / TILE_BLOCKS, (int)block % TILE_BLOCKS, out,
-                 problem.m0, problem.n0, (float *)shared);
-#if TILE_STATS
-    out.stats.finish((u32 *)shared);
-#endif
+    set_problem(problem, p.args[segment], (int)block / TILE_BLOCKS);
+    if (!is_empty(problem))
+        finish_parts(p, segment, 0, block, problem, shared);
 }
 #endif
 
@@ -521,12 +494,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 256 / THREADS)
     Problem &problem = *(Problem *)(shared + 2 * BUFFER * 4);
     u32 block, segment = cx_segment(p.head, &block);
     const ConvArgs &args = p.args[segment];
-    if (threadIdx.x == 0) {
-        int blocks = (int)(p.head.first[segment + 1] - p.head.first[segment]);
-        set_part(problem, (int)block, blocks, set_wgrad(problem, args, 0));
-        set_wgrad(problem, args, problem.tile);
-    }
-    __syncthreads();
+    begin_problem(problem, p.head, segment, args, block);
     int steps = (int)args.images * cut(problem.positions, TILE_K);
     TileSums sums;
     LoadY y;
@@ -546,16 +514,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 256 / THREADS)
 #else
     x.set(problem, args);
 #endif
-    int first = steps * problem.part / problem.parts;
-    int end = steps * (problem.part + 1) / problem.parts;
-    tile_product(sums, y, x, (float *)shared, first, end);
-    if (problem.parts > 1 || args.sum != 0) {
-        Keep keep = Keep::of(p.head.work[segment], problem.parts, problem.tile, problem.part);
-        tile_store(sums, keep, 0, 0, (float *)shared);
-        return;
-    }
-    Out out = Out::of(args, problem);
-    tile_store(sums, out, problem.m0, problem.n0, (float *)shared);
+    Steps own = Steps::of(steps, problem.part, problem.parts);
+    tile_product(sums, y, x, (float *)shared, own.first, own.end);
+    bool is_part = problem.parts > 1 || args.sum != 0;
+    finish_tile(sums, p, segment, problem, problem, is_part, shared);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 384 / THREADS)
@@ -565,8 +527,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 384 / THREADS)
     const ConvArgs &args = p.args[segment];
     Problem problem;
     set_wgrad(problem, args, (int)block / TILE_BLOCKS);
-    Out out = Out::of(args, problem);
-    tile_collect(p.head, segment, args.sum, (int)block / TILE_BLOCKS, (int)block % TILE_BLOCKS,
-                 out, problem.m0, problem.n0);
+    finish_parts(p, segment, args.sum, block, problem, nullptr);
 }
 #endif

@@ -44,13 +44,6 @@ struct Problem {
 enum { PROBLEM_BYTES = 256 }; // room for it in shared memory, where a block keeps it
 static_assert(sizeof(Problem) <= PROBLEM_BYTES, "a problem has more fields");
 
-CX_FN void set_part(Problem &problem, int block, int blocks, int tiles)
-{
-    problem.tile = block % tiles;
-    problem.part = block / tiles;
-    problem.parts = blocks / tiles;
-}
-
 CX_FN int cut(int size, int tile)
 {
     return (size + tile - 1) / tile;
@@ -534,3 +527,36 @@ CX_FN int set_wgrad(Problem &problem, const ConvArgs &args, int tile)
     return row_tiles * column_tiles * (int)args.groups;
 }
 #endif
+
+/* ---- the problem of a block ---- */
+
+#if CONV_MODE != 2
+// A phase smaller than the largest: the tile has no columns.
+CX_FN bool is_empty(const Problem &problem)
+{
+    return CONV_STRIDED && (CONV_LAST ? problem.m0 : problem.n0) >= problem.columns;
+}
+#endif
+
+// Its tile and part, which the block's first thread finds.
+CX_FN void begin_problem(Problem &problem, const CxHead &head, u32 segment, const ConvArgs &args,
+                         u32 block)
+{
+    if (threadIdx.x == 0) {
+        int blocks = (int)(head.first[segment + 1] - head.first[segment]);
+#if CONV_MODE == 2
+        int tiles = set_wgrad(problem, args, 0);
+#else
+        int tiles = tiles_of(args);
+#endif
+        problem.tile = (int)block % tiles;
+        problem.part = (int)block / tiles;
+        problem.parts = blocks / tiles;
+#if CONV_MODE == 2
+        set_wgrad(problem, args, problem.tile);
+#else
+        set_problem(problem, args, problem.tile);
+#endif
+    }
+    __syncthreads();
+}

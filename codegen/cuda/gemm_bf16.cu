@@ -21,6 +21,7 @@ typedef CxStored<GEMM_C>::Element COut;
 typedef CxStored<GEMM_RESIDUAL>::Element Residual;
 typedef CxStored<GEMM_BIAS>::Element Bias;
 #include "gemm_out.h"
+#include "tile_phases.h"
 #if TILE_NORM
 #include "norm_load.h"
 #endif
@@ -212,11 +213,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     u32 block, segment = cx_segment(p.head, &block);
     const GemmArgs &args = p.args[segment];
     Task &task = *(Task *)(shared + STAGES * STAGE);
-    if (threadIdx.x == 0) {
-        int blocks = (int)(p.head.first[segment + 1] - p.head.first[segment]);
-        task = task_of(args, (int)block, blocks);
-    }
-    __syncthreads();
+    begin_task(task, p.head, segment, args, block);
     int steps = ((int)args.k + TILE_K - 1) / TILE_K;
     if (GEMM_SUM)
         steps *= (int)(args.batch0 * args.batch1);
@@ -239,23 +236,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 #if TILE_NORM
     a.set_norm(args, place.i0, args.norm.table ? (int)args.image_rows : 1);
 #endif
-    int first = steps * task.part / task.parts;
-    int end = steps * (task.part + 1) / task.parts;
+    Steps own = Steps::of(steps, task.part, task.parts);
     TileSums sums;
-    tile_product<GEMM_A_K, GEMM_B_K>(sums, a, b, shared, first, end);
-    if (task.parts > 1 || args.sum != 0) {
-        Keep keep = Keep::of(p.head.work[segment], task.parts, task.tile, task.part);
-        tile_store(sums, keep, 0, 0, (float *)shared);
-        return;
-    }
-    Out out = Out::of(args, place);
-#if TILE_STATS
-    out.stats = Out::statistics_of(args, p.head, segment, place, false);
-#endif
-    tile_store(sums, out, place.m0, place.n0, (float *)shared);
-#if TILE_STATS
-    out.stats.finish((u32 *)shared);
-#endif
+    tile_product<GEMM_A_K, GEMM_B_K>(sums, a, b, shared, own.first, own.end);
+    bool is_part = task.parts > 1 || args.sum != 0;
+    finish_tile(sums, p, segment, task, place, is_part, shared);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
@@ -264,15 +249,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     CX_SHARED(shared);
     u32 block, segment = cx_segment(p.head, &block);
     const GemmArgs &args = p.args[segment];
-    int tile = (int)block / TILE_BLOCKS;
-    Place place = place_of(args, tile);
-    Out out = Out::of(args, place);
-#if TILE_STATS
-    out.stats = Out::statistics_of(args, p.head, segment, place, true);
-#endif
-    tile_collect(p.head, segment, args.sum, tile, (int)block % TILE_BLOCKS, out, place.m0,
-                 place.n0, (float *)shared);
-#if TILE_STATS
-    out.stats.finish((u32 *)shared);
-#endif
+    Place place = place_of(args, (int)block / TILE_BLOCKS);
+    finish_parts(p, segment, args.sum, block, place, shared);
 }

@@ -23,6 +23,7 @@
 #include "gemm_tile.h"
 typedef float COut, Residual, Bias;
 #include "gemm_out.h"
+#include "tile_phases.h"
 #if TILE_NORM
 #include "norm_load.h"
 #endif
@@ -113,11 +114,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 384 / THREADS)
     u32 block, segment = cx_segment(p.head, &block);
     const GemmArgs &args = p.args[segment];
     Task &task = *(Task *)(shared + 2 * BUFFER * 4);
-    if (threadIdx.x == 0) {
-        int blocks = (int)(p.head.first[segment + 1] - p.head.first[segment]);
-        task = task_of(args, (int)block, blocks);
-    }
-    __syncthreads();
+    begin_task(task, p.head, segment, args, block);
     int steps = ((int)args.k + TILE_K - 1) / TILE_K;
     if (GEMM_SUM)
         steps *= (int)(args.batch0 * args.batch1);
@@ -126,8 +123,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 384 / THREADS)
     const float *b_base = (const float *)args.b + place.i0 * args.b0 + place.i1 * args.b1;
     a_base += place.m0 * args.a_m;
     b_base += place.n0 * args.b_n;
-    int first = steps * task.part / task.parts;
-    int end = steps * (task.part + 1) / task.parts;
+    Steps own = Steps::of(steps, task.part, task.parts);
     TileSums sums;
 #if GEMM_SUM
     Summed<LoadA> a;
@@ -148,20 +144,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 384 / THREADS)
 #if TILE_NORM
     b.norm = NormSource::of(args.norm, place.i0, 0);
 #endif
-    tile_product(sums, a, b, (float *)shared, first, end);
-    if (task.parts > 1 || args.sum != 0) {
-        Keep keep = Keep::of(p.head.work[segment], task.parts, task.tile, task.part);
-        tile_store(sums, keep, 0, 0, (float *)shared);
-        return;
-    }
-    Out out = Out::of(args, place);
-#if TILE_STATS
-    out.stats = Out::statistics_of(args, p.head, segment, place, false);
-#endif
-    tile_store(sums, out, place.m0, place.n0, (float *)shared);
-#if TILE_STATS
-    out.stats.finish((u32 *)shared);
-#endif
+    tile_product(sums, a, b, (float *)shared, own.first, own.end);
+    bool is_part = task.parts > 1 || args.sum != 0;
+    finish_tile(sums, p, segment, task, place, is_part, shared);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 384 / THREADS)
@@ -170,15 +155,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 384 / THREADS)
     CX_SHARED(shared);
     u32 block, segment = cx_segment(p.head, &block);
     const GemmArgs &args = p.args[segment];
-    int tile = (int)block / TILE_BLOCKS;
-    Place place = place_of(args, tile);
-    Out out = Out::of(args, place);
-#if TILE_STATS
-    out.stats = Out::statistics_of(args, p.head, segment, place, true);
-#endif
-    tile_collect(p.head, segment, args.sum, tile, (int)block % TILE_BLOCKS, out, place.m0,
-                 place.n0, (float *)shared);
-#if TILE_STATS
-    out.stats.finish((u32 *)shared);
-#endif
+    Place place = place_of(args, (int)block / TILE_BLOCKS);
+    finish_parts(p, segment, args.sum, block, place, shared);
 }

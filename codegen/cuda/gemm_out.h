@@ -52,6 +52,16 @@ CX_FN Task task_of(const GemmArgs &args, int block, int blocks)
     return {block % tiles, block / tiles, blocks / tiles, place_of(args, block % tiles)};
 }
 
+// The task of a block, which its first thread finds.
+CX_FN void begin_task(Task &task, const CxHead &head, u32 segment, const GemmArgs &args, u32 block)
+{
+    if (threadIdx.x == 0) {
+        int blocks = (int)(head.first[segment + 1] - head.first[segment]);
+        task = task_of(args, (int)block, blocks);
+    }
+    __syncthreads();
+}
+
 // c of one batch element.
 struct Out {
 #if TILE_STATS == 2

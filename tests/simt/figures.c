@@ -94,7 +94,7 @@ static const char *const headers[] = {
     "cx.h",         "cx_hopper.h",    "cx_wgmma.h",     "storage.h",   "cx_launch.h",
     "tile_out.h",   "tile_walk.h",    "gemm_out.h",     "conv_problem.h", "norm_load.h",
     "norm_stats.h", "norm_factors.h", "wgmma_plan.h", "mma_product.h", "wgmma_product.h",
-    "wgmma_stats.h", "../kernel_args.h"};
+    "wgmma_stats.h", "tile_phases.h", "../kernel_args.h"};
 enum { HEADERS = sizeof headers / sizeof *headers };
 
 static int passed, failed;
