@@ -5,6 +5,8 @@
 // and it is, where it lies, the right operand of O^T += V^T P^T. A task takes a range of queries
 // of one problem, and goes over blocks of keys with a running maximum and sum (Milakov and
 // Gimelshein 2018; Dao et al., "FlashAttention", 2022). Blocks of keys are fixed by their number.
+// Long problems of heads wider than 16 are made by split.h, where there is such a unit: 2^scores
+// are split as they are computed. In narrower ones that takes what the products save.
 // Where the lengths of queries and keys bound all scores of a panel (Cauchy and Schwarz), no
 // maximum is looked for: 2^score is in range as it is, and as exact.
 //
@@ -17,57 +19,16 @@
 // Rotary operands (RotaryLoad) are turned row by row before they are packed, keys once a block of
 // queries, which is 3 operations an element beside 2 for each query; gradients before
 // they are stored.
+#include "codegen/cpu/attention_parts.h"
 #include "codegen/cpu/pv_math.h"
+#include "codegen/cpu/split.h"
 #include "codegen/cpu/tile.h"
-#if defined __AVX512DQ__ && !defined PV_REAL64
-#include <immintrin.h>
-#endif
 
-enum { TASKS_A_THREAD = 32 }; // pieces in which a thread takes its work, about
+enum { SPLIT_LEAST_KEYS = 128 }; // and queries, from which split.h pays
+enum { TASKS_A_THREAD = 32 };     // pieces in which a thread takes its work, about
 
 #define LOG2_E ((PvReal)1.4426950408889634)
 #define LOG_2 ((PvReal)0.6931471805599453)
-
-// 2^x for x up to about 1; 0 or nearly so below the smallest normal number. AVX-512 splits x into
-// whole and fraction, and scales, in an instruction each.
-PV_INLINE PvVec vec_exp2(PvVec x)
-{
-#ifdef PV_REAL64
-    for (int i = 0; i < PV_WIDTH; i++)
-        x[i] = __builtin_exp2(x[i]);
-    return x;
-#elif defined __AVX512DQ__
-    PvVec r = (PvVec)_mm512_reduce_ps((__m512)x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
-    // of degree 5, relative error at most 7.5e-8
-    PvVec p = r * 0.001877576695f + 0.008989339694f;
-    p = p * r + 0.05582631752f;
-    p = p * r + 0.2401536107f;
-    p = p * r + 0.6931530833f;
-    p = p * r + 0.9999999404f;
-    return (PvVec)_mm512_scalef_ps((__m512)p, (__m512)x);
-#else
-    PvMask keep = ~(x <= -126.0f);
-    PvVec shifted = x + 12582912.0f;
-    PvVec r = x - (shifted - 12582912.0f);
-    PvVec p = r * 0.001326472712f + 0.009671512645f;
-    p = p * r + 0.05550733743f;
-    p = p * r + 0.2402224209f;
-    p = p * r + 0.6931469776f;
-    p = p * r + 1.0f;
-    PvMask scale = ((PvMask)shifted - 0x4b400000 + 127) << 23;
-    return (PvVec)(keep & (PvMask)(p * (PvVec)scale));
-#endif
-}
-
-// The larger, element by element.
-PV_INLINE PvVec vec_larger(PvVec x, PvVec y)
-{
-#if defined __AVX512DQ__ && !defined PV_REAL64
-    return (PvVec)_mm512_max_ps((__m512)x, (__m512)y);
-#else
-    return vec_max(x, y);
-#endif
-}
 
 static int64_t round_rows(int64_t count)
 {
@@ -134,60 +95,6 @@ static void panels_scores(PvReal *c, int64_t c_step, const PvReal *row_panels, i
     for (int64_t i = 0; i < rows; i += step, row_panels += PV_ROWS * k)
         scores_tile(pv_least(rows - i, step), lanes, k, row_panels, lane_panel, start,
                     c + i * c_step, c_step);
-}
-
-// Rows of a matrix.
-typedef struct {
-    const PvReal *at;
-    int64_t n, d; // strides
-} Rows;
-
-// The partners of neighbours, or of halves, turned, row by row; `back`: transposed.
-static void turn_rows(const RotaryLoad *rotary, PvReal *x, int64_t d, int64_t first, int64_t count,
-                      bool back)
-{
-    int64_t width = rotary->width, half = width / 2;
-    PvReal sign = rotary->partner == PV_ROTARY_NEGATED ? -1 : 1;
-    for (int64_t i = 0; i < count; i++, x += d) {
-        const PvReal *restrict cosine = (const PvReal *)rotary->cos + (first + i) * width;
-        const PvReal *restrict sine = (const PvReal *)rotary->sin + (first + i) * width;
-        if (rotary->partner == PV_ROTARY_PAIRS) {
-            for (int64_t j = 0; j < width; j += 2) {
-                PvReal even = x[j], odd = x[j + 1];
-                x[j] = cosine[j] * even + sine[j + back] * odd;
-                x[j + 1] = cosine[j + 1] * odd + sine[j + !back] * even;
-            }
-            continue;
-        }
-        PvReal *restrict low = x, *restrict high = x + half;
-        const PvReal *low_sine = back ? sine + half : sine, *high_sine = back ? sine : sine + half;
-        PvReal low_sign = back ? 1 : sign, high_sign = back ? sign : 1;
-        for (int64_t j = 0; j < half; j++) {
-            PvReal one = low[j], other = high[j];
-            low[j] = cosine[j] * one + low_sign * low_sine[j] * other;
-            high[j] = cosine[half + j] * other + high_sign * high_sine[j] * one;
-        }
-    }
-}
-
-// Rows first .. first + count of a matrix of width d, those before them not looked at, as attention
-// wants them: where they lie, or turned, in `room` [count][d].
-static Rows load_rows(const RotaryLoad *rotary, PvReal *room, const PvReal *matrix, int64_t step_n,
-                      int64_t step_d, int64_t d, int64_t first, int64_t count)
-{
-    const PvReal *from = matrix + first * step_n;
-    if (!rotary->cos)
-        return (Rows){from, step_n, step_d};
-    for (int64_t i = 0; i < count; i++) {
-        if (step_d == 1) {
-            memcpy(room + i * d, from + i * step_n, (size_t)d * sizeof *room);
-            continue;
-        }
-        for (int64_t j = 0; j < d; j++)
-            room[i * d + j] = from[i * step_n + j * step_d];
-    }
-    turn_rows(rotary, room, d, first, count, false);
-    return (Rows){room, d, 1};
 }
 
 // One problem of the batch.
@@ -259,6 +166,10 @@ typedef struct {
     PvReal *most, *sum; // [queries]: running maximum and sum
     PvReal *bound;      // [query panel]: no score is larger, nor smaller than its negative
     PvReal *room;       // [queries or keys][d]: turned rows
+    int64_t o_rows;     // rows of a panel of o
+    // by split.h: panels of q, k and v in its form; 2^scores; [keys][PV_LANES]
+    bool split;
+    PvReal *split_q, *split_k, *split_v, *split_p, *lanes;
 } ForwardScratch;
 
 enum {
@@ -291,42 +202,6 @@ PV_INLINE PvVec take_powers(PvReal *scores, int64_t keys, PvVec zero, bool plain
     for (int k = 1; k < CHAINS; k++)
         total[0] += total[k];
     return total[0];
-}
-
-// Takes scores [keys][PV_LANES] to 2^(scores - maximum), and brings most and sum up to date;
-// correction gets what the former sums are to be multiplied by.
-static void soften(PvReal *scores, int64_t keys, int64_t vectors, PvReal *most, PvReal *sum,
-                   PvReal *correction)
-{
-    for (int64_t j = 0; j < vectors; j++, scores += PV_WIDTH) {
-        PvVec former = vec_load(most + j * PV_WIDTH), high[CHAINS];
-        for (int k = 0; k < CHAINS; k++)
-            high[k] = former;
-        int64_t whole = keys - keys % CHAINS;
-        for (int64_t i = 0; i < whole; i += CHAINS) {
-#pragma GCC unroll 4
-            for (int k = 0; k < CHAINS; k++)
-                high[k] = vec_larger(high[k], vec_load(scores + (i + k) * PV_LANES));
-        }
-        for (int64_t i = whole; i < keys; i++)
-            high[0] = vec_larger(high[0], vec_load(scores + i * PV_LANES));
-        for (int k = 1; k < CHAINS; k++)
-            high[0] = vec_larger(high[0], high[k]);
-        vec_store(most + j * PV_WIDTH, high[0]);
-        // all forbidden so far: any finite number will do
-        PvVec zero = vec_choose(high[0] == vec_all(-(PvReal)INFINITY), (PvVec){0}, high[0]);
-        PvVec total = take_powers(scores, keys, zero, false);
-        PvVec factor = vec_exp2(former - zero);
-        vec_store(correction + j * PV_WIDTH, factor);
-        vec_store(sum + j * PV_WIDTH, vec_load(sum + j * PV_WIDTH) * factor + total);
-    }
-}
-
-// The same of bounded scores: 2^score as it is, so that 0 stands in place of a maximum.
-static void soften_bounded(PvReal *scores, int64_t keys, int64_t vectors, PvReal *sum)
-{
-    for (int64_t j = 0; j < vectors; j++, scores += PV_WIDTH, sum += PV_WIDTH)
-        vec_store(sum, vec_load(sum) + take_powers(scores, keys, (PvVec){0}, true));
 }
 
 // The largest of `count` sums of squares, each of d numbers.
@@ -371,31 +246,200 @@ static void find_bounds(const Problem *problem, const ForwardScratch *at, int64_
     }
 }
 
+// ---- by split.h ----
+
+// Whether attention over problems of these sizes is.
+static bool attention_splits(const AttentionArgs *args)
+{
+    return args->m >= SPLIT_LEAST_KEYS && args->n >= SPLIT_LEAST_KEYS &&
+           pv_least(args->d, args->e) > SPLIT_DEPTH / 2 && pv_split_ready();
+}
+
+// Keys of a block: even blocks of whole tiles.
+static int64_t split_keys(int64_t keys)
+{
+    int64_t blocks = pv_ceil_div(keys, PV_SPLIT_KEYS);
+    return pv_ceil_div(pv_ceil_div(keys, blocks), SPLIT_DEPTH) * SPLIT_DEPTH;
+}
+
+#if PV_SPLIT
+
+// take_powers of one vector of scores, which go to a panel of columns of split.h.
+PV_INLINE PvVec split_powers(PvReal *to, const PvReal *scores, int64_t keys, PvVec zero, bool plain)
+{
+    PvVec sum[2] = {0};
+    for (int64_t i = 0; i < keys; i += SPLIT_DEPTH, to += SPLIT_STEP) {
+        for (int64_t word = 0; word < 16; word++) {
+            const PvReal *at = scores + (i + word) * PV_LANES;
+            PvVec low = vec_load(at), high = vec_load(at + 16 * PV_LANES), part[3];
+            low = vec_exp2(plain ? low : low - zero);
+            high = vec_exp2(plain ? high : high - zero);
+            sum[0] += low;
+            sum[1] += high;
+            split_pair(low, high, false, part);
+#pragma GCC unroll 3
+            for (int k = 0; k < 3; k++)
+                vec_store(to + k * SPLIT_PART + word * SPLIT_LINE, part[k]);
+        }
+    }
+    return sum[0] + sum[1];
+}
+
+// Scores behind `keys`, to a whole tile: those of which the power is 0.
+static void split_forbid(PvReal *scores, int64_t keys)
+{
+    for (int64_t i = keys * PV_LANES; i < pv_ceil_div(keys, SPLIT_DEPTH) * SPLIT_DEPTH * PV_LANES;
+         i++)
+        scores[i] = -(PvReal)INFINITY;
+}
+
+// Panels of split.h of a block of keys.
+static void split_block(const Problem *problem, const ForwardScratch *at, Rows k, int64_t m0,
+                        int64_t keys)
+{
+    const AttentionArgs *args = problem->args;
+    const PvReal *v = problem->v + m0 * args->v_n;
+    for (int64_t i = 0; i < keys; i += SPLIT_ROWS) {
+        pack_panel(at->lanes, PV_LANES, k.at + i * k.n, k.n, k.d, pv_least(keys - i, SPLIT_ROWS),
+                   args->d);
+        split_turned(at->split_k + i / SPLIT_ROWS * split_words(args->d), at->lanes, PV_LANES,
+                     args->d);
+    }
+    for (int64_t i = 0; i < args->e; i += SPLIT_ROWS) {
+        PvReal *to = at->split_v + i / SPLIT_ROWS * split_words(PV_SPLIT_KEYS);
+        int64_t rows = pv_least(args->e - i, SPLIT_ROWS);
+        if (args->v_n == 1) {
+            split_rows(to, v + i * args->v_d, args->v_d, rows, keys);
+            continue;
+        }
+        pack_panel(at->lanes, PV_LANES, v + i * args->v_d, args->v_d, args->v_n, rows, keys);
+        split_turned(to, at->lanes, PV_LANES, keys);
+    }
+}
+
+#endif
+
+// Panels of a block of keys, whose rows are k, and of its values.
+static void forward_keys(const Problem *problem, const ForwardScratch *at, Rows k, int64_t m0,
+                         int64_t keys)
+{
+    const AttentionArgs *args = problem->args;
+#if PV_SPLIT
+    if (at->split) {
+        split_block(problem, at, k, m0, keys);
+        return;
+    }
+#endif
+    pack_row_panels(at->k, k.at, k.n, k.d, keys, args->d);
+    pack_row_panels(at->v, problem->v + m0 * args->v_n, args->v_d, args->v_n, args->e, keys);
+}
+
+// scores[keys][PV_LANES] of one panel of queries, number `panel`.
+static void forward_scores(const ForwardScratch *at, int64_t panel, int64_t queries, int64_t keys,
+                           int64_t d)
+{
+#if PV_SPLIT
+    if (at->split) {
+        int64_t words = split_words(d);
+        for (int64_t i = 0; i < keys; i += SPLIT_ROWS)
+            split_multiply(SPLIT_ROWS, PV_LANES, d, at->split_k + i / SPLIT_ROWS * words,
+                           at->split_q + panel * words, at->scores + i * PV_LANES, PV_LANES, false);
+        split_forbid(at->scores, keys);
+        return;
+    }
+#endif
+    panels_multiply(at->scores, PV_LANES, at->k, keys, at->q + panel * PV_LANES * d, PV_LANES,
+                    queries, d, false);
+}
+
+// Takes one vector of scores to its powers of two, as take_powers.
+PV_INLINE PvVec forward_powers(const ForwardScratch *at, int64_t vector, int64_t keys, PvVec zero,
+                               bool plain)
+{
+    PvReal *scores = at->scores + vector * PV_WIDTH;
+#if PV_SPLIT
+    if (at->split)
+        return split_powers(at->split_p + vector * SPLIT_TILE, scores, keys, zero, plain);
+#endif
+    return take_powers(scores, keys, zero, plain);
+}
+
+// o (+)= V^T P^T of one panel of queries.
+static void forward_values(const ForwardScratch *at, PvReal *o, int64_t queries, int64_t keys,
+                           int64_t e, bool add)
+{
+#if PV_SPLIT
+    for (int64_t i = 0; at->split && i < e; i += SPLIT_ROWS)
+        split_multiply(pv_least(e - i, SPLIT_ROWS), queries, keys,
+                       at->split_v + i / SPLIT_ROWS * split_words(PV_SPLIT_KEYS), at->split_p,
+                       o + i * PV_LANES, PV_LANES, add);
+    if (at->split)
+        return;
+#endif
+    panels_multiply(o, PV_LANES, at->v, e, at->scores, PV_LANES, queries, keys, add);
+}
+
+// Takes scores [keys][PV_LANES] to 2^(scores - maximum), and brings most and sum up to date;
+// correction gets what the former sums are to be multiplied by.
+static void soften(const ForwardScratch *at, int64_t keys, int64_t vectors, PvReal *most,
+                   PvReal *sum, PvReal *correction)
+{
+    const PvReal *scores = at->scores;
+    for (int64_t j = 0; j < vectors; j++, scores += PV_WIDTH) {
+        PvVec former = vec_load(most + j * PV_WIDTH), high[CHAINS];
+        for (int k = 0; k < CHAINS; k++)
+            high[k] = former;
+        int64_t whole = keys - keys % CHAINS;
+        for (int64_t i = 0; i < whole; i += CHAINS) {
+#pragma GCC unroll 4
+            for (int k = 0; k < CHAINS; k++)
+                high[k] = vec_larger(high[k], vec_load(scores + (i + k) * PV_LANES));
+        }
+        for (int64_t i = whole; i < keys; i++)
+            high[0] = vec_larger(high[0], vec_load(scores + i * PV_LANES));
+        for (int k = 1; k < CHAINS; k++)
+            high[0] = vec_larger(high[0], high[k]);
+        vec_store(most + j * PV_WIDTH, high[0]);
+        // all forbidden so far: any finite number will do
+        PvVec zero = vec_choose(high[0] == vec_all(-(PvReal)INFINITY), (PvVec){0}, high[0]);
+        PvVec total = forward_powers(at, j, keys, zero, false);
+        PvVec factor = vec_exp2(former - zero);
+        vec_store(correction + j * PV_WIDTH, factor);
+        vec_store(sum + j * PV_WIDTH, vec_load(sum + j * PV_WIDTH) * factor + total);
+    }
+}
+
+// The same of bounded scores: 2^score as it is, so that 0 stands in place of a maximum.
+static void soften_bounded(const ForwardScratch *at, int64_t keys, int64_t vectors, PvReal *sum)
+{
+    for (int64_t j = 0; j < vectors; j++, sum += PV_WIDTH)
+        vec_store(sum, vec_load(sum) + forward_powers(at, j, keys, (PvVec){0}, true));
+}
+
 // One panel of queries against one block of keys, m0 .. m0 + keys - 1.
 static void forward_panel(const Problem *problem, const ForwardScratch *at, int64_t first,
                           int64_t n0, int64_t queries, int64_t m0, int64_t keys)
 {
     const AttentionArgs *args = problem->args;
     PvReal correction[PV_LANES] __attribute__((aligned(64)));
-    PvReal *o = at->o + (n0 - first) * round_rows(args->e);
+    PvReal *o = at->o + (n0 - first) * at->o_rows;
     if (args->causal && m0 > n0 + queries - 1)
         return;
-    panels_multiply(at->scores, PV_LANES, at->k, keys, at->q + (n0 - first) * args->d, PV_LANES,
-                    queries, args->d, false);
+    bool bounded = at->bound[(n0 - first) / PV_LANES] <= BOUNDED;
+    forward_scores(at, (n0 - first) / PV_LANES, queries, keys, args->d);
     if (problem->mask || args->causal)
         mask_scores(problem, at->scores, PV_LANES, n0, queries, m0, keys);
     int64_t vectors = pv_ceil_div(queries, PV_WIDTH);
-    bool bounded = at->bound[(n0 - first) / PV_LANES] <= BOUNDED;
     if (bounded)
-        soften_bounded(at->scores, keys, vectors, at->sum + n0 - first);
+        soften_bounded(at, keys, vectors, at->sum + n0 - first);
     else
-        soften(at->scores, keys, vectors, at->most + n0 - first, at->sum + n0 - first, correction);
+        soften(at, keys, vectors, at->most + n0 - first, at->sum + n0 - first, correction);
     for (int64_t i = 0; !bounded && m0 > 0 && i < args->e; i++) {
         for (int64_t j = 0; j < vectors * PV_WIDTH; j += PV_WIDTH)
             vec_store(o + i * PV_LANES + j,
                       vec_load(o + i * PV_LANES + j) * vec_load(correction + j));
     }
-    panels_multiply(o, PV_LANES, at->v, args->e, at->scores, PV_LANES, queries, keys, m0 > 0);
+    forward_values(at, o, queries, keys, args->e, m0 > 0);
 }
 
 // o = O / sum and lse of queries n0 .. n0 + queries - 1.
@@ -403,7 +447,7 @@ static void forward_finish(const Problem *problem, const ForwardScratch *at, int
                            int64_t n0, int64_t queries)
 {
     const AttentionArgs *args = problem->args;
-    PvReal *o = at->o + (n0 - first) * round_rows(args->e);
+    PvReal *o = at->o + (n0 - first) * at->o_rows;
     const PvReal *sum = at->sum + n0 - first, *most = at->most + n0 - first;
     PvReal inverse[PV_LANES];
     for (int64_t i = 0; i < PV_LANES; i++)
@@ -425,26 +469,53 @@ static void forward_finish(const Problem *problem, const ForwardScratch *at, int
     }
 }
 
+// Lays out the scratch of a task; blocks of so many keys.
+static void forward_scratch(const AttentionArgs *args, ForwardScratch *at, int64_t queries,
+                            int64_t block, PvReal *next)
+{
+    at->o_rows = at->split ? pv_ceil_div(args->e, SPLIT_ROWS) * SPLIT_ROWS : round_rows(args->e);
+    at->q = next, next += queries * args->d;
+    at->o = next, next += queries * at->o_rows;
+    at->most = next, next += queries;
+    at->sum = next, next += queries;
+    at->bound = next, next += queries;
+    if (at->split) {
+#if PV_SPLIT
+        int64_t values = pv_ceil_div(args->e, SPLIT_ROWS) * split_words(PV_SPLIT_KEYS);
+        at->scores = next, next += PV_SPLIT_KEYS * PV_LANES;
+        at->split_q = next, next += queries / PV_LANES * split_words(args->d);
+        at->split_k = next, next += PV_SPLIT_KEYS / SPLIT_ROWS * split_words(args->d);
+        at->split_v = next, next += values;
+        at->split_p = next, next += split_words(PV_SPLIT_KEYS);
+        at->lanes = next, next += pv_most(PV_SPLIT_KEYS, args->d) * PV_LANES;
+#endif
+    } else {
+        at->scores = next, next += block * PV_LANES;
+        at->k = next, next += block * args->d + PV_LANES;
+        at->v = next, next += block * round_rows(args->e) + PV_LANES;
+    }
+    at->room = next;
+}
+
 // Queries n0 .. n1 - 1 of one problem.
 static void forward_task(const Problem *problem, int64_t n0, int64_t n1, char *scratch)
 {
     const AttentionArgs *args = problem->args;
-    int64_t block = key_block(args->m, PV_KEYS), queries = round_lanes(n1 - n0);
-    ForwardScratch at;
-    PvReal *next = (PvReal *)scratch;
-    at.q = next, next += queries * args->d;
-    at.o = next, next += queries * round_rows(args->e);
-    at.most = next, next += queries;
-    at.sum = next, next += queries;
-    at.scores = next, next += block * PV_LANES;
-    at.k = next, next += block * args->d + PV_LANES;
-    at.v = next, next += block * round_rows(args->e) + PV_LANES;
-    at.bound = next, next += queries;
-    at.room = next;
+    int64_t queries = round_lanes(n1 - n0);
+    ForwardScratch at = {.split = attention_splits(args)};
+    int64_t block = at.split ? split_keys(args->m) : key_block(args->m, PV_KEYS);
+    forward_scratch(args, &at, queries, block, (PvReal *)scratch);
     Rows rows = load_rows(&args->q_rotary, at.room, problem->q, args->q_n, args->q_d, args->d, n0,
                           n1 - n0);
     pack_lane_panels(at.q, rows.at, rows.n, rows.d, n1 - n0, args->d, problem->unit);
     find_bounds(problem, &at, queries);
+#if PV_SPLIT
+    for (int64_t i = 0; at.split && i < queries; i += PV_LANES)
+        split_columns(at.split_q + i / PV_LANES * split_words(args->d), at.q + i * args->d,
+                      PV_LANES, args->d);
+    if (at.split)
+        split_begin();
+#endif
     for (int64_t i = 0; i < queries; i++) {
         at.most[i] = at.bound[i / PV_LANES] <= BOUNDED ? 0 : -(PvReal)INFINITY;
         at.sum[i] = 0;
@@ -455,11 +526,14 @@ static void forward_task(const Problem *problem, int64_t n0, int64_t n1, char *s
             break;
         rows = load_rows(&args->k_rotary, at.room, problem->k, args->k_n, args->k_d, args->d, m0,
                          keys);
-        pack_row_panels(at.k, rows.at, rows.n, rows.d, keys, args->d);
-        pack_row_panels(at.v, problem->v + m0 * args->v_n, args->v_d, args->v_n, args->e, keys);
+        forward_keys(problem, &at, rows, m0, keys);
         for (int64_t n = n0; n < n1; n += PV_LANES)
             forward_panel(problem, &at, n0, n, pv_least(n1 - n, PV_LANES), m0, keys);
     }
+#if PV_SPLIT
+    if (at.split)
+        split_end();
+#endif
     for (int64_t n = n0; n < n1; n += PV_LANES)
         forward_finish(problem, &at, n0, n, pv_least(n1 - n, PV_LANES));
 }

@@ -9,6 +9,9 @@
 
 enum {
     PV_MAX_ROWS = 12,           // rows of a register tile, at most
+    PV_MAX_SPLIT_ROWS = 32,     // the same, where numbers are split (split.h)
+    SPLIT_DEPTH = 32,           // numbers of k of a tile there
+    SPLIT_STEP = 3 * 2 * 256,   // words of them in a panel
     PV_MAX_TILE = 128,          // bytes of a row of a register tile, at most
     PV_PANELS = 16,             // column panels of a block of a product
     PV_ROW_PANELS = 20,         // row panels of a block, if k needs several blocks
@@ -20,6 +23,7 @@ enum {
     PV_POINTWISE = 256,         // positions from which a 1 x 1 kernel is a plain product
     PV_QUERIES = 512,           // queries of a task of attention
     PV_KEYS = 264,              // keys of a block of attention: a multiple of 12
+    PV_SPLIT_KEYS = 256,        // the same by split.h: a multiple of 32
     PV_GRAD_QUERIES = 128,      // queries of a block of its gradient
     PV_GRAD_KEYS = 120,         // keys of a block of its gradient
     PV_NORM_PARTS = 32,         // parts of the rows in sums over rows
@@ -54,13 +58,21 @@ static inline int64_t pv_winograd_tiles(int64_t channels, int64_t real)
     return pv_most(12, pv_least(most, PV_WINOGRAD_TILES));
 }
 
+// Words of a panel of split.h of k numbers.
+static inline int64_t split_words(int64_t k)
+{
+    return pv_ceil_div(k, SPLIT_DEPTH) * SPLIT_STEP;
+}
+
 // Scratch of pv_product_block for a block whose rows have `row` bytes, whole panels; `cut`: k may
 // need several blocks.
 static inline int64_t pv_product_bytes(int64_t row, int64_t real, bool cut)
 {
     int64_t left = pv_align(PV_K_BLOCK * PV_MAX_ROWS * real + PV_SLACK);
-    int64_t sums = cut ? PV_ROW_PANELS * PV_MAX_ROWS * row : PV_MAX_ROWS * PV_MAX_TILE;
-    return left + PV_K_BLOCK * row + sums + PV_SLACK;
+    int64_t sums = cut ? PV_ROW_PANELS * PV_MAX_ROWS * row : PV_MAX_SPLIT_ROWS * PV_MAX_TILE;
+    // split.h: columns of half as many bytes again, and a panel of rows and one before it is split
+    int64_t split = PV_K_BLOCK * (row / 2 + 5 * PV_MAX_TILE / 2);
+    return left + PV_K_BLOCK * row + sums + split + PV_SLACK;
 }
 
 #endif

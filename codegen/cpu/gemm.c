@@ -4,32 +4,68 @@
 // sum_batch the batch axes are a part of k, (i0, i1, k) in this order, so blocks of k run across
 // batch elements. Segments with one sum are one product, whose blocks of k go from one to the next.
 // Goto's algorithm with the roles that suit a tile of few rows and wide columns.
+//
+// Segments with one A, such as a layer of sibling planes, are one product if their columns fit into
+// one block: A is packed once, and a panel of columns may belong to several. Large products are
+// made by split.h; that is decided by the sizes of such a product, never by threads or images.
 #include "codegen/cpu/norm_load.h"
 #include "codegen/cpu/product.h"
+#include "codegen/cpu/split.h"
+#if PV_SPLIT
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
-ProductCut pv_product_cut(int64_t m, int64_t n, int64_t k_blocks, int64_t batches, int threads)
+// ---- split.h ----
+
+bool pv_split_ready(void)
 {
-    int64_t rows = k_blocks > 1 ? PV_ROW_PANELS * PV_ROWS : 4 * PV_ROW_PANELS * PV_ROWS;
+#if PV_SPLIT
+    enum { ASK = 0x1023, TILES = 18 }; // ARCH_REQ_XCOMP_PERM, XTILEDATA
+    static int answer;                 // 0: not asked
+    int known = __atomic_load_n(&answer, __ATOMIC_RELAXED);
+    if (known == 0) {
+        known = syscall(SYS_arch_prctl, ASK, TILES) == 0 ? 1 : -1;
+        __atomic_store_n(&answer, known, __ATOMIC_RELAXED);
+    }
+    return known > 0;
+#else
+    return false;
+#endif
+}
+
+// ---- the loops ----
+
+static ProductCut product_cut(int64_t m, int64_t n, int64_t k_blocks, int64_t batches, int threads,
+                              bool split)
+{
+    int64_t unit = split ? SPLIT_ROWS : PV_ROWS, most = PV_ROW_PANELS * PV_ROWS / unit * unit;
+    int64_t rows = k_blocks > 1 ? most : 4 * most;
     int64_t columns = PV_PANELS * PV_LANES;
     ProductCut cut;
     for (;;) {
         // even blocks
         int64_t row_blocks = pv_ceil_div(m, rows), column_blocks = pv_ceil_div(n, columns);
-        cut.rows = pv_ceil_div(pv_ceil_div(m, row_blocks), PV_ROWS) * PV_ROWS;
+        cut.rows = pv_ceil_div(pv_ceil_div(m, row_blocks), unit) * unit;
         cut.columns = pv_ceil_div(pv_ceil_div(n, column_blocks), PV_LANES) * PV_LANES;
         cut.row_blocks = pv_ceil_div(m, cut.rows);
         cut.column_blocks = pv_ceil_div(n, cut.columns);
         if (threads == 1 || batches * cut.row_blocks * cut.column_blocks >= 4 * (int64_t)threads)
             return cut;
-        if (cut.rows >= cut.columns && cut.rows > 2 * PV_ROWS)
+        if (cut.rows >= cut.columns && cut.rows > 2 * unit)
             rows = cut.rows / 2;
         else if (cut.columns > 2 * PV_LANES)
             columns = cut.columns / 2;
-        else if (cut.rows > 2 * PV_ROWS)
+        else if (cut.rows > 2 * unit)
             rows = cut.rows / 2;
         else
             return cut;
     }
+}
+
+ProductCut pv_product_cut(int64_t m, int64_t n, int64_t k_blocks, int64_t batches, int threads)
+{
+    return product_cut(m, n, k_blocks, batches, threads, false);
 }
 
 // PV_ROWS rows of the present block of k by the only panel of columns. The rows are read where they
@@ -291,15 +327,208 @@ static void gate_store(Product *base, int64_t m0, int64_t rows, int64_t n0, int6
     }
 }
 
-void pv_gemm_one(const PvRun *run, const GemmArgs *args)
+// ---- several segments with one A ----
+
+typedef struct {
+    Product base;
+    GemmProduct part[PV_MAX_SEGMENTS];
+    int64_t start[PV_MAX_SEGMENTS + 1]; // first column of each, and the end
+    int count;
+} JointProduct;
+
+static int64_t joint_begin(Product *base, int64_t block, int64_t n0, int64_t n1)
+{
+    JointProduct *product = (JointProduct *)base;
+    int64_t k = 0;
+    for (int i = 0; i < product->count; i++)
+        k = gemm_begin(&product->part[i].base, block, n0, n1);
+    return k;
+}
+
+static Ahead joint_pack_rows(Product *base, int64_t m0, int64_t rows, PvReal *panel)
+{
+    return gemm_pack_rows(&((JointProduct *)base)->part[0].base, m0, rows, panel);
+}
+
+static const PvReal *joint_rows_at(Product *base, int64_t m0, int64_t *step)
+{
+    return gemm_rows_at(&((JointProduct *)base)->part[0].base, m0, step);
+}
+
+// What starts at column *n and belongs to one part, before column `end`: which columns of the part,
+// how many; *n goes behind them.
+static GemmProduct *joint_piece(JointProduct *product, int64_t *n, int64_t end, int64_t *first,
+                                int64_t *count)
+{
+    int part = 0;
+    while (*n >= product->start[part + 1])
+        part++;
+    *first = *n - product->start[part];
+    *count = pv_least(end, product->start[part + 1]) - *n;
+    *n += *count;
+    return &product->part[part];
+}
+
+static void joint_pack_columns(Product *base, int64_t n0, int64_t columns, PvReal *panel)
+{
+    int64_t first, count;
+    for (int64_t n = n0; n < n0 + columns;) {
+        PvReal *to = panel + n - n0;
+        GemmProduct *part = joint_piece((JointProduct *)base, &n, n0 + columns, &first, &count);
+        if (count == columns) {
+            gemm_pack_columns(&part->base, first, count, panel);
+            return;
+        }
+        const GemmArgs *args = part->args;
+        const PvReal *from = part->b + part->k0 * args->b_k + first, *a = part->norm;
+        for (int64_t k = 0; k < part->k; k++, to += PV_LANES, from += args->b_k) {
+            if (!a)
+                memcpy(to, from, (size_t)count * sizeof *to);
+            else
+                normalize_run(to, from, count, a[part->k0 + k],
+                              a[args->norm.shift + part->k0 + k], (PvAct)args->norm.act);
+        }
+    }
+    for (int64_t k = 0; columns < PV_LANES && k < ((JointProduct *)base)->part->k; k++)
+        memset(panel + k * PV_LANES + columns, 0, (size_t)(PV_LANES - columns) * sizeof *panel);
+}
+
+static void joint_store(Product *base, int64_t m0, int64_t rows, int64_t n0, int64_t columns,
+                        const PvReal *tile)
+{
+    int64_t first, count;
+    for (int64_t n = n0; n < n0 + columns;) {
+        const PvReal *from = tile + n - n0;
+        GemmProduct *part = joint_piece((JointProduct *)base, &n, n0 + columns, &first, &count);
+        gemm_store(&part->base, m0, rows, first, count, from);
+    }
+}
+
+// How many segments from the first on have one A, neighbouring columns of B, and scratch for a
+// block of columns of them all.
+static int joint_count(const PvRun *run, const GemmArgs *args, int64_t segments)
+{
+    int count = 1;
+    int64_t real = sizeof(PvReal), columns = args->n, row = PV_PANELS * PV_LANES * real;
+    if (pv_product_bytes(row, real, gemm_k_blocks(args) > 1) > run->scratch_size)
+        return count;
+    for (; count < pv_least(segments, PV_MAX_SEGMENTS); count++) {
+        const GemmArgs *next = &args[count];
+        columns += next->n;
+        if (columns > PV_PANELS * PV_LANES || args->sum != 0 || next->sum != 0 ||
+            args->sum_batch || next->sum_batch || args->gate || next->gate ||
+            next->a != args->a || next->m != args->m ||
+            next->k != args->k || next->a_m != args->a_m || next->a_k != args->a_k ||
+            next->a0 != args->a0 || next->a1 != args->a1 || next->batch0 != args->batch0 ||
+            next->batch1 != args->batch1 || args->b_n != 1 || next->b_n != 1)
+            break;
+    }
+    return count;
+}
+
+// ---- by split.h ----
+
+#if PV_SPLIT
+
+// Rows m ... of the present block of k, by way of `room` [k][PV_LANES] unless they are dense in k.
+static void split_pack_rows(GemmProduct *product, int64_t m, int64_t rows, PvReal *room,
+                            PvReal *panel)
+{
+    int64_t step;
+    const GemmArgs *args = product->args;
+    const PvReal *at = gemm_rows_at(&product->base, m, &step);
+    if (at) {
+        split_rows(panel, at, step, rows, product->k);
+        return;
+    }
+    gemm_pack(product, PV_LANES, product->a + m * args->a_m, args->a_m, args->a_k, args->a0,
+              args->a1, rows, room);
+    split_turned(panel, room, PV_LANES, product->k);
+}
+
+// As pv_product_block; `left`: whose A it is.
+static void split_block(Product *product, GemmProduct *left, int64_t m0, int64_t m1, int64_t n0,
+                        int64_t n1, char *scratch)
+{
+    int64_t panels = pv_ceil_div(n1 - n0, PV_LANES), size = split_words(PV_K_BLOCK);
+    PvReal *room = (PvReal *)scratch; // [k][PV_LANES]
+    PvReal *a = room + PV_K_BLOCK * PV_LANES;
+    PvReal *b = a + size;             // [panel][panel of split.h]
+    PvReal *sums = b + panels * size; // [row panel][panel][SPLIT_ROWS][PV_LANES]
+    bool whole = product->k_blocks == 1;
+    split_begin();
+    for (int64_t block = 0; block < product->k_blocks; block++) {
+        int64_t k = product->begin(product, block, n0, n1);
+        bool last = block + 1 == product->k_blocks;
+        for (int64_t j = 0; j < panels; j++) {
+            int64_t n = n0 + j * PV_LANES;
+            product->pack_columns(product, n, pv_least(n1 - n, PV_LANES), room);
+            split_columns(b + j * size, room, PV_LANES, k);
+        }
+        for (int64_t m = m0; m < m1; m += SPLIT_ROWS) {
+            int64_t rows = pv_least(m1 - m, SPLIT_ROWS);
+            split_pack_rows(left, m, rows, room, a);
+            for (int64_t j = 0; j < panels; j++) {
+                int64_t n = n0 + j * PV_LANES, columns = pv_least(n1 - n, PV_LANES);
+                int64_t number = whole ? 0 : (m - m0) / SPLIT_ROWS * panels + j;
+                PvReal *tile = sums + number * SPLIT_ROWS * PV_LANES;
+                split_multiply(rows, columns, k, a, b + j * size, tile, PV_LANES, block > 0);
+                if (last)
+                    product->store(product, m, rows, n, columns, tile);
+            }
+        }
+    }
+    split_end();
+}
+
+#endif
+
+// From which sizes a product is made by split.h: smaller ones take longer to split than to
+// multiply.
+enum { SPLIT_LEAST_ROWS = 192, SPLIT_LEAST_COLUMNS = 128 };
+
+static bool gemm_splits(const GemmArgs *args, int64_t columns)
+{
+    return args->m >= SPLIT_LEAST_ROWS && columns >= SPLIT_LEAST_COLUMNS &&
+           gemm_k(args) >= SPLIT_DEPTH && pv_split_ready();
+}
+
+// ---- launches ----
+
+static GemmProduct gemm_product(const GemmArgs *args, int64_t k_blocks, int64_t i0, int64_t i1)
+{
+    int64_t c = i0 * args->c0 + i1 * args->c1, residual = i0 * args->r0 + i1 * args->r1;
+    return (GemmProduct){
+        .base = {k_blocks, gemm_begin, gemm_pack_rows,
+                 args->gate ? gate_pack_columns : gemm_pack_columns,
+                 args->gate ? gate_store : gemm_store, gemm_rows_at},
+        .first = args,
+        .i0 = i0,
+        .i1 = i1,
+        .c = (PvReal *)args->c + c,
+        .residual = args->residual ? (const PvReal *)args->residual + residual : NULL,
+    };
+}
+
+// Segments with one A: their columns, one segment's behind the other's, are those of one product.
+static void gemm_joint(const PvRun *run, const GemmArgs *args, int count)
 {
     int64_t batches = args->sum_batch ? 1 : args->batch0 * args->batch1, k_blocks = 0;
-    if (args->m == 0 || args->n == 0 || batches == 0)
+    JointProduct joint = {.count = count};
+    for (int i = 0; i < count; i++) {
+        int64_t n = args[i].n;
+        joint.start[i + 1] =
+            joint.start[i] + (args[i].gate ? pv_ceil_div(n, PV_WIDTH) * PV_LANES : n);
+    }
+    int64_t columns = joint.start[count];
+    if (args->m == 0 || columns == 0 || batches == 0)
         return;
     for (int64_t i = 0; i <= pv_most(0, args->sum); i++)
         k_blocks += gemm_k_blocks(&args[i]);
-    int64_t columns = args->gate ? pv_ceil_div(args->n, PV_WIDTH) * PV_LANES : args->n;
-    ProductCut cut = pv_product_cut(args->m, columns, k_blocks, batches, run->threads);
+    joint.base = (Product){k_blocks,           joint_begin, joint_pack_rows,
+                           joint_pack_columns, joint_store, joint_rows_at};
+    bool split = gemm_splits(args, columns);
+    ProductCut cut = product_cut(args->m, columns, k_blocks, batches, run->threads, split);
     int64_t blocks = cut.row_blocks * cut.column_blocks;
     int64_t together = pv_most(1, batches * blocks / (32 * (int64_t)run->threads));
 #pragma omp parallel for schedule(dynamic, together)                                               \
@@ -310,28 +539,37 @@ void pv_gemm_one(const PvRun *run, const GemmArgs *args)
         int64_t i1 = args->sum_batch ? 0 : batch % args->batch1;
         int64_t m0 = block % cut.row_blocks * cut.rows;
         int64_t n0 = block / cut.row_blocks * cut.columns;
-        int64_t c = i0 * args->c0 + i1 * args->c1, residual = i0 * args->r0 + i1 * args->r1;
-        GemmProduct product = {
-            .base = {k_blocks, gemm_begin, gemm_pack_rows,
-                     args->gate ? gate_pack_columns : gemm_pack_columns,
-                     args->gate ? gate_store : gemm_store, gemm_rows_at},
-            .first = args,
-            .i0 = i0,
-            .i1 = i1,
-            .c = (PvReal *)args->c + c,
-            .residual = args->residual ? (const PvReal *)args->residual + residual : NULL,
-        };
-        pv_product_block(&product.base, m0, pv_least(m0 + cut.rows, args->m), n0,
-                         pv_least(n0 + cut.columns, columns), pv_thread_scratch(run));
+        JointProduct product = joint;
+        for (int i = 0; i < count; i++)
+            product.part[i] = gemm_product(&args[i], k_blocks, i0, i1);
+        Product *base = count > 1 ? &product.base : &product.part[0].base;
+        int64_t m1 = pv_least(m0 + cut.rows, args->m), n1 = pv_least(n0 + cut.columns, columns);
+#if PV_SPLIT
+        if (split) {
+            split_block(base, product.part, m0, m1, n0, n1, pv_thread_scratch(run));
+            continue;
+        }
+#endif
+        pv_product_block(base, m0, m1, n0, n1, pv_thread_scratch(run));
     }
-    NormSource c = {(const PvReal *)args->c, args->batch0, args->m, args->n, args->c0, args->c_m};
-    pv_norm_stats(run, &args->stats, &c);
+    for (int i = 0; i < count; i++) {
+        NormSource c = {(const PvReal *)args[i].c, args[i].batch0, args[i].m, args[i].n,
+                        args[i].c0, args[i].c_m};
+        pv_norm_stats(run, &args[i].stats, &c);
+    }
+}
+
+void pv_gemm_one(const PvRun *run, const GemmArgs *args)
+{
+    gemm_joint(run, args, 1);
 }
 
 void pv_gemm(const PvRun *run, const int64_t *raw)
 {
     const GemmArgs *args = (const GemmArgs *)raw;
-    for (uint32_t i = 0; i < run->segments; i++)
+    for (int64_t i = 0, count; i < (int64_t)run->segments; i += count) {
+        count = joint_count(run, args + i, (int64_t)run->segments - i);
         if (args[i].sum >= 0)
-            pv_gemm_one(run, &args[i]);
+            gemm_joint(run, &args[i], (int)count);
+    }
 }

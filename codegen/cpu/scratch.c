@@ -155,6 +155,16 @@ static int64_t round_up(int64_t count, int64_t step)
 
 enum { MAX_LANES = PV_MAX_TILE / 4 };
 
+// Numbers of a task by split.h, in f32, but for turned rows.
+static int64_t split_attention(const AttentionArgs *args, int64_t queries)
+{
+    int64_t e = pv_ceil_div(args->e, PV_MAX_SPLIT_ROWS), d = split_words(args->d);
+    int64_t panels = queries / MAX_LANES * d + PV_SPLIT_KEYS / PV_MAX_SPLIT_ROWS * d +
+                     (e + 1) * split_words(PV_SPLIT_KEYS);
+    return queries * (args->d + e * PV_MAX_SPLIT_ROWS + 3) + PV_SPLIT_KEYS * MAX_LANES + panels +
+           pv_most(PV_SPLIT_KEYS, args->d) * MAX_LANES;
+}
+
 int64_t pv_attention_scratch(const AttentionArgs *args, int64_t real)
 {
     int64_t queries = args->n == 0 ? PV_QUERIES : round_up(args->n, MAX_LANES);
@@ -162,6 +172,7 @@ int64_t pv_attention_scratch(const AttentionArgs *args, int64_t real)
     int64_t keys = args->m == 0 ? PV_KEYS : pv_least(round_up(args->m, PV_MAX_ROWS), PV_KEYS);
     int64_t rows = round_up(args->e, PV_MAX_ROWS);
     int64_t count = queries * (args->d + rows + 3) + keys * (MAX_LANES + args->d + rows);
+    count = pv_most(count, split_attention(args, queries));
     if (args->q_rotary.cos || args->k_rotary.cos)
         count += (queries > keys ? queries : keys) * args->d;
     return pv_align(count * real + 4 * PV_SLACK);

@@ -299,6 +299,7 @@ static void test_attention_blocks(void **state)
         // scores that short vectors bound, and scores that they do not
         check_attention((AttentionCase){1, 2, 300, 530, 16, 16, turned, 0, false});
         check_attention((AttentionCase){1, 1, 260, 280, 64, 16, turned, 0, false});
+        check_attention((AttentionCase){1, 2, 290, 530, 32, 80, turned, 0, false});
     }
 }
 
@@ -310,6 +311,7 @@ static void test_attention_causal(void **state)
         check_attention((AttentionCase){2, 1, 300, 300, 16, 16, turned, 0, true});
         check_attention((AttentionCase){2, 1, 40, 300, 16, 16, turned, 1, true});
         check_attention((AttentionCase){2, 1, 300, 40, 16, 16, turned, 0, true});
+        check_attention((AttentionCase){1, 2, 200, 300, 32, 40, turned, 1, true});
     }
 }
 
