@@ -48,6 +48,34 @@ PV_INLINE PvVec vec_larger(PvVec x, PvVec y)
 #endif
 }
 
+enum { CHAINS = 4 }; // maxima and sums side by side, so that none waits for the one before it
+
+// Takes one vector of scores [keys][PV_LANES] to 2^(scores - zero), to 2^scores if `plain`, and
+// returns their sum.
+PV_INLINE PvVec take_powers(PvReal *scores, int64_t keys, PvVec zero, bool plain)
+{
+    PvVec total[CHAINS] = {0};
+    int64_t whole = keys - keys % CHAINS;
+    for (int64_t i = 0; i < whole; i += CHAINS) {
+#pragma GCC unroll 4
+        for (int k = 0; k < CHAINS; k++) {
+            PvVec score = vec_load(scores + (i + k) * PV_LANES);
+            PvVec p = vec_exp2(plain ? score : score - zero);
+            total[k] += p;
+            vec_store(scores + (i + k) * PV_LANES, p);
+        }
+    }
+    for (int64_t i = whole; i < keys; i++) {
+        PvVec score = vec_load(scores + i * PV_LANES);
+        PvVec p = vec_exp2(plain ? score : score - zero);
+        total[0] += p;
+        vec_store(scores + i * PV_LANES, p);
+    }
+    for (int k = 1; k < CHAINS; k++)
+        total[0] += total[k];
+    return total[0];
+}
+
 // Rows of a matrix.
 typedef struct {
     const PvReal *at;
