@@ -70,8 +70,9 @@ struct Images {
 #endif
         return row;
     }
-    __device__ Step step(int k)
+    __device__ Step step(int first, int within)
     {
+        int k = first + within;
         int channel, tap = channels.split(min(k, size - 1), &channel);
         uint4 entry = table[tap];
         long long offset = channel * channel_step;
@@ -129,8 +130,9 @@ struct Weights {
     {
         return {number * row_step, number < rows};
     }
-    __device__ Step step(int k)
+    __device__ Step step(int first, int within)
     {
+        int k = first + within;
         int channel, tap = channels.split(min(k, size - 1), &channel);
         return {channel * channel_step + (int)table[tap].z * tap_step, k < size};
     }
@@ -205,8 +207,9 @@ struct Gradients {
     {
         return {number * row_step, number < rows};
     }
-    __device__ Step step(int k)
+    __device__ Step step(int first, int within)
     {
+        int k = first + within;
         int position, image = positions.split(k, &position);
         return {image * image_step + position * position_step, k < size};
     }
@@ -249,8 +252,9 @@ struct Columns {
         return {channel * problem->source_channel + element * problem->source_position,
                 pack_tap(d, h, w), number < rows};
     }
-    __device__ Step step(int k)
+    __device__ Step step(int first, int within)
     {
+        int k = first + within;
         Step step;
         step.from = source_of(*problem, k, step.at);
         return step;

@@ -37,12 +37,15 @@ enum { RESIDENT = THREADS == 64 ? 6 : 2 };
 template <class Element> struct Matrix {
     const Element *base;
     long long row_step, k_step, batch0_step, batch1_step;
-    int rows, size, batch1, padded;
+    int rows, size, batch1;
     struct Row {
+        const Element *from;
+        bool there;
+    };
+    struct Step {
         long long offset;
         bool there;
     };
-    typedef Row Step;
 
     __device__ void set(const GemmArgs &args, const Element *base_, long long rows_,
                         long long row_step_, long long k_step_, long long stride0,
@@ -56,26 +59,29 @@ template <class Element> struct Matrix {
         batch1_step = stride1;
         batch1 = (int)args.batch1;
         size = (int)args.k;
-        padded = (size + TILE_K - 1) / TILE_K * TILE_K;
     }
-    __device__ Row row(int number)
+    // `apart`: what it is moved by.
+    __device__ Row row(int number, long long apart = 0)
     {
-        return {number * row_step, number < rows};
+        bool there = number < rows;
+        return {base + (there ? number * row_step + apart : 0), there};
     }
-    __device__ Step step(int k)
+    __device__ Step step(int first, int within)
     {
         long long offset = 0;
-        if (GEMM_SUM) {
-            int batch = k / padded;
-            k -= batch * padded;
-            offset = batch / batch1 * batch0_step + batch % batch1 * batch1_step;
+        if (GEMM_SUM) { // a step is of one batch element
+            u32 steps = ((u32)size + TILE_K - 1) / TILE_K, batch = (u32)first / TILE_K / steps;
+            first -= (int)(batch * steps * TILE_K);
+            u32 outer = batch / (u32)batch1;
+            offset = outer * batch0_step + (batch - outer * (u32)batch1) * batch1_step;
         }
+        int k = first + within;
         return {offset + k * k_step, k < size};
     }
     __device__ const Element *at(const Row &row, const Step &step, bool *inside)
     {
         *inside = row.there && step.there;
-        return base + (*inside ? row.offset + step.offset : 0);
+        return row.from + (*inside ? step.offset : 0);
     }
 };
 
@@ -97,7 +103,7 @@ struct Gated : Matrix<BElement> {
 #ifdef FAULT_GEMM_GATE // values are their own gates
         is_gate = false;
 #endif
-        return {number * row_step + (is_gate ? apart : 0), number < rows};
+        return Matrix<BElement>::row(number, is_gate ? apart : 0);
     }
 };
 typedef Gated SourceB;
@@ -131,7 +137,7 @@ struct NormedOperand : Operand<Source, ROWS, true, CHUNKS> {
             Plain::load(stage, step);
             return;
         }
-        auto k = this->source.step(step * TILE_K + this->k_of(0));
+        auto k = this->source.step(step * TILE_K, this->k_of(0));
         CX_UNROLL
         for (int i = 0; CHUNKS && i < COUNT; i++) {
             bool inside;
@@ -192,7 +198,7 @@ struct NormedOperand : Operand<Source, ROWS, true, CHUNKS> {
                 for (int half = 0; half < 2; half++) {
                     bool inside;
                     float a, d;
-                    auto from = this->source.at(row, this->source.step(k + e + half), &inside);
+                    auto from = this->source.at(row, this->source.step(k, e + half), &inside);
                     norm[i].get(&a, &d, k + e + half, inside);
                     pair[half] = normalize(inside ? cx_read(*from) : 0.f, a, d);
                 }

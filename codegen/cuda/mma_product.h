@@ -9,8 +9,9 @@
  * element by element and converted.
  *
  * An operand is told by a source:
- *     Row row(int row), Step step(int k)        what depends on a row, and on an element of the
- *                                               reduction
+ *     Row row(int row)                          what depends on a row
+ *     Step step(int first, int within)          and on an element of the reduction, the `within`-th
+ *                                               of the step that begins with `first`
  *     const Element *at(row, step, bool *inside)
  * A chunk is eight rows or eight k from the one asked for.
  *
@@ -87,7 +88,7 @@ template <class Source, int ROWS, bool ALONG_K, bool CHUNKS> struct Operand {
         for (int e = 0; e < 8; e++) {
             bool inside;
             auto row = source.row(first + row_of(i) + (ALONG_K ? 0 : e));
-            auto k = source.step(step * TILE_K + k_of(i) + (ALONG_K ? e : 0));
+            auto k = source.step(step * TILE_K, k_of(i) + (ALONG_K ? e : 0));
             auto from = source.at(row, k, &inside);
             float value = inside ? cx_read(*from) : 0.f;
             if (e % 2 == 1)
@@ -99,7 +100,7 @@ template <class Source, int ROWS, bool ALONG_K, bool CHUNKS> struct Operand {
     __device__ void load(u8 *stage, int step)
     {
         if (CHUNKS && ALONG_K) {
-            auto k = source.step(step * TILE_K + k_of(0));
+            auto k = source.step(step * TILE_K, k_of(0));
             CX_UNROLL
             for (int i = 0; i < COUNT; i++) {
                 bool inside;
@@ -110,7 +111,7 @@ template <class Source, int ROWS, bool ALONG_K, bool CHUNKS> struct Operand {
             CX_UNROLL
             for (int i = 0; i < COUNT; i++) {
                 bool inside;
-                auto k = source.step(step * TILE_K + k_of(i));
+                auto k = source.step(step * TILE_K, k_of(i));
                 auto from = source.at(fixed[0], k, &inside);
                 cx_copy16(cx_shared_address(stage + place_of(i)), from, inside ? 16 : 0);
             }
