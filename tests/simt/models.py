@@ -9,9 +9,9 @@ the 16-byte accesses it should have. Figures belong to one version of NVRTC and 
 under another. Nearly all bytes of launches that are bound by memory must be moved 16 at a time.
 
 Of plans in bf16 and f16 the kernels of attention are looked at, and those of products for sm_90a
-(PVDM in bf16), which pvdmc wants to have HGMMA and UTMALDG and no HMMA; with PVDM_SLOW=1 all kernels
-of all models in both. Their figures are not compared. All other products of these plans are on
-mma.sync, on sm_90a too: what they are, for which reason, is in models.txt, the reasons are among
+(PVDM in bf16), which pvdmc wants to have HGMMA and UTMALDG and no HMMA; with PVDM_SLOW=1 all
+kernels of all models in both. Their figures are not compared. All other products of these plans are
+on mma.sync, on sm_90a too: what they are, for which reason, is in models.txt, the reasons are among
 REASONS, and it is little of the work. Ends with `N passed, N failed[, N skipped]`.
 """
 import difflib
