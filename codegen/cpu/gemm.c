@@ -7,7 +7,7 @@
 //
 // Segments with one A, such as a layer of sibling planes, are one product if their columns fit into
 // one block: A is packed once, and a panel of columns may belong to several. Large products are
-// made by split.h; that is decided by the sizes of such a product, never by threads or images.
+// made by split.h; that is decided by the sizes of such a product, not by threads.
 #include "codegen/cpu/norm_load.h"
 #include "codegen/cpu/product.h"
 #include "codegen/cpu/split.h"
