@@ -286,6 +286,14 @@ static void bench_norms(void)
                        .stride = {1, c}};
     report("sum over rows 16384 x 384", pv_reduce, &bias, pv_reduce_scratch(&bias, 4), 0,
            (double)(rows * c * 4));
+    ReduceArgs channels = {.out = layer.gamma,
+                           .x = layer.x,
+                           .kept = 1,
+                           .reduced = 1,
+                           .size = {128, 1024},
+                           .stride = {1024, 1}};
+    report("sum of 128 runs of 1024", pv_reduce, &channels, pv_reduce_scratch(&channels, 4), 0,
+           128 * 1024 * 4);
     CopyArgs turn = {.y = layer.y,
                      .x = layer.x,
                      .bytes = 4,

@@ -535,6 +535,8 @@ static void reduce_one_segment(const PvRun *run, const ReduceArgs *args)
         kept->size[kept->axes - 1] > 1 && kept_step < magnitude(reduced->x[reduced->axes - 1]);
     int64_t chunks = pv_least(REDUCE_CHUNKS, PV_REDUCE_PARTIALS / results);
     chunks = pv_least(chunks, results * count / CHUNK_LEAST);
+    if (!side_by_side) // the runs of enough results are not cut
+        chunks = pv_least(chunks, REDUCE_CHUNKS / results);
     chunks = pv_most(1, pv_least(chunks, reduced->size[0]));
     reduce_chunks(run, &reduce, results, chunks, side_by_side, out);
 }

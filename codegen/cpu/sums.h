@@ -9,10 +9,13 @@ enum { SUM_BLOCK = 4096 };
 
 static inline __attribute__((unused)) double lanes_sum(PvVec x)
 {
-    double sum = 0;
+    double part[PV_WIDTH];
     for (int i = 0; i < PV_WIDTH; i++)
-        sum += (double)x[i];
-    return sum;
+        part[i] = (double)x[i];
+    for (int half = PV_WIDTH / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; i++)
+            part[i] += part[i + half];
+    return part[0];
 }
 
 // The first `count` < PV_WIDTH elements, zeros behind.
