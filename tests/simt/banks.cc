@@ -26,7 +26,7 @@
 #include <algorithm>
 #include "internal.h"
 
-enum { BANKS = 32, DEEPEST = 64 };
+enum { BANKS = 32, DEEPEST = 64, SLOTS = 128, LEARNED = 1024, FULL = 255 };
 
 struct Access { // of the lanes of a warp, at the same time
     u64 round;
@@ -51,6 +51,7 @@ struct Call {
     bool hashed;
     u64 round;                 // a hash of the rounds of the loops around the last block
     std::vector<Visit> visits; // from the first block to the last, without rounds that are over
+    unsigned char held[SLOTS]; // how many of `visits`, by their blocks' slots; FULL: many
 };
 struct LanePath { // the calls that a lane is in
     int depth;
@@ -65,11 +66,30 @@ static LanePath paths[MAX_THREADS];
 static std::unordered_map<const void *, std::vector<const void *>> loops; // heads, by block
 static std::vector<SimtBankSite> totals;                                  // since simt_reset
 
+static u64 mix(u64 hash, u64 more)
+{
+    return (hash ^ more ^ hash >> 29) * 0x9E3779B97F4A7C15ull;
+}
+
+static unsigned char &held_of(Call &call, const void *pc)
+{
+    return call.held[mix(0, (u64)(uintptr_t)pc) >> 32 & (SLOTS - 1)];
+}
+
+static void drop_visits(Call &call, size_t from)
+{
+    for (; call.visits.size() > from; call.visits.pop_back()) {
+        unsigned char &held = held_of(call, call.visits.back().block);
+        if (held != FULL)
+            held--;
+    }
+}
+
 static void start_call(Call &call, u64 way)
 {
     call.way = way;
     call.hashed = false;
-    call.visits.clear();
+    drop_visits(call, 0);
 }
 
 void start_counting_banks(void)
@@ -90,11 +110,6 @@ static Call &last_call(Thread *thread)
     return path.calls[std::min<int>(path.depth, DEEPEST) - 1];
 }
 
-static u64 mix(u64 hash, u64 more)
-{
-    return (hash ^ more ^ hash >> 29) * 0x9E3779B97F4A7C15ull;
-}
-
 static bool is_in(const std::vector<const void *> &heads, const void *head)
 {
     return std::find(heads.begin(), heads.end(), head) != heads.end();
@@ -110,7 +125,7 @@ static u64 round_of(Call &call)
         return 0;
     auto around = loops.find(call.visits.back().block);
     for (const Visit &visit : call.visits)
-        if (around != loops.end() && is_in(around->second, visit.block))
+        if (visit.round > 0 && around != loops.end() && is_in(around->second, visit.block))
             call.round = mix(mix(call.round, (u64)(uintptr_t)visit.block), visit.round);
     return call.round;
 }
@@ -123,23 +138,39 @@ void enter_call(const void *pc)
     start_call(last_call(block->current), way);
 }
 
+static void learn(const void *in_loop, const void *head)
+{
+    static struct {
+        const void *block, *head;
+    } known[LEARNED];
+    auto &slot = known[mix((u64)(uintptr_t)in_loop, (u64)(uintptr_t)head) >> 32 & (LEARNED - 1)];
+    if (slot.block == in_loop && slot.head == head)
+        return;
+    slot = {in_loop, head};
+    std::vector<const void *> &heads = loops[in_loop];
+    if (!is_in(heads, head))
+        heads.push_back(head);
+}
+
 void enter_basic_block(const void *pc)
 {
     Call &call = last_call(block->current);
     std::vector<Visit> &visits = call.visits;
+    unsigned char &held = held_of(call, pc);
     call.hashed = false;
-    size_t at = visits.size();
+    size_t at = held ? visits.size() : 0;
     while (at > 0 && visits[at - 1].block != pc)
         at--;
     if (at == 0) {
         visits.push_back({pc, 0});
+        if (held != FULL)
+            held++;
         return;
     }
     if (simt_config.banks == SIMT_LEARN_LOOPS)
         for (size_t i = at - 1; i < visits.size(); i++)
-            if (!is_in(loops[visits[i].block], pc))
-                loops[visits[i].block].push_back(pc);
-    visits.resize(at);
+            learn(visits[i].block, pc);
+    drop_visits(call, at);
     visits.back().round++;
 }
 

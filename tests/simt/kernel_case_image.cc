@@ -81,7 +81,7 @@ std::string shared_object(const std::string &text, const std::string &name, bool
     if (SIMT_ASAN)
         checks = "-O1 -g -fsanitize=address,undefined";
     else if (race) // banks.cc tells why
-        checks = "-O1 -g -fno-tree-sra -fno-reorder-blocks -fsanitize=thread "
+        checks = "-O1 -g1 -fno-tree-sra -fno-reorder-blocks -fsanitize=thread "
                  "-fsanitize-coverage=trace-pc";
     std::string library = driver.empty() ? "" : " " + driver;
     char suffix[32];
