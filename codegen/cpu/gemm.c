@@ -36,6 +36,13 @@ bool pv_split_ready(void)
 
 // ---- the loops ----
 
+// Whether so many tasks keep the threads busy. Few large ones split fewer numbers twice.
+static bool fills_threads(int64_t tasks, int64_t threads, bool split)
+{
+    int64_t rounds = pv_ceil_div(tasks, threads);
+    return tasks >= 4 * threads || (split && 8 * tasks >= 7 * rounds * threads);
+}
+
 static ProductCut product_cut(int64_t m, int64_t n, int64_t k_blocks, int64_t batches, int threads,
                               bool split)
 {
@@ -50,7 +57,8 @@ static ProductCut product_cut(int64_t m, int64_t n, int64_t k_blocks, int64_t ba
         cut.columns = pv_ceil_div(pv_ceil_div(n, column_blocks), PV_LANES) * PV_LANES;
         cut.row_blocks = pv_ceil_div(m, cut.rows);
         cut.column_blocks = pv_ceil_div(n, cut.columns);
-        if (threads == 1 || batches * cut.row_blocks * cut.column_blocks >= 4 * (int64_t)threads)
+        if (threads == 1 ||
+            fills_threads(batches * cut.row_blocks * cut.column_blocks, threads, split))
             return cut;
         if (cut.rows >= cut.columns && cut.rows > 2 * unit)
             rows = cut.rows / 2;
@@ -485,7 +493,7 @@ static void split_block(Product *product, GemmProduct *left, int64_t m0, int64_t
 
 // From which sizes a product is made by split.h: smaller ones take longer to split than to
 // multiply.
-enum { SPLIT_LEAST_ROWS = 192, SPLIT_LEAST_COLUMNS = 128 };
+enum { SPLIT_LEAST_ROWS = 96, SPLIT_LEAST_COLUMNS = 128 };
 
 static bool gemm_splits(const GemmArgs *args, int64_t columns)
 {
