@@ -20,6 +20,11 @@ enum {
     PV_WINOGRAD_BYTES = 4 << 20,    // of transformed elements of x of a batch of tiles, about
     PV_WINOGRAD_TILES = 256,    // of a batch, at most
     PV_WINOGRAD_CHANNELS = 64, // in a block of k
+    PV_SPLIT_TILES_BYTES = 8 << 20, // the same by split.h
+    PV_SPLIT_TILES = 128,       // ... a multiple of 32
+    PV_SPLIT_CHANNELS = 64,     // ... a multiple of 32
+    PV_SPLIT_SUMS = 4,          // panels of rows and of columns of a task of gradients
+    PV_SPLIT_LEAST_TILES = 32,  // of one image
     PV_POINTWISE = 256,         // positions from which a 1 x 1 kernel is a plain product
     PV_QUERIES = 512,           // queries of a task of attention
     PV_KEYS = 264,              // keys of a block of attention: a multiple of 12
@@ -56,6 +61,13 @@ static inline int64_t pv_winograd_tiles(int64_t channels, int64_t real)
 {
     int64_t most = PV_WINOGRAD_BYTES / (36 * real * pv_most(1, channels));
     return pv_most(12, pv_least(most, PV_WINOGRAD_TILES));
+}
+
+// The same by split.h.
+static inline int64_t pv_split_tiles(int64_t channels)
+{
+    int64_t most = PV_SPLIT_TILES_BYTES / (36 * 4 * pv_most(1, channels));
+    return pv_most(SPLIT_DEPTH, pv_least(most / SPLIT_DEPTH * SPLIT_DEPTH, PV_SPLIT_TILES));
 }
 
 // Words of a panel of split.h of k numbers.

@@ -345,7 +345,8 @@ static bool same_kernel(const ConvLaunch *x, const ConvLaunch *y)
 {
     const Unfold *left = &x->product.unfold, *right = &y->product.unfold;
     return x->w == y->w && x->rows == y->rows && x->groups == 1 && y->groups == 1 &&
-           x->winograd == y->winograd && x->product.kind == y->product.kind &&
+           x->winograd == y->winograd && x->split == y->split &&
+           x->product.kind == y->product.kind &&
            x->product.k_total == y->product.k_total && x->product.w_row == y->product.w_row &&
            x->product.w_channel == y->product.w_channel &&
            memcmp(left->taps, right->taps, sizeof left->taps) == 0 &&
@@ -464,6 +465,7 @@ static ConvLaunch forward_launch(const ConvArgs *args)
 {
     int64_t rows = args->c_out / args->groups, channels = args->c_in / args->groups;
     int64_t taps = volume(args->kernel);
+    bool winograd = takes_winograd(args, rows, channels, args->out);
     ConvLaunch launch = {
         .product = {.kind = CONV_FORWARD,
                     .w_row = channels * taps,
@@ -481,7 +483,8 @@ static ConvLaunch forward_launch(const ConvArgs *args)
                                .norm_act = (PvAct)args->norm.act}},
         .groups = args->groups,
         .rows = rows,
-        .winograd = takes_winograd(args, rows, channels, args->out),
+        .winograd = winograd,
+        .split = winograd && splits_winograd(rows, channels, tiles_of(args->out)),
         .source = (const PvReal *)args->x,
         .w = (const PvReal *)args->w,
         .bias = (const PvReal *)args->bias,

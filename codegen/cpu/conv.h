@@ -4,6 +4,7 @@
 #define PV_CONV_H
 
 #include "codegen/cpu/product.h"
+#include "codegen/cpu/split.h"
 #include "codegen/cpu/unfold.h"
 
 // Forward, phases of dgrad and its scattered form differ in the rows.
@@ -33,6 +34,7 @@ typedef struct {
     ConvProduct product;  // without what depends on group and box
     int64_t groups, rows; // rows of each group
     bool winograd;        // 3 x 3 of stride 1 that may be computed by minimal filtering
+    bool split;           // with split products (split.h)
     const PvReal *source, *w, *bias, *residual;
     PvReal *out;
     // steps
@@ -105,6 +107,14 @@ PV_INLINE bool takes_winograd(const ConvArgs *args, int64_t rows, int64_t channe
                               const int64_t *out)
 {
     return is_winograd(args) && winograd_pays(rows, channels, volume(out), tiles_of(out), 150);
+}
+
+// Whether the products of minimal filtering are better split (split.h): with fewer tiles of one
+// image (of each segment that is summed), operands take longer to split than to multiply.
+PV_INLINE bool splits_winograd(int64_t rows, int64_t channels, int64_t tiles)
+{
+    return rows >= SPLIT_DEPTH && channels >= SPLIT_DEPTH && tiles >= PV_SPLIT_LEAST_TILES &&
+           pv_split_ready();
 }
 
 // The same in images of extents `extent` >> `shift`, for the positions >> shift.

@@ -12,6 +12,7 @@ static ConvLaunch dgrad_launch(const ConvArgs *args)
 {
     int64_t rows = args->c_in / args->groups, channels = args->c_out / args->groups;
     int64_t taps = volume(args->kernel);
+    bool winograd = takes_winograd(args, rows, channels, args->in);
     ConvLaunch launch = {
         .product = {.w_row = taps,
                     .w_channel = rows * taps,
@@ -23,7 +24,8 @@ static ConvLaunch dgrad_launch(const ConvArgs *args)
                                .images = args->images}},
         .groups = args->groups,
         .rows = rows,
-        .winograd = takes_winograd(args, rows, channels, args->in),
+        .winograd = winograd,
+        .split = winograd && splits_winograd(rows, channels, tiles_of(args->in)),
         .source = (const PvReal *)args->y,
         .w = (const PvReal *)args->w,
         .bias = (const PvReal *)args->bias,

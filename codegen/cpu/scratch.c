@@ -78,11 +78,21 @@ static int64_t tile_bytes(const ConvArgs *args, const int64_t *out, int64_t tile
            6 * (4 * wide + 2 + 4 * line) * real + PV_SLACK + 4 * 64;
 }
 
-// Transformed tiles of so many channels.
+// Transformed tiles of so many channels; 16: lines between panels.
 static int64_t tiles_bytes(int64_t channels, int64_t tiles, int64_t real)
 {
     int64_t line = PV_MAX_TILE / 2 / real;
-    return 36 * (channels * (tiles + 2 * line) + line) * real + 64;
+    return 36 * (channels * (tiles + 3 * line) + 16 * line) * real + 64;
+}
+
+// Forward by split.h, if the machine can: a task of two panels of rows.
+static int64_t winograd_split_bytes(const ConvArgs *args, int64_t channels, const int64_t *out,
+                                    int64_t real)
+{
+    int64_t tiles = pv_split_tiles(channels), panel = split_words(PV_SPLIT_CHANNELS) * 4;
+    int64_t task = 36 * (2 * panel + 64) + 36 * (tiles * 2 * PV_MAX_TILE + 64) + panel +
+                   tiles * (16 * 4 + 128 + 8) + 5 * PV_SLACK;
+    return tiles_bytes(channels, tiles, real) + pv_most(task, tile_bytes(args, out, tiles, real));
 }
 
 // Forward, from `channels` channels to a result of extents `out`.
@@ -95,18 +105,34 @@ static int64_t winograd_bytes(const ConvArgs *args, int64_t channels, const int6
     int64_t wide = pv_least(pv_ceil_div(out[2], 4), tiles);
     int64_t products = 36 * ((PV_WINOGRAD_CHANNELS + tiles + PV_MAX_ROWS) * PV_MAX_TILE + 2 * 64);
     int64_t task = products + 16 * 9 * 64 + wide * 16 * PV_MAX_TILE + PV_SLACK;
-    return tiles_bytes(channels, tiles, real) + pv_most(task, tile_bytes(args, out, tiles, real));
+    int64_t plain = tiles_bytes(channels, tiles, real) +
+                    pv_most(task, tile_bytes(args, out, tiles, real));
+    return pv_most(plain, winograd_split_bytes(args, channels, out, real));
+}
+
+// The gradient of a kernel from `tiles` tiles at once, with so many bytes for each task.
+static int64_t winograd_grad_bytes_of(const ConvArgs *args, int64_t tiles, int64_t task,
+                                      int64_t real)
+{
+    int64_t results = 36 * (tiles * (args->c_out * real + PV_MAX_TILE) + 64) + 64;
+    return tiles_bytes(args->c_in, tiles, real) + results +
+           pv_most(task + PV_SLACK, tile_bytes(args, args->out, tiles, real));
 }
 
 static int64_t winograd_grad_bytes(const ConvArgs *args, int64_t real)
 {
     if (!args->winograd || args->groups != 1)
         return 0;
+    // rows are whole panels
+    int64_t lanes = PV_MAX_TILE / real, rows = pv_ceil_div(args->c_out, lanes) * lanes;
     int64_t tiles = pv_winograd_tiles(args->c_in + args->c_out, real);
-    int64_t results = 36 * (tiles * (args->c_out * real + PV_MAX_TILE) + 64) + 64;
-    int64_t task = (36 + 9) * PV_MAX_ROWS * PV_MAX_TILE + 36 * 64 + PV_SLACK;
-    return tiles_bytes(args->c_in, tiles, real) + results +
-           pv_most(task, tile_bytes(args, args->out, tiles, real));
+    int64_t task = (36 + 9) * PV_MAX_ROWS * PV_MAX_TILE + 36 * 64;
+    int64_t plain = winograd_grad_bytes_of(args, tiles, task, real);
+    tiles = pv_split_tiles(args->c_in + rows);
+    int64_t sums = PV_SPLIT_SUMS * PV_SPLIT_SUMS * PV_MAX_SPLIT_ROWS * PV_MAX_TILE;
+    task = 36 * (sums + 64) + 9 * PV_MAX_SPLIT_ROWS * PV_MAX_TILE +
+           (PV_SPLIT_SUMS + 1) * split_words(tiles + SPLIT_DEPTH) * 4;
+    return pv_most(plain, winograd_grad_bytes_of(args, tiles, task, real));
 }
 
 int64_t pv_conv_scratch(const ConvArgs *args, int64_t real)

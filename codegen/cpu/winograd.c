@@ -4,7 +4,10 @@
 // first thread's scratch. Then a task owns PV_LANES rows of w (channels of the result) and a part
 // of the tiles: it transforms those rows to U[point][channel][row] by blocks of channels, adds V^T
 // U up in M[point][tile][row], a register tile at a time, and turns that into results, which get
-// bias, activation and residual as those of any product.
+// bias, activation and residual as those of any product. Where products are split (split.h), a task
+// owns SPLIT_TASK rows and V has panels of tiles; U is split where it is made, each panel of V when
+// a task comes to it: split by those who make it, half as large again, it would not be in a cache.
+#include "codegen/cpu/split.h"
 #include "codegen/cpu/winograd.h"
 
 enum {
@@ -13,15 +16,27 @@ enum {
     LINE = 64 / sizeof(PvReal),
     // from point to point of U, against lines that displace one another in a cache
     U_POINT = PV_WINOGRAD_CHANNELS * PV_LANES + LINE,
+    // by split.h: rows of w of a task, words of a panel of them, from point to point of U
+    SPLIT_TASK = 2 * SPLIT_ROWS,
+    SPLIT_PANEL = PV_SPLIT_CHANNELS / SPLIT_DEPTH * SPLIT_STEP,
+    SPLIT_U_POINT = SPLIT_TASK / SPLIT_ROWS * SPLIT_PANEL + LINE,
 };
 
 typedef struct {
     const ConvLaunch *launches;
     TileWalk walk;
     int64_t channels, rows;         // of x, of w
+    int64_t most;                   // tiles of a batch
     PvReal *v;
+    int64_t v_panel;                // step from panel to panel of tiles, if products are split
     int64_t v_point, m_point;       // steps from point to point
+    int64_t high, wide;             // rows of a task, tiles of a register tile
 } WinoProduct;
+
+// A task: rows m0 .. m0 + rows - 1 of w, tiles t0 .. t1 - 1 of a batch.
+typedef struct {
+    int64_t m0, rows, t0, t1;
+} TaskPart;
 
 // Scratch of a task.
 typedef struct {
@@ -175,7 +190,7 @@ typedef struct {
     int64_t step;                   // from row to row of what was computed
 } TileRow;
 
-// Results of rows m0 ... of w in a row of tiles, from y[row][4][step].
+// Results of rows m0 ... of w in a row of tiles, from y[row][4][at->step].
 static void store_row(const ConvLaunch *launch, const TileRow *at, int64_t m0, int64_t rows,
                       const PvReal *y)
 {
@@ -215,6 +230,20 @@ static void store_row(const ConvLaunch *launch, const TileRow *at, int64_t m0, i
     }
 }
 
+// Tiles begin .. end - 1 of a row of tiles, number `line` of a box.
+static TileRow tile_row(const ConvLaunch *launch, const Box *box, int64_t line, int64_t begin,
+                        int64_t end)
+{
+    TileRow at = {.image = box->image + line / (box->size[0] * box->size[1]),
+                  .d = box->first[0] + line / box->size[1] % box->size[0],
+                  .h = (box->first[1] + line % box->size[1]) * WINO_OUT,
+                  .w = (box->first[2] + begin) * WINO_OUT,
+                  .step = (end - begin) * WINO_OUT};
+    at.rows = pv_least(WINO_OUT, launch->extent[1] - at.h);
+    at.columns = pv_least(at.step, launch->extent[2] - at.w);
+    return at;
+}
+
 // Results of tiles t0 .. t1 - 1 of a batch, from M.
 static void store_tiles(const WinoProduct *product, const WinoScratch *scratch,
                         const TileBatch *batch, int64_t m0, int64_t rows, int64_t t0, int64_t t1)
@@ -229,13 +258,7 @@ static void store_tiles(const WinoProduct *product, const WinoScratch *scratch,
             int64_t begin = pv_most(first, t0), end = pv_least(first + tiles, t1);
             if (begin >= end)
                 continue;
-            TileRow at = {.image = box.image + line / (box.size[0] * box.size[1]),
-                          .d = box.first[0] + line / box.size[1] % box.size[0],
-                          .h = (box.first[1] + line % box.size[1]) * WINO_OUT,
-                          .w = (box.first[2] + begin - first) * WINO_OUT,
-                          .step = (end - begin) * WINO_OUT};
-            at.rows = pv_least(WINO_OUT, launch->extent[1] - at.h);
-            at.columns = pv_least(at.step, launch->extent[2] - at.w);
+            TileRow at = tile_row(launch, &box, line, begin - first, end - first);
             for (int64_t lane = 0; lane < rows; lane += PV_WIDTH)
                 for (int64_t tile = begin; tile < end; tile++)
                     tile_results(product, scratch->m + (tile - t0) * PV_LANES + lane,
@@ -246,26 +269,209 @@ static void store_tiles(const WinoProduct *product, const WinoScratch *scratch,
     }
 }
 
-// ---- launches ----
+// ---- by split.h ----
+//
+// Rows of w are the rows of these products, tiles their columns: M[point][panel of tiles][row]
+// [tile]. So the results of a row of w are computed with tiles along the lanes.
 
-// One task: rows m0 .. m0 + rows - 1 of w, tiles t0 .. t1 - 1 of a batch.
-static void wino_task(const WinoProduct *product, const WinoScratch *scratch,
-                      const TileBatch *batch, int64_t m0, int64_t rows, int64_t t0, int64_t t1)
+#if PV_SPLIT
+
+// A row of tiles of a task, and where its results are among those of a row of w.
+typedef struct {
+    const ConvLaunch *launch;
+    TileRow at;
+    int64_t y;
+} TileLine;
+
+// Scratch of a task by split.h.
+typedef struct {
+    PvReal *u, *m;          // [point][panel], [point][panel of tiles][SPLIT_TASK][PV_LANES]
+    PvReal *v;              // a panel
+    PvReal *y;              // results of a row of w
+    TileLine *lines;
+    int32_t *y_at, *y_step; // of a tile in y: its first result, and from row to row
+} SplitScratch;
+
+// Nine taps of a row of w, channels c ... along the lanes, of which `there` are there.
+PV_INLINE void load_taps(const ConvProduct *product, const PvReal *w, int64_t m, int64_t c,
+                         int64_t there, PvVec tap[PV_WIDTH])
 {
-    for (int64_t c0 = 0; c0 < product->channels; c0 += PV_WINOGRAD_CHANNELS) {
-        int64_t c1 = pv_least(c0 + PV_WINOGRAD_CHANNELS, product->channels);
-        transform_filters(product, scratch, m0, rows, c0, c1);
-        for (int point = 0; point < WINO_POINTS; point++) {
-            const PvReal *v = product->v + point * product->v_point + c0 * batch->pitch;
-            for (int64_t t = t0; t < t1; t += PV_ROWS)
-                multiply_tiles(pv_least(PV_ROWS, t1 - t), rows, c1 - c0, v + t, batch->pitch,
-                               scratch->u + point * U_POINT,
-                               scratch->m + point * product->m_point + (t - t0) * PV_LANES,
-                               c0 > 0);
+    int64_t step = product->kind == CONV_FORWARD ? 9 : product->w_channel;
+    const PvReal *from = w + m * product->w_row + c * step;
+#pragma GCC unroll 16
+    for (int i = 0; i < PV_WIDTH; i++)
+        tap[i] = (PvVec)_mm512_maskz_loadu_ps(i < there ? 0x1ff : 0, from + i * step);
+    vec_transpose(tap);
+}
+
+// G w G^T of nine vectors of taps, in reverse if flipped.
+PV_INLINE void transform_lanes(PvVec u[WINO_POINTS], const PvVec tap[9], bool flipped)
+{
+    PvVec column[WINO_IN][3];
+    const int first = flipped ? 8 : 0, step = flipped ? -1 : 1;
+#pragma GCC unroll 3
+    for (int i = 0; i < 3; i++)
+        wino_filter(&column[0][i], 3, tap[first + step * i], tap[first + step * (3 + i)],
+                    tap[first + step * (6 + i)]);
+#pragma GCC unroll 6
+    for (int i = 0; i < WINO_IN; i++)
+        wino_filter(u + i * WINO_IN, 1, column[i][0], column[i][1], column[i][2]);
+}
+
+// U of up to SPLIT_TASK rows from m0 on and channels c0 .. c1 - 1, split
+static __attribute__((noinline)) void split_filters(const WinoProduct *product, PvReal *u,
+                                                    int64_t m0, int64_t rows, int64_t c0,
+                                                    int64_t c1)
+{
+    const ConvLaunch *launch = product->launches;
+    bool flipped = launch->product.kind == CONV_PHASE;
+    for (int64_t c = c0; c < c1; c += SPLIT_DEPTH, u += SPLIT_STEP) {
+        for (int64_t row = 0; row < rows; row++) {
+            PvReal *to = u + row / SPLIT_ROWS * SPLIT_PANEL +
+                         row % SPLIT_ROWS / 16 * SPLIT_TILE + row % 16 * SPLIT_LINE;
+            PvVec tap[PV_WIDTH], low[WINO_POINTS], high[WINO_POINTS], part[3];
+            load_taps(&launch->product, launch->w, m0 + row, c, c1 - c, tap);
+            transform_lanes(low, tap, flipped);
+            load_taps(&launch->product, launch->w, m0 + row, c + PV_WIDTH, c1 - c - PV_WIDTH, tap);
+            transform_lanes(high, tap, flipped);
+            for (int i = 0; i < WINO_POINTS; i++, to += SPLIT_U_POINT) {
+                split_pair(low[i], high[i], true, part);
+#pragma GCC unroll 3
+                for (int k = 0; k < 3; k++)
+                    vec_store(to + k * SPLIT_PART, part[k]);
+            }
         }
     }
-    store_tiles(product, scratch, batch, m0, rows, t0, t1);
 }
+
+// The results of 16 tiles of a row of w, from M.
+PV_INLINE void split_results(const PvReal *m, int64_t point_step, const int32_t *y_at,
+                             const int32_t *y_step, PvReal *to)
+{
+    PvVec column[WINO_OUT][WINO_IN], y[WINO_OUT];
+#pragma GCC unroll 6
+    for (int j = 0; j < WINO_IN; j++) {
+        PvVec sum[WINO_IN];
+#pragma GCC unroll 6
+        for (int i = 0; i < WINO_IN; i++)
+            sum[i] = vec_load(m + (i * WINO_IN + j) * point_step);
+        wino_output(&column[0][j], WINO_IN, sum);
+    }
+    for (int row = 0; row < WINO_OUT; row++) {
+        wino_output(y, 1, column[row]);
+        PvVec even[2], odd[2];
+        for (int half = 0; half < 2; half++) {
+            even[half] = vec_interleave(y[0], y[2], half * PV_WIDTH / 2);
+            odd[half] = vec_interleave(y[1], y[3], half * PV_WIDTH / 2);
+        }
+        for (int i = 0; i < WINO_OUT; i++) { // tiles 4 i .. 4 i + 3
+            PvVec four = vec_interleave(even[i / 2], odd[i / 2], i % 2 * PV_WIDTH / 2);
+            const int32_t *at = y_at + 4 * i, *step = y_step + 4 * i;
+            if (at[3] == at[0] + 3 * WINO_OUT && step[3] == step[0]) {
+                vec_store(to + at[0] + row * step[0], four);
+                continue;
+            }
+            PvReal value[PV_WIDTH];
+            vec_store(value, four);
+            for (int k = 0; k < 4; k++)
+                memcpy(to + at[k] + row * step[k], value + 4 * k, WINO_OUT * sizeof *to);
+        }
+    }
+}
+
+// The rows of tiles of a task; their number. Tiles behind the last one of a vector are written
+// behind all results.
+static int64_t split_lines(const WinoProduct *product, const SplitScratch *scratch,
+                           const TileBatch *batch, int64_t t0, int64_t t1)
+{
+    int64_t count = 0, y = 0;
+    for (int i = 0; i < batch->count; i++) {
+        const TilePart *part = &batch->part[i];
+        const ConvLaunch *launch = &product->launches[part->which];
+        Box box = unfold_box(&product->walk.unfold[part->which], part->box);
+        int64_t tiles = box.size[2], lines = box.count * box.size[0] * box.size[1];
+        for (int64_t line = 0; line < lines; line++) {
+            int64_t first = part->first + line * tiles;
+            int64_t begin = pv_most(first, t0), end = pv_least(first + tiles, t1);
+            if (begin >= end)
+                continue;
+            TileRow at = tile_row(launch, &box, line, begin - first, end - first);
+            for (int64_t tile = begin; tile < end; tile++) {
+                scratch->y_at[tile - t0] = (int32_t)(y + (tile - begin) * WINO_OUT);
+                scratch->y_step[tile - t0] = (int32_t)at.step;
+            }
+            scratch->lines[count++] = (TileLine){launch, at, y};
+            y += WINO_OUT * at.step;
+        }
+    }
+    for (int64_t tile = t1 - t0; tile % PV_WIDTH != 0; tile++) {
+        scratch->y_at[tile] = (int32_t)y;
+        scratch->y_step[tile] = 0;
+    }
+    return count;
+}
+
+// Results of a task, from M.
+static void split_store_tiles(const WinoProduct *product, const SplitScratch *scratch,
+                              const TileBatch *batch, const TaskPart *part)
+{
+    int64_t count = split_lines(product, scratch, batch, part->t0, part->t1);
+    for (int64_t row = 0; row < part->rows; row++) {
+        for (int64_t tile = 0; tile < part->t1 - part->t0; tile += PV_WIDTH)
+            split_results(scratch->m + tile / PV_LANES * (SPLIT_TASK * PV_LANES) +
+                              row * PV_LANES + tile % PV_LANES,
+                          product->m_point, scratch->y_at + tile, scratch->y_step + tile,
+                          scratch->y);
+        for (int64_t i = 0; i < count; i++) {
+            const TileLine *line = &scratch->lines[i];
+            store_row(line->launch, &line->at, part->m0 + row, 1, scratch->y + line->y);
+        }
+    }
+}
+
+static SplitScratch split_scratch(const WinoProduct *product, char *scratch)
+{
+    SplitScratch at = {.u = (PvReal *)scratch};
+    int64_t tiles = pv_ceil_div(product->most, PV_LANES) * PV_LANES;
+    at.m = at.u + WINO_POINTS * SPLIT_U_POINT;
+    at.v = at.m + WINO_POINTS * product->m_point;
+    at.y = at.v + SPLIT_PANEL;
+    at.lines = (TileLine *)(at.y + tiles * WINO_OUT * WINO_OUT + PV_SLACK);
+    at.y_at = (int32_t *)(at.lines + tiles);
+    at.y_step = at.y_at + tiles;
+    return at;
+}
+
+// wino_task by split.h: each element of V is split once.
+static void split_task(const WinoProduct *product, char *own, const TileBatch *batch,
+                       const TaskPart *part)
+{
+    SplitScratch scratch = split_scratch(product, own);
+    split_begin();
+    for (int64_t c0 = 0; c0 < product->channels; c0 += PV_SPLIT_CHANNELS) {
+        int64_t count = pv_least(PV_SPLIT_CHANNELS, product->channels - c0);
+        split_filters(product, scratch.u, part->m0, part->rows, c0, c0 + count);
+        for (int point = 0; point < WINO_POINTS; point++) {
+            const PvReal *v = product->v + point * product->v_point + c0 * PV_LANES;
+            const PvReal *u = scratch.u + point * SPLIT_U_POINT;
+            PvReal *m = scratch.m + point * product->m_point;
+            for (int64_t t = part->t0; t < part->t1; t += PV_LANES, m += SPLIT_TASK * PV_LANES) {
+                int64_t tiles = pv_least(PV_LANES, part->t1 - t);
+                split_columns(scratch.v, v + t / PV_LANES * product->v_panel, PV_LANES, count);
+                for (int64_t row = 0; row < part->rows; row += SPLIT_ROWS)
+                    split_multiply(pv_least(SPLIT_ROWS, part->rows - row), tiles, count,
+                                   u + row / SPLIT_ROWS * SPLIT_PANEL, scratch.v,
+                                   m + row * PV_LANES, PV_LANES, c0 > 0);
+            }
+        }
+    }
+    split_end();
+    split_store_tiles(product, &scratch, batch, part);
+}
+
+#endif
+
+// ---- launches ----
 
 static WinoScratch wino_scratch(const WinoProduct *product, char *scratch)
 {
@@ -276,48 +482,90 @@ static WinoScratch wino_scratch(const WinoProduct *product, char *scratch)
     return at;
 }
 
+static void wino_task(const WinoProduct *product, char *own, const TileBatch *batch,
+                      const TaskPart *part)
+{
+    WinoScratch scratch = wino_scratch(product, own);
+    int64_t rows = part->rows, t0 = part->t0, t1 = part->t1;
+    for (int64_t c0 = 0; c0 < product->channels; c0 += PV_WINOGRAD_CHANNELS) {
+        int64_t c1 = pv_least(c0 + PV_WINOGRAD_CHANNELS, product->channels);
+        transform_filters(product, &scratch, part->m0, rows, c0, c1);
+        for (int point = 0; point < WINO_POINTS; point++) {
+            const PvReal *v = product->v + point * product->v_point + c0 * batch->room;
+            for (int64_t t = t0; t < t1; t += PV_ROWS)
+                multiply_tiles(pv_least(PV_ROWS, t1 - t), rows, c1 - c0, v + t, batch->room,
+                               scratch.u + point * U_POINT,
+                               scratch.m + point * product->m_point + (t - t0) * PV_LANES,
+                               c0 > 0);
+        }
+    }
+    store_tiles(product, &scratch, batch, part->m0, rows, t0, t1);
+}
+
+// How V, M and tasks are laid out.
+static void lay_out(WinoProduct *product)
+{
+    int64_t room = tile_room(&product->walk, product->most + WINO_HALF);
+    bool split = product->walk.split;
+    product->v_panel = product->channels * PV_LANES + LINE;
+    product->v_point = split ? room / PV_LANES * product->v_panel : product->channels * room + LINE;
+    product->high = split ? SPLIT_TASK : PV_LANES;
+    product->wide = split ? PV_LANES : PV_ROWS;
+    product->m_point =
+        pv_ceil_div(product->most, product->wide) * product->wide * product->high + LINE;
+}
+
 void pv_winograd_launches(const PvRun *run, const ConvLaunch *launches, int count)
 {
     int64_t channels = launches->product.k_total / 9, tiles = 0;
+    bool split = launches->split;
     WinoProduct product = {.launches = launches,
                            .channels = channels,
-                           .rows = launches->rows};
-    product.walk = (TileWalk){.count = count,
-                              .most = pv_winograd_tiles(channels, sizeof(PvReal))};
+                           .rows = launches->rows,
+                           .v = (PvReal *)run->scratch};
+    product.walk = (TileWalk){.count = count, .split = split};
+    product.walk.most =
+        split ? pv_split_tiles(channels) : pv_winograd_tiles(channels, sizeof(PvReal));
     for (int i = 0; i < count; i++) {
         const Unfold *unfold = &launches[i].product.unfold;
         product.walk.unfold[i] = tile_unfold(unfold, launches[i].source, product.walk.most);
         tiles += unfold->images * volume(product.walk.unfold[i].out);
     }
-    int64_t most = pv_least(product.walk.most, tiles);
-    product.v = (PvReal *)run->scratch;
-    product.v_point = channels * tile_pitch(most + WINO_HALF) + LINE;
-    product.m_point = pv_ceil_div(most, PV_ROWS) * PV_ROWS * PV_LANES + LINE;
+    product.most = pv_least(product.walk.most, tiles);
+    lay_out(&product);
     int64_t v_bytes = pv_align(WINO_POINTS * product.v_point * (int64_t)sizeof(PvReal));
-    int64_t row_blocks = pv_ceil_div(launches->rows, PV_LANES);
+    int64_t row_blocks = pv_ceil_div(product.rows, product.high), wide = product.wide;
 #pragma omp parallel num_threads(run->threads)
     {
         TileWalk walk = product.walk;
         TileBatch batch;
         char *own = pv_thread_scratch(run) + v_bytes;
         TileScratch tile = tile_scratch(&walk, own);
-        WinoScratch task = wino_scratch(&product, own);
         while (tile_batch(&walk, &batch)) {
+            TilePlace place = {product.v, product.v_point, split ? PV_LANES : batch.room,
+                               split ? product.v_panel : PV_LANES};
 #pragma omp for schedule(static)
             for (int64_t c = 0; c < channels; c += CHANNELS_AT_ONCE)
                 wino_channels(&product.walk, &batch, c, pv_least(c + CHANNELS_AT_ONCE, channels),
-                              &tile, product.v, product.v_point);
+                              &tile, &place);
             // parts of the tiles, if rows alone are too few tasks
             int64_t parts = pv_most(1, pv_least(pv_ceil_div(2 * run->threads, row_blocks),
-                                                batch.tiles / (2 * PV_ROWS)));
+                                                batch.tiles / (2 * wide)));
             parts = run->threads == 1 ? 1 : parts;
-            int64_t each = pv_ceil_div(pv_ceil_div(batch.tiles, parts), PV_ROWS) * PV_ROWS;
+            int64_t each = pv_ceil_div(pv_ceil_div(batch.tiles, parts), wide) * wide;
             parts = pv_ceil_div(batch.tiles, each);
 #pragma omp for schedule(dynamic)
             for (int64_t i = 0; i < row_blocks * parts; i++) {
-                int64_t m0 = i / parts * PV_LANES, t0 = i % parts * each;
-                wino_task(&product, &task, &batch, m0, pv_least(PV_LANES, product.rows - m0), t0,
-                          pv_least(t0 + each, batch.tiles));
+                TaskPart part = {i / parts * product.high, 0, i % parts * each, 0};
+                part.rows = pv_least(product.high, product.rows - part.m0);
+                part.t1 = pv_least(part.t0 + each, batch.tiles);
+#if PV_SPLIT
+                if (split) {
+                    split_task(&product, own, &batch, &part);
+                    continue;
+                }
+#endif
+                wino_task(&product, own, &batch, &part);
             }
         }
     }

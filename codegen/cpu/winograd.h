@@ -43,7 +43,7 @@ typedef struct {
 
 typedef struct {
     int count;
-    int64_t tiles, pitch;           // tiles; from channel to channel of transformed elements
+    int64_t tiles, room;            // tiles; with zeros behind them
     TilePart part[PV_MAX_SEGMENTS];
 } TileBatch;
 
@@ -51,6 +51,7 @@ typedef struct {
 typedef struct {
     int count, which;
     int64_t box, most;
+    bool split;                     // for products by split.h: whole panels of tiles
     Unfold unfold[PV_MAX_SEGMENTS]; // of tiles; sizes only
 } TileWalk;
 
@@ -89,6 +90,12 @@ PV_INLINE int64_t tile_pitch(int64_t tiles)
     return WINO_HALF * (pv_ceil_div(tiles, WINO_HALF) | 1);
 }
 
+// Room for so many tiles of a channel.
+PV_INLINE int64_t tile_room(const TileWalk *walk, int64_t tiles)
+{
+    return walk->split ? pv_ceil_div(tiles, SPLIT_DEPTH) * SPLIT_DEPTH : tile_pitch(tiles);
+}
+
 // The next batch; false: there is none.
 static bool tile_batch(TileWalk *walk, TileBatch *batch)
 {
@@ -111,7 +118,7 @@ static bool tile_batch(TileWalk *walk, TileBatch *batch)
         batch->tiles += tiles;
         walk->box++;
     }
-    batch->pitch = tile_pitch(batch->tiles + behind);
+    batch->room = tile_room(walk, batch->tiles + behind);
     return batch->count > 0;
 }
 
@@ -230,20 +237,35 @@ PV_INLINE int64_t wino_rows_width(int64_t size)
     return pv_ceil_div(size, PV_WIDTH) * PV_WIDTH + 3 * PV_WIDTH;
 }
 
-// Transformed tiles of the channel in the patch, in runs of `run`: to[point * point_step + tile].
-// May write behind a row of tiles until the run is full.
-PV_INLINE void wino_tiles_by(const Unfold *unfold, PvReal *rows, PvReal *to, int64_t point_step,
-                             int run)
+// Where transformed tiles of a batch go: point, channel and tile are at
+// point * point_step + channel * channel_step + tile / PV_LANES * panel_step + tile % PV_LANES.
+typedef struct {
+    PvReal *to;
+    int64_t point_step, channel_step, panel_step;
+} TilePlace;
+
+PV_INLINE int64_t tile_at(const TilePlace *place, int64_t tile)
 {
-    int64_t size[3], tiles = unfold->at.size[2];
+    return tile / PV_LANES * place->panel_step + tile % PV_LANES;
+}
+
+// Transformed tiles of the channel in the patch, in runs of `run`, from tile `first` of the batch
+// on. May write behind a row of tiles until the run is full.
+PV_INLINE void wino_tiles_by(const Unfold *unfold, PvReal *rows, const TilePlace *place, PvReal *to,
+                             int64_t first, int run)
+{
+    int64_t size[3], tiles = unfold->at.size[2], point_step = place->point_step;
     patch_size(unfold, size);
     int64_t planes = unfold->at.count * size[0], width = wino_rows_width(size[2]);
+    int64_t gap = place->panel_step - PV_LANES; // between panels
     for (int64_t plane = 0; plane < planes; plane++) {
         const PvReal *from = unfold->patch + plane * size[1] * size[2];
-        for (int64_t h = 0; h < unfold->at.size[1]; h++, to += tiles) {
+        for (int64_t h = 0; h < unfold->at.size[1]; h++, first += tiles) {
             wino_rows(rows, width, from + h * WINO_OUT * size[2], size[2], size[2]);
             for (int64_t tile = 0; tile < tiles; tile += run) {
-                PvReal *out = to + tile;
+                PvReal *out = to + tile_at(place, first + tile);
+                // elements of the run in its first panel, if it goes on in another
+                int64_t here = gap == 0 ? run : PV_LANES - (first + tile) % PV_LANES;
                 for (int row = 0; row < WINO_IN; row++) {
                     const PvReal *at = rows + row * width + tile * WINO_OUT;
                     PvVec x[WINO_IN], y[WINO_IN];
@@ -251,6 +273,12 @@ PV_INLINE void wino_tiles_by(const Unfold *unfold, PvReal *rows, PvReal *to, int
                     for (int i = 0; i < WINO_IN; i++)
                         x[i] = vec_fourths(at + i);
                     wino_input(y, 1, x);
+                    if (here < run) {
+                        for (int i = 0; i < WINO_IN; i++, out += point_step)
+                            for (int64_t k = 0; k < run; k++)
+                                out[k < here ? k : k + gap] = y[i][k];
+                        continue;
+                    }
 #pragma GCC unroll 6
                     for (int i = 0; i < WINO_IN; i++, out += point_step)
                         memcpy(out, &y[i], (size_t)run * sizeof *out);
@@ -260,17 +288,18 @@ PV_INLINE void wino_tiles_by(const Unfold *unfold, PvReal *rows, PvReal *to, int
     }
 }
 
-static void wino_tiles(const Unfold *unfold, PvReal *rows, PvReal *to, int64_t point_step)
+static void wino_tiles(const Unfold *unfold, PvReal *rows, const TilePlace *place, PvReal *to,
+                       int64_t first)
 {
     int64_t run = tile_run(unfold->at.size[2]);
     if (run == WINO_HALF)
-        wino_tiles_by(unfold, rows, to, point_step, WINO_HALF);
+        wino_tiles_by(unfold, rows, place, to, first, WINO_HALF);
     else if (run == 4)
-        wino_tiles_by(unfold, rows, to, point_step, 4);
+        wino_tiles_by(unfold, rows, place, to, first, 4);
     else if (run == 2)
-        wino_tiles_by(unfold, rows, to, point_step, 2);
+        wino_tiles_by(unfold, rows, place, to, first, 2);
     else
-        wino_tiles_by(unfold, rows, to, point_step, 1);
+        wino_tiles_by(unfold, rows, place, to, first, 1);
 }
 
 // Bytes of the tables and buffers of a thread that transforms tiles.
@@ -300,10 +329,9 @@ static TileScratch tile_scratch(const TileWalk *walk, char *scratch)
     return at;
 }
 
-// Channels c0 .. c1 - 1 of all tiles of a batch: to[point * point_step + channel * pitch + tile],
-// zeros behind the last tile.
+// Channels c0 .. c1 - 1 of all tiles of a batch, zeros behind the last tile.
 static void wino_channels(const TileWalk *walk, const TileBatch *batch, int64_t c0, int64_t c1,
-                          const TileScratch *scratch, PvReal *to, int64_t point_step)
+                          const TileScratch *scratch, const TilePlace *place)
 {
     for (int i = 0; i < batch->count; i++) {
         const TilePart *part = &batch->part[i];
@@ -314,13 +342,19 @@ static void wino_channels(const TileWalk *walk, const TileBatch *batch, int64_t 
         unfold_open(&unfold, part->box);
         for (int64_t c = c0; c < c1; c++) {
             unfold_fill(&unfold, c, c + 1);
-            wino_tiles(&unfold, scratch->rows, to + c * batch->pitch + part->first, point_step);
+            wino_tiles(&unfold, scratch->rows, place, place->to + c * place->channel_step,
+                       part->first);
         }
     }
-    for (int64_t c = c0; c < c1; c++)
+    for (int64_t c = c0; c < c1; c++) {
+        PvReal *to = place->to + c * place->channel_step;
         for (int point = 0; point < WINO_POINTS; point++)
-            for (int64_t i = batch->tiles; i < batch->pitch; i++)
-                to[point * point_step + c * batch->pitch + i] = 0;
+            for (int64_t i = batch->tiles, end; i < batch->room; i = end) {
+                end = pv_least(batch->room, (i / PV_LANES + 1) * PV_LANES);
+                memset(to + point * place->point_step + tile_at(place, i), 0,
+                       (size_t)(end - i) * sizeof *to);
+            }
+    }
 }
 
 #endif

@@ -525,6 +525,14 @@ static void test_conv_winograd(void **state)
                          {2, 40, 50, 1, {1, 4, 5}, {1, 3, 3}, {1, 1, 1}, {0, 1, 1}, 0}};
     check_siblings(planes, 3, false);
     check_siblings(planes, 3, true);
+    // enough tiles that products may be split (split.h): more than a batch has; planes of both
+    // kinds, in rows that go from panel to panel
+    check_conv((ConvCase){2, 40, 33, 1, {1, 30, 33}, {1, 3, 3}, {1, 1, 1}, {0, 1, 1}, 0});
+    ConvCase split[] = {{2, 100, 70, 1, {1, 32, 32}, {1, 3, 3}, {1, 1, 1}, {0, 1, 1}, 3},
+                        {2, 100, 70, 1, {1, 16, 16}, {1, 3, 3}, {1, 1, 1}, {0, 1, 1}, 0},
+                        {2, 100, 70, 1, {1, 19, 41}, {1, 3, 3}, {1, 1, 1}, {0, 1, 1}, 0}};
+    check_siblings(split, 3, false);
+    check_siblings(split, 3, true);
     winograd = false;
 }
 

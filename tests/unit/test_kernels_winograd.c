@@ -89,16 +89,22 @@ static int64_t largest(int64_t x, int64_t y)
 }
 
 // `got` are sums of `terms` terms in another order than those expected, and not the same numbers.
+// Their error in the norm would be larger than that if numbers were split into two parts only.
 static void check_close(const char *name, const PvReal *got, const Output *want, int64_t terms)
 {
     double epsilon = sizeof(PvReal) == 4 ? 1.1920929e-7 : 2.220446e-16;
+    double all = 0, norm = 0;
     int64_t differ = 0;
     for (int64_t i = 0; i < want->count; i++) {
         double expected = (double)want->data[i], error = fabs((double)got[i] - expected);
         if (!(error <= 60 * sqrt((double)terms) * epsilon * (1 + fabs(expected))))
             fail_msg("%s: [%lld] is %.9g, not %.9g", name, (long long)i, (double)got[i], expected);
         differ += error > 0;
+        all += error * error;
+        norm += expected * expected;
     }
+    if (sqrt(all / norm) > 16 * epsilon)
+        fail_msg("%s: error %.2g", name, sqrt(all / norm));
     if (differ == 0)
         fail_msg("%s: no minimal filtering took place", name);
 }
