@@ -1,8 +1,10 @@
-// Parts of attention.c that know nothing of its loops: powers of two, rows of rotary operands.
+// Parts of attention and its gradient that know nothing of their loops: powers of two, rows of
+// rotary operands, panels, problems.
 #ifndef PV_ATTENTION_PARTS_H
 #define PV_ATTENTION_PARTS_H
 
 #include "codegen/cpu/tile.h"
+#include "codegen/cpu/pv_math.h"
 #if defined __AVX512DQ__ && !defined PV_REAL64
 #include <immintrin.h>
 #endif
@@ -83,8 +85,8 @@ typedef struct {
 } Rows;
 
 // The partners of neighbours, or of halves, turned, row by row; `back`: transposed.
-static void turn_rows(const RotaryLoad *rotary, PvReal *x, int64_t d, int64_t first, int64_t count,
-                      bool back)
+static inline void turn_rows(const RotaryLoad *rotary, PvReal *x, int64_t d, int64_t first,
+                             int64_t count, bool back)
 {
     int64_t width = rotary->width, half = width / 2;
     PvReal sign = rotary->partner == PV_ROTARY_NEGATED ? -1 : 1;
@@ -112,8 +114,9 @@ static void turn_rows(const RotaryLoad *rotary, PvReal *x, int64_t d, int64_t fi
 
 // Rows first .. first + count of a matrix of width d, those before them not looked at, as attention
 // wants them: where they lie, or turned, in `room` [count][d].
-static Rows load_rows(const RotaryLoad *rotary, PvReal *room, const PvReal *matrix, int64_t step_n,
-                      int64_t step_d, int64_t d, int64_t first, int64_t count)
+static inline Rows load_rows(const RotaryLoad *rotary, PvReal *room, const PvReal *matrix,
+                             int64_t step_n, int64_t step_d, int64_t d, int64_t first,
+                             int64_t count)
 {
     const PvReal *from = matrix + first * step_n;
     if (!rotary->cos)
@@ -128,6 +131,123 @@ static Rows load_rows(const RotaryLoad *rotary, PvReal *room, const PvReal *matr
     }
     turn_rows(rotary, room, d, first, count, false);
     return (Rows){room, d, 1};
+}
+
+enum { SPLIT_LEAST_KEYS = 128 }; // and queries, from which split.h pays
+enum { TASKS_A_THREAD = 32 };    // pieces in which a thread takes its work, about
+
+#define LOG2_E ((PvReal)1.4426950408889634)
+#define LOG_2  ((PvReal)0.6931471805599453)
+
+static inline int64_t round_rows(int64_t count)
+{
+    return pv_ceil_div(count, PV_ROWS) * PV_ROWS;
+}
+
+static inline int64_t round_lanes(int64_t count)
+{
+    return pv_ceil_div(count, PV_LANES) * PV_LANES;
+}
+
+// Rows of a panel: even panels, in thirds of PV_ROWS, since a tile of few rows waits for itself.
+static inline int64_t panel_rows(int64_t rows)
+{
+    int64_t panels = pv_most(1, pv_ceil_div(rows, PV_ROWS)), third = PV_ROWS / 3;
+    return pv_ceil_div(pv_ceil_div(rows, panels), third) * third;
+}
+
+// Panels of panel_rows rows out of `rows`: to[panel][k][PV_ROWS].
+static inline void pack_row_panels(PvReal *to, const PvReal *from, int64_t row_step, int64_t k_step,
+                                   int64_t rows, int64_t k)
+{
+    int64_t step = panel_rows(rows);
+    for (int64_t i = 0; i < rows; i += step, to += PV_ROWS * k)
+        pack_panel(to, PV_ROWS, from + i * row_step, row_step, k_step, pv_least(rows - i, step), k);
+}
+
+// Panels of PV_LANES columns out of `columns`, times scale: to[panel][k][PV_LANES].
+static inline void pack_lane_panels(PvReal *to, const PvReal *from, int64_t column_step,
+                                    int64_t k_step, int64_t columns, int64_t k, PvReal scale)
+{
+    for (int64_t i = 0; i < columns; i += PV_LANES)
+        pack_panel(to + i * k, PV_LANES, from + i * column_step, column_step, k_step,
+                   pv_least(columns - i, PV_LANES), k);
+    if (scale == 1)
+        return;
+    for (int64_t i = 0; i < round_lanes(columns) * k; i++)
+        to[i] *= scale;
+}
+
+// c[rows][lanes] (+)= row panels times one lane panel
+static inline void panels_multiply(PvReal *c, int64_t c_step, const PvReal *row_panels,
+                                   int64_t rows, const PvReal *lane_panel, int64_t lane_step,
+                                   int64_t lanes, int64_t k, bool add)
+{
+    int64_t step = panel_rows(rows);
+    for (int64_t i = 0; i < rows; i += step, row_panels += PV_ROWS * k)
+        tile_multiply(pv_least(rows - i, step), lanes, k, row_panels, lane_panel, lane_step,
+                      c + i * c_step, c_step, add);
+}
+
+// One problem of the batch.
+typedef struct {
+    const AttentionArgs *args;
+    const PvReal *q, *k, *v, *mask;
+    PvReal *o, *lse;
+    PvReal scale, unit; // of q k; with log2(e)
+} Problem;
+
+static inline void problem_axes(const AttentionArgs *args, int64_t number, int64_t *i0, int64_t *i1,
+                                int64_t *i2)
+{
+    *i2 = number % args->batch2;
+    number /= args->batch2;
+    *i1 = number % args->batch1;
+    *i0 = number / args->batch1;
+}
+
+static inline Problem problem_of(const AttentionArgs *args, int64_t number)
+{
+    int64_t i0, i1, i2;
+    problem_axes(args, number, &i0, &i1, &i2);
+    return (Problem){
+        .args = args,
+        .q = (const PvReal *)args->q + i0 * args->q0 + i1 * args->q1 + i2 * args->q2,
+        .k = (const PvReal *)args->k + i0 * args->k0 + i1 * args->k1 + i2 * args->k2,
+        .v = (const PvReal *)args->v + i0 * args->v0 + i1 * args->v1 + i2 * args->v2,
+        .mask = args->mask ? (const PvReal *)args->mask + i0 * args->mask0 + i1 * args->mask1 +
+                                 i2 * args->mask2
+                           : NULL,
+        .o = (PvReal *)args->o + i0 * args->o0 + i1 * args->o1 + i2 * args->o2,
+        .lse = args->lse ? (PvReal *)args->lse + number * args->n : NULL,
+        .scale = pv_real(args->scale),
+        .unit = pv_real(args->scale) * LOG2_E,
+    };
+}
+
+// Adds the mask to scores [keys][step] of queries n0 .. and keys m0 .., and cuts off what causal
+// order forbids.
+static inline void mask_scores(const Problem *problem, PvReal *scores, int64_t step, int64_t n0,
+                               int64_t queries, int64_t m0, int64_t keys)
+{
+    const AttentionArgs *args = problem->args;
+    if (problem->mask) {
+        for (int64_t j = 0; j < keys; j++) {
+            const PvReal *mask = problem->mask + (m0 + j) * args->mask_m + n0 * args->mask_n;
+            for (int64_t i = 0; i < queries; i++)
+                scores[j * step + i] += mask[i * args->mask_n] * LOG2_E;
+        }
+    }
+    for (int64_t j = 0; args->causal && j < keys; j++) {
+        for (int64_t i = 0; i < pv_least(queries, m0 + j - n0); i++)
+            scores[j * step + i] = -(PvReal)INFINITY;
+    }
+}
+
+// Blocks of keys: length of all but the last.
+static inline int64_t key_block(int64_t keys, int64_t most)
+{
+    return pv_most(PV_ROWS, round_rows(pv_ceil_div(keys, pv_most(1, pv_ceil_div(keys, most)))));
 }
 
 #endif

@@ -29,6 +29,10 @@ enum {
     PV_QUERIES = 512,           // queries of a task of attention
     PV_KEYS = 264,              // keys of a block of attention: a multiple of 12
     PV_SPLIT_KEYS = 256,        // the same by split.h: a multiple of 32
+    PV_SPLIT_NARROW = 16,       // numbers of a head that fill half of a tile's words, at most
+    PV_SPLIT_ITEM = 3 * 6 * 16 * 16, // words of the scores of 32 keys and queries, and their parts
+    PV_SPLIT_GRAD_WORDS = 1 << 18, // of a block of keys of its gradient by split.h, about
+    PV_SPLIT_GRAD_TILES = 32,   // 32 keys each, of such a block, at most
     PV_GRAD_QUERIES = 128,      // queries of a block of its gradient
     PV_GRAD_KEYS = 120,         // keys of a block of its gradient
     PV_NORM_PARTS = 32,         // parts of the rows in sums over rows
@@ -74,6 +78,23 @@ static inline int64_t pv_split_tiles(int64_t channels)
 static inline int64_t split_words(int64_t k)
 {
     return pv_ceil_div(k, SPLIT_DEPTH) * SPLIT_STEP;
+}
+
+// The gradient of attention by split.h: words of the panels and sums of 32 keys, or of the panels
+// of 32 queries.
+static inline int64_t split_grad_words(int64_t d, int64_t e)
+{
+    int64_t columns = pv_ceil_div(d, SPLIT_DEPTH) + pv_ceil_div(e, SPLIT_DEPTH);
+    return 2 * columns * SPLIT_STEP + columns * SPLIT_DEPTH * SPLIT_DEPTH;
+}
+
+// Its keys of a block: even blocks of whole tiles that a cache holds.
+static inline int64_t split_grad_keys(int64_t m, int64_t d, int64_t e)
+{
+    int64_t most = PV_SPLIT_GRAD_WORDS / split_grad_words(d, e);
+    most = pv_most(1, pv_least(most, PV_SPLIT_GRAD_TILES)) * SPLIT_DEPTH;
+    int64_t blocks = pv_most(1, pv_ceil_div(m, most));
+    return pv_ceil_div(pv_ceil_div(m, blocks), SPLIT_DEPTH) * SPLIT_DEPTH;
 }
 
 // Scratch of pv_product_block for a block whose rows have `row` bytes, whole panels; `cut`: k may

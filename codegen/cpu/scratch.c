@@ -204,6 +204,18 @@ int64_t pv_attention_scratch(const AttentionArgs *args, int64_t real)
     return pv_align(count * real + 4 * PV_SLACK);
 }
 
+// Numbers of a task of the gradient by split.h, in f32: panels of keys and of two times 32 queries,
+// lanes of these, scores, sums, turned rows.
+static int64_t split_attention_grad(const AttentionArgs *args)
+{
+    int64_t d = args->d, e = args->e;
+    int64_t keys = split_grad_keys(args->m == 0 ? PV_SPLIT_GRAD_WORDS : args->m, d, e);
+    int64_t lanes = (pv_most(SPLIT_DEPTH, pv_most(d, e)) + 4) * SPLIT_DEPTH;
+    return (keys / SPLIT_DEPTH + 2) * split_grad_words(d, e) + lanes + PV_SPLIT_ITEM +
+           round_up(args->n, SPLIT_DEPTH) * (round_up(d, SPLIT_DEPTH) + 1) +
+           (keys + SPLIT_DEPTH) * d;
+}
+
 int64_t pv_attention_grad_scratch(const AttentionGradArgs *grad, int64_t real)
 {
     const AttentionArgs *args = &grad->f;
@@ -216,6 +228,7 @@ int64_t pv_attention_grad_scratch(const AttentionGradArgs *grad, int64_t real)
                     round_up(args->n, MAX_LANES) * (d_rows + 1);
     if (args->q_rotary.cos || args->k_rotary.cos)
         count += (keys + PV_GRAD_QUERIES) * args->d;
+    count = pv_most(count, split_attention_grad(args));
     return pv_align(count * real + 8 * PV_SLACK);
 }
 

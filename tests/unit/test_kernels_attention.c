@@ -5,7 +5,7 @@
 typedef struct {
     int64_t batch0, batch1, n, m, d, e;
     bool turned; // [d, n] instead of [n, d]
-    int mask;    // 0 none, 1 [n, m], 2 the same for all n
+    int mask;    // 0 none, 1 [n, m], 2 the same for all n, 3 none, and scores far below 0
     bool causal;
 } AttentionCase;
 
@@ -186,13 +186,31 @@ static void fill_operands(const AttentionCase *test, AttentionArgs *args, int64_
     args->q = (int64_t)random_array(counts[0]);
     args->k = (int64_t)random_array(counts[1]);
     args->v = (int64_t)random_array(counts[2]);
-    if (test->mask) {
+    for (int64_t i = 0; test->mask == 3 && i < counts[0]; i++)
+        ((PvReal *)args->q)[i] += (PvReal)40 / (PvReal)d;
+    for (int64_t i = 0; test->mask == 3 && i < counts[1]; i++)
+        ((PvReal *)args->k)[i] = ((PvReal *)args->k)[i] / 16 - 2;
+    if (test->mask == 1 || test->mask == 2) {
         args->mask_m = 1;
         args->mask_n = test->mask == 1 ? m : 0;
         args->mask1 = test->mask == 1 ? n * m : 0;
         args->mask0 = test->mask == 1 ? args->mask1 * test->batch1 : m;
         args->mask = (int64_t)random_array(test->batch0 * test->batch1 * n * m);
     }
+}
+
+// The error in the norm, where it is not of sums that cancel: numbers of two parts (split.h)
+// instead of three would err by more.
+static void check_norm(const char *name, const Output *out)
+{
+    double error = 0, norm = 0;
+    for (int64_t i = 0; i < out->count; i++) {
+        double away = (double)out->data[i] - out->expected[i];
+        error += away * away;
+        norm += out->expected[i] == MARK ? 0 : out->expected[i] * out->expected[i];
+    }
+    if (sqrt(error) > (sizeof(PvReal) == 4 ? 4e-6 : 1e-13) * sqrt(norm))
+        fail_msg("%s: error %.2g", name, sqrt(error / norm));
 }
 
 static void check_rotary(AttentionCase test, RotaryCase rotary)
@@ -245,7 +263,7 @@ static void check_rotary(AttentionCase test, RotaryCase rotary)
                         args->k_d, test.m),
             .v = (const PvReal *)args->v + v,
             .mask =
-                test.mask ? (const PvReal *)args->mask + i0 * args->mask0 + i1 * args->mask1 : NULL,
+                args->mask ? (const PvReal *)args->mask + i0 * args->mask0 + i1 * args->mask1 : NULL,
             .o = outs[0].data + o,
             .d_o = d_o + o,
             .p = p + i * test.n * test.m,
@@ -267,6 +285,8 @@ static void check_rotary(AttentionCase test, RotaryCase rotary)
     }
     check(name, pv_attention_grad, &grad, pv_attention_grad_scratch(&grad, sizeof(PvReal)), grads,
           3, 400);
+    for (int i = 0; i < 3 && test.m >= 64 && test.mask != 3; i++)
+        check_norm(name, &grads[i]);
     release();
 }
 
@@ -303,6 +323,31 @@ static void test_attention_blocks(void **state)
     }
 }
 
+// Lengths from which a gradient is made by split.h, where there is its unit: sizes of heads,
+// lengths that are no multiples of tiles, several blocks of keys.
+static void test_attention_long(void **state)
+{
+    (void)state;
+    const int64_t sizes[][2] = {{8, 8},   {9, 16},  {16, 16}, {16, 12}, {7, 16},
+                                {16, 32}, {32, 32}, {20, 17}, {48, 64}, {64, 64}};
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        for (int turned = 0; turned < 2; turned++)
+            check_attention((AttentionCase){1, 2, 150 - turned, 128 + 3 * (int64_t)i, sizes[i][0],
+                                            sizes[i][1], turned, 0, false});
+    }
+    check_attention((AttentionCase){1, 1, 129, 1100, 16, 16, true, 0, false});
+    check_attention((AttentionCase){1, 1, 128, 1100, 32, 32, false, 0, false});
+    check_attention((AttentionCase){1, 1, 130, 301, 96, 128, true, 0, false});
+    check_attention((AttentionCase){1, 1, 1030, 128, 16, 16, false, 0, false});
+    // what is behind the last key must not overflow
+    check_attention((AttentionCase){1, 2, 130, 137, 16, 16, true, 3, false});
+    check_attention((AttentionCase){1, 2, 130, 137, 32, 32, true, 3, false});
+    // shorter ones, and those with a mask, are not
+    check_attention((AttentionCase){1, 2, 127, 300, 16, 16, true, 0, false});
+    check_attention((AttentionCase){2, 1, 140, 130, 16, 16, true, 1, false});
+    check_attention((AttentionCase){1, 2, 140, 130, 64, 64, true, 2, false});
+}
+
 static void test_attention_causal(void **state)
 {
     (void)state;
@@ -329,15 +374,18 @@ static void test_attention_rotary(void **state)
                      (RotaryCase){16, 0, PV_ROTARY_HALVES});
         check_rotary((AttentionCase){1, 1, 20, 130, 40, 16, turned, 0, false},
                      (RotaryCase){0, 32, PV_ROTARY_NEGATED});
+        check_rotary((AttentionCase){1, 2, 140, 150, 16, 16, turned, 0, false},
+                     (RotaryCase){16, 16, PV_ROTARY_PAIRS});
+        check_rotary((AttentionCase){1, 2, 135, 145, 40, 40, turned, 0, false},
+                     (RotaryCase){32, 40, PV_ROTARY_NEGATED});
     }
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_attention_sizes),
-        cmocka_unit_test(test_attention_blocks),
-        cmocka_unit_test(test_attention_causal),
+        cmocka_unit_test(test_attention_sizes),  cmocka_unit_test(test_attention_blocks),
+        cmocka_unit_test(test_attention_long),   cmocka_unit_test(test_attention_causal),
         cmocka_unit_test(test_attention_rotary),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
