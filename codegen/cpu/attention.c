@@ -5,8 +5,8 @@
 // and it is, where it lies, the right operand of O^T += V^T P^T. A task takes a range of queries
 // of one problem, and goes over blocks of keys with a running maximum and sum (Milakov and
 // Gimelshein 2018; Dao et al., "FlashAttention", 2022). Blocks of keys are fixed by their number.
-// Long problems of heads wider than 16 are made by split.h, where there is such a unit: 2^scores
-// are split as they are computed. In narrower ones that takes what the products save.
+// Long problems of heads of 16 and wider are made by split.h, where there is such a unit: 2^scores
+// are split as they are computed, in blocks of so few keys that the first cache holds them.
 // Where the lengths of queries and keys bound all scores of a panel (Cauchy and Schwarz), no
 // maximum is looked for: 2^score is in range as it is, and as exact.
 //
@@ -15,7 +15,7 @@
 // Rotary operands (RotaryLoad) are turned row by row before they are packed, keys once a block of
 // queries, which is 3 operations an element beside 2 for each query; gradients before
 // they are stored.
-#include "codegen/cpu/attention_parts.h"
+#include "codegen/cpu/attention_split.h"
 #include "codegen/cpu/pv_math.h"
 #include "codegen/cpu/split.h"
 #include "codegen/cpu/tile.h"
@@ -87,7 +87,7 @@ static void find_bounds(const Problem *problem, const ForwardScratch *at, int64_
 static bool attention_splits(const AttentionArgs *args)
 {
     return args->m >= SPLIT_LEAST_KEYS && args->n >= SPLIT_LEAST_KEYS &&
-           pv_least(args->d, args->e) > SPLIT_DEPTH / 2 && pv_split_ready();
+           pv_least(args->d, args->e) >= SPLIT_DEPTH / 2 && pv_split_ready();
 }
 
 // Keys of a block: even blocks of whole tiles.
@@ -106,15 +106,17 @@ PV_INLINE PvVec split_powers(PvReal *to, const PvReal *scores, int64_t keys, PvV
     for (int64_t i = 0; i < keys; i += SPLIT_DEPTH, to += SPLIT_STEP) {
         for (int64_t word = 0; word < 16; word++) {
             const PvReal *at = scores + (i + word) * PV_LANES;
-            PvVec low = vec_load(at), high = vec_load(at + 16 * PV_LANES), part[3];
+            PvVec low = vec_load(at), high = vec_load(at + 16 * PV_LANES);
             low = vec_exp2(plain ? low : low - zero);
             high = vec_exp2(plain ? high : high - zero);
             sum[0] += low;
             sum[1] += high;
-            split_pair(low, high, false, part);
 #pragma GCC unroll 3
-            for (int k = 0; k < 3; k++)
-                vec_store(to + k * SPLIT_PART + word * SPLIT_LINE, part[k]);
+            for (int k = 0; k < 3; k++) {
+                vec_store(to + k * SPLIT_PART + word * SPLIT_LINE, pack_halves(low, high));
+                low = lower_part(low);
+                high = lower_part(high);
+            }
         }
     }
     return sum[0] + sum[1];

@@ -28,7 +28,7 @@ enum {
     PV_POINTWISE = 256,         // positions from which a 1 x 1 kernel is a plain product
     PV_QUERIES = 512,           // queries of a task of attention
     PV_KEYS = 264,              // keys of a block of attention: a multiple of 12
-    PV_SPLIT_KEYS = 256,        // the same by split.h: a multiple of 32
+    PV_SPLIT_KEYS = 64,         // the same by split.h: a multiple of 32
     PV_SPLIT_NARROW = 16,       // numbers of a head that fill half of a tile's words, at most
     PV_SPLIT_ITEM = 3 * 6 * 16 * 16, // words of the scores of 32 keys and queries, and their parts
     PV_SPLIT_GRAD_WORDS = 1 << 18, // of a block of keys of its gradient by split.h, about
