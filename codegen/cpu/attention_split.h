@@ -1,5 +1,5 @@
-// Numbers as bf16 parts in the upper halves of words: what attention makes of P, and its gradient of
-// dS and operands, for split.h.
+// Numbers as bf16 parts in the upper halves of words: what attention makes of P, and its gradient
+// of dS and operands, for split.h.
 #ifndef PV_ATTENTION_SPLIT_H
 #define PV_ATTENTION_SPLIT_H
 
