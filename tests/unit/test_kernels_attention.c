@@ -262,8 +262,9 @@ static void check_rotary(AttentionCase test, RotaryCase rotary)
             .k = turned(&args->k_rotary, (const PvReal *)args->k, k, counts[1], args->k_n,
                         args->k_d, test.m),
             .v = (const PvReal *)args->v + v,
-            .mask =
-                args->mask ? (const PvReal *)args->mask + i0 * args->mask0 + i1 * args->mask1 : NULL,
+            .mask = args->mask
+                        ? (const PvReal *)args->mask + i0 * args->mask0 + i1 * args->mask1
+                        : NULL,
             .o = outs[0].data + o,
             .d_o = d_o + o,
             .p = p + i * test.n * test.m,
