@@ -155,14 +155,17 @@ void pv_optimizer_accumulate(PvOptimizer *optimizer, uint32_t turn, const char *
             seen[p] = true;
 }
 
-// Sixteen sums side by side, so that no addition waits for the one before it.
+// Sixteen sums side by side, so that no addition waits for the one before it. Nothing but memory
+// decides here: lines are asked for AHEAD numbers before their turn, 0.8 of the time.
 WIDE static double square_sum(const PvReal *g, int64_t count)
 {
     typedef PvReal Eight __attribute__((vector_size(8 * sizeof(PvReal)), aligned(sizeof(PvReal))));
     typedef double Wide __attribute__((vector_size(8 * sizeof(double))));
     Wide sum[2] = {{0}, {0}};
+    enum { AHEAD = 2048 };
     int64_t i = 0;
     for (; i + 16 <= count; i += 16) {
+        __builtin_prefetch(g + i + AHEAD);
         Wide low = __builtin_convertvector(*(const Eight *)(g + i), Wide);
         Wide high = __builtin_convertvector(*(const Eight *)(g + i + 8), Wide);
         sum[0] += low * low;
