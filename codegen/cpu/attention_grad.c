@@ -147,6 +147,8 @@ static void grad_block(const GradProblem *problem, const GradPanels *at, int64_t
     grad_store_block(problem, m0, keys);
 }
 
+#if PV_SPLIT
+
 // Whether problems of these sizes are made by split.h.
 static bool grad_splits(const AttentionArgs *args)
 {
@@ -154,12 +156,16 @@ static bool grad_splits(const AttentionArgs *args)
            pv_least(args->d, args->e) >= PV_SPLIT_NARROW / 2 && pv_split_ready();
 }
 
+#endif
+
 static void attention_grad_one(const PvRun *run, const AttentionGradArgs *grad)
 {
     const AttentionArgs *args = &grad->f;
     int64_t problems = args->batch0 * args->batch1 * args->batch2;
-    bool splits = grad_splits(args);
     int64_t together = pv_most(1, problems / (TASKS_A_THREAD * run->threads));
+#if PV_SPLIT
+    bool splits = grad_splits(args);
+#endif
 #pragma omp parallel for schedule(dynamic, together) num_threads(run->threads) if (problems > 1)
     for (int64_t task = 0; task < problems; task++) {
         int64_t i0, i1, i2;
@@ -173,6 +179,7 @@ static void attention_grad_one(const PvRun *run, const AttentionGradArgs *grad)
             .dv = (PvReal *)grad->dv + i0 * grad->dv0 + i1 * grad->dv1 + i2 * grad->dv2,
         };
         PvReal *scratch = (PvReal *)pv_thread_scratch(run);
+#if PV_SPLIT
         if (splits) {
             if (pv_most(args->d, args->e) <= PV_SPLIT_NARROW)
                 pv_grad_narrow(&problem, scratch);
@@ -180,6 +187,7 @@ static void attention_grad_one(const PvRun *run, const AttentionGradArgs *grad)
                 pv_grad_wide(&problem, scratch);
             continue;
         }
+#endif
         problem.block = key_block(args->m, PV_GRAD_KEYS);
         problem.dq_rows = round_rows(args->d);
         GradPanels at = grad_scratch(&problem, scratch);

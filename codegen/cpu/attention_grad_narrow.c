@@ -394,11 +394,4 @@ void pv_grad_narrow(GradProblem *problem, PvReal *scratch)
     grad_store_queries(problem);
 }
 
-#else
-
-void pv_grad_narrow(GradProblem *problem, PvReal *scratch)
-{
-    (void)problem, (void)scratch;
-}
-
 #endif

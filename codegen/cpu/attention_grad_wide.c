@@ -37,44 +37,11 @@ typedef struct {
 
 // ---- products ----
 
-PV_INLINE void load_rows_of(const PvReal *a, int64_t bytes)
-{
-    SPLIT_LOAD(4, a, bytes);
-    SPLIT_LOAD(5, a + SPLIT_TILE, bytes);
-}
-
-PV_INLINE void load_columns_of(const PvReal *b, int64_t bytes)
-{
-    SPLIT_LOAD(6, b, bytes);
-    SPLIT_LOAD(7, b + SPLIT_TILE, bytes);
-}
-
-// Adds `steps` steps of k to tiles 0 to 3. Lines of a and b are so many bytes apart.
-PV_INLINE void add_products(const PvReal *a, int64_t a_bytes, const PvReal *b, int64_t b_bytes,
-                            int64_t steps)
-{
-    for (int64_t i = 0; i < steps; i++, a += SPLIT_STEP, b += SPLIT_STEP) {
-        load_rows_of(a + 2 * SPLIT_PART, a_bytes);
-        load_columns_of(b, b_bytes);
-        split_add(true, true); // l h
-        load_rows_of(a + SPLIT_PART, a_bytes);
-        split_add(true, true); // m h
-        load_columns_of(b + SPLIT_PART, b_bytes);
-        split_add(true, true); // m m
-        load_rows_of(a, a_bytes);
-        split_add(true, true); // h m
-        load_columns_of(b + 2 * SPLIT_PART, b_bytes);
-        split_add(true, true); // h l
-        load_columns_of(b, b_bytes);
-        split_add(true, true); // h h
-    }
-}
-
 // Scores of an item, [16][keys row and row + 16][PV_LANES].
 static void wide_scores(const PvReal *a, const PvReal *b, int64_t steps, PvReal *c)
 {
     split_zero();
-    add_products(a, SPLIT_LINE_BYTES, b, SPLIT_LINE_BYTES, steps);
+    split_add_steps(true, true, steps, a, SPLIT_LINE_BYTES, b, SPLIT_LINE_BYTES);
     _tile_stored(0, c, ITEM_BYTES);
     _tile_stored(1, c + PV_WIDTH, ITEM_BYTES);
     _tile_stored(2, c + PV_LANES, ITEM_BYTES);
@@ -85,12 +52,8 @@ static void wide_scores(const PvReal *a, const PvReal *b, int64_t steps, PvReal 
 PV_INLINE void wide_sums(const PvReal *a, int64_t a_bytes, const PvReal *b, int64_t b_bytes,
                          PvReal *c)
 {
-    enum { BYTES = 4 * PV_LANES };
-    SPLIT_LOAD(0, c, BYTES);
-    SPLIT_LOAD(1, c + PV_WIDTH, BYTES);
-    SPLIT_LOAD(2, c + 16 * PV_LANES, BYTES);
-    SPLIT_LOAD(3, c + 16 * PV_LANES + PV_WIDTH, BYTES);
-    add_products(a, a_bytes, b, b_bytes, 1);
+    split_load_sums(true, true, c, PV_LANES);
+    split_add_steps(true, true, 1, a, a_bytes, b, b_bytes);
     split_store(true, true, c, PV_LANES);
 }
 
@@ -258,13 +221,6 @@ void pv_grad_wide(GradProblem *problem, PvReal *scratch)
     }
     split_end();
     grad_store_queries(problem);
-}
-
-#else
-
-void pv_grad_wide(GradProblem *problem, PvReal *scratch)
-{
-    (void)problem, (void)scratch;
 }
 
 #endif

@@ -173,18 +173,40 @@ PV_INLINE void split_add(bool tall, bool wide)
         _tile_dpbf16ps(3, 5, 7);
 }
 
-PV_INLINE void split_load_rows(const PvReal *a, bool tall)
+// Lines of a panel are so many bytes apart.
+PV_INLINE void split_load_rows(const PvReal *a, int64_t bytes, bool tall)
 {
-    SPLIT_LOAD(4, a, SPLIT_LINE_BYTES);
+    SPLIT_LOAD(4, a, bytes);
     if (tall)
-        SPLIT_LOAD(5, a + SPLIT_TILE, SPLIT_LINE_BYTES);
+        SPLIT_LOAD(5, a + SPLIT_TILE, bytes);
 }
 
-PV_INLINE void split_load_columns(const PvReal *b, bool wide)
+PV_INLINE void split_load_columns(const PvReal *b, int64_t bytes, bool wide)
 {
-    SPLIT_LOAD(6, b, SPLIT_LINE_BYTES);
+    SPLIT_LOAD(6, b, bytes);
     if (wide)
-        SPLIT_LOAD(7, b + SPLIT_TILE, SPLIT_LINE_BYTES);
+        SPLIT_LOAD(7, b + SPLIT_TILE, bytes);
+}
+
+// Adds `steps` steps of k to tiles 0 to 3. Lines of a and b are so many bytes apart.
+PV_INLINE void split_add_steps(bool tall, bool wide, int64_t steps, const PvReal *a,
+                               int64_t a_bytes, const PvReal *b, int64_t b_bytes)
+{
+    for (int64_t i = 0; i < steps; i++, a += SPLIT_STEP, b += SPLIT_STEP) {
+        split_load_rows(a + 2 * SPLIT_PART, a_bytes, tall);
+        split_load_columns(b, b_bytes, wide);
+        split_add(tall, wide); // l h
+        split_load_rows(a + SPLIT_PART, a_bytes, tall);
+        split_add(tall, wide); // m h
+        split_load_columns(b + SPLIT_PART, b_bytes, wide);
+        split_add(tall, wide); // m m
+        split_load_rows(a, a_bytes, tall);
+        split_add(tall, wide); // h m
+        split_load_columns(b + 2 * SPLIT_PART, b_bytes, wide);
+        split_add(tall, wide); // h l
+        split_load_columns(b, b_bytes, wide);
+        split_add(tall, wide); // h h
+    }
 }
 
 PV_INLINE void split_zero(void)
@@ -208,44 +230,27 @@ PV_INLINE void split_store(bool tall, bool wide, PvReal *c, int64_t c_step)
         _tile_stored(3, below + 16, bytes);
 }
 
-// Leaves the sums in tiles 0 to 3.
-PV_INLINE void split_products(bool tall, bool wide, int64_t steps, const PvReal *a, const PvReal *b,
-                              const PvReal *c, int64_t c_step, bool add)
+PV_INLINE void split_load_sums(bool tall, bool wide, const PvReal *c, int64_t c_step)
 {
     int64_t bytes = c_step * (int64_t)sizeof *c;
     const PvReal *below = c + 16 * c_step;
-    if (add) {
-        SPLIT_LOAD(0, c, bytes);
-        if (wide)
-            SPLIT_LOAD(1, c + 16, bytes);
-        if (tall)
-            SPLIT_LOAD(2, below, bytes);
-        if (tall && wide)
-            SPLIT_LOAD(3, below + 16, bytes);
-    } else {
-        split_zero();
-    }
-    for (int64_t i = 0; i < steps; i++, a += SPLIT_STEP, b += SPLIT_STEP) {
-        split_load_rows(a + 2 * SPLIT_PART, tall);
-        split_load_columns(b, wide);
-        split_add(tall, wide); // l h
-        split_load_rows(a + SPLIT_PART, tall);
-        split_add(tall, wide); // m h
-        split_load_columns(b + SPLIT_PART, wide);
-        split_add(tall, wide); // m m
-        split_load_rows(a, tall);
-        split_add(tall, wide); // h m
-        split_load_columns(b + 2 * SPLIT_PART, wide);
-        split_add(tall, wide); // h l
-        split_load_columns(b, wide);
-        split_add(tall, wide); // h h
-    }
+    SPLIT_LOAD(0, c, bytes);
+    if (wide)
+        SPLIT_LOAD(1, c + 16, bytes);
+    if (tall)
+        SPLIT_LOAD(2, below, bytes);
+    if (tall && wide)
+        SPLIT_LOAD(3, below + 16, bytes);
 }
 
 PV_INLINE void split_body(bool tall, bool wide, int64_t steps, const PvReal *a, const PvReal *b,
                           PvReal *c, int64_t c_step, bool add)
 {
-    split_products(tall, wide, steps, a, b, c, c_step, add);
+    if (add)
+        split_load_sums(tall, wide, c, c_step);
+    else
+        split_zero();
+    split_add_steps(tall, wide, steps, a, SPLIT_LINE_BYTES, b, SPLIT_LINE_BYTES);
     split_store(tall, wide, c, c_step);
 }
 
