@@ -47,7 +47,7 @@ static ProductCut product_cut(int64_t m, int64_t n, int64_t k_blocks, int64_t ba
                               bool split)
 {
     int64_t unit = split ? SPLIT_ROWS : PV_ROWS, most = PV_ROW_PANELS * PV_ROWS / unit * unit;
-    int64_t rows = k_blocks > 1 ? most : 4 * most;
+    int64_t rows = k_blocks > 1 ? most : (split ? 16 : 4) * most;
     int64_t columns = PV_PANELS * PV_LANES;
     ProductCut cut;
     for (;;) {

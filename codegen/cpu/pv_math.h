@@ -45,14 +45,13 @@ PV_FN float pv_from_bits(int32_t bits)
     return x;
 }
 
-// e^x = 2^n e^r, |r| <= ln 2 / 2; the power of two in two factors, for results below 2^-126.
-PV_FN float pv_exp(float x)
+// e^r, |r| <= ln 2 / 2, and n of e^x = 2^n e^r: in its lowest bits, above those of pv_exp_magic.
+#define pv_exp_magic 12582912.0f // 1.5 2^23: rounds to an integer
+
+PV_FN float pv_exp_rest(float x, float *shifted)
 {
-    const float magic = 12582912.0f; // 1.5 2^23: rounds to an integer
-    x = x > 89.0f ? 89.0f : x;
-    x = x < -104.0f ? -104.0f : x;
-    float shifted = pv_fma(x, 1.44269504f, magic);
-    float n = shifted - magic;
+    *shifted = pv_fma(x, 1.44269504f, pv_exp_magic);
+    float n = *shifted - pv_exp_magic;
     float r = pv_fma(n, -0.693145752f, x); // ln 2, 17 bits
     r = pv_fma(n, -1.42860677e-6f, r);     // and the rest
     float p = 0.001381165373f;
@@ -60,11 +59,29 @@ PV_FN float pv_exp(float x)
     p = pv_fma(p, r, 0.04166852845f);
     p = pv_fma(p, r, 0.1666650872f);
     p = pv_fma(p, r, 0.4999999263f);
-    p = pv_fma(p, r * r, r) + 1.0f;
-    int32_t whole = pv_bits(shifted) - pv_bits(magic), half = whole >> 1;
+    return pv_fma(p, r * r, r) + 1.0f;
+}
+
+// e^x; the power of two in two factors, for results below 2^-126.
+PV_FN float pv_exp(float x)
+{
+    float shifted;
+    x = x > 89.0f ? 89.0f : x;
+    x = x < -104.0f ? -104.0f : x;
+    float p = pv_exp_rest(x, &shifted);
+    int32_t whole = pv_bits(shifted) - pv_bits(pv_exp_magic), half = whole >> 1;
     float scale = pv_from_bits((int32_t)((uint32_t)(half + 127) << 23));
     float rest = pv_from_bits((int32_t)((uint32_t)(whole - half + 127) << 23));
     return p * scale * rest;
+}
+
+// e^x, -87 <= x <= 88. For functions that are made of pieces: a compiler evaluates all of them for
+// every lane, and pv_exp of what it puts in place of lanes that it does not need may be a number
+// below 2^-126, for which processors take a hundred times as long.
+PV_FN float pv_exp_normal(float x)
+{
+    float shifted, p = pv_exp_rest(x, &shifted);
+    return p * pv_from_bits((int32_t)(((uint32_t)pv_bits(shifted) + 127) << 23));
 }
 
 // log x = e ln 2 + 2 atanh s, s = (m - 1) / (m + 1), m in [sqrt 1/2, sqrt 2)
@@ -112,10 +129,10 @@ PV_FN float pv_erf_small(float a)
     return p * a;
 }
 
-// 1 - erf a, a >= 1: e to a polynomial; constant from 9.5 on, where it is below 1e-40
+// 1 - erf a, a >= 1: e to a polynomial; constant from 9.1 on, where it is below 1e-37
 PV_FN float pv_erfc_large(float a)
 {
-    a = a > 9.5f ? 9.5f : a;
+    a = a > 9.1f ? 9.1f : a;
     float p = 3.652438922e-8f;
     p = pv_fma(p, a, -1.82102847e-6f);
     p = pv_fma(p, a, 3.985900816e-5f);
@@ -126,7 +143,7 @@ PV_FN float pv_erfc_large(float a)
     p = pv_fma(p, a, 0.6354624525f);
     p = pv_fma(p, a, 1.128068629f);
     p = pv_fma(p, a, 0.0002134497187f);
-    return pv_exp(-p);
+    return pv_exp_normal(-p);
 }
 
 PV_FN float pv_erf(float x)
@@ -145,7 +162,7 @@ PV_FN float pv_tanh(float x)
     p = pv_fma(p, z, 0.1333144221f);
     p = pv_fma(p, z, -0.3333328194f);
     float small = pv_fma(p * z, x, x);
-    float large = 1.0f - 2.0f / (pv_exp(2.0f * a) + 1.0f);
+    float large = 1.0f - 2.0f / (pv_exp_normal(a > 10.0f ? 20.0f : 2.0f * a) + 1.0f);
     return a < 0.625f ? small : __builtin_copysignf(large, x);
 }
 
