@@ -15,6 +15,8 @@ enum {
     PV_MAX_TILE = 128,          // bytes of a row of a register tile, at most
     PV_PANELS = 16,             // column panels of a block of a product
     PV_ROW_PANELS = 20,         // row panels of a block, if k needs several blocks
+    PV_SUM_ROWS = PV_ROW_PANELS * PV_MAX_ROWS,
+    PV_SPLIT_SUM_ROWS = 960,    // rows of such a block by split.h: a multiple of 32
     PV_K_BLOCK = 384,           // longest run of k between two visits of the result
     PV_WHOLE_PATCH = 4 << 20,   // bytes of a patch of all channels of a convolution, at most
     PV_WINOGRAD_BYTES = 4 << 20,    // of transformed elements of x of a batch of tiles, about
@@ -97,12 +99,20 @@ static inline int64_t split_grad_keys(int64_t m, int64_t d, int64_t e)
     return pv_ceil_div(pv_ceil_div(m, blocks), SPLIT_DEPTH) * SPLIT_DEPTH;
 }
 
-// Scratch of pv_product_block for a block whose rows have `row` bytes, whole panels; `cut`: k may
-// need several blocks.
-static inline int64_t pv_product_bytes(int64_t row, int64_t real, bool cut)
+// Rows of a block of a product of m rows (0: endless), if k needs several blocks, at most.
+static inline int64_t pv_sum_rows(int64_t m)
+{
+    int64_t split = pv_ceil_div(m, PV_MAX_SPLIT_ROWS) * PV_MAX_SPLIT_ROWS;
+    split = m == 0 ? PV_SPLIT_SUM_ROWS : pv_least(split, PV_SPLIT_SUM_ROWS);
+    return pv_most(PV_SUM_ROWS, split);
+}
+
+// Scratch of pv_product_block for a block whose rows have `row` bytes, whole panels; sum_rows: of
+// the block, if k may need several blocks, else 0.
+static inline int64_t pv_product_bytes(int64_t row, int64_t real, int64_t sum_rows)
 {
     int64_t left = pv_align(PV_K_BLOCK * PV_MAX_ROWS * real + PV_SLACK);
-    int64_t sums = cut ? PV_ROW_PANELS * PV_MAX_ROWS * row : PV_MAX_SPLIT_ROWS * PV_MAX_TILE;
+    int64_t sums = pv_most(sum_rows * row, PV_MAX_SPLIT_ROWS * PV_MAX_TILE);
     // split.h: columns of half as many bytes again, and a panel of rows and one before it is split
     int64_t split = PV_K_BLOCK * (row / 2 + 5 * PV_MAX_TILE / 2);
     return left + PV_K_BLOCK * row + sums + split + PV_SLACK;

@@ -218,7 +218,8 @@ static int64_t bytes_before_patch(const ConvLaunch *launch, int64_t room)
 {
     int64_t real = sizeof(PvReal);
     return table_bytes(launch, room) +
-           pv_product_bytes(room * real, real, launch->product.base.k_blocks > 1);
+           pv_product_bytes(room * real, real,
+                            launch->product.base.k_blocks > 1 ? PV_SUM_ROWS : 0);
 }
 
 // One task: rows m0 .. m1 - 1, box number `box`, of a group.
@@ -378,7 +379,7 @@ static bool conv_launch_joint(const PvRun *run, ConvLaunch *launches, int count)
     }
     int64_t columns = joint.start[count];
     int64_t room = pv_ceil_div(columns, PV_LANES) * PV_LANES * real;
-    int64_t blocks = pv_product_bytes(room, real, k_blocks > 1);
+    int64_t blocks = pv_product_bytes(room, real, k_blocks > 1 ? PV_SUM_ROWS : 0);
     if (bytes + blocks > run->scratch_size)
         return false;
     bool whole = whole_bytes + blocks <= run->scratch_size;

@@ -289,7 +289,7 @@ static int64_t wgrad_bytes(int64_t taps, int64_t columns)
 {
     int64_t real = sizeof(PvReal), room = pv_ceil_div(columns, PV_LANES) * PV_LANES;
     return 2 * pv_align(PV_K_BLOCK * 4) + pv_align(PV_MAX_SEGMENTS * taps * 4) +
-           PV_WIDTH * PV_K_BLOCK * real + pv_product_bytes(room * real, real, true);
+           PV_WIDTH * PV_K_BLOCK * real + pv_product_bytes(room * real, real, PV_SUM_ROWS);
 }
 
 static void wgrad_task(const WgradProduct *shape, int64_t group, int64_t m0, int64_t m1, int64_t n0,

@@ -47,7 +47,9 @@ static ProductCut product_cut(int64_t m, int64_t n, int64_t k_blocks, int64_t ba
                               bool split)
 {
     int64_t unit = split ? SPLIT_ROWS : PV_ROWS, most = PV_ROW_PANELS * PV_ROWS / unit * unit;
-    int64_t rows = k_blocks > 1 ? most : (split ? 16 : 4) * most;
+    int64_t rows = k_blocks == 1 ? 4 * most : most;
+    if (split)
+        rows = k_blocks == 1 ? 8 * most : PV_SPLIT_SUM_ROWS;
     int64_t columns = PV_PANELS * PV_LANES;
     ProductCut cut;
     for (;;) {
@@ -153,8 +155,8 @@ PV_INLINE void activate(PvReal *value, int lanes, PvAct act)
     }
 }
 
-void pv_product_finish(PvReal *out, const PvReal *sum, int64_t count, PvReal bias,
-                       const PvReal *bias_n, const PvReal *residual, PvAct act)
+PV_INLINE void finish(PvReal *out, const PvReal *sum, int64_t count, PvReal bias,
+                      const PvReal *bias_n, const PvReal *residual, PvAct act)
 {
     PvReal value[PV_LANES];
     for (int i = 0; i < PV_LANES; i++)
@@ -168,10 +170,16 @@ void pv_product_finish(PvReal *out, const PvReal *sum, int64_t count, PvReal bia
         for (int64_t i = 0; i < count; i++)
             value[i] += residual[i];
     }
+    memcpy(out, value, (size_t)count * sizeof *out);
+}
+
+void pv_product_finish(PvReal *out, const PvReal *sum, int64_t count, PvReal bias,
+                       const PvReal *bias_n, const PvReal *residual, PvAct act)
+{
     if (count == PV_LANES)
-        memcpy(out, value, sizeof value);
+        finish(out, sum, PV_LANES, bias, bias_n, residual, act);
     else
-        memcpy(out, value, (size_t)count * sizeof *out);
+        finish(out, sum, count, bias, bias_n, residual, act);
 }
 
 typedef struct {
@@ -331,7 +339,11 @@ static void gate_store(Product *base, int64_t m0, int64_t rows, int64_t n0, int6
         activate(gate, PV_WIDTH, (PvAct)args->act);
         for (int j = 0; j < PV_WIDTH; j++)
             value[j] *= gate[j];
-        memcpy(product->c + (m0 + i) * args->c_m + first, value, (size_t)count * sizeof *value);
+        PvReal *to = product->c + (m0 + i) * args->c_m + first;
+        if (count == PV_WIDTH)
+            memcpy(to, value, sizeof value);
+        else
+            memcpy(to, value, (size_t)count * sizeof *value);
     }
 }
 
@@ -418,7 +430,8 @@ static int joint_count(const PvRun *run, const GemmArgs *args, int64_t segments)
 {
     int count = 1;
     int64_t real = sizeof(PvReal), columns = args->n, row = PV_PANELS * PV_LANES * real;
-    if (pv_product_bytes(row, real, gemm_k_blocks(args) > 1) > run->scratch_size)
+    int64_t sum_rows = gemm_k_blocks(args) > 1 ? pv_sum_rows(args->m) : 0;
+    if (pv_product_bytes(row, real, sum_rows) > run->scratch_size)
         return count;
     for (; count < pv_least(segments, PV_MAX_SEGMENTS); count++) {
         const GemmArgs *next = &args[count];

@@ -20,7 +20,8 @@ int64_t pv_gemm_scratch(const GemmArgs *args, int64_t real)
 {
     bool cut = args->sum_batch || args->k == 0 || args->k > PV_K_BLOCK || args->sum != 0;
     int64_t columns = args->gate ? 2 * args->n : args->n;
-    return pv_align(pv_product_bytes(row_bytes(columns, real), real, cut));
+    return pv_align(
+        pv_product_bytes(row_bytes(columns, real), real, cut ? pv_sum_rows(args->m) : 0));
 }
 
 // Elements of the patch of one channel that boxes of up to `columns` positions see, all images.
@@ -64,7 +65,7 @@ static int64_t conv_bytes(const int64_t *out, const int64_t *step, const int64_t
     if (normed)
         patch = pv_most(patch, pv_least(plane * channels, PV_WHOLE_PATCH / real));
     return 3 * pv_align(columns * 4) + pv_align(count * 4) + pv_align(table * 4) +
-           pv_product_bytes(row, real, true) + pv_align(patch * real) + PV_SLACK;
+           pv_product_bytes(row, real, PV_SUM_ROWS) + pv_align(patch * real) + PV_SLACK;
 }
 
 // Minimal filtering, on any width of vectors: tables and patch of one channel of `tiles` tiles of
@@ -137,7 +138,7 @@ static int64_t winograd_grad_bytes(const ConvArgs *args, int64_t real)
 
 int64_t pv_conv_scratch(const ConvArgs *args, int64_t real)
 {
-    GemmArgs gemm = {.n = volume(args->out), .k = args->c_in};
+    GemmArgs gemm = {.m = args->c_out, .n = volume(args->out), .k = args->c_in};
     int64_t plain = is_pointwise(args) ? pv_gemm_scratch(&gemm, real) : 0;
     plain = pv_most(plain, pv_align(winograd_bytes(args, args->c_in, args->out, real)));
     return pv_most(plain, conv_bytes(args->out, args->stride, args->kernel,
@@ -152,7 +153,7 @@ int64_t pv_conv_dgrad_scratch(const ConvArgs *args, int64_t real)
         taps[axis] = pv_ceil_div(args->kernel[axis], args->stride[axis]);
         out[axis] = pv_ceil_div(args->in[axis], args->stride[axis]);
     }
-    GemmArgs gemm = {.n = volume(args->in), .k = args->c_out};
+    GemmArgs gemm = {.m = args->c_in, .n = volume(args->in), .k = args->c_out};
     int64_t plain = is_pointwise(args) ? pv_gemm_scratch(&gemm, real) : 0;
     plain = pv_most(plain, pv_align(winograd_bytes(args, args->c_out, args->in, real)));
     int64_t phase = conv_bytes(out, one, taps, channels, volume(args->kernel), false, real);
@@ -162,16 +163,17 @@ int64_t pv_conv_dgrad_scratch(const ConvArgs *args, int64_t real)
 
 int64_t pv_conv_wgrad_scratch(const ConvArgs *args, int64_t real)
 {
-    GemmArgs gemm = {.n = args->c_in, .sum_batch = 1};
+    GemmArgs gemm = {.m = args->c_out, .n = args->c_in, .sum_batch = 1};
     int64_t plain = is_pointwise(args) ? pv_gemm_scratch(&gemm, real) : 0;
     plain = pv_most(plain, pv_align(winograd_grad_bytes(args, real)));
     int64_t taps = volume(args->kernel), channels = args->c_in / args->groups;
     int64_t row = row_bytes(channels * taps, real);
     int64_t patch = patch_bound(PV_K_BLOCK, args->out, args->stride, args->kernel) *
                     channel_bound(row / real, taps, channels);
-    return pv_most(plain, 2 * pv_align(PV_K_BLOCK * 4) + pv_align(PV_MAX_SEGMENTS * taps * 4) +
-                              PV_MAX_TILE / 2 * PV_K_BLOCK + pv_product_bytes(row, real, true) +
-                              pv_align(patch * real) + PV_SLACK);
+    int64_t tables = 2 * pv_align(PV_K_BLOCK * 4) + pv_align(PV_MAX_SEGMENTS * taps * 4);
+    return pv_most(plain, tables + PV_MAX_TILE / 2 * PV_K_BLOCK +
+                              pv_product_bytes(row, real, PV_SUM_ROWS) + pv_align(patch * real) +
+                              PV_SLACK);
 }
 
 static int64_t round_up(int64_t count, int64_t step)
