@@ -45,9 +45,9 @@ PV_FN float pv_from_bits(int32_t bits)
     return x;
 }
 
-// e^r, |r| <= ln 2 / 2, and n of e^x = 2^n e^r: in its lowest bits, above those of pv_exp_magic.
 #define pv_exp_magic 12582912.0f // 1.5 2^23: rounds to an integer
 
+// e^r of e^x = 2^n e^r, |r| <= ln 2 / 2; n is in the lowest bits of shifted = pv_exp_magic + n.
 PV_FN float pv_exp_rest(float x, float *shifted)
 {
     *shifted = pv_fma(x, 1.44269504f, pv_exp_magic);

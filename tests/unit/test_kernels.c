@@ -238,6 +238,13 @@ static void test_gemm_blocks(void **state)
     check_gemm((GemmCase){.m = 700, .n = 1, .k = 900, .batch0 = 1, .batch1 = 1});
 }
 
+// More rows than a block has whose sums are kept between blocks of k.
+static void test_gemm_rows(void **state)
+{
+    (void)state;
+    check_gemm((GemmCase){.m = 1000, .n = 600, .k = 400, .batch0 = 1, .batch1 = 1});
+}
+
 static void test_gemm_batches(void **state)
 {
     (void)state;
@@ -619,6 +626,7 @@ int main(void)
         cmocka_unit_test(test_conv_strides), cmocka_unit_test(test_conv_axes),
         cmocka_unit_test(test_conv_groups),  cmocka_unit_test(test_conv_within),
         cmocka_unit_test(test_conv_siblings), cmocka_unit_test(test_conv_winograd),
+        cmocka_unit_test(test_gemm_rows),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
