@@ -77,7 +77,7 @@ PV_FN float pv_exp(float x)
 
 // e^x, -87 <= x <= 88. For functions that are made of pieces: a compiler evaluates all of them for
 // every lane, and pv_exp of what it puts in place of lanes that it does not need may be a number
-// below 2^-126, for which processors take a hundred times as long.
+// below 2^-126, for which processors take many times as long (README.md).
 PV_FN float pv_exp_normal(float x)
 {
     float shifted, p = pv_exp_rest(x, &shifted);

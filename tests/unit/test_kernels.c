@@ -151,8 +151,8 @@ static void check_gate(int64_t m, int64_t n, int64_t k, bool turned, bool first,
     release();
 }
 
-// A number below the normal ones takes a hundred times as long, so none may arise in lanes that are
-// not wanted either: GELU is made of pieces, each of which is computed for every lane.
+// A number below the normal ones takes many times as long, so none may arise in lanes that are not
+// wanted either: GELU is made of pieces, each of which is computed for every lane.
 static void test_gelu_stays_normal(void **state)
 {
     (void)state;
