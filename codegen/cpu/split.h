@@ -188,11 +188,16 @@ PV_INLINE void split_load_columns(const PvReal *b, int64_t bytes, bool wide)
         SPLIT_LOAD(7, b + SPLIT_TILE, bytes);
 }
 
-// Adds `steps` steps of k to tiles 0 to 3. Lines of a and b are so many bytes apart.
+// Adds `steps` steps of k to tiles 0 to 3. Lines of a and b are so many bytes apart, and those of c,
+// where tile 0 will go. It is stored there after each step: where the unit has made more than 120
+// products since a tile was stored, storing the next one takes 250 ns longer.
 PV_INLINE void split_add_steps(bool tall, bool wide, int64_t steps, const PvReal *a,
-                               int64_t a_bytes, const PvReal *b, int64_t b_bytes)
+                               int64_t a_bytes, const PvReal *b, int64_t b_bytes, PvReal *c,
+                               int64_t c_bytes)
 {
     for (int64_t i = 0; i < steps; i++, a += SPLIT_STEP, b += SPLIT_STEP) {
+        if (i > 0)
+            _tile_stored(0, c, c_bytes);
         split_load_rows(a + 2 * SPLIT_PART, a_bytes, tall);
         split_load_columns(b, b_bytes, wide);
         split_add(tall, wide); // l h
@@ -250,7 +255,8 @@ PV_INLINE void split_body(bool tall, bool wide, int64_t steps, const PvReal *a, 
         split_load_sums(tall, wide, c, c_step);
     else
         split_zero();
-    split_add_steps(tall, wide, steps, a, SPLIT_LINE_BYTES, b, SPLIT_LINE_BYTES);
+    split_add_steps(tall, wide, steps, a, SPLIT_LINE_BYTES, b, SPLIT_LINE_BYTES, c,
+                    c_step * (int64_t)sizeof *c);
     split_store(tall, wide, c, c_step);
 }
 
