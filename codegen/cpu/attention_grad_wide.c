@@ -41,7 +41,8 @@ typedef struct {
 static void wide_scores(const PvReal *a, const PvReal *b, int64_t steps, PvReal *c)
 {
     split_zero();
-    split_add_steps(true, true, steps, a, SPLIT_LINE_BYTES, b, SPLIT_LINE_BYTES, c, ITEM_BYTES);
+    split_add_steps(true, true, steps, a, SPLIT_LINE_BYTES, b, SPLIT_LINE_BYTES, c, ITEM_BYTES,
+                    NULL);
     _tile_stored(0, c, ITEM_BYTES);
     _tile_stored(1, c + PV_WIDTH, ITEM_BYTES);
     _tile_stored(2, c + PV_LANES, ITEM_BYTES);
@@ -53,7 +54,8 @@ PV_INLINE void wide_sums(const PvReal *a, int64_t a_bytes, const PvReal *b, int6
                          PvReal *c)
 {
     split_load_sums(true, true, c, PV_LANES);
-    split_add_steps(true, true, 1, a, a_bytes, b, b_bytes, c, PV_LANES * sizeof *c);
+    split_add_steps(true, true, 1, a, a_bytes, b, b_bytes, c, PV_LANES * (int64_t)sizeof *c,
+                    NULL);
     split_store(true, true, c, PV_LANES);
 }
 

@@ -112,9 +112,9 @@ static inline int64_t pv_sum_rows(int64_t m)
 static inline int64_t pv_product_bytes(int64_t row, int64_t real, int64_t sum_rows)
 {
     int64_t left = pv_align(PV_K_BLOCK * PV_MAX_ROWS * real + PV_SLACK);
-    int64_t sums = pv_most(sum_rows * row, PV_MAX_SPLIT_ROWS * PV_MAX_TILE);
-    // split.h: columns of half as many bytes again, and a panel of rows and one before it is split
-    int64_t split = PV_K_BLOCK * (row / 2 + 5 * PV_MAX_TILE / 2);
+    int64_t sums = pv_most(sum_rows * row, 2 * PV_MAX_SPLIT_ROWS * PV_MAX_TILE);
+    // split.h: columns of half as many bytes again, two panels of rows, and one before it is split
+    int64_t split = PV_K_BLOCK * (row / 2 + 4 * PV_MAX_TILE);
     return left + PV_K_BLOCK * row + sums + split + PV_SLACK;
 }
 

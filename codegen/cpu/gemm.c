@@ -467,38 +467,105 @@ static void split_pack_rows(GemmProduct *product, int64_t m, int64_t rows, PvRea
     split_turned(panel, room, PV_LANES, product->k);
 }
 
+// What is done while a tile is multiplied: storing the one before, and splitting the next panel of A.
+typedef struct {
+    SplitAside base;
+    Product *product;
+    // the tile to be stored, from row `stored` on; `store_owed`: of `parts`, below a row
+    const PvReal *tile;
+    int64_t m, rows, n, columns, stored, store_owed;
+    // rows that become `panel`, from line `line` of `row` on
+    PvReal *panel;
+    const PvReal *from;
+    int64_t step, panel_rows, k, row, line, lines, split_owed;
+} SplitBeside;
+
+static void beside_store(SplitBeside *beside, int64_t count)
+{
+    beside->product->store(beside->product, beside->m + beside->stored, count, beside->n,
+                           beside->columns, beside->tile + beside->stored * PV_LANES);
+    beside->stored += count;
+}
+
+static void beside_part(SplitAside *base, int64_t parts)
+{
+    SplitBeside *beside = (SplitBeside *)base;
+    int64_t count = 0;
+    for (beside->store_owed += beside->rows; beside->store_owed >= parts; count++)
+        beside->store_owed -= parts;
+    if (count > 0)
+        beside_store(beside, count);
+    for (beside->split_owed += beside->lines; beside->split_owed >= parts;) {
+        beside->split_owed -= parts;
+        int64_t first = beside->line * SPLIT_DEPTH;
+        const PvReal *at = beside->from + beside->row * beside->step + first;
+        __builtin_prefetch(at + SPLIT_ROWS * beside->step, 0, 2);
+        __builtin_prefetch(at + SPLIT_ROWS * beside->step + 16, 0, 2);
+        split_line(beside->panel + split_row_at(beside->row) + beside->line * SPLIT_STEP, at,
+                   beside->row < beside->panel_rows ? beside->k - first : 0);
+        if (first + SPLIT_DEPTH >= beside->k) {
+            beside->row++;
+            beside->line = 0;
+        } else
+            beside->line++;
+    }
+}
+
 // As pv_product_block; `left`: whose A it is.
 static void split_block(Product *product, GemmProduct *left, int64_t m0, int64_t m1, int64_t n0,
                         int64_t n1, char *scratch)
 {
     int64_t panels = pv_ceil_div(n1 - n0, PV_LANES), size = split_words(PV_K_BLOCK);
     PvReal *room = (PvReal *)scratch; // [k][PV_LANES]
-    PvReal *a = room + PV_K_BLOCK * PV_LANES;
-    PvReal *b = a + size;             // [panel][panel of split.h]
-    PvReal *sums = b + panels * size; // [row panel][panel][SPLIT_ROWS][PV_LANES]
+    PvReal *a = room + PV_K_BLOCK * PV_LANES, *next = a + size;
+    PvReal *b = next + size;          // [panel][panel of split.h]
+    PvReal *sums = b + panels * size; // [row panel][panel][SPLIT_ROWS][PV_LANES]; whole: two
     bool whole = product->k_blocks == 1;
+    SplitBeside beside = {.base = {beside_part}, .product = product};
     split_begin();
     for (int64_t block = 0; block < product->k_blocks; block++) {
-        int64_t k = product->begin(product, block, n0, n1);
+        int64_t k = product->begin(product, block, n0, n1), number = 0;
         bool last = block + 1 == product->k_blocks;
         for (int64_t j = 0; j < panels; j++) {
             int64_t n = n0 + j * PV_LANES;
             product->pack_columns(product, n, pv_least(n1 - n, PV_LANES), room);
             split_columns(b + j * size, room, PV_LANES, k);
         }
+        bool ready = false;
         for (int64_t m = m0; m < m1; m += SPLIT_ROWS) {
-            int64_t rows = pv_least(m1 - m, SPLIT_ROWS);
-            split_pack_rows(left, m, rows, room, a);
-            for (int64_t j = 0; j < panels; j++) {
+            int64_t rows = pv_least(m1 - m, SPLIT_ROWS), behind = m + SPLIT_ROWS;
+            if (!ready)
+                split_pack_rows(left, m, rows, room, a);
+            beside.from = behind < m1 ? gemm_rows_at(&left->base, behind, &beside.step) : NULL;
+            ready = beside.from != NULL;
+            beside.panel = next;
+            beside.panel_rows = pv_least(m1 - behind, SPLIT_ROWS);
+            beside.k = k;
+            beside.row = beside.line = 0;
+            int64_t lines = ready ? SPLIT_ROWS * pv_ceil_div(k, SPLIT_DEPTH) : 0;
+            for (int64_t j = 0; j < panels; j++, number++) {
                 int64_t n = n0 + j * PV_LANES, columns = pv_least(n1 - n, PV_LANES);
-                int64_t number = whole ? 0 : (m - m0) / SPLIT_ROWS * panels + j;
-                PvReal *tile = sums + number * SPLIT_ROWS * PV_LANES;
-                split_multiply(rows, columns, k, a, b + j * size, tile, PV_LANES, block > 0);
-                if (last)
-                    product->store(product, m, rows, n, columns, tile);
+                PvReal *tile = sums + (whole ? number % 2 : number) * SPLIT_ROWS * PV_LANES;
+                beside.lines = lines * (j + 1) / panels - lines * j / panels;
+                split_multiply_beside(rows, columns, k, a, b + j * size, tile, PV_LANES, block > 0,
+                                      &beside.base);
+                if (last) {
+                    beside.tile = tile;
+                    beside.m = m;
+                    beside.rows = rows;
+                    beside.n = n;
+                    beside.columns = columns;
+                    beside.stored = 0;
+                }
+            }
+            if (ready) {
+                PvReal *former = a;
+                a = next;
+                next = former;
             }
         }
     }
+    beside_store(&beside, beside.rows);
     split_end();
 }
 

@@ -35,6 +35,7 @@ enum {
     SPLIT_TILE = 3 * SPLIT_PART,
     SPLIT_LINE = 2 * SPLIT_TILE,
     SPLIT_LINE_BYTES = 4 * SPLIT_LINE,
+    SPLIT_PARTS = 3, // of other work that are done in a step of k
 };
 
 // Whether this process may use the unit. Asks the system once.
@@ -110,26 +111,36 @@ static __attribute__((noinline, unused)) void split_columns(PvReal *to, const Pv
     }
 }
 
+// `count` <= SPLIT_DEPTH neighbours in k of a panel's row, to its line of a step of k.
+PV_INLINE void split_line(PvReal *to, const PvReal *from, int64_t count)
+{
+    PvVec part[3] = {{0}};
+    if (count >= SPLIT_DEPTH) {
+        split_pair(vec_load(from), vec_load(from + 16), true, part);
+    } else if (count > 0) {
+        PvReal rest[SPLIT_DEPTH] = {0};
+        memcpy(rest, from, (size_t)count * sizeof *rest);
+        split_pair(vec_load(rest), vec_load(rest + 16), true, part);
+    }
+#pragma GCC unroll 3
+    for (int i = 0; i < 3; i++)
+        vec_store(to + i * SPLIT_PART, part[i]);
+}
+
+// The line of a row of a panel in the first step of k.
+static inline int64_t split_row_at(int64_t row)
+{
+    return row / 16 * SPLIT_TILE + row % 16 * SPLIT_LINE;
+}
+
 // A panel of `rows` rows, `step` apart and dense in k.
 static __attribute__((noinline, unused)) void split_rows(PvReal *to, const PvReal *from,
                                                          int64_t step, int64_t rows, int64_t k)
 {
-    int64_t whole = k - k % SPLIT_DEPTH;
     for (int64_t row = 0; row < SPLIT_ROWS; row++, from += step) {
-        PvReal *at = to + row / 16 * SPLIT_TILE + row % 16 * SPLIT_LINE;
-        PvVec part[3] = {{0}};
-        for (int64_t first = 0; first < k; first += SPLIT_DEPTH, at += SPLIT_STEP) {
-            if (row < rows && first < whole) {
-                split_pair(vec_load(from + first), vec_load(from + first + 16), true, part);
-            } else if (row < rows) {
-                PvReal rest[SPLIT_DEPTH] = {0};
-                memcpy(rest, from + first, (size_t)(k - first) * sizeof *rest);
-                split_pair(vec_load(rest), vec_load(rest + 16), true, part);
-            }
-#pragma GCC unroll 3
-            for (int i = 0; i < 3; i++)
-                vec_store(at + i * SPLIT_PART, part[i]);
-        }
+        PvReal *at = to + split_row_at(row);
+        for (int64_t first = 0; first < k; first += SPLIT_DEPTH, at += SPLIT_STEP)
+            split_line(at, from + first, row < rows ? k - first : 0);
     }
 }
 
@@ -188,13 +199,22 @@ PV_INLINE void split_load_columns(const PvReal *b, int64_t bytes, bool wide)
         SPLIT_LOAD(7, b + SPLIT_TILE, bytes);
 }
 
+// Work with vectors while the unit multiplies: `part` does one of `parts` parts of it.
+typedef struct SplitAside SplitAside;
+struct SplitAside {
+    void (*part)(SplitAside *aside, int64_t parts);
+};
+
 // Adds `steps` steps of k to tiles 0 to 3. Lines of a and b are so many bytes apart, and those of c,
 // where tile 0 will go. It is stored there after each step: where the unit has made more than 120
-// products since a tile was stored, storing the next one takes 250 ns longer.
+// products since a tile was stored, storing the next one takes 250 ns longer. With `aside`,
+// SPLIT_PARTS parts of it are done in each step: not all at once, since a processor looks
+// only so many instructions ahead for products.
 PV_INLINE void split_add_steps(bool tall, bool wide, int64_t steps, const PvReal *a,
                                int64_t a_bytes, const PvReal *b, int64_t b_bytes, PvReal *c,
-                               int64_t c_bytes)
+                               int64_t c_bytes, SplitAside *aside)
 {
+    int64_t parts = SPLIT_PARTS * steps;
     for (int64_t i = 0; i < steps; i++, a += SPLIT_STEP, b += SPLIT_STEP) {
         if (i > 0)
             _tile_stored(0, c, c_bytes);
@@ -203,14 +223,20 @@ PV_INLINE void split_add_steps(bool tall, bool wide, int64_t steps, const PvReal
         split_add(tall, wide); // l h
         split_load_rows(a + SPLIT_PART, a_bytes, tall);
         split_add(tall, wide); // m h
+        if (aside)
+            aside->part(aside, parts);
         split_load_columns(b + SPLIT_PART, b_bytes, wide);
         split_add(tall, wide); // m m
         split_load_rows(a, a_bytes, tall);
         split_add(tall, wide); // h m
+        if (aside)
+            aside->part(aside, parts);
         split_load_columns(b + 2 * SPLIT_PART, b_bytes, wide);
         split_add(tall, wide); // h l
         split_load_columns(b, b_bytes, wide);
         split_add(tall, wide); // h h
+        if (aside)
+            aside->part(aside, parts);
     }
 }
 
@@ -249,31 +275,38 @@ PV_INLINE void split_load_sums(bool tall, bool wide, const PvReal *c, int64_t c_
 }
 
 PV_INLINE void split_body(bool tall, bool wide, int64_t steps, const PvReal *a, const PvReal *b,
-                          PvReal *c, int64_t c_step, bool add)
+                          PvReal *c, int64_t c_step, bool add, SplitAside *aside)
 {
     if (add)
         split_load_sums(tall, wide, c, c_step);
     else
         split_zero();
     split_add_steps(tall, wide, steps, a, SPLIT_LINE_BYTES, b, SPLIT_LINE_BYTES, c,
-                    c_step * (int64_t)sizeof *c);
+                    c_step * (int64_t)sizeof *c, aside);
     split_store(tall, wide, c, c_step);
 }
 
 // c[rows][lanes] (+)= the product of two panels; writes whole tiles of 16 x 16.
+PV_INLINE void split_multiply_beside(int64_t rows, int64_t lanes, int64_t k, const PvReal *a,
+                                     const PvReal *b, PvReal *c, int64_t c_step, bool add,
+                                     SplitAside *aside)
+{
+    int64_t steps = pv_ceil_div(k, SPLIT_DEPTH);
+    if (rows > 16 && lanes > 16)
+        split_body(true, true, steps, a, b, c, c_step, add, aside);
+    else if (rows > 16)
+        split_body(true, false, steps, a, b, c, c_step, add, aside);
+    else if (lanes > 16)
+        split_body(false, true, steps, a, b, c, c_step, add, aside);
+    else
+        split_body(false, false, steps, a, b, c, c_step, add, aside);
+}
+
 static __attribute__((noinline, unused)) void split_multiply(int64_t rows, int64_t lanes, int64_t k,
                                                              const PvReal *a, const PvReal *b,
                                                              PvReal *c, int64_t c_step, bool add)
 {
-    int64_t steps = pv_ceil_div(k, SPLIT_DEPTH);
-    if (rows > 16 && lanes > 16)
-        split_body(true, true, steps, a, b, c, c_step, add);
-    else if (rows > 16)
-        split_body(true, false, steps, a, b, c, c_step, add);
-    else if (lanes > 16)
-        split_body(false, true, steps, a, b, c, c_step, add);
-    else
-        split_body(false, false, steps, a, b, c, c_step, add);
+    split_multiply_beside(rows, lanes, k, a, b, c, c_step, add, NULL);
 }
 
 #endif
