@@ -387,10 +387,11 @@ static void write_plan(Writer *writer, const Work *work, uint32_t number, const 
     else
         fprintf(writer->out, "0, 0, ");
     if (work->table)
-        fprintf(writer->out, "plans + %u, %lld},\n", plan_number(writer->cg, work->table),
+        fprintf(writer->out, "plans + %u, %lld, ", plan_number(writer->cg, work->table),
                 (long long)work->row_bytes);
     else
-        fprintf(writer->out, "0, 0},\n");
+        fprintf(writer->out, "0, 0, ");
+    fprintf(writer->out, "%d},\n", (work->rungs & RUNG_SPLIT) != 0);
 }
 
 typedef struct {

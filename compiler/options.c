@@ -18,7 +18,7 @@ static const char usage[] =
     "  -I DIR              where imported files are looked for too\n"
     "  -O0 | -O1 | -O2     one kernel per operation | local fusion | everything (default)\n"
     "  --rungs NAMES       the optimizations named, and no others: elementwise norms epilogues\n"
-    "                      attention placement batching tables memory winograd all none,\n"
+    "                      attention placement batching tables memory winograd split all none,\n"
     "                      with commas\n"
     "  --explain FILE:LINE what became of a line of the model: operations, launches, bytes; with\n"
     "                      --batch N and --machine GB/S,GFLOP/S for the times predicted\n"

@@ -45,7 +45,9 @@ typedef enum {
     RUNG_MEMORY = 128,         // results within operands, values computed twice
     RUNG_WINOGRAD = 256,       // convolutions of 3 x 3 by minimal filtering where that is less work
                                // (CPU): fewer products, in another order
-    RUNG_ALL = 511
+    RUNG_SPLIT = 512,          // products of f32 by parts in bf16, where a processor has a unit for
+                               // them (CPU): as exact, but results depend on the machine
+    RUNG_ALL = 1023
 } Rung;
 
 typedef enum { GROUP_ELEMENTWISE, GROUP_LIBRARY } GroupKind;
@@ -317,7 +319,7 @@ typedef struct {
     int level;                 // 0, 1, 2: these are the rungs of that level; -1: of none
     uint32_t rungs;
 } LadderStep;
-enum { LADDER_STEPS = 10 };
+enum { LADDER_STEPS = 11 };
 extern const LadderStep ladder[LADDER_STEPS];
 bool parse_rungs(const char *text, uint32_t *bits);
 

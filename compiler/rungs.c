@@ -12,7 +12,7 @@ static const struct {
     {RUNG_EPILOGUES, "epilogues"},     {RUNG_ATTENTION, "attention"},
     {RUNG_PLACEMENT, "placement"},     {RUNG_BATCHING, "batching"},
     {RUNG_TABLES, "tables"},           {RUNG_MEMORY, "memory"},
-    {RUNG_WINOGRAD, "winograd"},
+    {RUNG_WINOGRAD, "winograd"},       {RUNG_SPLIT, "split"},
 };
 enum { RUNG_COUNT = sizeof rungs / sizeof *rungs };
 
@@ -26,7 +26,8 @@ const LadderStep ladder[LADDER_STEPS] = {
     {"+ placement", -1, LOCAL_RUNGS | RUNG_PLACEMENT},
     {"+ siblings", -1, LOCAL_RUNGS | RUNG_PLACEMENT | RUNG_BATCHING},
     {"+ tables", -1, LOCAL_RUNGS | RUNG_PLACEMENT | RUNG_BATCHING | RUNG_TABLES},
-    {"+ winograd", -1, RUNG_ALL & ~RUNG_MEMORY},
+    {"+ winograd", -1, RUNG_ALL & ~(RUNG_SPLIT | RUNG_MEMORY)},
+    {"+ split", -1, RUNG_ALL & ~RUNG_MEMORY},
     {"all", 2, RUNG_ALL},
 };
 

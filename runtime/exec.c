@@ -397,7 +397,7 @@ static PvUnpacked *prepare(PvExec *exec, const PvExecStep *step, PvError *error)
 static PvRun run_of(const PvExec *exec, const PvExecStep *step)
 {
     return (PvRun){step->step->batch, exec->threads, exec->scratch, exec->scratch_each, step->step,
-                   1};
+                   1, step->plan->split};
 }
 
 // Room for the times of a plan's launches, if they are taken.

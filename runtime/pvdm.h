@@ -82,6 +82,7 @@ typedef struct {
     int64_t scratch_size;
     PvStep *step;
     uint32_t segments;               // of this launch: arg_count / segments numbers each
+    bool split;                      // PvPlan.split
 } PvRun;
 
 // `args` are the resolved PvArgs: addresses, numbers. The struct of that kernel is laid over it.
@@ -191,6 +192,9 @@ typedef struct PvPlan {
     // for the scalars of that plan and the present weights. NULL: no row.
     const struct PvPlan *table;
     int64_t row_bytes;
+    // Products of f32 may be made of parts in bf16, where the processor has a unit for them
+    // (codegen/cpu/split.h); else of multiply-adds. GPUs ignore it.
+    bool split;
 } PvPlan;
 
 // ---- entries ----

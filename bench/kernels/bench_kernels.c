@@ -58,7 +58,8 @@ static void launch(PvKernelFn *kernel, const void *args, int64_t size)
                  .threads = threads,
                  .scratch = scratch,
                  .scratch_size = size,
-                 .segments = 1};
+                 .segments = 1,
+                 .split = true};
     kernel(&run, args);
 }
 

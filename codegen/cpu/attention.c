@@ -84,9 +84,9 @@ static void find_bounds(const Problem *problem, const ForwardScratch *at, int64_
 // ---- by split.h ----
 
 // Whether attention over problems of these sizes is.
-static bool attention_splits(const AttentionArgs *args)
+static bool attention_splits(const PvRun *run, const AttentionArgs *args)
 {
-    return args->m >= SPLIT_LEAST_KEYS && args->n >= SPLIT_LEAST_KEYS &&
+    return run->split && args->m >= SPLIT_LEAST_KEYS && args->n >= SPLIT_LEAST_KEYS &&
            pv_least(args->d, args->e) >= SPLIT_DEPTH / 2 && pv_split_ready();
 }
 
@@ -335,13 +335,13 @@ static void forward_scratch(const AttentionArgs *args, ForwardScratch *at, int64
 }
 
 // Queries n0 .. n1 - 1 of one problem.
-static void forward_task(const Problem *problem, int64_t n0, int64_t n1, char *scratch)
+static void forward_task(const PvRun *run, const Problem *problem, int64_t n0, int64_t n1)
 {
     const AttentionArgs *args = problem->args;
     int64_t queries = round_lanes(n1 - n0);
-    ForwardScratch at = {.split = attention_splits(args)};
+    ForwardScratch at = {.split = attention_splits(run, args)};
     int64_t block = at.split ? split_keys(args->m) : key_block(args->m, PV_KEYS);
-    forward_scratch(args, &at, queries, block, (PvReal *)scratch);
+    forward_scratch(args, &at, queries, block, (PvReal *)pv_thread_scratch(run));
     Rows rows =
         load_rows(&args->q_rotary, at.room, problem->q, args->q_n, args->q_d, args->d, n0, n1 - n0);
     pack_lane_panels(at.q, rows.at, rows.n, rows.d, n1 - n0, args->d, problem->unit);
@@ -392,7 +392,7 @@ static void attention_one(const PvRun *run, const AttentionArgs *args)
         Problem problem = problem_of(args, task / blocks);
         int64_t n0 = task % blocks * size, n1 = pv_least(n0 + size, args->n);
         if (n0 < n1)
-            forward_task(&problem, n0, n1, pv_thread_scratch(run));
+            forward_task(run, &problem, n0, n1);
     }
 }
 

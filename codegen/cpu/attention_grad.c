@@ -150,9 +150,9 @@ static void grad_block(const GradProblem *problem, const GradPanels *at, int64_t
 #if PV_SPLIT
 
 // Whether problems of these sizes are made by split.h.
-static bool grad_splits(const AttentionArgs *args)
+static bool grad_splits(const PvRun *run, const AttentionArgs *args)
 {
-    return !args->mask && !args->causal && pv_least(args->m, args->n) >= SPLIT_LEAST_KEYS &&
+    return run->split && !args->mask && !args->causal && pv_least(args->m, args->n) >= SPLIT_LEAST_KEYS &&
            pv_least(args->d, args->e) >= PV_SPLIT_NARROW / 2 && pv_split_ready();
 }
 
@@ -164,7 +164,7 @@ static void attention_grad_one(const PvRun *run, const AttentionGradArgs *grad)
     int64_t problems = args->batch0 * args->batch1 * args->batch2;
     int64_t together = pv_most(1, problems / (TASKS_A_THREAD * run->threads));
 #if PV_SPLIT
-    bool splits = grad_splits(args);
+    bool splits = grad_splits(run, args);
 #endif
 #pragma omp parallel for schedule(dynamic, together) num_threads(run->threads) if (problems > 1)
     for (int64_t task = 0; task < problems; task++) {

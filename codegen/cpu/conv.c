@@ -462,7 +462,7 @@ static void conv_plain(const PvRun *run, const ConvArgs *args)
     pv_gemm_one(run, &gemm);
 }
 
-static ConvLaunch forward_launch(const ConvArgs *args)
+static ConvLaunch forward_launch(const PvRun *run, const ConvArgs *args)
 {
     int64_t rows = args->c_out / args->groups, channels = args->c_in / args->groups;
     int64_t taps = volume(args->kernel);
@@ -485,7 +485,7 @@ static ConvLaunch forward_launch(const ConvArgs *args)
         .groups = args->groups,
         .rows = rows,
         .winograd = winograd,
-        .split = winograd && splits_winograd(rows, channels, tiles_of(args->out)),
+        .split = winograd && splits_winograd(run, rows, channels, tiles_of(args->out)),
         .source = (const PvReal *)args->x,
         .w = (const PvReal *)args->w,
         .bias = (const PvReal *)args->bias,
@@ -523,7 +523,7 @@ void pv_conv(const PvRun *run, const int64_t *raw)
         if (is_pointwise(&args[i]))
             conv_plain(run, &args[i]);
         else
-            launch[count++] = forward_launch(&args[i]);
+            launch[count++] = forward_launch(run, &args[i]);
     }
     pv_conv_launches(run, launch, count);
     for (uint32_t i = 0; i < run->segments; i++) {

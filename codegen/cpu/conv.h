@@ -111,9 +111,9 @@ PV_INLINE bool takes_winograd(const ConvArgs *args, int64_t rows, int64_t channe
 
 // Whether the products of minimal filtering are better split (split.h): with fewer tiles of one
 // image (of each segment that is summed), operands take longer to split than to multiply.
-PV_INLINE bool splits_winograd(int64_t rows, int64_t channels, int64_t tiles)
+PV_INLINE bool splits_winograd(const PvRun *run, int64_t rows, int64_t channels, int64_t tiles)
 {
-    return rows >= SPLIT_DEPTH && channels >= SPLIT_DEPTH && tiles >= PV_SPLIT_LEAST_TILES &&
+    return run->split && rows >= SPLIT_DEPTH && channels >= SPLIT_DEPTH && tiles >= PV_SPLIT_LEAST_TILES &&
            pv_split_ready();
 }
 

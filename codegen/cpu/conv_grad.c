@@ -8,7 +8,7 @@
 #include "codegen/cpu/conv.h"
 
 // What all forms of dgrad share.
-static ConvLaunch dgrad_launch(const ConvArgs *args)
+static ConvLaunch dgrad_launch(const PvRun *run, const ConvArgs *args)
 {
     int64_t rows = args->c_in / args->groups, channels = args->c_out / args->groups;
     int64_t taps = volume(args->kernel);
@@ -25,7 +25,7 @@ static ConvLaunch dgrad_launch(const ConvArgs *args)
         .groups = args->groups,
         .rows = rows,
         .winograd = winograd,
-        .split = winograd && splits_winograd(rows, channels, tiles_of(args->in)),
+        .split = winograd && splits_winograd(run, rows, channels, tiles_of(args->in)),
         .source = (const PvReal *)args->y,
         .w = (const PvReal *)args->w,
         .bias = (const PvReal *)args->bias,
@@ -52,7 +52,7 @@ static ConvLaunch dgrad_launch(const ConvArgs *args)
 // Taps side by side (kernel = stride, no padding): one product with rows (channel, tap).
 static void dgrad_scatter(const PvRun *run, const ConvArgs *args)
 {
-    ConvLaunch launch = dgrad_launch(args);
+    ConvLaunch launch = dgrad_launch(run, args);
     ConvProduct *product = &launch.product;
     product->kind = CONV_SCATTER;
     product->scatter_taps = volume(args->kernel);
@@ -70,9 +70,10 @@ static void dgrad_scatter(const PvRun *run, const ConvArgs *args)
 }
 
 // The positions of x that are phase[axis] modulo the strides.
-static ConvLaunch phase_launch(const ConvArgs *args, const int64_t *phase)
+static ConvLaunch phase_launch(const PvRun *run, const ConvArgs *args,
+                               const int64_t *phase)
 {
-    ConvLaunch launch = dgrad_launch(args);
+    ConvLaunch launch = dgrad_launch(run, args);
     ConvProduct *product = &launch.product;
     Unfold *unfold = &product->unfold;
     product->kind = CONV_PHASE;
@@ -134,7 +135,7 @@ static void dgrad_one(const PvRun *run, const ConvArgs *args)
     for (phase[0] = 0; phase[0] < pv_least(args->stride[0], args->in[0]); phase[0]++) {
         for (phase[1] = 0; phase[1] < pv_least(args->stride[1], args->in[1]); phase[1]++) {
             for (phase[2] = 0; phase[2] < pv_least(args->stride[2], args->in[2]); phase[2]++) {
-                ConvLaunch launch = phase_launch(args, phase);
+                ConvLaunch launch = phase_launch(run, args, phase);
                 pv_conv_launch(run, &launch);
             }
         }
@@ -148,7 +149,7 @@ void pv_conv_dgrad(const PvRun *run, const int64_t *raw)
     int count = 0;
     for (uint32_t i = 0; i < run->segments; i++) {
         if (!is_pointwise(&args[i]) && volume(args[i].stride) == 1 && volume(args[i].kernel) > 1)
-            launch[count++] = phase_launch(&args[i], (const int64_t[3]){0, 0, 0});
+            launch[count++] = phase_launch(run, &args[i], (const int64_t[3]){0, 0, 0});
         else
             dgrad_one(run, &args[i]);
     }

@@ -575,9 +575,9 @@ static void split_block(Product *product, GemmProduct *left, int64_t m0, int64_t
 // multiply.
 enum { SPLIT_LEAST_ROWS = 96, SPLIT_LEAST_COLUMNS = 128 };
 
-static bool gemm_splits(const GemmArgs *args, int64_t columns)
+static bool gemm_splits(const PvRun *run, const GemmArgs *args, int64_t columns)
 {
-    return args->m >= SPLIT_LEAST_ROWS && columns >= SPLIT_LEAST_COLUMNS &&
+    return run->split && args->m >= SPLIT_LEAST_ROWS && columns >= SPLIT_LEAST_COLUMNS &&
            gemm_k(args) >= SPLIT_DEPTH && pv_split_ready();
 }
 
@@ -615,7 +615,7 @@ static void gemm_joint(const PvRun *run, const GemmArgs *args, int count)
         k_blocks += gemm_k_blocks(&args[i]);
     joint.base = (Product){k_blocks,           joint_begin, joint_pack_rows,
                            joint_pack_columns, joint_store, joint_rows_at};
-    bool split = gemm_splits(args, columns);
+    bool split = gemm_splits(run, args, columns);
     ProductCut cut = product_cut(args->m, columns, k_blocks, batches, run->threads, split);
     int64_t blocks = cut.row_blocks * cut.column_blocks;
     int64_t together = pv_most(1, batches * blocks / (32 * (int64_t)run->threads));

@@ -270,7 +270,7 @@ static WinoGrad grad_of(const PvRun *run, const ConvArgs *args, const Unfold *un
     for (int i = 0; i < count; i++)
         image_tiles += tiles_of(args[i].out);
     walk->count = count;
-    walk->split = splits_winograd(grad.rows, grad.channels, image_tiles);
+    walk->split = splits_winograd(run, grad.rows, grad.channels, image_tiles);
     walk->most = walk->split ? pv_split_tiles(grad.channels + grad.row_room)
                              : pv_winograd_tiles(grad.channels + grad.row_room, sizeof(PvReal));
     for (int i = 0; i < count; i++) {

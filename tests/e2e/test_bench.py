@@ -8,7 +8,7 @@ from common import (EMULATOR, PVDMC, ROOT, Skip, Tensors, check_close, compiled,
 
 SMALL = os.path.join(ROOT, "tests", "models", "small.model")
 RUNGS = ["unfused", "+ elementwise", "+ norms", "+ epilogues", "+ attention", "+ placement",
-         "+ siblings", "+ tables", "+ winograd", "all"]
+         "+ siblings", "+ tables", "+ winograd", "+ split", "all"]
 IMAGE = [2, 3, 8, 8]
 
 

@@ -12,7 +12,7 @@ SMALL = {"resolution": 32, "frames": 4, "channels": 32, "ae_depth": 1, "ae_heads
          "mixer_hidden": 32, "model_channels": 32, "channel_mult": "[1,2]", "num_res_blocks": 1,
          "num_heads": 2, "ndf": 16}
 RUNGS = ["elementwise", "norms", "epilogues", "attention", "placement", "batching", "tables",
-         "winograd", "memory"]
+         "winograd", "split", "memory"]
 
 
 def check_programs(model, programs, **more):

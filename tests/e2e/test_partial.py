@@ -5,7 +5,8 @@ import re
 from common import PVDMC, ROOT, Tensors, compiled, relative_error, run, scratch
 from test_golden import UNET, golden
 
-NO_TABLES = ["--rungs", "elementwise,norms,epilogues,attention,placement,batching,memory,winograd"]
+NO_TABLES = ["--rungs",
+             "elementwise,norms,epilogues,attention,placement,batching,memory,winograd,split"]
 STEP = re.compile(r"^ddim_step +-O2 .* (\d+) launches", re.M)
 
 

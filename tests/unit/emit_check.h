@@ -237,7 +237,7 @@ static void run_plan(const PvModel *model, const PvPlan *plan, const Codegen *cg
     PvScalar *scalars = calloc(plan->scalar_count + 1, sizeof *scalars);
     *(PvReal *)scalars++ = 1; // the scale of the loss
     PvStep step = {BATCH, options, numbers, ~(uint64_t)0, NULL};
-    PvRun run = {BATCH, 2, scratch, (int64_t)each, &step, 1};
+    PvRun run = {BATCH, 2, scratch, (int64_t)each, &step, 1, plan->split};
     plan->scalars(&step, scalars);
     int64_t *args = calloc(plan->arg_count + 1, sizeof *args);
     PvLaunch *launches;

@@ -80,6 +80,8 @@ static inline int64_t real_bits(double value)
     return bits;
 }
 
+static bool launch_plainly; // without split.h
+
 static void launch_segments(PvKernelFn *kernel, const void *args, uint32_t segments,
                             int64_t scratch, int threads)
 {
@@ -91,7 +93,8 @@ static void launch_segments(PvKernelFn *kernel, const void *args, uint32_t segme
                  .threads = threads,
                  .scratch = memory,
                  .scratch_size = size,
-                 .segments = segments};
+                 .segments = segments,
+                 .split = !launch_plainly};
     kernel(&run, args);
     for (int i = 0; i < CANARY; i++) {
         if (memory[threads * size + i] != 0x7f)

@@ -1,6 +1,7 @@
 // link: pvdm_kernels32
 // Products large enough for split.h (where the processor has its unit, else the plain ones): their
 // error, and segments that share A.
+#include "codegen/cpu/split.h"
 #include "tests/unit/kernel_check.h"
 
 // C = A B of numbers whose sizes differ by 2^20 from row to row and from column to column. The
@@ -109,11 +110,43 @@ static void test_segments(void **state)
     check_segments(230, 60, (const int64_t[]){9, 300, 5}, 2);
 }
 
+// An infinite number tells the two ways apart: parts of it are NaN. Without PvRun.split no product
+// is made of parts, on any machine.
+static void test_plain(void **state)
+{
+    enum { SIZE = 256 };
+    (void)state;
+    for (int plainly = 0; plainly < 2; plainly++) {
+        PvReal *a = random_array(SIZE * SIZE), *b = random_array(SIZE * SIZE);
+        PvReal *c = random_array(SIZE * SIZE);
+        GemmArgs args = {.c = (int64_t)c, .a = (int64_t)a, .b = (int64_t)b, .m = SIZE, .n = SIZE,
+                         .k = SIZE, .batch0 = 1, .batch1 = 1, .a_m = SIZE, .a_k = 1, .b_k = SIZE,
+                         .b_n = 1, .c_m = SIZE};
+        AttentionArgs attention = {.o = (int64_t)c, .q = (int64_t)a, .k = (int64_t)a,
+                                   .v = (int64_t)b, .batch0 = 1, .batch1 = 1, .batch2 = 1,
+                                   .n = SIZE, .m = SIZE, .d = SIZE, .e = SIZE, .q_n = SIZE,
+                                   .q_d = 1, .k_n = SIZE, .k_d = 1, .v_n = SIZE, .v_d = 1,
+                                   .o_n = SIZE, .o_d = 1};
+        bool parts = sizeof(PvReal) == 4 && !plainly && pv_split_ready();
+        b[3] = (PvReal)INFINITY; // row 0, column 3
+        launch_plainly = plainly;
+        launch(pv_gemm, &args, pv_gemm_scratch(&args, sizeof(PvReal)), 1);
+        for (int i = 0; i < SIZE; i++)
+            assert_true(parts ? isnan(c[i * SIZE + 3]) : isinf(c[i * SIZE + 3]));
+        launch(pv_attention, &attention, pv_attention_scratch(&attention, sizeof(PvReal)), 1);
+        for (int i = 0; i < SIZE; i++)
+            assert_true(parts ? isnan(c[i * SIZE + 3]) : isinf(c[i * SIZE + 3]));
+        release();
+    }
+    launch_plainly = false;
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_errors),
         cmocka_unit_test(test_segments),
+        cmocka_unit_test(test_plain),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
