@@ -152,7 +152,8 @@ static void grad_block(const GradProblem *problem, const GradPanels *at, int64_t
 // Whether problems of these sizes are made by split.h.
 static bool grad_splits(const PvRun *run, const AttentionArgs *args)
 {
-    return run->split && !args->mask && !args->causal && pv_least(args->m, args->n) >= SPLIT_LEAST_KEYS &&
+    return run->split && !args->mask && !args->causal &&
+           pv_least(args->m, args->n) >= SPLIT_LEAST_KEYS &&
            pv_least(args->d, args->e) >= PV_SPLIT_NARROW / 2 && pv_split_ready();
 }
 

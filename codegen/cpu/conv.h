@@ -113,8 +113,8 @@ PV_INLINE bool takes_winograd(const ConvArgs *args, int64_t rows, int64_t channe
 // image (of each segment that is summed), operands take longer to split than to multiply.
 PV_INLINE bool splits_winograd(const PvRun *run, int64_t rows, int64_t channels, int64_t tiles)
 {
-    return run->split && rows >= SPLIT_DEPTH && channels >= SPLIT_DEPTH && tiles >= PV_SPLIT_LEAST_TILES &&
-           pv_split_ready();
+    return run->split && rows >= SPLIT_DEPTH && channels >= SPLIT_DEPTH &&
+           tiles >= PV_SPLIT_LEAST_TILES && pv_split_ready();
 }
 
 // The same in images of extents `extent` >> `shift`, for the positions >> shift.

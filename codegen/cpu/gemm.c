@@ -325,10 +325,10 @@ static void gate_store(Product *base, int64_t m0, int64_t rows, int64_t n0, int6
     int64_t first = n0 / 2, count = pv_least(PV_WIDTH, args->n - first);
     PvReal bias[PV_LANES] = {0};           // as a row of the tile
     (void)columns;
-    for (int64_t i = 0; args->bias && i < count; i++) {
-        const PvReal *at = (const PvReal *)args->bias + first + i;
-        bias[i] = at[0];
-        bias[PV_WIDTH + i] = at[args->gate];
+    if (args->bias) {
+        const PvReal *at = (const PvReal *)args->bias + first;
+        memcpy(bias, at, (size_t)count * sizeof *bias);
+        memcpy(bias + PV_WIDTH, at + args->gate, (size_t)count * sizeof *bias);
     }
     for (int64_t i = 0; i < rows; i++, tile += PV_LANES) {
         PvReal value[PV_WIDTH], gate[PV_WIDTH];
@@ -467,7 +467,8 @@ static void split_pack_rows(GemmProduct *product, int64_t m, int64_t rows, PvRea
     split_turned(panel, room, PV_LANES, product->k);
 }
 
-// What is done while a tile is multiplied: storing the one before, and splitting the next panel of A.
+// What is done while a tile is multiplied: storing the tile before it, and splitting its part of the
+// next panel of A.
 typedef struct {
     SplitAside base;
     Product *product;
@@ -482,6 +483,8 @@ typedef struct {
 
 static void beside_store(SplitBeside *beside, int64_t count)
 {
+    if (count == 0)
+        return;
     beside->product->store(beside->product, beside->m + beside->stored, count, beside->n,
                            beside->columns, beside->tile + beside->stored * PV_LANES);
     beside->stored += count;
@@ -493,12 +496,12 @@ static void beside_part(SplitAside *base, int64_t parts)
     int64_t count = 0;
     for (beside->store_owed += beside->rows; beside->store_owed >= parts; count++)
         beside->store_owed -= parts;
-    if (count > 0)
-        beside_store(beside, count);
+    beside_store(beside, count);
     for (beside->split_owed += beside->lines; beside->split_owed >= parts;) {
         beside->split_owed -= parts;
         int64_t first = beside->line * SPLIT_DEPTH;
         const PvReal *at = beside->from + beside->row * beside->step + first;
+        // of the panel behind it, into the second cache
         __builtin_prefetch(at + SPLIT_ROWS * beside->step, 0, 2);
         __builtin_prefetch(at + SPLIT_ROWS * beside->step + 16, 0, 2);
         split_line(beside->panel + split_row_at(beside->row) + beside->line * SPLIT_STEP, at,
@@ -506,8 +509,9 @@ static void beside_part(SplitAside *base, int64_t parts)
         if (first + SPLIT_DEPTH >= beside->k) {
             beside->row++;
             beside->line = 0;
-        } else
+        } else {
             beside->line++;
+        }
     }
 }
 
@@ -550,6 +554,7 @@ static void split_block(Product *product, GemmProduct *left, int64_t m0, int64_t
                 split_multiply_beside(rows, columns, k, a, b + j * size, tile, PV_LANES, block > 0,
                                       &beside.base);
                 if (last) {
+                    beside_store(&beside, beside.rows - beside.stored);
                     beside.tile = tile;
                     beside.m = m;
                     beside.rows = rows;
@@ -565,7 +570,7 @@ static void split_block(Product *product, GemmProduct *left, int64_t m0, int64_t
             }
         }
     }
-    beside_store(&beside, beside.rows);
+    beside_store(&beside, beside.rows - beside.stored);
     split_end();
 }
 

@@ -205,11 +205,11 @@ struct SplitAside {
     void (*part)(SplitAside *aside, int64_t parts);
 };
 
-// Adds `steps` steps of k to tiles 0 to 3. Lines of a and b are so many bytes apart, and those of c,
-// where tile 0 will go. It is stored there after each step: where the unit has made more than 120
-// products since a tile was stored, storing the next one takes 250 ns longer. With `aside`,
-// SPLIT_PARTS parts of it are done in each step: not all at once, since a processor looks
-// only so many instructions ahead for products.
+// Adds `steps` steps of k to tiles 0 to 3. Lines of a and b are so many bytes apart, and those of
+// c, where tile 0 will go. It is stored there after each step: where the unit has made more than
+// 120 products since a tile was stored, storing the next one takes 250 ns longer. With `aside`,
+// SPLIT_PARTS parts of it are done in each step: not all at once, since a processor looks only so
+// many instructions ahead for products.
 PV_INLINE void split_add_steps(bool tall, bool wide, int64_t steps, const PvReal *a,
                                int64_t a_bytes, const PvReal *b, int64_t b_bytes, PvReal *c,
                                int64_t c_bytes, SplitAside *aside)
