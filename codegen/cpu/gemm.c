@@ -467,7 +467,7 @@ static void split_pack_rows(GemmProduct *product, int64_t m, int64_t rows, PvRea
     split_turned(panel, room, PV_LANES, product->k);
 }
 
-// What is done while a tile is multiplied: storing the tile before it, and splitting its part of the
+// What is done while a tile is multiplied: storing the tile before it, and splitting a part of the
 // next panel of A.
 typedef struct {
     SplitAside base;
