@@ -230,14 +230,19 @@ def interrupt(number):
     exe, folder = setup(f"interrupt-{number}")
     child = subprocess.Popen(command(exe, folder, "out", "--set", "save_every=1000000",
                                      "--set", "steps=1000000"),
-                             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                             # what runs the tests may ignore it (nohup, a shell's `&`)
+                             preexec_fn=lambda: signal.signal(number, signal.SIG_DFL))
     for _ in range(6000):
         log = glob.glob(f"{folder}/out/*.jsonl")
         if (log and len(losses(log[0])) >= 2) or child.poll() is not None:
             break
         time.sleep(0.01)
     child.send_signal(number)
-    child.wait(60)
+    try:
+        child.wait(60)
+    finally:
+        child.kill()
     assert child.returncode == -number, child.returncode      # as a shell's loop expects it
     at = newest(f"{folder}/out")
     assert len(losses(log[0])) == int(Tensors(at).metadata["step"]), "not of the last step"
