@@ -180,7 +180,8 @@ static void forward_scores(const ForwardScratch *at, int64_t panel, int64_t quer
         int64_t words = split_words(d);
         for (int64_t i = 0; i < keys; i += SPLIT_ROWS)
             split_multiply(SPLIT_ROWS, PV_LANES, d, at->split_k + i / SPLIT_ROWS * words,
-                           at->split_q + panel * words, at->scores + i * PV_LANES, PV_LANES, false);
+                           at->split_q + panel * words, at->scores + i * PV_LANES, PV_LANES, false,
+                           NULL);
         split_forbid(at->scores, keys);
         return;
     }
@@ -209,7 +210,7 @@ static void forward_values(const ForwardScratch *at, PvReal *o, int64_t queries,
     for (int64_t i = 0; at->split && i < e; i += SPLIT_ROWS)
         split_multiply(pv_least(e - i, SPLIT_ROWS), queries, keys,
                        at->split_v + i / SPLIT_ROWS * split_words(PV_SPLIT_KEYS), at->split_p,
-                       o + i * PV_LANES, PV_LANES, add);
+                       o + i * PV_LANES, PV_LANES, add, NULL);
     if (at->split)
         return;
 #endif

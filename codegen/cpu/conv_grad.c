@@ -70,8 +70,7 @@ static void dgrad_scatter(const PvRun *run, const ConvArgs *args)
 }
 
 // The positions of x that are phase[axis] modulo the strides.
-static ConvLaunch phase_launch(const PvRun *run, const ConvArgs *args,
-                               const int64_t *phase)
+static ConvLaunch phase_launch(const PvRun *run, const ConvArgs *args, const int64_t *phase)
 {
     ConvLaunch launch = dgrad_launch(run, args);
     ConvProduct *product = &launch.product;

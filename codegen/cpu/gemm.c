@@ -551,8 +551,8 @@ static void split_block(Product *product, GemmProduct *left, int64_t m0, int64_t
                 int64_t n = n0 + j * PV_LANES, columns = pv_least(n1 - n, PV_LANES);
                 PvReal *tile = sums + (whole ? number % 2 : number) * SPLIT_ROWS * PV_LANES;
                 beside.lines = lines * (j + 1) / panels - lines * j / panels;
-                split_multiply_beside(rows, columns, k, a, b + j * size, tile, PV_LANES, block > 0,
-                                      &beside.base);
+                split_multiply(rows, columns, k, a, b + j * size, tile, PV_LANES, block > 0,
+                               &beside.base);
                 if (last) {
                     beside_store(&beside, beside.rows - beside.stored);
                     beside.tile = tile;

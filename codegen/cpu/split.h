@@ -286,10 +286,12 @@ PV_INLINE void split_body(bool tall, bool wide, int64_t steps, const PvReal *a, 
     split_store(tall, wide, c, c_step);
 }
 
-// c[rows][lanes] (+)= the product of two panels; writes whole tiles of 16 x 16.
-PV_INLINE void split_multiply_beside(int64_t rows, int64_t lanes, int64_t k, const PvReal *a,
-                                     const PvReal *b, PvReal *c, int64_t c_step, bool add,
-                                     SplitAside *aside)
+// c[rows][lanes] (+)= the product of two panels; writes whole tiles of 16 x 16. aside: done beside
+// it in SPLIT_PARTS parts a step, or NULL.
+static __attribute__((noinline, unused)) void split_multiply(int64_t rows, int64_t lanes, int64_t k,
+                                                             const PvReal *a, const PvReal *b,
+                                                             PvReal *c, int64_t c_step, bool add,
+                                                             SplitAside *aside)
 {
     int64_t steps = pv_ceil_div(k, SPLIT_DEPTH);
     if (rows > 16 && lanes > 16)
@@ -300,13 +302,6 @@ PV_INLINE void split_multiply_beside(int64_t rows, int64_t lanes, int64_t k, con
         split_body(false, true, steps, a, b, c, c_step, add, aside);
     else
         split_body(false, false, steps, a, b, c, c_step, add, aside);
-}
-
-static __attribute__((noinline, unused)) void split_multiply(int64_t rows, int64_t lanes, int64_t k,
-                                                             const PvReal *a, const PvReal *b,
-                                                             PvReal *c, int64_t c_step, bool add)
-{
-    split_multiply_beside(rows, lanes, k, a, b, c, c_step, add, NULL);
 }
 
 #endif

@@ -461,7 +461,7 @@ static void split_task(const WinoProduct *product, char *own, const TileBatch *b
                 for (int64_t row = 0; row < part->rows; row += SPLIT_ROWS)
                     split_multiply(pv_least(SPLIT_ROWS, part->rows - row), tiles, count,
                                    u + row / SPLIT_ROWS * SPLIT_PANEL, scratch.v,
-                                   m + row * PV_LANES, PV_LANES, c0 > 0);
+                                   m + row * PV_LANES, PV_LANES, c0 > 0, NULL);
             }
         }
     }

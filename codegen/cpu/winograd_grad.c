@@ -202,7 +202,7 @@ static void split_sums(const WinoGrad *grad, const TileBatch *batch, const Split
             split_rows(a, v + c * v_step, v_step, high, room);
             for (int64_t m = 0; m < task->rows; m += PV_LANES, to += SPLIT_SUMS)
                 split_multiply(high, pv_least(PV_LANES, task->rows - m), batch->tiles, a,
-                               b + m / PV_LANES * size, to, PV_LANES, false);
+                               b + m / PV_LANES * size, to, PV_LANES, false, NULL);
         }
     }
     split_end();
